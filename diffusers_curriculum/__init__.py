@@ -1,0 +1,25 @@
+"""Curricula and importance sampling over noise levels for training diffusers models."""
+
+from diffusers_curriculum.noise_levels import NoiseLevels
+from diffusers_curriculum.objective import Objective
+from diffusers_curriculum.randomness import Slots
+from diffusers_curriculum.samplers import (
+    CurriculumTimestepSampler,
+    DensityTimestepSampler,
+    TimestepSample,
+    TimestepSampler,
+)
+from diffusers_curriculum.weighting import loss_weights
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CurriculumTimestepSampler",
+    "DensityTimestepSampler",
+    "NoiseLevels",
+    "Objective",
+    "Slots",
+    "TimestepSample",
+    "TimestepSampler",
+    "loss_weights",
+]

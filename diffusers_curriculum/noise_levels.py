@@ -1,0 +1,212 @@
+"""One view of any diffusers scheduler: a table of noise levels in log-SNR.
+
+This is the only module that knows the attribute names of schedulers.  Everything that chooses,
+groups, weighs or reports noise levels is written against :class:`NoiseLevels`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+OUTER_EDGES = ("half", "clip", "inf")
+
+
+@dataclass(frozen=True, eq=False)
+class NoiseLevels:
+    """The noise levels a scheduler trains on, index 0 = cleanest.
+
+    The coordinate is ``log_snr = log(alpha^2 / sigma^2)`` of ``x = alpha * x0 + sigma * noise``.
+
+    Attributes:
+        log_snr: (T,) float64, decreasing; -inf where alpha is 0.
+        alpha: (T,) float64, coefficient of the data.
+        sigma: (T,) float64, coefficient of the noise.
+        timesteps: (T,) what the model is conditioned on, in the scheduler's own dtype.
+        edges: (T+1,) float64, decreasing; level i owns the cell (edges[i+1], edges[i]].
+        prediction_type: what the network predicts, as the scheduler's config says.
+        family: "vp" (alpha^2 + sigma^2 = 1), "flow" (alpha + sigma = 1) or "edm" (alpha = 1).
+    """
+
+    log_snr: Tensor
+    alpha: Tensor
+    sigma: Tensor
+    timesteps: Tensor
+    edges: Tensor
+    prediction_type: str
+    family: str
+    _copies: dict[str, NoiseLevels] = field(default_factory=dict, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.log_snr)
+
+    @classmethod
+    def from_scheduler(cls, scheduler: Any, outer_edges: str = "half") -> NoiseLevels:
+        """Read the training noise levels of any diffusers scheduler.
+
+        Args:
+            scheduler: a scheduler instance, for training or inference; a previous call of
+                ``set_timesteps`` on it does not matter.
+            outer_edges: where the first and the last cell end: "half" reflects their inner half,
+                "clip" stops at the level itself, "inf" leaves them open.
+
+        Raises:
+            ValueError: unknown ``outer_edges``, or a scheduler without a table of noise levels
+                (the message names the attributes that were missing).
+        """
+        if outer_edges not in OUTER_EDGES:
+            raise ValueError(f"outer_edges={outer_edges!r} is unknown: choose from {OUTER_EDGES}.")
+        family, alpha, sigma, timesteps = _read_tables(scheduler)
+        log_snr = _log_snr(family, alpha, sigma)
+        if len(log_snr) < 2 or bool((log_snr.diff() > 0).any()):
+            raise ValueError(
+                f"{type(scheduler).__name__} has no decreasing table of at least two noise levels "
+                f"(found {len(log_snr)} levels); pass a scheduler made for training."
+            )
+        config = getattr(scheduler, "config", {})
+        prediction = config.get("prediction_type") or _default_prediction(family)
+        return cls(
+            log_snr=log_snr,
+            alpha=alpha,
+            sigma=sigma,
+            timesteps=timesteps,
+            edges=cell_edges(log_snr, outer_edges),
+            prediction_type=_canonical(prediction),
+            family=family,
+        )
+
+    def to(self, device: torch.device | str) -> NoiseLevels:
+        """The same table on ``device``; copies are made once and kept (float32 where a device has
+        no float64)."""
+        key = str(torch.device(device))
+        if key == str(self.log_snr.device):
+            return self
+        if key not in self._copies:
+            names = ("log_snr", "alpha", "sigma", "timesteps", "edges")
+            moved = {name: to_device(getattr(self, name), device) for name in names}
+            self._copies[key] = replace(self, **moved, _copies={})
+        return self._copies[key]
+
+    def with_prediction_type(self, prediction_type: str) -> NoiseLevels:
+        """The same levels for a network that predicts ``prediction_type``."""
+        return replace(self, prediction_type=_canonical(prediction_type), _copies={})
+
+    @property
+    def finite(self) -> Tensor:
+        """(T,) bool: where the log-SNR is finite (false at zero terminal SNR)."""
+        return self.log_snr.isfinite()
+
+
+def to_device(table: Tensor, device: torch.device | str) -> Tensor:
+    """Copy ``table`` to ``device``, as float32 where float64 does not exist (MPS).
+
+    A copy from the host never waits for what the device still has to do: it is queued, on CUDA from
+    pinned memory. A copy to the host waits, because it is read there.
+    """
+    device = torch.device(device)
+    if device.type == "mps":  # its queued copies would read the host's memory too late
+        return (table.float() if table.dtype == torch.float64 else table).to(device)
+    if device.type == "cuda" and table.device.type == "cpu":
+        table = table.pin_memory()
+    return table.to(device, non_blocking=device.type != "cpu")
+
+
+def cell_edges(log_snr: Tensor, outer_edges: str = "half") -> Tensor:
+    """Edges of the cells that share out the log-SNR axis among the levels.
+
+    Inner edges are midpoints of neighbours.  A level at -inf (zero terminal SNR) or +inf gets a
+    finite inner edge, half a neighbouring step away, and an infinite outer one: a plain midpoint
+    would be infinite too, and the level would silently lose its mass.
+
+    Args:
+        log_snr: (T,) decreasing.
+        outer_edges: "half", "clip" or "inf", see :meth:`NoiseLevels.from_scheduler`.
+
+    Returns:
+        (T+1,) float64, decreasing.
+    """
+    first, last = (0 if log_snr[0].isfinite() else 1), len(log_snr) - int(log_snr[-1].isinf())
+    finite = log_snr[first:last]
+    if len(finite) < 2 or not bool(finite.isfinite().all()):
+        raise ValueError("a schedule needs two or more levels of finite log-SNR.")
+    top = finite[0] + (finite[0] - finite[1]) / 2
+    bottom = finite[-1] - (finite[-2] - finite[-1]) / 2
+    inner = (finite[:-1] + finite[1:]) / 2
+    infinity = torch.tensor([torch.inf], dtype=log_snr.dtype)
+    upper = {"half": top, "clip": finite[0], "inf": infinity[0]}[outer_edges].reshape(1)
+    lower = {"half": bottom, "clip": finite[-1], "inf": -infinity[0]}[outer_edges].reshape(1)
+    upper = upper if first == 0 else torch.cat([infinity, top.reshape(1)])
+    lower = lower if last == len(log_snr) else torch.cat([bottom.reshape(1), -infinity])
+    return torch.cat([upper, inner, lower])
+
+
+def _default_prediction(family: str) -> str:
+    return "flow" if family == "flow" else "epsilon"
+
+
+def _canonical(prediction_type: str) -> str:
+    return "flow" if prediction_type == "flow_prediction" else prediction_type
+
+
+def _log_snr(family: str, alpha: Tensor, sigma: Tensor) -> Tensor:
+    if family == "vp":  # alpha^2 is exact: log1p keeps the clean end's digits
+        power = alpha.square()
+        return power.log() - torch.log1p(-power)
+    return 2 * (alpha.log() - sigma.log())
+
+
+def _read_tables(scheduler: Any) -> tuple[str, Tensor, Tensor, Tensor]:
+    """(family, alpha, sigma, timesteps), cleanest first."""
+    config = getattr(scheduler, "config", {})
+    if config.get("use_flow_sigmas"):
+        return _flow_inference_tables(config)
+    if getattr(scheduler, "alphas_cumprod", None) is not None:
+        return _variance_preserving_tables(scheduler.alphas_cumprod)
+    if isinstance(getattr(scheduler, "discrete_sigmas", None), Tensor):
+        return _exploding_tables(scheduler.discrete_sigmas, scheduler.discrete_sigmas)
+    # set_timesteps overwrites sigmas and timesteps: read them from an unused copy.
+    unused = (
+        type(scheduler).from_config(config) if hasattr(type(scheduler), "from_config") else None
+    )
+    sigmas, timesteps = getattr(unused, "sigmas", None), getattr(unused, "timesteps", None)
+    if isinstance(sigmas, Tensor) and isinstance(timesteps, Tensor) and len(timesteps) > 1:
+        sigmas, timesteps = sigmas[: len(timesteps)].flip(0), timesteps.flip(0)
+        if "shift" in config:
+            return _flow_tables(sigmas, timesteps)
+        if "sigma_data" in config or "sigma_max" in config:
+            return _exploding_tables(sigmas, timesteps)
+    raise ValueError(
+        f"{type(scheduler).__name__} shows no table of training noise levels: it has neither "
+        "`alphas_cumprod` nor `sigmas` with `timesteps` and one of the settings `shift` (flow "
+        "matching), `sigma_data` or `sigma_max` (EDM). Pass the scheduler of the training."
+    )
+
+
+def _variance_preserving_tables(alphas_cumprod: Tensor) -> tuple[str, Tensor, Tensor, Tensor]:
+    # diffusers' add_noise works in float32; the same float32 values, widened, give the corruption
+    # that is really applied, and give it back bit for bit when narrowed again.
+    power = alphas_cumprod.detach().cpu().float()
+    alpha, sigma = power.double().sqrt(), (1.0 - power).double().sqrt()
+    return "vp", alpha, sigma, torch.arange(len(power))
+
+
+def _flow_tables(sigmas: Tensor, timesteps: Tensor) -> tuple[str, Tensor, Tensor, Tensor]:
+    # a shift may round the noisiest sigma up to 1 + 1e-7
+    sigmas = sigmas.detach().cpu().float().clamp_max(1.0)
+    return "flow", (1.0 - sigmas).double(), sigmas.double(), timesteps.cpu()
+
+
+def _flow_inference_tables(config: Any) -> tuple[str, Tensor, Tensor, Tensor]:
+    """The flow-matching training grid of schedulers that do flow matching at inference only."""
+    count, shift = config["num_train_timesteps"], config.get("flow_shift", config.get("shift", 1.0))
+    uniform = torch.arange(1, count + 1, dtype=torch.float32) / count
+    sigmas = shift * uniform / (1 + (shift - 1) * uniform)
+    return _flow_tables(sigmas, sigmas * count)
+
+
+def _exploding_tables(sigmas: Tensor, timesteps: Tensor) -> tuple[str, Tensor, Tensor, Tensor]:
+    sigmas = sigmas.detach().cpu().double()
+    return "edm", torch.ones_like(sigmas), sigmas, timesteps.detach().cpu()
