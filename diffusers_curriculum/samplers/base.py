@@ -1,0 +1,249 @@
+"""What every timestep sampler is: a law over noise levels, drawn through its inverse cdf."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from diffusers.configuration_utils import ConfigMixin
+from torch import Tensor
+
+from diffusers_curriculum.noise_levels import NoiseLevels, to_device
+from diffusers_curriculum.randomness import DRAWS, Slots, uniforms
+from diffusers_curriculum.samplers.composition import compose, correction_exponent, tables
+
+SAMPLERS: dict[str, type[TimestepSampler]] = {}
+
+
+class TimestepSample(NamedTuple):
+    """One draw of noise levels.
+
+    Attributes:
+        timesteps: (B,) in the dtype that the scheduler and the model expect.
+        indices: (B,) int64, position in ``sampler.levels``, 0 = cleanest.
+        importance: (B,) float32, factor of each sample's loss; ones unless a correction is on.
+    """
+
+    timesteps: Tensor
+    indices: Tensor
+    importance: Tensor
+
+
+class TimestepSampler(ConfigMixin):
+    """Base of all samplers; a subclass gives :meth:`law` and may learn in :meth:`observe`.
+
+    The drawn mass is ``(1 - floor) law + floor reference``: the floor bounds the importance
+    weights by 1 / floor and keeps every level in play.
+
+    Args:
+        scheduler: a diffusers scheduler, or its config with its ``_class_name``.
+        draw: "iid", "stratified", "antithetic", "systematic" or "sobol", over the global batch.
+        floor: share of the reference law mixed in, in [0, 1].
+        importance_correction: "none" (the objective follows the law), "full" (unbiased for the
+            reference) or an exponent k between 0 and 1: importance = (reference / mass)^k, scaled
+            so that its mean is 1.
+        seed: of all draws.
+
+    Raises:
+        ValueError: an unknown name or a number out of range.
+    """
+
+    config_name = "timestep_sampler_config.json"
+    static_law = True  # false where law() changes with the step or with what was observed
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        SAMPLERS[cls.__name__] = cls
+
+    def __init__(
+        self,
+        levels: NoiseLevels,
+        *,
+        draw: str = "iid",
+        floor: float = 0.0,
+        importance_correction: str | float = "none",
+        seed: int = 0,
+    ) -> None:
+        if draw not in DRAWS:
+            raise ValueError(f"draw={draw!r} is unknown: choose from {', '.join(DRAWS)}.")
+        if not (isinstance(floor, int | float) and 0 <= floor <= 1):
+            raise ValueError(f"floor={floor!r} must lie in [0, 1].")
+        self.levels = levels
+        self.draw, self.floor, self.seed = draw, float(floor), int(seed)
+        self.exponent = correction_exponent(importance_correction)
+        self._calls = 0
+        self._cache: dict[str, tuple[Tensor, Tensor]] = {}
+
+    @classmethod
+    def from_scheduler(cls, scheduler: Any, **config: Any) -> TimestepSampler:
+        """The sampler for a diffusers scheduler; ``config`` goes to the constructor."""
+        return cls(scheduler, **config)
+
+    # -- the law ---------------------------------------------------------------------------------
+
+    def law(self, step: int, device: torch.device) -> Tensor:
+        """(T,) float64 probabilities before the floor, at optimizer step ``step``."""
+        raise NotImplementedError
+
+    def reference(self, step: int, device: torch.device) -> Tensor:
+        """(T,) float64 the law that the floor mixes in and the importance corrects to: uniform."""
+        count = len(self.levels)
+        uniform = torch.full((count,), 1 / count, dtype=torch.float64)
+        return to_device(uniform, device)
+
+    def probabilities(self, step: int | None = None) -> Tensor:
+        """(T,) float64 on the CPU: the exact mass that optimizer step ``step`` draws from.
+
+        ``step`` defaults to the number of draws made so far.
+        """
+        mass, _ = self._mass_and_importance(self._step(step), torch.device("cpu"))
+        return mass.cpu()
+
+    def importance(self, step: int | None = None) -> Tensor:
+        """(T,) float64 on the CPU: the importance of each level at optimizer step ``step``."""
+        _, importance = self._mass_and_importance(self._step(step), torch.device("cpu"))
+        return importance.cpu()
+
+    # -- drawing ---------------------------------------------------------------------------------
+
+    def sample(
+        self,
+        batch: int | Slots | None = None,
+        *,
+        u: Tensor | None = None,
+        step: int | None = None,
+        device: torch.device | str | None = None,
+        generator: torch.Generator | None = None,
+    ) -> TimestepSample:
+        """Draw noise levels for a batch.
+
+        Args:
+            batch: number of samples on this rank, or the exact :class:`Slots` of the global batch
+                they fill. A number assumes equal batches on all ranks of torch.distributed.
+            u: (B,) numbers in [0, 1) to put through the inverse cdf instead, 0 = cleanest.
+            step: optimizer step; by default this sampler's calls are counted. Draws are a pure
+                function of (seed, step, slots).
+            device: of the result, default the CPU.
+            generator: take the randomness from it instead of from (seed, step).
+
+        Raises:
+            ValueError: neither or both of ``batch`` and ``u``.
+        """
+        if (batch is None) == (u is None):
+            raise ValueError(
+                "sample() takes a batch size (or slots), or numbers u: give one of the two."
+            )
+        at, target = self._step(step), torch.device(device or "cpu")
+        if u is None:
+            u = self._uniforms(batch, at, generator)
+        if step is None:
+            self._calls += 1
+        cdf, importance = self._tables(at, target)
+        u = to_device(u, target) if u.device != target else u
+        # the cdf is 1 from the last level with mass on: u must stay below it
+        u = u.to(cdf.dtype).clamp(0, 1 - torch.finfo(cdf.dtype).eps / 2)
+        indices = torch.searchsorted(cdf, u, right=True)
+        timesteps = self.levels.to(target).timesteps[indices]
+        return TimestepSample(timesteps, indices, importance[indices])
+
+    def observe(self, indices: Tensor, losses: Tensor, step: int) -> None:
+        """Learn from one optimizer step: the unweighted losses of its global batch (all ranks, all
+        micro-steps), once per step; nothing is learned here by default.
+
+        Args:
+            indices: (N,) as drawn.
+            losses: (N,) float.
+            step: the optimizer step they were drawn for.
+        """
+
+    def metrics(self) -> dict[str, Tensor]:
+        """0-dim tensors worth logging, on the device; reading them is the caller's choice."""
+        return {}
+
+    # -- state and config ------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain numbers: everything that the config does not say."""
+        return {"calls": self._calls}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a state; the next draws are those of the sampler it came from.
+
+        Raises:
+            ValueError: the state belongs to another kind of sampler (the message names the keys).
+        """
+        missing, extra = (
+            self.state_dict().keys() - state.keys(),
+            state.keys() - self.state_dict().keys(),
+        )
+        if missing or extra:
+            raise ValueError(
+                f"the state does not belong to {type(self).__name__}: missing {sorted(missing)}, "
+                f"unexpected {sorted(extra)}; build the sampler from the same config."
+            )
+        self._calls = int(state["calls"])
+
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """Write the config as ``timestep_sampler_config.json`` into ``save_directory``."""
+        self.save_config(save_directory, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, path: str, **kwargs: Any) -> TimestepSampler:
+        """The sampler whose config file is in a folder or Hub repository; ``_class_name`` picks the
+        class. No code is executed but this package's."""
+        config = cls.load_config(path, **kwargs)
+        return cls.from_config(config if isinstance(config, dict) else config[0])
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], **overrides: Any) -> TimestepSampler:  # type: ignore[override]
+        """The sampler with this config.
+
+        Raises:
+            ValueError: a class that is no sampler (or not a kind of ``cls``), or an unknown key.
+        """
+        name = config.get("_class_name", cls.__name__)
+        kind = SAMPLERS.get(name)
+        if kind is None or not issubclass(kind, cls):
+            known = ", ".join(n for n, k in SAMPLERS.items() if issubclass(k, cls))
+            raise ValueError(f"_class_name={name!r} is no {cls.__name__}: expected {known}.")
+        arguments = {k: v for k, v in config.items() if not k.startswith("_")} | overrides
+        unknown = sorted(arguments.keys() - inspect.signature(kind).parameters.keys())
+        if unknown:
+            raise ValueError(
+                f"{name} has no setting {unknown[0]!r}; is the file of a newer version?"
+            )
+        return kind(**arguments)
+
+    # -- internals -------------------------------------------------------------------------------
+
+    def _step(self, step: int | None) -> int:
+        return self._calls if step is None else step
+
+    def _uniforms(
+        self, batch: int | Slots | None, step: int, generator: torch.Generator | None
+    ) -> Tensor:
+        slots = batch if isinstance(batch, Slots) else Slots.here(batch or 0)
+        seed = self.seed
+        if generator is not None:
+            seed, step = (
+                int(torch.randint(2**62, (), generator=generator, device=generator.device)),
+                0,
+            )
+        return uniforms(self.draw, seed=seed, step=step, slots=slots)
+
+    def _mass_and_importance(self, step: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        law, reference = self.law(step, device), self.reference(step, device)
+        return compose(law, reference, self.floor, self.exponent)
+
+    def _tables(self, step: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """(cdf, importance) on ``device``; kept where the law never changes."""
+        if not self.static_law:
+            return tables(*self._mass_and_importance(step, device))
+        key = str(device)
+        if key not in self._cache:
+            mass, importance = self._mass_and_importance(step, torch.device("cpu"))
+            cdf, weights = tables(mass, importance)
+            self._cache[key] = to_device(cdf, device), to_device(weights, device)
+        return self._cache[key]

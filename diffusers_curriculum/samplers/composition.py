@@ -1,0 +1,35 @@
+"""How a law, a floor and an importance correction make the mass that is drawn."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def compose(law: Tensor, reference: Tensor, floor: float, exponent: float) -> tuple[Tensor, Tensor]:
+    """(mass, importance) of a law with a floor: m = (1 - floor) p + floor q and
+    (q / m)^k / sum(m (q / m)^k), 1 where q is 0; any leading dimensions."""
+    mass = law if floor == 0 else (1 - floor) * law + floor * reference
+    if exponent == 0:
+        return mass, torch.ones_like(mass)
+    ratio = torch.where(mass > 0, reference / mass, torch.ones_like(mass)).pow(exponent)
+    return mass, ratio / (mass * ratio).sum(-1, keepdim=True)
+
+
+def tables(mass: Tensor, importance: Tensor) -> tuple[Tensor, Tensor]:
+    """The cdf (..., T), its last entry exactly 1, and the importance as float32."""
+    cdf = mass.cumsum(-1)
+    return cdf / cdf[..., -1:], importance.float()
+
+
+def correction_exponent(correction: str | float) -> float:
+    """0 for "none", 1 for "full", or the number itself in [0, 1]."""
+    names = {"none": 0.0, "full": 1.0}
+    value = names.get(correction, correction) if isinstance(correction, str) else correction
+    if isinstance(value, str | bool) or not (math.isfinite(value) and 0 <= value <= 1):
+        raise ValueError(
+            f"importance_correction={correction!r} must be 'none', 'full' or a number from 0 to 1."
+        )
+    return float(value)

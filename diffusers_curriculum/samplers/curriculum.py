@@ -1,0 +1,250 @@
+"""The easy-to-hard curriculum of denoising difficulty (arXiv 2403.10348)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffusers_curriculum.clustering import cluster_starts
+from diffusers_curriculum.noise_levels import to_device
+from diffusers_curriculum.pacing import make_pacing
+from diffusers_curriculum.samplers.base import TimestepSampler
+from diffusers_curriculum.samplers.composition import compose, tables
+from diffusers_curriculum.samplers.configs import plain_config
+from diffusers_curriculum.samplers.stages import Stages, restrict
+
+
+class CurriculumTimestepSampler(TimestepSampler):
+    """Restricts any sampler to the open clusters of noise levels; clusters open stage by stage.
+
+    Stage n draws from the base law restricted to n clusters and renormalised, easiest (noisiest)
+    first; stages accumulate, and from the last on the sampler is its base, bit for bit (with
+    ``within="base"``). The floor and the importance refer to the restricted reference.
+
+    Args:
+        base: the sampler to restrict, or its config. Its draw, floor, importance correction and
+            seed hold for the curriculum.
+        clusters: number of clusters.
+        clustering: "auto" (log_snr for variance preserving schedules, quantile else) or a method
+            of :func:`clustering.cluster_starts`.
+        clustering_args: further arguments of it: center, min_size, boundaries.
+        pacing: "patience" (the paper's), "fixed", "linear", "cosine" or "root".
+        pacing_args: its parameters.
+        order: "easy_to_hard", "hard_to_easy" (anti-curriculum) or "random" (both controls).
+        within: "base" (the base law over the union of the open clusters) or "balanced" (equal
+            mass for each open cluster).
+
+    Raises:
+        ValueError: unknown names, impossible clusterings, numbers out of range, or a base law
+            without mass on the clusters of a stage.
+    """
+
+    static_law = False
+
+    def __init__(
+        self,
+        base: TimestepSampler | Mapping[str, Any],
+        clusters: int = 20,
+        clustering: str = "auto",
+        clustering_args: Mapping[str, Any] | None = None,
+        pacing: str = "patience",
+        pacing_args: Mapping[str, Any] | None = None,
+        order: str = "easy_to_hard",
+        within: str = "base",
+    ) -> None:
+        self.base = base if isinstance(base, TimestepSampler) else TimestepSampler.from_config(base)
+        super().__init__(
+            self.base.levels,
+            draw=self.base.draw,
+            floor=self.base.floor,
+            importance_correction=self.base.exponent,
+            seed=self.base.seed,
+        )
+        method = clustering
+        if clustering == "auto":
+            method = "log_snr" if self.levels.family == "vp" else "quantile"
+        law = self.base.law(0, torch.device("cpu"))
+        masses = law if method == "quantile" else None
+        self.starts = cluster_starts(
+            self.levels, clusters, method, masses=masses, **(clustering_args or {})
+        )
+        self.stages = len(self.starts)
+        self.order, self.within = order, within
+        self.pacing = make_pacing(pacing, **(pacing_args or {}))
+        clusters_in_order = Stages.of(self.starts, len(self.levels), order, within, self.seed)
+        self._stages_on = {torch.device("cpu"): clusters_in_order}
+        self._state = self._initial_state()
+        self._check_every_stage_has_mass(law)
+        self.register_to_config(
+            base=plain_config(self.base),
+            clusters=clusters,
+            clustering=clustering,
+            clustering_args=dict(clustering_args or {}),
+            pacing=pacing,
+            pacing_args=dict(pacing_args or {}),
+            order=order,
+            within=within,
+        )
+
+    @classmethod
+    def from_scheduler(
+        cls, scheduler: Any, base: Mapping[str, Any] | None = None, **config: Any
+    ) -> CurriculumTimestepSampler:
+        """A curriculum over a :class:`DensityTimestepSampler` of ``scheduler`` with the settings
+        ``base`` (default: uniform over timesteps)."""
+        default = {"_class_name": "DensityTimestepSampler", "density": "uniform"}
+        settings = default | dict(base or {})
+        return cls(TimestepSampler.from_config(settings, scheduler=scheduler), **config)
+
+    # -- the law ---------------------------------------------------------------------------------
+
+    def law(self, step: int, device: torch.device) -> Tensor:
+        law = self._on(device).spread(self.base.law(step, device))
+        return restrict(law, self._opened(step, device))
+
+    def reference(self, step: int, device: torch.device) -> Tensor:
+        return restrict(self.base.reference(step, device), self._opened(step, device))
+
+    def stage(self, step: int | None = None) -> int:
+        """The stage (1 to ``stages``) of optimizer step ``step``; where the pacing learns, the
+        present one, read back from the device."""
+        return int(self._stage(self._step(step)))
+
+    @property
+    def open_order(self) -> tuple[int, ...]:
+        """Cluster numbers (0 = cleanest) in the order in which they open."""
+        return self._on("cpu").order
+
+    def open_levels(self, stage: int) -> Tensor:
+        """(T,) bool: the levels open at ``stage``."""
+        return self._on("cpu").opened[stage - 1].bool()
+
+    def open_range(self, stage: int) -> tuple[float, float]:
+        """(lowest, highest) log-SNR open at ``stage``."""
+        opened = self.levels.log_snr[self.open_levels(stage)]
+        return float(opened.min()), float(opened.max())
+
+    def stage_probabilities(self) -> Tensor:
+        """(stages, T) float64: the mass of each stage, for a base whose law does not change."""
+        return torch.stack([mass for mass, _ in self._all_stages()])
+
+    # -- learning --------------------------------------------------------------------------------
+
+    def observe(self, indices: Tensor, losses: Tensor, step: int) -> None:
+        """Advance the pacing by the mean of the unweighted losses of one optimizer step.
+
+        Args:
+            indices: (N,) levels of the global batch.
+            losses: (N,) unweighted losses.
+            step: the optimizer step they were drawn for.
+        """
+        self.base.observe(indices, losses, step)
+        state = self._move_state(losses.device)
+        loss = losses.to(state.get("average", losses).dtype).mean()
+        state |= self.pacing.observe(state, loss, self.stages)
+        cluster = self._on(losses.device).cluster_of[indices]
+        counts = state["cluster_counts"]
+        state["cluster_counts"] = counts.index_add(0, cluster, torch.ones_like(cluster))
+        stages = torch.arange(1, self.stages + 1, device=losses.device)
+        opened = (state["opened_at"] < 0) & (stages <= self._stage(step + 1))
+        state["opened_at"] = torch.where(opened, step + 1, state["opened_at"])
+
+    def metrics(self) -> dict[str, Tensor]:
+        """Patience counter and best loss, as far as the pacing has them, on the device."""
+        names = {"counter": "patience_counter", "best": "best_loss"}
+        return {new: self._state[old] for old, new in names.items() if old in self._state}
+
+    @property
+    def cluster_counts(self) -> Tensor:
+        """(stages,) int64: samples observed in each cluster so far, cleanest first."""
+        return self._state["cluster_counts"].cpu()
+
+    @property
+    def opened_at(self) -> Tensor:
+        """(stages,) int64: the step from which each stage was drawn, -1 for those to come."""
+        return self._state["opened_at"].cpu()
+
+    def state_dict(self) -> dict[str, Any]:
+        state = {f"state.{k}": v.cpu() for k, v in self._state.items()}
+        base = {f"base.{k}": v for k, v in self.base.state_dict().items()}
+        return super().state_dict() | state | base | {"starts": torch.tensor(self.starts)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        starts = torch.as_tensor(state.get("starts", [])).tolist()
+        if starts and tuple(starts) != self.starts:
+            raise ValueError(
+                f"the state has clusters starting at {starts}, this sampler at "
+                f"{list(self.starts)}: build it from the same config and scheduler."
+            )
+        super().load_state_dict(state)
+        device = self._state["opened_at"].device
+        self._state = {k: torch.as_tensor(state[f"state.{k}"]).to(device) for k in self._state}
+        self.base.load_state_dict({k[5:]: v for k, v in state.items() if k.startswith("base.")})
+
+    # -- internals -------------------------------------------------------------------------------
+
+    def _initial_state(self) -> dict[str, Tensor]:
+        state = self.pacing.initial_state()
+        state["cluster_counts"] = torch.zeros(self.stages, dtype=torch.int64)
+        stages = torch.arange(1, self.stages + 1)
+        state["opened_at"] = torch.where(stages <= self.pacing.stage(state, 0, self.stages), 0, -1)
+        return state
+
+    def _move_state(self, device: torch.device) -> dict[str, Tensor]:
+        if self._state["opened_at"].device != device:
+            self._state = {k: to_device(v, device) for k, v in self._state.items()}
+        return self._state
+
+    def _stage(self, step: int) -> int | Tensor:
+        return self.pacing.stage(self._state, step, self.stages)
+
+    def _on(self, device: torch.device | str) -> Stages:
+        """The stages on ``device``; copies are made once, as a step must not wait for one."""
+        device = torch.device(device)
+        if device not in self._stages_on:
+            self._stages_on[device] = self._stages_on[torch.device("cpu")].to(device)
+        return self._stages_on[device]
+
+    def _opened(self, step: int, device: torch.device) -> Tensor:
+        return self._row(self._on(device).opened, step, device)
+
+    def _row(self, rows: Tensor, step: int, device: torch.device) -> Tensor:
+        """The row of the present stage, chosen on the device: a stage that a pacing learned must
+        not be read back to the host at every step."""
+        stage = self._stage(step)
+        if isinstance(stage, int):
+            return rows[stage - 1]
+        return rows.index_select(0, (stage - 1).reshape(1).to(device))[0]
+
+    def _tables(self, step: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        if not self.base.static_law:
+            return super()._tables(step, device)
+        self._move_state(device)
+        key = str(device)
+        if key not in self._cache:
+            rows = [tables(*stage) for stage in self._all_stages()]
+            cdf, importance = (torch.stack(column) for column in zip(*rows, strict=True))
+            self._cache[key] = to_device(cdf, device), to_device(importance, device)
+        cdf, importance = self._cache[key]
+        return self._row(cdf, step, device), self._row(importance, step, device)
+
+    def _all_stages(self) -> list[tuple[Tensor, Tensor]]:
+        """Mass and importance of every stage, for a base whose law never changes."""
+        cpu = torch.device("cpu")
+        stages, reference = self._on(cpu), self.base.reference(0, cpu)
+        law = stages.spread(self.base.law(0, cpu))
+        return [
+            compose(restrict(law, opened), restrict(reference, opened), self.floor, self.exponent)
+            for opened in stages.opened
+        ]
+
+    def _check_every_stage_has_mass(self, law: Tensor) -> None:
+        for stage in self._on("cpu").without_mass(law)[:1]:
+            low, high = self.open_range(stage)
+            raise ValueError(
+                f"the base law has no mass on stage {stage}, log-SNR {low:.1f}..{high:.1f}: choose "
+                "a wider density, fewer clusters or clustering 'quantile'."
+            )

@@ -1,0 +1,90 @@
+"""Which clusters of noise levels each stage of a curriculum leaves open, and what it leaves of a
+law."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from diffusers_curriculum.noise_levels import to_device
+from diffusers_curriculum.randomness import host_generator
+
+ORDERS = ("easy_to_hard", "hard_to_easy", "random")
+WITHIN = ("base", "balanced")
+
+
+@dataclass(frozen=True, eq=False)
+class Stages:
+    """Clusters, in the order in which they open.
+
+    Attributes:
+        order: cluster numbers (0 = cleanest) in opening order.
+        cluster_of: (T,) int64, cluster of each level.
+        opened: (stages, T) float64, 1 where a level is open, else 0.
+        balanced: whether each open cluster gets equal mass.
+    """
+
+    order: tuple[int, ...]
+    cluster_of: Tensor
+    opened: Tensor
+    balanced: bool
+
+    @classmethod
+    def of(cls, starts: Sequence[int], levels: int, order: str, within: str, seed: int) -> Stages:
+        """The stages of clusters that begin at ``starts``.
+
+        Raises:
+            ValueError: unknown ``order`` or ``within``.
+        """
+        if order not in ORDERS or within not in WITHIN:
+            raise ValueError(
+                f"order={order!r} must be one of {', '.join(ORDERS)}, "
+                f"within={within!r} one of {', '.join(WITHIN)}."
+            )
+        opening = _opening_order(order, len(starts), seed)
+        bounds = torch.tensor(starts[1:], dtype=torch.int64)
+        cluster_of = torch.searchsorted(bounds, torch.arange(levels), right=True)
+        rank = torch.tensor(opening).argsort()[cluster_of]
+        opened = (rank[None, :] <= torch.arange(len(starts))[:, None]).double()
+        return cls(tuple(opening), cluster_of, opened, within == "balanced")
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def to(self, device: torch.device) -> Stages:
+        """The same stages with their tables on ``device``."""
+        moved = {"cluster_of": self.cluster_of, "opened": self.opened}
+        return replace(self, **{name: to_device(table, device) for name, table in moved.items()})
+
+    def spread(self, law: Tensor) -> Tensor:
+        """(T,) the law with equal mass in each cluster if ``balanced``, else itself."""
+        if not self.balanced:
+            return law
+        return law / (self.cluster_masses(law)[self.cluster_of] * len(self))
+
+    def cluster_masses(self, law: Tensor) -> Tensor:
+        """(stages,) mass of each cluster, cleanest first."""
+        return law.new_zeros(len(self)).index_add(0, self.cluster_of, law)
+
+    def without_mass(self, law: Tensor) -> list[int]:
+        """The stages, counted from 1, that have no mass to draw from, or none to spread."""
+        if self.balanced:
+            mass = self.cluster_masses(law)[list(self.order)]
+        else:
+            mass = (self.opened * law).sum(1)
+        return [stage + 1 for stage in (mass <= 0).nonzero().flatten().tolist()]
+
+
+def restrict(law: Tensor, opened: Tensor) -> Tensor:
+    """``law`` on the ``opened`` (0 or 1) levels, renormalised; itself, bit for bit, if all are."""
+    kept = law * opened
+    return torch.where(opened.all(), law, kept / kept.sum())
+
+
+def _opening_order(order: str, clusters: int, seed: int) -> list[int]:
+    if order == "random":
+        return host_generator(seed, purpose="curriculum order").permutation(clusters).tolist()
+    return list(range(clusters)) if order == "hard_to_easy" else list(reversed(range(clusters)))
