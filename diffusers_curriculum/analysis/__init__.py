@@ -1,0 +1,1 @@
+"""Pictures and figures of what is trained on, before and after."""

@@ -1,0 +1,208 @@
+"""A small but real Stable Diffusion pipeline, built from configs and saved as any other."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDPMScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from diffusers_curriculum.models.autoencoder import encode_images, train_autoencoder
+from diffusers_curriculum.models.image_folder import TinyModelError, read_images
+from diffusers_curriculum.models.vocabulary import END, START, caption_tokenizer
+
+logger = logging.getLogger(__name__)
+
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+
+
+@dataclass(frozen=True)
+class TinySizes:
+    """Widths of the parts; the autoencoder halves the image once per entry after its first."""
+
+    vae_channels: tuple[int, ...] = (16, 32, 32, 32)
+    unet_channels: tuple[int, ...] = (32, 64)
+    unet_layers: int = 1
+    latent_channels: int = 4
+    text_width: int = 32
+    text_layers: int = 1
+    text_length: int = 16
+    groups: int = 8
+
+    @property
+    def downsampling(self) -> int:
+        """Return image pixels per latent pixel, along one side."""
+        return 2 ** (len(self.vae_channels) - 1)
+
+
+MINUSCULE = TinySizes((8, 8), (8, 16), text_width=16, text_layers=1, groups=4)
+
+
+@dataclass(frozen=True)
+class TinyReport:
+    """What was built: the folder, the measured scale of the latents and the autoencoder's error."""
+
+    output_dir: Path
+    images: int
+    scaling_factor: float
+    reconstruction_error: float
+
+
+def make_tiny_pipeline(
+    images_dir: str | Path | None,
+    output_dir: str | Path,
+    *,
+    resolution: int = 32,
+    vae_steps: int = 250,
+    seed: int = 0,
+    sizes: TinySizes | None = None,
+    prediction_type: str = "epsilon",
+) -> TinyReport:
+    """Build a StableDiffusionPipeline from configs, train its autoencoder briefly, save it.
+
+    `scaling_factor` is 1 / std of the latents, measured. The U-Net and the text encoder stay
+    random. The caller's global random state is left as it was.
+
+    Args:
+        images_dir: an image folder; captions come from its `metadata.jsonl` (`file_name`, `text`),
+            and the tokenizer's words from them. None: random weights throughout, `vae_steps=0`.
+        resolution: side of the images in pixels.
+        vae_steps: training steps of the autoencoder, 32 images each.
+
+    Raises:
+        TinyModelError: sizes that do not divide, a folder without images, broken metadata.
+    """
+    sizes = sizes or TinySizes()
+    _check(images_dir, resolution, vae_steps, sizes, prediction_type)
+    _check_output(output_dir, seed)
+    generator = torch.Generator().manual_seed(seed)
+    images, captions = read_images(images_dir, resolution, generator)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        tokenizer = caption_tokenizer(captions, max_length=sizes.text_length)
+        text_encoder = _text_encoder(tokenizer, sizes)
+        unet = _unet(resolution, sizes)
+        vae = _autoencoder(resolution, sizes)
+    error = train_autoencoder(vae, images, steps=vae_steps, generator=generator)
+    scale = 1.0 / float(encode_images(vae, images, generator).std())
+    vae.register_to_config(scaling_factor=scale)
+    parts = {"vae": vae, "text_encoder": text_encoder, "tokenizer": tokenizer, "unet": unet}
+    _save(output_dir, scheduler=_scheduler(prediction_type), **parts)
+    report = TinyReport(Path(output_dir), len(captions), scale, error)
+    logger.info("Saved a tiny pipeline: %s", report)
+    return report
+
+
+def _save(output_dir: str | Path, **parts: Any) -> None:
+    """Save a pipeline of these parts, without a safety checker."""
+    none: dict[str, Any] = {"safety_checker": None, "feature_extractor": None}
+    pipeline = StableDiffusionPipeline(**parts, **none, requires_safety_checker=False)
+    pipeline.save_pretrained(output_dir)
+
+
+def _check(
+    images_dir: str | Path | None,
+    resolution: int,
+    vae_steps: int,
+    sizes: TinySizes,
+    prediction_type: str,
+) -> None:
+    """Raise TinyModelError for the first setting that cannot work."""
+    smallest = sizes.downsampling * 2 ** (len(sizes.unet_channels) - 1)
+    if resolution < 8 or resolution % 8 or resolution % smallest:
+        raise TinyModelError(
+            f"resolution={resolution} does not fit: take a positive multiple of {max(8, smallest)}"
+        )
+    if vae_steps < 0:
+        raise TinyModelError(f"vae_steps={vae_steps} is negative: take 0 (no training) or more")
+    if images_dir is None and vae_steps:
+        raise TinyModelError(f"vae_steps={vae_steps} needs images: give a folder, or take 0 steps")
+    if prediction_type not in PREDICTION_TYPES:
+        known = ", ".join(PREDICTION_TYPES)
+        raise TinyModelError(f"prediction_type={prediction_type!r} is unknown: take one of {known}")
+
+
+def _check_output(output_dir: str | Path, seed: int) -> None:
+    """Raise TinyModelError for a seed out of range or a target that is a file."""
+    if not 0 <= seed < 2**63:
+        raise TinyModelError(f"seed={seed} is out of range: take 0 to 2**63 - 1")
+    if Path(output_dir).is_file():
+        raise TinyModelError(f"{str(output_dir)!r} is a file: give a folder to save in")
+
+
+def _text_encoder(tokenizer: CLIPTokenizer, sizes: TinySizes) -> CLIPTextModel:
+    """Return a random CLIP text encoder: a fixed random embedding of the caption's tokens."""
+    start, end = tokenizer.get_vocab()[START], tokenizer.get_vocab()[END]
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=sizes.text_width,
+        intermediate_size=2 * sizes.text_width,
+        projection_dim=sizes.text_width,
+        num_hidden_layers=sizes.text_layers,
+        num_attention_heads=4,
+        max_position_embeddings=sizes.text_length,
+        bos_token_id=start,
+        eos_token_id=end,
+        pad_token_id=end,
+    )
+    encoder = CLIPTextModel(config)
+    # CLIP starts its embeddings at 0.02, which the random layers above drown: untrained, captions
+    # that differ in one word would look nearly alike to the U-Net.
+    torch.nn.init.normal_(next(encoder.get_input_embeddings().parameters()), std=1.0)
+    return encoder.eval()
+
+
+def _autoencoder(resolution: int, sizes: TinySizes) -> AutoencoderKL:
+    """Return a random AutoencoderKL with Stable Diffusion's layout."""
+    levels = len(sizes.vae_channels)
+    # Any: diffusers annotates these tuples as if they had one entry.
+    layout: dict[str, Any] = {
+        "down_block_types": ("DownEncoderBlock2D",) * levels,
+        "up_block_types": ("UpDecoderBlock2D",) * levels,
+        "block_out_channels": sizes.vae_channels,
+    }
+    return AutoencoderKL(
+        **layout,
+        layers_per_block=1,
+        latent_channels=sizes.latent_channels,
+        norm_num_groups=sizes.groups,
+        sample_size=resolution,
+    )
+
+
+def _unet(resolution: int, sizes: TinySizes) -> UNet2DConditionModel:
+    """Return a random U-Net with Stable Diffusion's layout: text enters all levels but one."""
+    plain = len(sizes.unet_channels) - 1
+    return UNet2DConditionModel(
+        sample_size=resolution // sizes.downsampling,
+        in_channels=sizes.latent_channels,
+        out_channels=sizes.latent_channels,
+        down_block_types=("CrossAttnDownBlock2D",) * plain + ("DownBlock2D",),
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * plain,
+        block_out_channels=sizes.unet_channels,
+        layers_per_block=sizes.unet_layers,
+        cross_attention_dim=sizes.text_width,
+        attention_head_dim=4,
+        norm_num_groups=sizes.groups,
+    )
+
+
+def _scheduler(prediction_type: Any) -> DDPMScheduler:
+    """Return Stable Diffusion's own noise schedule."""
+    return DDPMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        steps_offset=1,
+        prediction_type=prediction_type,
+    )
