@@ -1,0 +1,107 @@
+"""The `diffusers-curriculum` command: one subcommand per job, each added by one short function."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import NamedTuple
+
+
+class Answer(NamedTuple):
+    """What a subcommand says, and its exit status."""
+
+    text: str
+    status: int = 0
+
+
+Handler = Callable[[argparse.Namespace], Answer]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one subcommand: 0 when it succeeded, 2 with one line on stderr for bad input.
+
+    A subcommand that judges something returns 1 for a bad verdict.
+    """
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    handler: Handler = args.handler
+    try:
+        answer = handler(args)
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"{parser.prog} {args.command}: error: {error}\n")
+        return 2
+    sys.stdout.write(answer.text + "\n")
+    return answer.status
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser with every subcommand in it."""
+    parser = argparse.ArgumentParser(
+        prog="diffusers-curriculum",
+        description="Tools around curricula and timestep samplers for diffusers.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_make_tiny(commands)
+    _add_verify(commands)
+    return parser
+
+
+def _add_make_tiny(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "make-tiny",
+        help="build a small but real Stable Diffusion pipeline, to try training anywhere",
+        description="Build a small Stable Diffusion pipeline from configs. The autoencoder is"
+        " trained briefly on the images, the tokenizer's words come from their captions; the text"
+        " encoder and the U-Net start random. Nothing is downloaded.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--train_data_dir", help="image folder, captions in metadata.jsonl; none: random weights")
+    add("--output_dir", required=True, help="where the pipeline is saved")
+    add("--resolution", type=int, default=32, help="side of the images in pixels")
+    add("--vae_steps", type=int, default=250, help="training steps of the autoencoder")
+    add("--prediction_type", default="epsilon", help="epsilon, v_prediction or sample")
+    add("--seed", type=int, default=0, help="seed of all random weights and draws")
+    parser.set_defaults(handler=_make_tiny)
+
+
+def _make_tiny(args: argparse.Namespace) -> Answer:
+    """Build the pipeline; imported here so that `--help` need not wait for torch."""
+    from diffusers_curriculum.models.tiny import make_tiny_pipeline
+
+    report = make_tiny_pipeline(
+        args.train_data_dir,
+        args.output_dir,
+        resolution=args.resolution,
+        vae_steps=args.vae_steps,
+        seed=args.seed,
+        prediction_type=args.prediction_type,
+    )
+    return Answer(
+        f"{report.output_dir}: images={report.images} scaling_factor={report.scaling_factor:.4f}"
+        f" reconstruction_mse={report.reconstruction_error:.4f}"
+    )
+
+
+def _add_verify(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "verify",
+        help="tell which checkpoints of a run are whole",
+        description="Compare every file of every checkpoint with the checksums in its manifest."
+        " Exit status: 0 if the newest one is whole, 1 if it is damaged, 2 if there is none.",
+    )
+    parser.add_argument("run_dir", metavar="RUN_DIR", help="the --output_dir of a training run")
+    parser.set_defaults(handler=_verify)
+
+
+def _verify(args: argparse.Namespace) -> Answer:
+    """Check a run; imported here so that `--help` need not wait."""
+    from diffusers_curriculum.training.verify import inspect_run, report_table
+
+    reports = inspect_run(args.run_dir)
+    return Answer(report_table(reports), 0 if reports[-1].whole else 1)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,96 @@
+"""An argument parser that keeps every abbreviation of the official script alive."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from diffusers_curriculum.training.errors import ExitCode
+
+# argparse before Python 3.14 takes -1e-4 for a flag.
+_NEGATIVE_NUMBER = re.compile(r"-(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$", re.IGNORECASE)
+_TOKEN = re.compile(r"hf_\w+")
+
+
+class _ShowDefaults(argparse.HelpFormatter):
+    """Ends each help line with the default, where there is one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        silent = any(action.default is none for none in (None, False, argparse.SUPPRESS))
+        return text if silent else f"{text} (default %(default)s)"
+
+
+class OfficialFirstParser(argparse.ArgumentParser):
+    """Resolves a flag: exact match, else unique among the official ones, else unique among all.
+
+    New flags therefore never make an abbreviation ambiguous that the official script accepts.
+    Flags present when :meth:`seal_official` is called count as official, ``--help`` included.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        # Abbreviations are expanded by `resolve`; argparse's own expansion knows no precedence.
+        super().__init__(allow_abbrev=False, formatter_class=_ShowDefaults, **kwargs)
+        self._negative_number_matcher = _NEGATIVE_NUMBER
+        self._official: frozenset[str] = frozenset()
+
+    def seal_official(self) -> None:
+        """Declare every flag added so far to be one of the official script."""
+        self._official = frozenset(self._option_string_actions)
+
+    def candidates(self, prefix: str) -> list[str]:
+        """The flags that ``prefix`` may stand for: one entry when it is unambiguous."""
+        flags = [flag for flag in self._option_string_actions if flag.startswith("--")]
+        if prefix in flags:
+            return [prefix]
+        matches = [flag for flag in flags if flag.startswith(prefix)]
+        official = [flag for flag in matches if flag in self._official]
+        return official if len(official) == 1 else matches
+
+    def resolve(self, prefix: str) -> str:
+        """The full flag behind ``prefix``; an unknown one comes back as it is.
+
+        An ambiguous one ends the program with status 2 and a message that lists the candidates.
+        """
+        matches = self.candidates(prefix)
+        if len(matches) > 1:
+            self.error(f"ambiguous option: {prefix} could be {', '.join(sorted(matches))}")
+        return matches[0] if matches else prefix
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        """As argparse's, after abbreviations have been expanded."""
+        given = sys.argv[1:] if args is None else args
+        return super().parse_known_args(self._expand(given), namespace)
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        """As argparse's, with a suggestion for a mistyped flag."""
+        known, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{self._suggest(unknown)}")
+        return known
+
+    def error(self, message: str) -> NoReturn:
+        """Print one line, not ninety flags of usage, and exit with status 2."""
+        # A token that was misplaced on the command line must not reach a log file.
+        message = _TOKEN.sub("hf_***", message)
+        self.exit(ExitCode.USAGE, f"{self.prog}: error: {message}\n(--help lists all options)\n")
+
+    def _expand(self, args: Sequence[str]) -> list[str]:
+        end = args.index("--") if "--" in args else len(args)
+        return [self._expand_one(arg) for arg in args[:end]] + list(args[end:])
+
+    def _expand_one(self, arg: str) -> str:
+        if not arg.startswith("--"):
+            return arg
+        flag, equals, value = arg.partition("=")
+        return self.resolve(flag) + equals + value
+
+    def _suggest(self, unknown: Sequence[str]) -> str:
+        mistyped = [arg.partition("=")[0] for arg in unknown if arg.startswith("--")]
+        near = [difflib.get_close_matches(arg, self._option_string_actions, 1) for arg in mistyped]
+        names = [match for matches in near for match in matches]
+        return f" (did you mean {', '.join(names)}?)" if names else ""

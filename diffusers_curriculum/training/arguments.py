@@ -1,0 +1,237 @@
+"""The command line of train_text_to_image_curriculum.py: the official flags and ours.
+
+Importing this module loads no model code, so that a wrong argument is told at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+import os
+from collections.abc import Sequence
+
+from diffusers_curriculum.training.argument_checks import check_arguments
+from diffusers_curriculum.training.argument_parser import OfficialFirstParser
+from diffusers_curriculum.training.errors import UsageError
+from diffusers_curriculum.training.key_values import parse_key_values
+from diffusers_curriculum.training.official_arguments import add_official_arguments
+
+logger = logging.getLogger(__name__)
+
+# Copies of names in modules that load torch; a test keeps them equal.
+DRAWS = ("iid", "stratified", "antithetic", "systematic", "sobol")
+ORDERS = ("easy_to_hard", "hard_to_easy", "random")
+CLUSTERINGS = ("auto", "log_snr", "snr", "log_snr_width", "quantile", "uniform", "explicit")
+WITHIN = ("base", "balanced")
+PACINGS = ("patience", "fixed", "linear", "cosine", "root")
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse and check a command line (default: the program's own), before any model is loaded.
+
+    ``timestep_sampler_args`` and ``loss_weighting_args`` come back as dicts, and ``--snr_gamma`` as
+    the loss weighting that it stands for.
+
+    Raises:
+        UsageError: an argument is wrong, missing or without effect; the message says what to do.
+        SystemExit: status 2 for what argparse itself refuses, with a message on stderr.
+    """
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    for name in ("timestep_sampler_args", "loss_weighting_args"):
+        setattr(args, name, parse_key_values(f"--{name}", getattr(args, name) or ()))
+    check_arguments(args, parser.get_default)
+    _resolve_snr_gamma(args)
+    _resolve_local_rank(args)
+    _resolve_non_ema_revision(args)
+    return args
+
+
+def build_parser() -> OfficialFirstParser:
+    """The parser: official flags first, so that their abbreviations win, then the new ones."""
+    parser = OfficialFirstParser(
+        description="Fine-tune Stable Diffusion with a timestep curriculum and importance sampling."
+    )
+    add_official_arguments(parser)
+    parser.seal_official()
+    add_timestep_arguments(parser)
+    add_curriculum_arguments(parser)
+    add_pacing_arguments(parser)
+    add_loop_arguments(parser)
+    return parser
+
+
+def add_timestep_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which noise levels are drawn, and how their losses are weighted."""
+    add = parser.add_argument_group("timesteps").add_argument
+    add(
+        "--timestep_sampler",
+        metavar="NAME",
+        default="uniform",
+        help="density over log-SNR that timesteps are drawn from",
+    )
+    add(
+        "--timestep_sampler_args",
+        metavar="KEY=VALUE",
+        nargs="+",
+        help="its parameters, for example mu=0 b=0.5",
+    )
+    add("--timestep_draw", choices=DRAWS, default="iid", help="how a batch is drawn")
+    add(
+        "--timestep_floor",
+        type=float,
+        default=0.1,
+        help="share of the uniform law mixed in, so that no level starves",
+    )
+    add(
+        "--importance_correction",
+        type=_correction,
+        default="none",
+        metavar="none|full|EXPONENT",
+        help="weight losses by (uniform mass / drawn mass)^EXPONENT; full = 1",
+    )
+    add(
+        "--loss_weighting",
+        metavar="NAME",
+        default="none",
+        help="loss weight as a function of log-SNR",
+    )
+    add("--loss_weighting_args", metavar="KEY=VALUE", nargs="+", help="its parameters")
+    add("--show_timesteps", metavar="FILE.png", help="draw what would be trained on, then exit")
+
+
+def add_curriculum_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which noise levels belong together, and in which order they open."""
+    add = parser.add_argument_group("curriculum").add_argument
+    add(
+        "--curriculum",
+        choices=("none", "difficulty"),
+        default="none",
+        help="difficulty: open clusters of noise levels one by one (arXiv 2403.10348)",
+    )
+    add("--curriculum_order", choices=ORDERS, default="easy_to_hard", help="easy means noisy")
+    add("--curriculum_clusters", type=int, default=20, help="number of clusters")
+    add(
+        "--curriculum_clustering",
+        choices=CLUSTERINGS,
+        default="auto",
+        help="auto: log_snr for variance-preserving schedulers, quantile for flow matching and EDM",
+    )
+    add(
+        "--curriculum_boundaries",
+        type=int,
+        nargs="+",
+        help="first level of each cluster (0 = cleanest), for --curriculum_clustering explicit",
+    )
+    add("--curriculum_min_size", type=int, help="fewest timesteps in a cluster")
+    add(
+        "--curriculum_within",
+        choices=WITHIN,
+        default="base",
+        help="law over the open clusters: the sampler's own, or equal mass each",
+    )
+
+
+def add_pacing_arguments(parser: argparse.ArgumentParser) -> None:
+    """When the next cluster opens."""
+    add = parser.add_argument_group("curriculum pacing").add_argument
+    add(
+        "--curriculum_pacing",
+        choices=PACINGS,
+        default="patience",
+        help="patience: when the loss has stopped falling; others: by step count",
+    )
+    add("--curriculum_patience", type=int, default=200, help="steps without a new best loss")
+    add("--curriculum_min_delta", type=float, default=0.0, help="a new best is lower by that")
+    add("--curriculum_smoothing", type=float, default=0.0, help="decay of the averaged loss")
+    add("--curriculum_min_stage_steps", type=int, default=0, help="shortest stage")
+    add("--curriculum_max_stage_steps", type=int, help="longest stage (default: no limit)")
+    add("--curriculum_stage_steps", type=int, help="steps per stage of fixed pacing")
+    add("--curriculum_total_steps", type=int, help="steps of a linear, cosine or root curriculum")
+    add(
+        "--curriculum_max_share",
+        type=float,
+        default=0.3,
+        help="refuse a curriculum expected to take more than this share of the run",
+    )
+
+
+def add_loop_arguments(parser: argparse.ArgumentParser) -> None:
+    """What else the official script lacks."""
+    add = parser.add_argument_group("further options").add_argument
+    add("--caption_dropout", type=float, default=0.0, help="share of captions left empty")
+    add("--ema_decay", type=float, default=0.9999, help="decay of the moving average")
+    add("--ema_interval", type=int, default=1, help="optimizer steps between its updates")
+    add("--validation_steps", type=int, help="optimizer steps between validations")
+    add("--log_every", type=int, default=10, help="optimizer steps between metrics")
+    add(
+        "--timestep_plot_steps",
+        type=int,
+        default=1000,
+        help="optimizer steps between pictures of the effective density",
+    )
+    add(
+        "--nonfinite",
+        choices=("raise", "skip"),
+        default="raise",
+        help="a loss or gradient that is not finite: stop, or leave that update out",
+    )
+    add("--max_hours", type=float, help="save and stop before so many hours have passed")
+    add(
+        "--bad_samples",
+        choices=("raise", "skip"),
+        default="raise",
+        help="unreadable images and missing captions: refuse, or leave out and list them",
+    )
+    add(
+        "--bad_samples_limit",
+        type=float,
+        default=0.01,
+        help="largest share of samples that --bad_samples skip may leave out",
+    )
+    add(
+        "--allow_config_change",
+        nargs="+",
+        metavar="NAME",
+        default=(),
+        help="settings that may differ from those of the run to resume",
+    )
+    add("--license", help="licence on the model card (default: that of the base model's card)")
+
+
+def _correction(text: str) -> str | float:
+    if text in ("none", "full"):
+        return text
+    try:
+        exponent = float(text)
+    except ValueError:
+        exponent = math.nan
+    if not 0 <= exponent <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not none, full or an exponent in [0, 1]")
+    return exponent
+
+
+def _resolve_snr_gamma(args: argparse.Namespace) -> None:
+    # The official flag is one point of the larger family; nothing after this line treats it apart.
+    if args.snr_gamma is not None:
+        args.loss_weighting = "min_snr"
+        args.loss_weighting_args = {**args.loss_weighting_args, "gamma": args.snr_gamma}
+
+
+def _resolve_local_rank(args: argparse.Namespace) -> None:
+    text = os.environ.get("LOCAL_RANK", "-1")
+    try:
+        rank = int(text)
+    except ValueError:
+        raise UsageError(
+            f"the environment variable LOCAL_RANK is {text!r}: make it an integer or unset it."
+        ) from None
+    args.local_rank = args.local_rank if rank == -1 else rank
+
+
+def _resolve_non_ema_revision(args: argparse.Namespace) -> None:
+    if args.non_ema_revision is None:
+        args.non_ema_revision = args.revision
+    else:
+        logger.warning("--non_ema_revision is deprecated: use --variant=non_ema instead.")

@@ -1,0 +1,112 @@
+"""Short digests that tell whether data, model and noise schedule are still those of the first run.
+
+They are cheap, because they are taken at every start: names, sizes and captions, never pixels or
+weights. An image that was replaced by another of the same name and size is not noticed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute
+from datasets import Dataset
+
+from diffusers_curriculum.noise_levels import NoiseLevels
+
+# What a checkpoint does not hold, and a step depends on; the scheduler has a digest of its own.
+FROZEN_PARTS = ("text_encoder", "tokenizer", "vae")
+
+
+def dataset_digest(
+    rows: Dataset, image_column: str, caption_column: str, folder: str | None
+) -> str:
+    """SHA-256 over caption, file name and size in bytes of every row, in the order of the rows.
+
+    The digest is the same in another cache or after the folder was moved. A selection by
+    ``--max_train_samples`` is not covered: the number of samples and the seed tell it.
+
+    Args:
+        rows: as ``load_image_captions`` returns them, images undecoded.
+        folder: the image folder, to which file names are taken relative; None for other sources,
+            where only the last part of a name counts.
+    """
+    root = None if folder is None else os.path.abspath(folder)
+    table: Any = rows.data
+    compute: Any = pyarrow.compute  # most of its names are made at import
+    digest = hashlib.sha256()
+    pair = table.table.select([image_column, caption_column])
+    for batch in pair.to_batches(max_chunksize=1000):
+        images, captions = batch.column(0), batch.column(1).to_pylist()
+        # the lengths stand in Arrow's offsets: the image bytes are not read
+        sizes = compute.binary_length(compute.struct_field(images, "bytes")).to_pylist()
+        paths = compute.struct_field(images, "path").to_pylist()
+        for path, size, caption in zip(paths, sizes, captions, strict=True):
+            entry = [_relative(path, root), _size(path) if size is None else size, caption]
+            digest.update(json.dumps(entry).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def model_identity(name: str, revision: str | None, variant: str | None) -> dict[str, Any]:
+    """What tells the base model: name, revision and variant, or file names and sizes of a folder.
+
+    The U-Net is left out, as its weights come from the checkpoint.
+    """
+    if not os.path.isdir(name):
+        return {"name": name, "revision": revision, "variant": variant}
+    folders = (Path(name, part) for part in FROZEN_PARTS)
+    files = (f for folder in folders if folder.is_dir() for f in folder.iterdir() if f.is_file())
+    listed = sorted((f.relative_to(name).as_posix(), f.stat().st_size) for f in files)
+    return {"files": hash_lines(map(str, listed)), "variant": variant}
+
+
+def schedule_identity(levels: NoiseLevels) -> dict[str, Any]:
+    """Family, number, range and digest of the noise levels.
+
+    The log-SNR counts to six decimals: its last bits depend on the processor.
+    """
+    values = [f"{value:.6f}" for value in levels.log_snr.tolist()]
+    return {
+        "family": levels.family,
+        "levels": len(levels),
+        "log_snr": f"{values[-1]} to {values[0]}",
+        "sha256": hash_lines(values),
+    }
+
+
+def hash_lines(lines: Iterable[str]) -> str:
+    """SHA-256 of some lines of text, in hexadecimal."""
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def hash_config(config: Any) -> str:
+    """SHA-256 of plain data, whatever the order of its keys."""
+    return hash_lines([json.dumps(config, sort_keys=True)])
+
+
+def flattened(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+    """Dotted names and values of all leaves of nested dicts; other values are leaves."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from flattened(item, f"{name}.{key}")
+    else:
+        yield name, value
+
+
+def _relative(path: str | None, root: str | None) -> str | None:
+    if path is None:
+        return None
+    if root is not None and os.path.abspath(path).startswith(root + os.sep):
+        return Path(os.path.relpath(path, root)).as_posix()
+    return path.rpartition("/")[2]
+
+
+def _size(path: str | None) -> int | None:
+    try:
+        return os.path.getsize(path) if path else None
+    except OSError:  # a remote address, or a dangling link: the scan of the samples tells
+        return None

@@ -1,0 +1,220 @@
+"""The model card of a fine-tuned pipeline, from facts and from nothing else.
+
+Whatever a user wrote (prompts, paths, names) is shown as text: it can neither break the front
+matter or the code block, nor bring raw HTML, links or pictures of its own. Paths are asked about
+with ``os.path``, which answers False where ``Path`` raises (names too long, say).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import string
+import unicodedata
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+from diffusers.utils.hub_utils import populate_model_card
+from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+
+from diffusers_curriculum.training.errors import UsageError
+
+TEXT_TO_IMAGE_TAGS = (
+    "stable-diffusion",
+    "stable-diffusion-diffusers",
+    "text-to-image",
+    "diffusers",
+    "diffusers-training",
+)
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
+_LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*", re.ASCII)
+_ENTITIES = {"<": "&lt;", ">": "&gt;", "&": "&amp;"}
+_USAGE = """\
+```python
+import torch
+from diffusers import DiffusionPipeline
+
+pipeline = DiffusionPipeline.from_pretrained({repo_id}, torch_dtype=torch.float16)
+image = pipeline({prompt}).images[0]
+image.save("image.png")
+```"""
+
+
+class HubError(UsageError):
+    """A name, licence, token or folder that the Hub could not take."""
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What a model card tells about a training run; None or empty is left out.
+
+    Attributes:
+        repo_id: the repository, "name" or "owner/name".
+        base_model: the pipeline that was fine-tuned; of a local one only the folder's name shows.
+        dataset_name: the data set on the Hub, None for a local folder.
+        prompts: the validation prompts, in the order of the pictures.
+        image_grid: the file name of the picture grid beside the card.
+        train_batch_size: per process and micro-step.
+        steps: optimizer steps.
+        sampler: name and value of each thing to say about the timestep sampler.
+        license: the user's word; by default that of the base model's card.
+    """
+
+    repo_id: str
+    base_model: str
+    dataset_name: str | None = None
+    prompts: tuple[str, ...] = ()
+    image_grid: str | None = None
+    prediction_type: str | None = None
+    resolution: int | None = None
+    train_batch_size: int | None = None
+    gradient_accumulation_steps: int | None = None
+    num_processes: int | None = None
+    learning_rate: float | None = None
+    steps: int | None = None
+    mixed_precision: str | None = None
+    sampler: Mapping[str, object] = field(default_factory=dict)
+    license: str | None = None
+    tags: tuple[str, ...] = TEXT_TO_IMAGE_TAGS
+
+
+def build_model_card(facts: CardFacts) -> ModelCard:
+    """Make the card; needs no network, no tracker, no prompt and no template engine.
+
+    diffusers' ``load_or_create_model_card`` is not used: it asks the Hub, keeps a stale card of
+    an earlier run, and adds a second, empty code block.
+
+    Raises:
+        HubError: ``license`` is not one that the Hub accepts. Any ``repo_id`` will do, as a card
+            is also written where nothing is pushed.
+    """
+    data = ModelCardData(
+        base_model=_hub_name(facts.base_model),
+        datasets=_hub_name(facts.dataset_name),
+        library_name="diffusers",
+        license=resolve_license(facts.base_model, facts.license),
+        inference=True,
+    )
+    card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n{_body(facts)}\n")
+    return populate_model_card(card, tags=list(facts.tags))
+
+
+def check_repository_name(repo_id: str) -> None:
+    """Raise HubError unless ``repo_id`` has the form "name" or "owner/name"."""
+    if not _REPOSITORY.fullmatch(repo_id) or ".." in repo_id or "--" in repo_id:
+        raise HubError(
+            f"repository name {repo_id!r} is not one that the Hub accepts; give --hub_model_id as "
+            "NAME or OWNER/NAME of letters, digits, '-', '_' and '.', without '--' or '..'"
+        )
+
+
+def resolve_license(base_model: str, given: str | None = None) -> str | None:
+    """The given licence, else the one in the base model's card, else None.
+
+    Raises:
+        HubError: the given licence is not an identifier as the Hub writes them.
+    """
+    if given is not None and not _LICENSE.fullmatch(given):
+        raise HubError(f"licence {given!r} is not an identifier such as 'mit' or 'apache-2.0'")
+    return given or _license_of(base_model)
+
+
+def _license_of(base_model: str) -> str | None:
+    """The licence that the base model's card names, None where none can be read."""
+    local = Path(base_model) / "README.md"
+    found = os.path.isfile(local)
+    if not found and _hub_name(base_model) is None:
+        return None
+    try:
+        source = local if found else base_model
+        data = ModelCard.load(source, ignore_metadata_errors=True).data
+    except (EntryNotFoundError, HfHubHTTPError, OSError, ValueError, yaml.YAMLError):
+        return None
+    stated = getattr(data, "license", None)
+    return stated if isinstance(stated, str) and _LICENSE.fullmatch(stated) else None
+
+
+def _hub_name(name: str | None) -> str | None:
+    """The name if it can be a repository on the Hub, None for a local path or anything else."""
+    if not name or not _REPOSITORY.fullmatch(name) or os.path.exists(name):
+        return None
+    return name
+
+
+def _body(facts: CardFacts) -> str:
+    parts = [
+        f"# Fine-tuned pipeline: {plain(facts.repo_id)}",
+        _introduction(facts),
+        _samples(facts),
+        "## Usage",
+        _USAGE.format(repo_id=_literal(facts.repo_id), prompt=_literal(_prompt(facts))),
+        "## Training",
+        _bullets(_training_facts(facts)),
+    ]
+    if facts.sampler:
+        parts += ["## Timestep sampling", _bullets(facts.sampler)]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _introduction(facts: CardFacts) -> str:
+    local = os.path.exists(facts.base_model)
+    base = Path(facts.base_model).resolve().name if local else facts.base_model
+    data = f"the data set {plain(facts.dataset_name)}" if facts.dataset_name else "a local data set"
+    return f"Fine-tuned from {plain(base)} on {data} with diffusers-curriculum."
+
+
+def _samples(facts: CardFacts) -> str:
+    picture = f"![Samples](./{_picture(facts.image_grid)})" if facts.image_grid else ""
+    prompts = "\n".join(f"* {plain(prompt)}" for prompt in facts.prompts)
+    shown = f"Validation prompts:\n\n{prompts}" if prompts else ""
+    return "\n\n".join(part for part in (picture, shown) if part)
+
+
+def _picture(name: str) -> str:
+    if not re.fullmatch(r"\w[\w.-]*", name, re.ASCII):
+        raise HubError(f"picture {name!r} is not a plain file name")
+    return name
+
+
+def _training_facts(facts: CardFacts) -> dict[str, object]:
+    named = {
+        "Optimizer steps": facts.steps,
+        "Learning rate": facts.learning_rate,
+        "Batch size per process": facts.train_batch_size,
+        "Gradient accumulation steps": facts.gradient_accumulation_steps,
+        "Processes": facts.num_processes,
+        "Resolution": facts.resolution,
+        "Mixed precision": facts.mixed_precision,
+        "Prediction type": facts.prediction_type,
+    }
+    return {name: value for name, value in named.items() if value is not None}
+
+
+def _bullets(facts: Mapping[str, object]) -> str:
+    return "\n".join(f"* {plain(name)}: {plain(value)}" for name, value in facts.items())
+
+
+def plain(value: object) -> str:
+    """``value`` as one line of Markdown that renders as exactly that text."""
+    visible = "".join(" " if _is_control(char) else char for char in str(value))
+    return "".join(map(_escape, " ".join(visible.split()))) or "(empty)"
+
+
+def _is_control(char: str) -> bool:
+    return unicodedata.category(char) in {"Cc", "Cs", "Zl", "Zp"}
+
+
+def _escape(char: str) -> str:
+    return _ENTITIES.get(char) or (f"\\{char}" if char in string.punctuation else char)
+
+
+def _prompt(facts: CardFacts) -> str:
+    return facts.prompts[0] if facts.prompts else "a prompt of yours"
+
+
+def _literal(text: str) -> str:
+    """``text`` as Python source without a backtick, so that the code block stays whole."""
+    return repr(text).replace("`", "\\x60")

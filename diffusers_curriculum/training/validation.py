@@ -1,0 +1,229 @@
+"""Pictures during and after training, from whatever weights are to be shown.
+
+Nothing here draws from a global generator or changes a model's weights or mode for good.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from diffusers.utils import make_image_grid
+from PIL.Image import Image
+from torch import nn
+
+# training_utils and pipelines take seconds to import, which a wrong command line should not have to
+# wait for: they are imported where they are used.
+if TYPE_CHECKING:
+    from diffusers.training_utils import EMAModel
+
+logger = logging.getLogger(__name__)
+
+INFERENCE_STEPS = 20  # as in diffusers' train_text_to_image.py
+
+
+@contextmanager
+def ema_weights(ema: EMAModel | None, model: nn.Module) -> Iterator[None]:
+    """Give ``model`` its averaged weights inside the block, and its own back whatever happens.
+
+    Args:
+        ema: the average, on any device; None changes nothing.
+        model: the unwrapped model that ``ema`` follows.
+
+    Raises:
+        RuntimeError: the averaged weights are in the model already.
+    """
+    if ema is None:
+        yield
+        return
+    if ema.temp_stored_params is not None:
+        # A second store would take the averages for the model's own weights and lose those.
+        raise RuntimeError("the EMA weights are already in the model; do not nest ema_weights")
+    ema.store(model.parameters())
+    try:
+        ema.copy_to(model.parameters())
+        yield
+    finally:
+        ema.restore(model.parameters())
+
+
+@contextmanager
+def evaluation_mode(*models: nn.Module) -> Iterator[None]:
+    """Put models into eval mode inside the block and each back into its own mode after it."""
+    modes = [(module, module.training) for model in models for module in model.modules()]
+    try:
+        for model in models:
+            model.eval()
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def with_prediction_type(scheduler: Any, prediction_type: str | None) -> Any:
+    """A copy of ``scheduler`` that knows what the network was trained to predict.
+
+    Args:
+        prediction_type: None leaves the scheduler's own.
+
+    Raises:
+        ValueError: the scheduler can only take another kind of prediction.
+    """
+    if prediction_type is None:
+        return type(scheduler).from_config(scheduler.config)
+    if "prediction_type" in scheduler.config:
+        name = {"flow": "flow_prediction"}.get(prediction_type, prediction_type)  # diffusers' word
+        return type(scheduler).from_config(scheduler.config, prediction_type=name)
+    if not prediction_type.startswith("flow"):
+        raise ValueError(
+            f"{type(scheduler).__name__} has no prediction_type, so it cannot take "
+            f"{prediction_type!r}; use a scheduler that has one, or a flow model"
+        )
+    return type(scheduler).from_config(scheduler.config)
+
+
+def sampling_fault(scheduler: Any) -> str | None:
+    """Why StableDiffusionPipeline cannot draw with a scheduler, or None; found by one step.
+
+    Some schedulers refuse a prediction type only when they sample, and flow matching ones lack what
+    this pipeline asks for.
+    """
+    probe = type(scheduler).from_config(scheduler.config)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            probe.set_timesteps(4)
+            sample = torch.zeros(1, 4, 8, 8) * probe.init_noise_sigma
+            at = probe.timesteps[0]
+            probe.step(probe.scale_model_input(sample, at), at, sample)
+    except Exception as error:  # whatever a scheduler raises, it would raise after hours too
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def text_to_image_pipeline(
+    *,
+    vae: Any,
+    text_encoder: Any,
+    tokenizer: Any,
+    unet: Any,
+    scheduler: Any,
+    prediction_type: str | None = None,
+) -> Any:
+    """A pipeline around unwrapped models that are in memory already; nothing is loaded."""
+    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import (
+        StableDiffusionPipeline,
+    )
+
+    return StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=with_prediction_type(scheduler, prediction_type),
+        safety_checker=None,  # pyright: ignore[reportArgumentType]
+        feature_extractor=None,  # pyright: ignore[reportArgumentType]
+        requires_safety_checker=False,
+    )
+
+
+def validation_images(
+    build_pipeline: Callable[[], Any],
+    prompts: Sequence[str],
+    *,
+    seed: int | None,
+    device: torch.device | str,
+    images_per_prompt: int = 1,
+    steps: int = INFERENCE_STEPS,
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    guidance_scale: float | None = None,
+) -> list[Image]:
+    """Sample pictures for every prompt, ``images_per_prompt`` after one another.
+
+    Every prompt starts from the same noise, so that a picture depends neither on the other prompts
+    nor on the device; with no seed the noise is fresh each time.
+
+    Args:
+        build_pipeline: makes the pipeline; it is let go of, and memory freed, at the end.
+        seed: of the generator, on the CPU.
+        device: where the models are.
+        autocast: the accelerator's ``autocast``.
+        guidance_scale: None leaves the pipeline's own.
+    """
+    from diffusers.training_utils import free_memory
+
+    pipeline = build_pipeline().to(device)
+    pipeline.set_progress_bar_config(disable=True)
+    options: dict[str, Any] = {"num_inference_steps": steps}
+    options |= {"num_images_per_prompt": images_per_prompt}
+    options |= {} if guidance_scale is None else {"guidance_scale": guidance_scale}
+    noise_seed = torch.Generator().seed() if seed is None else seed
+    images: list[Image] = []
+    try:
+        with evaluation_mode(*_modules(pipeline)), autocast():
+            for prompt in prompts:
+                generator = torch.Generator().manual_seed(noise_seed)
+                images += pipeline(prompt, generator=generator, **options).images
+    finally:
+        del pipeline
+        free_memory()
+    return images
+
+
+def _modules(pipeline: Any) -> list[nn.Module]:
+    return [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
+
+
+def image_grid(images: Sequence[Image], prompts: Sequence[str]) -> Image:
+    """One row of pictures per prompt, in the order of ``validation_images``.
+
+    Raises:
+        ValueError: the pictures cannot be shared out among the prompts.
+    """
+    if not images or not prompts or len(images) % len(prompts):
+        raise ValueError(f"{len(images)} pictures cannot fill {len(prompts)} rows of equal length")
+    return make_image_grid(list(images), len(prompts), len(images) // len(prompts))
+
+
+def log_images(
+    accelerator: Any, tag: str, images: Sequence[Image], prompts: Sequence[str], step: int
+) -> None:
+    """Send pictures to the trackers that show them; others get one warning each.
+
+    Args:
+        accelerator: whose trackers are asked; only the main process sends.
+        tag: "validation" during training, "test" at its end.
+        images: prompt by prompt, as from ``validation_images``.
+        step: the optimizer step.
+    """
+    if not images or not accelerator.is_main_process:
+        return
+    for tracker in accelerator.trackers:
+        if tracker.name == "tensorboard":
+            stacked = np.stack([np.asarray(image.convert("RGB")) for image in images])
+            tracker.writer.add_images(tag, stacked, step, dataformats="NHWC")
+        elif tracker.name == "wandb":
+            tracker.log({tag: _wandb_images(images, captions(images, prompts))}, step=step)
+        else:
+            _warn_once(tracker.name)
+
+
+def captions(images: Sequence[Image], prompts: Sequence[str]) -> list[str]:
+    """The prompt of each picture, numbered through."""
+    each = max(1, len(images) // max(1, len(prompts)))
+    return [f"{i}: {prompts[i // each]}" for i in range(len(images))]
+
+
+def _wandb_images(images: Sequence[Image], texts: Sequence[str]) -> list[Any]:
+    import wandb  # pyright: ignore[reportMissingImports]
+
+    return [wandb.Image(image, caption=t) for image, t in zip(images, texts, strict=True)]
+
+
+@cache
+def _warn_once(tracker: str) -> None:
+    logger.warning("tracker %r shows no pictures; use tensorboard or wandb to see them", tracker)
