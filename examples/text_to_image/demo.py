@@ -1,0 +1,101 @@
+"""The whole way in one command: scans, a tiny Stable Diffusion, training, pictures.
+
+Runs, and shows, the commands that you would type for your own images. Nothing is downloaded; on two
+cores without a GPU it takes a few minutes.
+
+    python examples/text_to_image/demo.py --output_dir outputs/demo
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+SCRIPT = HERE.parent.parent / "train_text_to_image_curriculum.py"
+RESOLUTION = "32"
+TRAIN_STEPS, VAE_STEPS = 1200, 250
+
+
+def commands(folder: Path, train_steps: int, vae_steps: int) -> list[list[str]]:
+    """Return the demo's commands in order; the third one is the training itself."""
+    scans, tiny, trained = (str(folder / name) for name in ("digits", "tiny-sd", "sd-digits"))
+    pictures = str(folder / "pictures")
+    return [
+        ["python", _short(HERE / "digits.py"), "--output_dir", scans, "--resolution", RESOLUTION],
+        [
+            *("diffusers-curriculum", "make-tiny", "--train_data_dir", scans, "--output_dir", tiny),
+            *("--resolution", RESOLUTION, "--vae_steps", str(vae_steps), "--seed", "0"),
+        ],
+        [
+            *("accelerate", "launch", "--num_processes", "1", "--num_machines", "1"),
+            *("--mixed_precision", "no", "--dynamo_backend", "no"),
+            *("--num_cpu_threads_per_process", os.environ.get("OMP_NUM_THREADS", "1")),
+            *(_short(SCRIPT), "--pretrained_model_name_or_path", tiny),
+            *("--train_data_dir", scans, "--output_dir", trained, "--resolution", RESOLUTION),
+            *("--train_batch_size", "64", "--max_train_steps", str(train_steps)),
+            *("--learning_rate", "1e-3", "--prediction_type", "v_prediction", "--use_ema"),
+            *("--timestep_sampler", "laplace", "--timestep_sampler_args", "mu=0", "b=0.5"),
+            *("--timestep_draw", "stratified", "--curriculum", "difficulty"),
+            *("--curriculum_clusters", "10", "--curriculum_patience", "15"),
+            *("--validation_prompts", "a handwritten seven", "the digit 3"),
+            *("--validation_steps", "500", "--log_every", "10", "--seed", "0"),
+        ],
+        [
+            *("python", _short(HERE / "recognise.py"), "--before", tiny, "--after", trained),
+            *("--output_dir", pictures),
+        ],
+    ]
+
+
+def _short(path: Path) -> str:
+    """Return a path as it would be typed here, and in full where the folder is another one."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def run(command: list[str]) -> None:
+    """Show a command, run it with this Python environment's tools, stop the demo where it fails."""
+    tools = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    program = sys.executable if command[0] == "python" else shutil.which(command[0], path=tools)
+    if program is None:
+        raise SystemExit(f"{command[0]!r} is not installed: run `make install` first")
+    print(f"\n$ {shlex.join(command)}", flush=True)
+    start = time.monotonic()
+    # Quiet: without torchvision, transformers warns of a second image processor at every import.
+    surroundings = {"TRANSFORMERS_VERBOSITY": "error", **os.environ, "PATH": tools}
+    status = subprocess.run([program, *command[1:]], env=surroundings).returncode
+    if status:
+        raise SystemExit(f"the command above ended with status {status}; the demo stops here")
+    print(f"({time.monotonic() - start:.0f} s)", flush=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the demo from the command line."""
+    parser = argparse.ArgumentParser(description="Fine-tune a tiny Stable Diffusion on real scans.")
+    parser.add_argument("--output_dir", type=Path, default=Path("outputs/demo"))
+    parser.add_argument("--max_train_steps", type=int, default=TRAIN_STEPS)
+    parser.add_argument("--vae_steps", type=int, default=VAE_STEPS)
+    args = parser.parse_args(argv)
+    start = time.monotonic()
+    for command in commands(args.output_dir, args.max_train_steps, args.vae_steps):
+        run(command)
+    trained = args.output_dir / "sd-digits"
+    print(f"\nDone in {(time.monotonic() - start) / 60:.1f} minutes. Pictures:")
+    for text, file in (
+        ("digits, prompts by samples", args.output_dir / "pictures" / "digits_after.png"),
+        ("the same before training", args.output_dir / "pictures" / "digits_before.png"),
+        ("timesteps trained on, by stage", trained / "timesteps.png"),
+        ("loss per noise level", trained / "loss_per_noise_level.png"),
+    ):
+        print(f"  {text:32}{file}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,128 @@
+"""Generate digits with two pipelines, and count how many a classifier of real scans recognises.
+
+Prints one line, `recognised before=.. after=.. n=.. classifier=..`, and writes one picture per
+pipeline: a row per digit, a column per sample, the prompts above, a red frame around what was
+not recognised as the digit that the prompt asked for.
+
+    python examples/text_to_image/recognise.py --before tiny-sd --after sd-digits --output_dir .
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
+from digits import PHRASINGS, caption, to_scan, train_classifier
+from PIL import Image, ImageDraw, ImageFont
+from sklearn.svm import SVC
+
+CELL = 56  # side of one sample in the picture, in pixels
+LEFT, TOP = 64, 28  # room for the words beside the rows and above the columns
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Generated images, digit by digit, and whether each was recognised as its prompt's digit."""
+
+    images: list[Image.Image]
+    recognised: np.ndarray
+
+    @property
+    def share(self) -> float:
+        """Return the share of images that were recognised."""
+        return float(self.recognised.mean())
+
+
+def generate(pipeline_dir: str, prompts: list[str], *, steps: int, seed: int) -> list[Image.Image]:
+    """Return one image per prompt, all in one batch."""
+    pipeline = StableDiffusionPipeline.from_pretrained(pipeline_dir)
+    pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
+    pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+    pipeline.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(seed)
+    # No guidance: the training never drops a caption, so there is no unconditional model.
+    output: Any = pipeline(
+        prompts, num_inference_steps=steps, guidance_scale=1.0, generator=generator
+    )
+    return output.images
+
+
+def judge(images: list[Image.Image], classifier: SVC) -> Samples:
+    """Return images, which come in equal runs of the digits 0 to 9, with the verdicts on them."""
+    answers = classifier.predict(np.stack([to_scan(image).reshape(-1) for image in images]))
+    return Samples(images, answers == np.repeat(np.arange(10), len(images) // 10))
+
+
+def picture(samples: Samples) -> Image.Image:
+    """Return all samples as one picture, a row per digit."""
+    columns = len(samples.images) // 10
+    grid = Image.new("RGB", (LEFT + columns * CELL, TOP + 10 * CELL), "white")
+    draw = ImageDraw.Draw(grid)
+    _label(draw, columns)
+    for index, image in enumerate(samples.images):
+        row, column = divmod(index, columns)
+        left, top = LEFT + column * CELL, TOP + row * CELL
+        inner = image.convert("RGB").resize((CELL - 6, CELL - 6), Image.Resampling.NEAREST)
+        if not samples.recognised[index]:
+            draw.rectangle((left, top, left + CELL - 1, top + CELL - 1), fill="red")
+        grid.paste(inner, (left + 3, top + 3))
+    return grid
+
+
+def _label(draw: ImageDraw.ImageDraw, columns: int) -> None:
+    """Write the digits beside the rows and the phrasings above their columns."""
+    font = ImageFont.load_default(size=14)
+    for digit in range(10):
+        words = caption(digit, 3).removeprefix("the number ")
+        draw.text((6, TOP + digit * CELL + CELL // 2 - 8), words, fill="black", font=font)
+    width = columns // len(PHRASINGS) * CELL
+    for index, phrasing in enumerate(PHRASINGS):
+        text = phrasing.format(word="..", number="..")
+        draw.text((LEFT + index * width + 4, 7), text, fill="black", font=font)
+
+
+def recognise(args: argparse.Namespace) -> str:
+    """Write both pictures and return the line of figures."""
+    classifier, right = train_classifier()
+    group = args.samples // len(PHRASINGS)
+    prompts = [caption(digit, k // group) for digit in range(10) for k in range(args.samples)]
+    folder = Path(args.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    shares = {}
+    for name, pipeline_dir in (("before", args.before), ("after", args.after)):
+        images = generate(pipeline_dir, prompts, steps=args.num_inference_steps, seed=args.seed)
+        samples = judge(images, classifier)
+        picture(samples).save(folder / f"digits_{name}.png")
+        shares[name] = samples.share
+    return (
+        f"recognised before={shares['before']:.2f} after={shares['after']:.2f}"
+        f" n={len(prompts)} classifier={right:.2f}"
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Compare two pipelines from the command line."""
+    parser = argparse.ArgumentParser(description="Count the generated digits that are recognised.")
+    parser.add_argument("--before", required=True, help="folder of the pipeline before training")
+    parser.add_argument("--after", required=True, help="folder of the pipeline after training")
+    parser.add_argument("--output_dir", required=True, help="where the two pictures go")
+    parser.add_argument("--samples", type=int, default=20, help="samples per digit")
+    parser.add_argument("--num_inference_steps", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(argv)
+    if args.samples < 1 or args.samples % len(PHRASINGS):
+        parser.error(f"--samples {args.samples}: take a multiple of {len(PHRASINGS)}")
+    for folder in (args.before, args.after):
+        if not (Path(folder) / "model_index.json").is_file():
+            parser.error(f"{folder!r} is not a pipeline folder: it has no model_index.json")
+    print(recognise(args))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
