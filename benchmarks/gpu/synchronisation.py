@@ -1,0 +1,91 @@
+"""Part 3: does a training step ever make the host wait for the device?"""
+
+from __future__ import annotations
+
+import traceback
+import warnings
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+
+from benchmarks.gpu import subject
+from benchmarks.gpu.findings import NOT_APPLICABLE, CheckError, Findings, Unavailable
+from benchmarks.gpu.settings import Settings
+from diffusers_curriculum.training.monitor import Monitor
+from train_text_to_image_curriculum import optimizer_step
+
+SAMPLERS = {
+    "uniform": subject.UNIFORM,
+    "laplace": subject.LAPLACE,
+    "curriculum": subject.CURRICULUM,
+}
+WARM_UP, STEPS = 2, 4
+
+
+def measure(findings: Findings, settings: Settings) -> None:
+    """Steps with the synchronisation debug mode set to error, for each sampler and precision."""
+    for precision in ("bf16", "no"):
+        for name, flags in SAMPLERS.items():
+            label = f"{name}, {'fp32' if precision == 'no' else precision}"
+            findings.attempt(label, partial(_forbidden, settings, precision, flags))
+    findings.attempt("gradient scaler, fp16", partial(_counted, settings))
+
+
+def _forbidden(settings: Settings, precision: str, flags: tuple[str, ...]) -> dict[str, Any]:
+    """Two steps to fill the caches, then none may wait."""
+    step = _stepper(settings, precision, flags)
+    for number in range(WARM_UP):
+        step(number)
+    if not settings.cuda:
+        step(WARM_UP)
+        return {"synchronisations": NOT_APPLICABLE}
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for number in range(WARM_UP, WARM_UP + STEPS):
+            step(number)
+    except RuntimeError as error:
+        stack = "".join(traceback.format_exception(error)[-12:])
+        raise CheckError(f"a step waited for the device or failed: {error}\n{stack}") from error
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return {"synchronisations": "none", "steps": STEPS}
+
+
+def _counted(settings: Settings) -> dict[str, Any]:
+    """How often fp16 waits: torch's gradient scaler reads back whether gradients overflowed."""
+    if not settings.cuda:
+        raise Unavailable(NOT_APPLICABLE)
+    step = _stepper(settings, "fp16", subject.CURRICULUM)
+    for number in range(WARM_UP):
+        step(number)
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for number in range(WARM_UP, WARM_UP + STEPS):
+                step(number)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    found = [w for w in caught if "synchronizing CUDA operation" in str(w.message)]
+    places = sorted({f"{w.filename}:{w.lineno}" for w in found})
+    return {"synchronisations_per_step": len(found) / STEPS, "places": places}
+
+
+def _stepper(settings: Settings, precision: str, flags: tuple[str, ...]) -> Callable[[int], None]:
+    """One optimizer step of two micro-batches, with the average and the reports' sums."""
+    torch.manual_seed(0)
+    accelerator = subject.new_accelerator(settings.device, precision, 2)
+    dtype = subject.DTYPES[precision]
+    models = subject.build_models(subject.SMALL, settings.device, dtype)
+    run = subject.build_run(accelerator, models, "--use_ema", *flags)
+    monitor = Monitor(accelerator, run.sampler, None, 100, 10, 1000, run.guard)
+    plan = subject.batch_plan(4, 2)
+    batches = subject.host_batches(subject.SMALL, 4, pinned=settings.cuda)
+
+    def step(number: int) -> None:
+        loss, indices, losses, norm = optimizer_step(run, number, plan, batches)
+        monitor.add(number, loss, indices, losses, norm)
+
+    return step
