@@ -1,0 +1,190 @@
+"""The house as built is the house as planned: floors, forbidden calls, sizes."""
+
+from __future__ import annotations
+
+import ast
+import statistics
+from pathlib import Path
+
+import pytest
+
+from tests.structure.layout import (
+    PACKAGE,
+    circles,
+    forbidden,
+    function_lengths,
+    import_findings,
+    import_graph,
+    parse,
+    room,
+)
+
+ROOT = Path(__file__).parents[2]
+FILES = sorted((ROOT / PACKAGE).rglob("*.py"))
+SCRIPTS = [ROOT / "train_text_to_image_curriculum.py"]
+TREES = parse(FILES, ROOT)
+MAY_PRINT = {"cli"}
+
+
+def lines(path: Path) -> int:
+    return len(path.read_text("utf-8").splitlines())
+
+
+def test_there_is_something_to_look_at() -> None:
+    assert len(FILES) > 10
+    assert {room(name) for name in TREES} >= {"noise_levels", "samplers", "training"}
+    assert all(script.is_file() for script in SCRIPTS)
+
+
+def test_imports_point_downward_only() -> None:
+    findings = [f for module, tree in TREES.items() for f in import_findings(tree, module)]
+    assert findings == []
+
+
+def test_there_is_no_import_circle() -> None:
+    assert circles(import_graph(TREES)) == []
+
+
+def test_library_code_holds_nothing_forbidden() -> None:
+    findings = [
+        finding
+        for module, tree in TREES.items()
+        for finding in forbidden(tree, module, may_print=room(module) in MAY_PRINT)
+    ]
+    assert findings == []
+
+
+def test_scripts_hold_nothing_forbidden() -> None:
+    for module, tree in parse(SCRIPTS, ROOT).items():
+        assert list(forbidden(tree, module, may_seed=True)) == []
+
+
+def test_files_are_short() -> None:
+    limits = dict.fromkeys(FILES, 250) | dict.fromkeys(SCRIPTS, 350)
+    assert {p.name: lines(p) for p, limit in limits.items() if lines(p) > limit} == {}
+
+
+def test_no_function_is_long() -> None:
+    too_long = {
+        f"{module}.{name}": length
+        for module, tree in TREES.items()
+        for name, length in function_lengths(tree).items()
+        if length > 60
+    }
+    assert too_long == {}
+
+
+def test_no_function_of_a_script_is_long() -> None:
+    for script in SCRIPTS:
+        lengths = function_lengths(ast.parse(script.read_text("utf-8")))
+        assert any(name.startswith("main:") for name in lengths)
+        assert {name: length for name, length in lengths.items() if length > 120} == {}
+
+
+def test_most_functions_are_tiny() -> None:
+    lengths = [n for tree in TREES.values() for n in function_lengths(tree).values()]
+    assert statistics.median(lengths) <= 8
+    assert statistics.quantiles(lengths, n=10)[-1] <= 25
+
+
+# -- the checks themselves can fail ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("randomness", "from diffusers_curriculum.pacing import Patience"),
+        ("randomness", "from diffusers_curriculum import pacing"),
+        ("randomness", "import diffusers_curriculum"),
+        ("densities", "def f():\n    import diffusers_curriculum.cli"),
+        ("samplers.base", "if True:\n    from diffusers_curriculum.training import hub"),
+        ("training.hub", "from diffusers_curriculum.cli import main"),
+        ("training.hub", "from . import data"),
+        ("attic", "import torch"),
+        ("samplers.base", "import accelerate"),
+        ("objective", "from transformers.models import clip"),
+        ("pacing", "import scipy.stats"),
+    ],
+)
+def test_a_wrong_import_is_found(module: str, source: str) -> None:
+    assert len(list(import_findings(ast.parse(source), f"{PACKAGE}.{module}"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("samplers.base", "from diffusers_curriculum.densities import DENSITIES"),
+        ("samplers.base", "from diffusers_curriculum.samplers import curriculum"),
+        ("training.hub", "import huggingface_hub, json"),
+        ("objective", "import diffusers.utils, numpy as np, torch"),
+    ],
+)
+def test_a_right_import_is_not(module: str, source: str) -> None:
+    assert list(import_findings(ast.parse(source), f"{PACKAGE}.{module}")) == []
+
+
+def test_a_circle_is_found() -> None:
+    sources = {
+        "p.a": "from p.b import x",
+        "p.b": "def f():\n    from p import c",
+        "p.c": "import p.a",
+        "p.d": "import p.a, p.b",
+    }
+    graph = import_graph({name: ast.parse(source) for name, source in sources.items()})
+    assert circles(graph) == [["p.a", "p.b", "p.c", "p.a"]]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "torch.load(path)",
+        "from torch import load",
+        "import pickle",
+        "from dill import loads",
+        "eval(text)",
+        "exec(text)",
+        "assert x",
+        "f(trust_remote_code=True)",
+        "f(trust_remote_code=flag)",
+        "print(1)",
+        "try:\n    pass\nexcept:\n    pass",
+        "torch.randn(3)",
+        "torch.randint(0, 5, (3,), device=d)",
+        "torch.manual_seed(0)",
+        "np.random.rand(3)",
+        "numpy.random.seed(0)",
+        "import random",
+        "from random import shuffle",
+        "with torch.random.fork_rng():\n    pass\ntorch.manual_seed(0)",
+    ],
+)
+def test_a_forbidden_call_is_found(source: str) -> None:
+    assert len(list(forbidden(ast.parse(source), "m"))) == 1
+
+
+def test_a_script_may_seed_but_not_draw() -> None:
+    source = "torch.manual_seed(0)\ntorch.randn(3)"
+    assert len(list(forbidden(ast.parse(source), "m"))) == 2
+    (finding,) = forbidden(ast.parse(source), "m", may_seed=True)
+    assert finding.startswith("m:2 torch.randn()")
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "model.eval()",
+        "torch.randn(3, generator=g)",
+        "np.random.Generator(np.random.Philox(key=1)).random(3)",
+        "with torch.random.fork_rng():\n    torch.manual_seed(0)",
+        "f(trust_remote_code=False)",
+        "safetensors.torch.load(data)",
+        "re.compile(pattern)",
+    ],
+)
+def test_an_allowed_call_is_not(source: str) -> None:
+    assert list(forbidden(ast.parse(source), "m")) == []
+
+
+def test_lengths_are_counted_from_def_to_the_last_line() -> None:
+    source = 'def f():\n    """Doc."""\n    def g():\n        return 1\n\n    return g\n'
+    assert function_lengths(ast.parse(source)) == {"f:1": 6, "g:3": 2}

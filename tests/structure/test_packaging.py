@@ -1,0 +1,74 @@
+"""What a user gets from `pip install`, and that the pins of the tools agree."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import diffusers_curriculum
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = "train_text_to_image_curriculum"
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+def test_wheel_holds_the_package_the_script_and_nothing_else(wheel: Path) -> None:
+    assert wheel.name.startswith(f"diffusers_curriculum-{diffusers_curriculum.__version__}-")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    sources = {str(p.relative_to(ROOT)) for p in (ROOT / "diffusers_curriculum").rglob("*.py")}
+    assert sources | {f"{SCRIPT}.py", "diffusers_curriculum/py.typed"} <= names
+    assert {name.split("/")[0].split("-")[0] for name in names} == {
+        "diffusers_curriculum",
+        f"{SCRIPT}.py",
+    }
+
+
+def test_installed_script_runs_as_a_module_from_any_folder(wheel: Path, tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    zipfile.ZipFile(wheel).extractall(site)
+    program = (
+        f"import runpy, sys; sys.path.insert(0, {str(site)!r}); sys.argv = ['x', '--help']; "
+        f"runpy.run_module({SCRIPT!r}, run_name='__main__')"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "--timestep_sampler" in done.stdout
+
+
+def test_console_command_exists(wheel: Path) -> None:
+    archive = zipfile.ZipFile(wheel)
+    (entry,) = [name for name in archive.namelist() if name.endswith("entry_points.txt")]
+    assert "diffusers-curriculum = diffusers_curriculum.cli:main" in archive.read(entry).decode()
+    from diffusers_curriculum.cli import main
+
+    assert callable(main)
+
+
+def test_pins_agree() -> None:
+    lines = (ROOT / "constraints.txt").read_text("utf-8").splitlines()
+    pins = dict(line.split("==") for line in lines if line and not line.startswith("#"))
+    wanted = PROJECT["project"]["optional-dependencies"]["dev"]
+    exact = dict(re.sub(r"\[.*?\]", "", entry).split("==") for entry in wanted if "==" in entry)
+    assert set(exact) == {"ruff", "pyright"}
+    assert exact.items() <= pins.items()
