@@ -1,0 +1,206 @@
+"""Runs of the training script inside the test's own process, and what their steps computed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from PIL import Image
+
+import train_text_to_image_curriculum as script
+from diffusers_curriculum.models import TinySizes, make_tiny_pipeline
+from diffusers_curriculum.samplers import CurriculumTimestepSampler
+from diffusers_curriculum.training import runtime
+from diffusers_curriculum.training.monitor import Monitor
+
+SAMPLES = 18  # not a multiple of any global batch used here: steps straddle epochs
+RESOLUTION = 8
+SIZES = TinySizes((8, 8), (8, 8), text_width=8, text_length=8, groups=4)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A pipeline, a data set and a cache that all runs of a session share."""
+
+    pipeline: Path
+    images: Path
+    cache: Path
+
+    def argv(self, output_dir: Path, *more: object, batch: int = 2) -> list[str]:
+        """A command line for this pipeline and data set; later arguments win."""
+        return [
+            *("--pretrained_model_name_or_path", str(self.pipeline)),
+            *("--train_data_dir", str(self.images), "--cache_dir", str(self.cache)),
+            *("--output_dir", str(output_dir), "--resolution", str(RESOLUTION)),
+            *("--train_batch_size", str(batch), "--seed", "7", "--learning_rate", "1e-3"),
+            *map(str, more),
+        ]
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one optimizer step computed; losses are compared by their bits."""
+
+    step: int
+    loss: str
+    indices: tuple[int, ...]
+    losses: tuple[float, ...]
+    norm: float | None
+    lr: float
+    stage: int
+
+
+@dataclass
+class Record:
+    """What a run computed and told its trackers."""
+
+    steps: list[Step] = field(default_factory=list)
+    logged: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
+    last: Any = None  # the script's own Run
+
+    @property
+    def numbers(self) -> list[int]:
+        """Which optimizer steps were made."""
+        return [step.step for step in self.steps]
+
+    @property
+    def losses(self) -> list[str]:
+        """Loss of each step, every bit of it."""
+        return [step.loss for step in self.steps]
+
+
+def make_bench(folder: Path) -> Bench:
+    """Write the data set and the pipeline."""
+    images = write_images(folder / "images", SAMPLES)
+    make_tiny_pipeline(images, folder / "pipeline", resolution=RESOLUTION, vae_steps=0, sizes=SIZES)
+    return Bench(folder / "pipeline", images, folder / "cache")
+
+
+def write_images(folder: Path, count: int, size: int = 12) -> Path:
+    """Write random pictures with captions, and return their folder."""
+    folder.mkdir(parents=True)
+    draw = np.random.default_rng(0)
+    rows = [{"file_name": f"{i:02d}.png", "text": f"picture number {i}"} for i in range(count)]
+    for row in rows:
+        pixels = draw.integers(0, 256, (size, size, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / row["file_name"])
+    (folder / "metadata.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    return folder
+
+
+def reset_accelerate() -> None:
+    """Forget the process-wide state that one Accelerator leaves for the next."""
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
+
+
+def train(argv: Sequence[str], *, pictures: bool = False) -> Record:
+    """Run the script to its end; the pictures that it leaves are drawn only where asked for."""
+    with recorded() as record, drawing(pictures):
+        script.main(argv)
+    return record
+
+
+def status(argv: Sequence[str]) -> int:
+    """The exit status of the script, without the pictures at its end."""
+    reset_accelerate()
+    with drawing(False):
+        try:
+            return runtime.exit_status(lambda: script.main(argv))
+        except SystemExit as error:  # from argparse
+            return int(str(error.code))
+        finally:
+            reset_accelerate()
+
+
+@contextmanager
+def drawing(wanted: bool) -> Iterator[None]:
+    """Leave out the two pictures at the end of a run, which take longer than the run."""
+    if wanted:
+        yield
+        return
+    with mock.patch.object(Monitor, "finish", lambda monitor, folder: monitor.bar.close()):
+        yield
+
+
+@contextmanager
+def recorded() -> Iterator[Record]:
+    """Note what each step computes and what is logged, and change nothing."""
+    reset_accelerate()
+    record, step_of_script, log = Record(), script.optimizer_step, Accelerator.log
+
+    def optimizer_step(run: Any, step: int, plan: Any, batches: Any) -> Any:
+        stage = stage_of(run.sampler, step)
+        result = step_of_script(run, step, plan, batches)
+        record.steps.append(_noted(run, step, stage, *result))
+        record.last = run
+        return result
+
+    def logs(accelerator: Any, values: dict[str, Any], step: int, **kwargs: Any) -> None:
+        record.logged.append((step, dict(values)))
+        log(accelerator, values, step=step, **kwargs)
+
+    with (
+        mock.patch.object(script, "optimizer_step", optimizer_step),
+        mock.patch.object(Accelerator, "log", logs),
+    ):
+        try:
+            yield record
+        finally:
+            reset_accelerate()
+
+
+def finite(record: Record) -> bool:
+    """Whether the run made steps, all with finite positive losses."""
+    losses = [float.fromhex(loss) for loss in record.losses]
+    return bool(losses) and all(0 < loss < math.inf for loss in losses)
+
+
+def _noted(
+    run: Any, step: int, stage: int, loss: Any, indices: Any, losses: Any, norm: Any
+) -> Step:
+    return Step(
+        step=step,
+        loss=float(loss).hex(),
+        indices=tuple(indices.tolist()),
+        losses=tuple(losses.tolist()),
+        norm=None if norm is None else float(norm),
+        lr=run.lr_scheduler.get_last_lr()[0],
+        stage=stage,
+    )
+
+
+def stage_of(sampler: Any, step: int) -> int:
+    """The stage in which ``step`` trains, 0 without a curriculum."""
+    return sampler.stage(step) if isinstance(sampler, CurriculumTimestepSampler) else 0
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file below ``folder`` that holds state, by relative path."""
+    files = [p for p in folder.rglob("*") if p.suffix in (".safetensors", ".json")]
+    return {
+        str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in files
+        if p.name != "manifest.json"
+    }
+
+
+def tensor_hash(tensor: torch.Tensor) -> str:
+    """SHA-256 of the bytes of a tensor."""
+    return hashlib.sha256(tensor.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
+
+
+def checkpoint_names(folder: Path) -> set[str]:
+    """The checkpoints in an output folder."""
+    return {path.name for path in folder.glob("checkpoint-*")}

@@ -1,0 +1,75 @@
+"""--show_timesteps draws what would be trained on, from the scheduler alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import train_text_to_image_curriculum as script
+from diffusers_curriculum.training import components, runtime
+from tests.scripts.small_runs import Bench, status
+
+
+@pytest.fixture(autouse=True)
+def _nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Data, models and accelerator are out of bounds."""
+
+    def forbidden(what: str) -> Callable[..., Any]:
+        def fail(*args: Any, **kwargs: Any) -> Any:
+            raise AssertionError(f"{what} was touched")
+
+        return fail
+
+    monkeypatch.setattr(script, "load_image_captions", forbidden("the data set"))
+    monkeypatch.setattr(components, "load_components", forbidden("a model"))
+    monkeypatch.setattr(components, "load_tokenizer", forbidden("the tokenizer"))
+    monkeypatch.setattr(runtime, "make_accelerator", forbidden("the accelerator"))
+
+
+def show(bench: Bench, file: Path, *more: object) -> int:
+    argv = ["--pretrained_model_name_or_path", str(bench.pipeline), "--show_timesteps", str(file)]
+    return status([*argv, *map(str, more)])
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        (),
+        ("--timestep_sampler", "laplace", "--snr_gamma", 5, "--importance_correction", "full"),
+        ("--curriculum", "difficulty", "--max_train_steps", 100000),
+        ("--curriculum", "difficulty"),  # of a run of unknown length
+        ("--curriculum", "difficulty", "--curriculum_pacing", "root",
+         "--curriculum_total_steps", 50, "--max_train_steps", 1000),
+    ],
+)  # fmt: skip
+def test_a_picture_is_drawn(bench: Bench, tmp_path: Path, more: tuple[object, ...]) -> None:
+    file = tmp_path / "shown.png"
+    assert show(bench, file, *more) == 0
+    with Image.open(file) as picture:
+        assert picture.format == "PNG"
+        assert picture.size == (1210, 825)
+        assert len(np.unique(np.asarray(picture))) > 50
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_the_picture_shows_the_sampler(bench: Bench, tmp_path: Path) -> None:
+    files = [tmp_path / name for name in ("a.png", "b.png", "c.png", "d.png")]
+    show(bench, files[0])
+    show(bench, files[1], "--timestep_sampler", "laplace")
+    show(bench, files[2], "--timestep_sampler", "laplace", "--timestep_sampler_args", "mu=3")
+    show(bench, files[3], "--loss_weighting", "min_snr")
+    assert len({file.read_bytes() for file in files}) == 4
+
+
+def test_what_cannot_be_trained_cannot_be_shown(
+    bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ("--curriculum", "difficulty", "--max_train_steps", 100)
+    assert show(bench, tmp_path / "shown.png", *more) == 2
+    assert "--curriculum_max_share" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,117 @@
+"""What each sample of each optimizer step really saw: image, caption, noise level and noise."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+import train_text_to_image_curriculum as script
+from diffusers_curriculum import Objective
+from diffusers_curriculum.randomness import gaussian
+from diffusers_curriculum.training.optimizer_io import optimizer_state
+from tests.scripts.small_runs import stage_of, tensor_hash
+
+
+def _nested() -> Any:
+    return defaultdict(lambda: defaultdict(dict))
+
+
+@dataclass
+class Testimony:
+    """Plain data, so that it can be written as JSON.
+
+    Attributes:
+        seen: step -> slot of the global batch -> what -> value or hash.
+        losses, lrs, stages: one entry per step.
+        states: one hash per step, of sampler, weights and optimizer together.
+        noise: the first numbers of each noise tensor, in order.
+    """
+
+    seen: Any = field(default_factory=_nested)
+    losses: list[float] = field(default_factory=list)
+    lrs: list[float] = field(default_factory=list)
+    stages: list[int] = field(default_factory=list)
+    states: list[str] = field(default_factory=list)
+    noise: list[float] = field(default_factory=list)
+
+
+@contextmanager
+def witnessed(skew: bool = False) -> Iterator[Testimony]:
+    """Note what every sample sees.
+
+    Args:
+        skew: multiply the losses of every process but the first, as if its data were harder.
+    """
+    told, training_step, optimizer_step = (
+        Testimony(), script.training_step, script.optimizer_step,
+    )  # fmt: skip
+
+    def draw(shape: Any, **kwargs: Any) -> Tensor:
+        values = gaussian(shape, **kwargs)
+        for slot, value in zip(kwargs["slots"], values, strict=True):
+            told.seen[kwargs["step"]][slot][kwargs["purpose"]] = tensor_hash(value)
+        if kwargs["purpose"] == "noise":
+            told.noise += values.flatten().tolist()[:16]
+        return values
+
+    def micro_step(run: Any, step: int, slots: Any, batch: Any) -> Any:
+        result = training_step(run, step, slots, batch)
+        for i, slot in enumerate(slots):
+            told.seen[step][slot] |= {
+                "image": tensor_hash(batch["pixel_values"][i]),
+                "caption": tensor_hash(batch["input_ids"][i]),
+                "level": int(result[0][i]),
+            }
+        return result
+
+    def update(run: Any, step: int, plan: Any, batches: Any) -> Any:
+        told.stages.append(stage_of(run.sampler, step))
+        result = optimizer_step(run, step, plan, batches)
+        told.losses.append(float(result[0]))
+        told.lrs.append(run.lr_scheduler.get_last_lr()[0])
+        told.states.append(state_hash(run))
+        return result
+
+    with (
+        mock.patch.object(script, "gaussian", draw),
+        mock.patch.object(script, "training_step", micro_step),
+        mock.patch.object(script, "optimizer_step", update),
+        mock.patch.object(Objective, "loss", _skewed if skew else Objective.loss),
+    ):
+        yield told
+
+
+_loss = Objective.loss
+
+
+def _skewed(self: Objective, *args: Any) -> tuple[Tensor, Tensor]:
+    loss, losses = _loss(self, *args)
+    factor = 1 + 10 * int(os.environ.get("RANK", "0"))
+    return loss * factor, losses * factor
+
+
+def state_hash(run: Any) -> str:
+    """SHA-256 of the states of sampler, model, average and optimizer."""
+    unet = run.accelerator.unwrap_model(run.models.unet)
+    held = list(run.sampler.state_dict().items()) + list(unet.state_dict().items())
+    held += list(optimizer_state(run.optimizer.optimizer)[0].items())
+    held += list(enumerate(run.ema.shadow_params)) if run.ema else []
+    digest = hashlib.sha256()
+    for name, value in held:
+        text = tensor_hash(value) if isinstance(value, Tensor) else repr(value)
+        digest.update(f"{name}={text};".encode())
+    return digest.hexdigest()
+
+
+def one_thread() -> None:
+    """The same number of threads everywhere, so that sums are added in the same order."""
+    torch.set_num_threads(1)
