@@ -1,0 +1,61 @@
+"""The documents tell the truth: their code runs, their links and commands lead somewhere."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENTS = sorted([ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")])
+TEXTS = {str(path.relative_to(ROOT)): path.read_text("utf-8") for path in DOCUMENTS}
+
+
+def blocks(language: str) -> list[tuple[str, str]]:
+    """(document, code) of every fenced block in a language."""
+    pattern = re.compile(rf"```{language}\n(.*?)```", re.DOTALL)
+    return [(name, code) for name, text in TEXTS.items() for code in pattern.findall(text)]
+
+
+@pytest.mark.parametrize(("name", "code"), [b for b in blocks("python") if "import" in b[1]])
+def test_python_with_its_imports_runs(
+    name: str, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, name, "exec"), {"__name__": "document"})
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_local_links_exist(name: str) -> None:
+    targets = re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", TEXTS[name])
+    local = [target for target in targets if "://" not in target]
+    missing = [target for target in local if not ((ROOT / name).parent / target).exists()]
+    assert not missing
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_named_test_files_exist(name: str) -> None:
+    files = re.findall(r"\b(tests/[\w/.]+|benchmarks/[\w.]+\.(?:sh|py))", TEXTS[name])
+    assert not [file for file in files if not (ROOT / file).exists()]
+
+
+def test_flags_in_commands_exist() -> None:
+    from diffusers_curriculum.training.arguments import build_parser
+
+    known = {option for action in build_parser()._actions for option in action.option_strings}
+    commands = [code for _, code in blocks("bash") if "train_text_to_image_curriculum" in code]
+    used = {flag for code in commands for flag in re.findall(r"--\w+", code)}
+    assert commands
+    assert used <= known
+
+
+def test_tables_name_every_density_and_weighting() -> None:
+    from diffusers_curriculum.clustering import CLUSTERINGS
+    from diffusers_curriculum.densities import DENSITIES
+    from diffusers_curriculum.pacing import PACINGS
+    from diffusers_curriculum.randomness import DRAWS
+    from diffusers_curriculum.weighting import WEIGHTINGS
+
+    named = set(re.findall(r"`(\w+)`", TEXTS["README.md"]))
+    assert {*DENSITIES, *WEIGHTINGS, *PACINGS, *DRAWS, *CLUSTERINGS} <= named
