@@ -16,7 +16,7 @@ export HF_HUB_OFFLINE = 1
 export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 
-.PHONY: install demo test lint clean
+.PHONY: install demo test test-reliability lint clean
 .DEFAULT_GOAL := test
 
 install: $(STAMP)
@@ -36,6 +36,10 @@ lint: install
 
 test: lint
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# Kills, two processes and resumes in full; the figures are printed.
+test-reliability: install
+	$(BIN)/python -m pytest tests/reliability -m reliability -rP $(PYTEST_ARGS)
 
 clean:
 	rm -rf $(VENV) outputs build dist .pytest_cache .ruff_cache .hypothesis
