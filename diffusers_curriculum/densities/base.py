@@ -9,16 +9,26 @@ from dataclasses import dataclass, field, fields
 import torch
 from torch import Tensor
 
+from diffusers_curriculum.catalogue import Entry
+
 DENSITIES: dict[str, type[Density]] = {}
+ENTRIES: dict[str, Entry] = {}
 
 
-def register(name: str) -> Callable[[type[Density]], type[Density]]:
-    """Class decorator: make a density available under ``name``."""
+def register(
+    name: str, *, formula: str = "", source: str = "", families: str = "all", note: str = ""
+) -> Callable[[type[Density]], type[Density]]:
+    """Class decorator: make a density available under ``name``; the rest is told in the catalogue.
+
+    Raises:
+        ValueError: the name is taken.
+    """
 
     def add(density: type[Density]) -> type[Density]:
         if name in DENSITIES:
             raise ValueError(f"a density named {name!r} exists already: choose another name.")
         DENSITIES[name] = density
+        ENTRIES[name] = Entry(name, density, formula, source, families, note)
         return density
 
     return add
