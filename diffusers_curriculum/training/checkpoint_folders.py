@@ -17,6 +17,7 @@ import re
 import shutil
 from pathlib import Path
 
+from diffusers_curriculum.training.atomic_text import remove_half_written
 from diffusers_curriculum.training.manifest import CheckpointError, verify_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -67,11 +68,12 @@ def _discard(folder: Path, final: Path) -> None:
 
 
 def clean_temporary(output_dir: str | Path) -> None:
-    """Clear up what a killed save left; call it at start, on the main process, before resuming.
+    """Clear up what a killed run left; call it at start, on the main process, before resuming.
 
     A checkpoint that had been moved aside gets its name back if no new one took it.
     """
     root = Path(output_dir)
+    remove_half_written(root)
     for path in sorted(root.iterdir(), reverse=True) if root.is_dir() else ():
         name = _OURS.fullmatch(path.name)
         if not name or not is_real_folder(path):

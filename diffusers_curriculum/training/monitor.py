@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from pathlib import Path
 from typing import Any
@@ -160,9 +161,10 @@ class Monitor:
         """Send a picture of the effective density to the trackers."""
         if self.accelerator.is_main_process and self.accelerator.trackers:
             figure = plot_timesteps(self.sampler, self._cpu_weights(), self.max_train_steps)
-            log_images(
-                self.accelerator, "timesteps", [figure_to_image(figure)], ["timesteps"], step
-            )
+            picture = figure_to_image(figure)
+            log_images(self.accelerator, "timesteps", [picture], ["timesteps"], step)
+            del figure
+            gc.collect()  # its megabytes refer to each other, and full collections are rare
 
     def finish(self, output_dir: str) -> None:
         """Write timesteps.png and loss_per_noise_level.png into ``output_dir``, and end the bar."""

@@ -27,7 +27,7 @@ from unittest import mock
 
 from diffusers_curriculum.training.manifest import verify_checkpoint
 from tests.reliability import trial
-from tests.scripts.small_runs import checkpoint_names, hashes
+from tests.scripts.small_runs import Bench, checkpoint_names, hashes
 
 ROOT = Path(__file__).resolve().parents[2]
 DEADLINE = 240.0  # seconds in which any trial ends by itself
@@ -115,6 +115,7 @@ def live(
     kills: Iterable[Kill] = (),
     pace: Mapping[str, float] | None = None,
     vitals: bool = False,
+    script: str = Bench.script,
 ) -> Life:
     """Start a run, kill it as often as ``kills`` says, and start it again until it is done.
 
@@ -122,6 +123,7 @@ def live(
         argv: command line without ``--output_dir`` and ``--resume_from_checkpoint``.
         pace: of an undisturbed run; needed for kills.
         vitals: note them after each step; see ``trial.vitals``.
+        script: the training script's module.
 
     Raises:
         RuntimeError: a start ended with an error; the message has its last output.
@@ -133,7 +135,7 @@ def live(
     while not life.starts or life.starts[-1].killed:
         number = len(list(folder.glob("*.jsonl")))
         files = (folder / f"{number}.jsonl", folder / f"{number}.txt")
-        job = trial.Job(trial.SCRIPTS[0], everything, *files, vitals)
+        job = trial.Job(script, everything, *files, vitals)
         life.starts.append(_start(job, next(moments, None), pace or {}))
         check_whole(life)
     return life

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from tests.reliability.harness import Kill, Life, live, lost
 from tests.reliability.trial import SHADE
-from tests.scripts.small_runs import SAMPLES, Bench, checkpoint_names, make_bench, write_images
+from tests.scripts.small_runs import BENCHES, SAMPLES, Bench, checkpoint_names, write_images
 
 pytestmark = pytest.mark.reliability
 
@@ -24,14 +24,14 @@ TOTAL = BATCH * ACCUMULATION
 STEPS = 20  # of 4 samples: four epochs of 18 and a part of the fifth; steps straddle epochs
 
 
-@pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+@pytest.fixture(scope="module", params=BENCHES)
+def bench(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bench:
     """A data set whose samples are told apart by their brightness, whatever is done to them."""
     folder = tmp_path_factory.mktemp("bench")
     images = write_images(folder / "shades", SAMPLES)
     for number in range(SAMPLES):
         Image.new("RGB", (12, 12), (SHADE * number,) * 3).save(images / f"{number:02d}.png")
-    return replace(make_bench(folder), images=images)
+    return replace(BENCHES[request.param](folder), images=images)
 
 
 def consumed(life: Life) -> list[int]:
@@ -89,7 +89,7 @@ def test_every_sample_once_per_epoch_after_resume(
         "--dataloader_num_workers", workers, "--random_flip", "--checkpointing_steps", 3,
         batch=BATCH,
     )  # fmt: skip
-    reference = live(tmp_path / "reference", argv)
+    reference = live(tmp_path / "reference", argv, script=bench.script)
     expected = consumed(reference)
     assert len(expected) == STEPS * TOTAL
     assert not uneven(expected)
@@ -97,7 +97,8 @@ def test_every_sample_once_per_epoch_after_resume(
     while kills < interruptions:
         assert len(lives) < 2 * interruptions, "the kills come too late"
         few = islice(plan, interruptions - kills)
-        life = live(tmp_path / f"run-{len(lives)}", argv, few, reference.pace)
+        run = tmp_path / f"run-{len(lives)}"
+        life = live(run, argv, few, reference.pace, script=bench.script)
         lives.append(life)
         kills += sum(start.killed for start in life.starts)
         assert consumed(life) == expected
@@ -144,8 +145,9 @@ def test_optimizer_steps_equal_max_train_steps(
     argv = ["--gradient_accumulation_steps", accumulation, "--checkpointing_steps", 1]
     length = ["--num_train_epochs", EPOCHS] if steps is None else ["--max_train_steps", steps]
     both = bench.argv(tmp_path, *argv, "--max_train_steps", resumed_from, batch=batch)
-    starts = list(live(tmp_path, both).starts) if resumed_from else []
-    life = live(tmp_path, bench.argv(tmp_path, *argv, *length, batch=batch))
+    starts = list(live(tmp_path, both, script=bench.script).starts) if resumed_from else []
+    argv = bench.argv(tmp_path, *argv, *length, batch=batch)
+    life = live(tmp_path, argv, script=bench.script)
     life.starts = [*starts, *life.starts]
 
     total = batch * accumulation

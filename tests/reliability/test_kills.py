@@ -19,7 +19,7 @@ from tests.reliability.harness import (
     live,
     lost,
 )
-from tests.scripts.small_runs import Bench, checkpoint_names, hashes, make_bench
+from tests.scripts.small_runs import Bench, checkpoint_names, hashes
 
 pytestmark = pytest.mark.reliability
 
@@ -40,10 +40,9 @@ VARIANTS = {
     ),
 }
 STATES = {
-    "full": {"unet/diffusion_pytorch_model", "optimizer", "tracker_by_level"},
-    "everything": {"unet/diffusion_pytorch_model", "unet_ema/diffusion_pytorch_model",
-                   "optimizer", "sampler", "tracker_by_level"},
-}  # fmt: skip
+    "full": {"optimizer", "tracker_by_level"},
+    "everything": {"optimizer", "sampler", "tracker_by_level"},
+}
 
 
 @dataclass
@@ -51,6 +50,7 @@ class Campaign:
     """What many killed runs did, beside one that was left alone."""
 
     reference: Life
+    trained: str
     lives: list[Life] = field(default_factory=list)
 
     @property
@@ -71,7 +71,7 @@ class Campaign:
 
     def figures(self) -> dict[str, int]:
         """What is quoted from this test."""
-        names = {"checkpoint bits": f"checkpoint-{STEPS}", "exported bits": "unet"}
+        names = {"checkpoint bits": f"checkpoint-{STEPS}", "exported bits": self.trained}
         made = [step["step"] for start in self.starts for step in start.steps]
         return {
             "runs": len(self.lives),
@@ -117,19 +117,14 @@ def moments(seed: int) -> Iterator[Kill]:
 def campaign(bench: Bench, folder: Path, variant: str, kills: int, inside: int) -> Campaign:
     """Run and kill until there were so many kills, so many of them inside a save."""
     argv = bench.argv(folder, *VARIANTS[variant])
-    done = Campaign(live(folder / "reference", argv))
+    done = Campaign(live(folder / "reference", argv, script=bench.script), bench.trained)
     plan = moments(seed=kills)
     while done.kills < kills or done.inside < inside:
         assert len(done.lives) < 2 * kills, "the kills come too late"
         few = islice(plan, max(kills - done.kills, 1))
         run = folder / f"run-{len(done.lives)}"
-        done.lives.append(live(run, argv, few, done.reference.pace))
+        done.lives.append(live(run, argv, few, done.reference.pace, script=bench.script))
     return done
-
-
-@pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    return make_bench(tmp_path_factory.mktemp("bench"))
 
 
 full_tier = [pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -160,13 +155,15 @@ def test_sigkill_resume_bits(
         assert sorted(life.steps) == list(range(STEPS))
         assert checkpoint_names(life.folder) == {f"checkpoint-{STEPS}"}
         assert not [path for path in life.folder.iterdir() if path.name.startswith(".")]
-    _has_something_to_lose(done.reference, variant)
+    _has_something_to_lose(done.reference, variant, bench.trained)
 
 
-def _has_something_to_lose(reference: Life, variant: str) -> None:
+def _has_something_to_lose(reference: Life, variant: str, trained: str) -> None:
     """No state is trivial, and the curriculum is under way while runs are killed."""
     files = hashes(reference.folder / f"checkpoint-{STEPS}")
-    assert {f"{name}.safetensors" for name in STATES[variant]} <= files.keys()
+    models = [trained, f"{trained}_ema"][: 1 + (variant == "everything")]
+    weights = {f"{model}/diffusion_pytorch_model" for model in models}
+    assert {f"{name}.safetensors" for name in STATES[variant] | weights} <= files.keys()
     assert len({step["loss"] for step in reference.steps.values()}) == STEPS
     opened = [step["stage"] for step in reference.steps.values()]
     assert variant == "full" or len(set(opened[4:-4])) >= 3

@@ -25,12 +25,11 @@ from diffusers import DDPMScheduler
 from diffusers.optimization import SchedulerType, get_scheduler
 from scipy import stats
 
-import train_text_to_image_curriculum as script
 from diffusers_curriculum.training.arguments import parse_args
 from diffusers_curriculum.training.timesteps import build_sampler
 from tests.reliability.harness import ROOT
 from tests.reliability.two_processes import DEADLINE, Fault, Kill, Outcome, check_whole, launch
-from tests.scripts.small_runs import Bench, hashes, make_bench
+from tests.scripts.small_runs import Bench, hashes
 from tests.statistics.checks import chi_square
 
 pytestmark = pytest.mark.reliability
@@ -54,13 +53,6 @@ EVERYTHING = (
 OFTEN = (*EVERYTHING, *LATEST, "--checkpointing_steps", 3, "--checkpoints_total_limit", 2)
 
 
-@pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    """A pipeline, a data set and a cache folder."""
-    torch.set_num_threads(1)
-    return make_bench(tmp_path_factory.mktemp("bench"))
-
-
 @dataclass(frozen=True)
 class Finished:
     """A job that came to its end."""
@@ -72,7 +64,7 @@ class Finished:
 def finish(bench: Bench, folder: Path, *more: object, batch: int, processes: int = 2) -> Finished:
     """Run to the end; the output folder may hold a checkpoint to go on from."""
     output = folder / "output"
-    outcome = launch(folder, bench.argv(output, *more, batch=batch), processes)
+    outcome = launch(folder, bench.argv(output, *more, batch=batch), processes, script=bench.script)
     assert outcome.statuses == [0] * processes, outcome.said()
     return Finished(output, outcome)
 
@@ -91,14 +83,14 @@ def undisturbed(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Finis
     return finish(bench, folder, *EVERYTHING, *EVERY_STEP, batch=1)
 
 
-def check_same_bits(job: Finished, undisturbed: Finished) -> None:
+def check_same_bits(job: Finished, undisturbed: Finished, trained: str) -> None:
     """All that both ranks saw, computed and held in every step made, and all that they left."""
     for rank in range(2):
         seen, expected = job.outcome.saw(rank), undisturbed.outcome.saw(rank)
         first = min(seen)
         assert sorted(seen) == list(range(first, STEPS))
         assert seen == {step: expected[step] for step in seen}
-    for name in (f"checkpoint-{STEPS}", "unet"):
+    for name in (f"checkpoint-{STEPS}", trained):
         left = hashes(job.output / name)
         assert left
         assert left == hashes(undisturbed.output / name)
@@ -132,7 +124,7 @@ def test_ddp_resume_bits(bench: Bench, undisturbed: Finished, tmp_path: Path, st
     folder = with_checkpoint(tmp_path, undisturbed, stopped)
     job = finish(bench, folder, *EVERYTHING, *LATEST, "--checkpointing_steps", STEPS, batch=1)
     assert [min(job.outcome.saw(rank)) for rank in range(2)] == [stopped, stopped]
-    check_same_bits(job, undisturbed)
+    check_same_bits(job, undisturbed, bench.trained)
 
 
 # -- R7: a killed rank -----------------------------------------------------------------------------
@@ -159,7 +151,7 @@ def test_ddp_kill_one_rank(
     bench: Bench, undisturbed: Finished, tmp_path: Path, trial: int, rank: int
 ) -> None:
     output, kill = tmp_path / "output", random_kill(trial, rank)
-    killed = launch(tmp_path, bench.argv(output, *OFTEN, batch=1), kill=kill)
+    killed = launch(tmp_path, bench.argv(output, *OFTEN, batch=1), kill=kill, script=bench.script)
     check_ended(killed, kill, output)
     saved = max([0, *killed.ranks[0].saved])
     job = finish(bench, tmp_path, *OFTEN, batch=1)
@@ -167,7 +159,7 @@ def test_ddp_kill_one_rank(
     for number in range(2):  # what was computed before the kill too
         seen, expected = killed.saw(number), undisturbed.outcome.saw(number)
         assert seen == {step: expected[step] for step in seen}
-    check_same_bits(job, undisturbed)
+    check_same_bits(job, undisturbed, bench.trained)
 
 
 def check_ended(killed: Outcome, kill: Kill, output: Path) -> None:
@@ -194,7 +186,8 @@ def test_torchrun_ends_when_a_rank_is_killed(
 ) -> None:
     output = tmp_path / "output"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc_per_node", "2", str(script.__file__), *bench.argv(output, *OFTEN, batch=1)]
+    command += ["--nproc_per_node", "2", str(bench.module.__file__)]
+    command += bench.argv(output, *OFTEN, batch=1)
     more = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     with (tmp_path / "said.txt").open("w") as said:
         job = subprocess.Popen(command, env=os.environ | more, stdout=said, stderr=said)
@@ -217,7 +210,7 @@ def test_torchrun_ends_when_a_rank_is_killed(
     assert seconds < DEADLINE
     assert not Path(f"/proc/{other}").exists()
     assert bool(check_whole(output)) == (moment != "start")
-    check_same_bits(finish(bench, tmp_path, *OFTEN, batch=1), undisturbed)
+    check_same_bits(finish(bench, tmp_path, *OFTEN, batch=1), undisturbed, bench.trained)
 
 
 def wait_for(job: subprocess.Popen[bytes], look: Any, seconds: float = 120) -> Any:
@@ -256,7 +249,7 @@ def test_sigterm_to_one_rank_saves_exact_step(
     bench: Bench, undisturbed: Finished, tmp_path: Path, trial: int, rank: int
 ) -> None:
     output, term = tmp_path / "output", random_kill(trial, rank, signal.SIGTERM)
-    told = launch(tmp_path, bench.argv(output, *OFTEN, batch=1), kill=term)
+    told = launch(tmp_path, bench.argv(output, *OFTEN, batch=1), kill=term, script=bench.script)
     done = [max(told.saw(number)) + 1 for number in range(2)]
     print(f"\nR19 SIGTERM to rank {rank}: {told.statuses} after {told.seconds:.2f} s, step {done}")
     assert told.statuses == [143, 143], told.said()
@@ -265,7 +258,7 @@ def test_sigterm_to_one_rank_saves_exact_step(
     assert check_whole(output)[-1] == f"checkpoint-{done[0]}"
     job = finish(bench, tmp_path, *OFTEN, batch=1)
     assert job.outcome.ranks[0].resumed_at == done[0]
-    check_same_bits(job, undisturbed)
+    check_same_bits(job, undisturbed, bench.trained)
 
 
 FAULTS = [
@@ -281,13 +274,13 @@ def test_nonfinite_loss_on_one_rank_raises_on_both(
     bench: Bench, undisturbed: Finished, tmp_path: Path, fault: Fault
 ) -> None:
     output = tmp_path / "output"
-    job = launch(tmp_path, bench.argv(output, *OFTEN, batch=1), fault=fault)
+    job = launch(tmp_path, bench.argv(output, *OFTEN, batch=1), fault=fault, script=bench.script)
     made = [max(job.saw(number)) for number in range(2)]
     print(f"\nR16 {fault}: statuses {job.statuses}, last steps {made}")
     assert job.statuses == [3, 3], job.said()
     assert made[0] == made[1]
     assert check_whole(output) == ["checkpoint-3"]  # from before the fault
-    check_same_bits(finish(bench, tmp_path, *OFTEN, batch=1), undisturbed)
+    check_same_bits(finish(bench, tmp_path, *OFTEN, batch=1), undisturbed, bench.trained)
 
 
 @pytest.mark.slow
@@ -297,10 +290,10 @@ def test_nonfinite_loss_on_one_rank_skips_on_both(
 ) -> None:
     more = (*DRAWS, *EVERY_STEP, "--nonfinite", "skip")
     output = tmp_path / "output"
-    job = launch(tmp_path, bench.argv(output, *more), fault=fault)
+    job = launch(tmp_path, bench.argv(output, *more), fault=fault, script=bench.script)
     assert job.statuses == [0, 0], job.said()
     assert check_whole(output) == [f"checkpoint-{k + 1}" for k in range(STEPS)]
-    held = [hashes(output / f"checkpoint-{k}" / "unet") for k in range(1, STEPS + 1)]
+    held = [hashes(output / f"checkpoint-{k}" / bench.trained) for k in range(1, STEPS + 1)]
     same = [k for k in range(1, STEPS) if held[k] == held[k - 1]]
     print(f"\nR16 {fault}: weights unchanged in steps {same}")
     assert same == [4]
@@ -333,7 +326,7 @@ def test_elastic_1_to_2_to_1(
 
     expected, told = one.outcome.together(), one.outcome.saw(0)
     assert all(sorted(slots) == list("0123") for slots in expected.values())
-    whats = {"image", "caption", "level", "noise", "noise_offset", "posterior"}
+    whats = {"image", "condition", "level", "noise", "noise_offset", "posterior"}
     assert all(what.keys() == whats for slots in expected.values() for what in slots.values())
     worst = 0.0
     for job, first in ((two, 4), (again, 8)):

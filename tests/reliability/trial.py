@@ -27,11 +27,9 @@ import torch.utils.tensorboard
 
 from diffusers_curriculum.training import runtime, saving
 from diffusers_curriculum.training.monitor import Monitor
-from tests.scripts.small_runs import reset_accelerate, stage_of
+from tests.scripts.small_runs import Bench, reset_accelerate, stage_of
 
-SCRIPTS = ("train_text_to_image_curriculum",)
-for _name in SCRIPTS:
-    importlib.import_module(_name)
+importlib.import_module(Bench.script)  # any other script is imported where it is run
 
 
 @dataclass(frozen=True)

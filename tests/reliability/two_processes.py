@@ -7,6 +7,7 @@ ranks that a killed one leaves behind: a launcher would, but they must notice by
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import socket
@@ -23,14 +24,13 @@ from unittest import mock
 
 import torch
 
-import train_text_to_image_curriculum as script
 from diffusers_curriculum import Objective
 from diffusers_curriculum.training import runtime
 from diffusers_curriculum.training.manifest import verify_checkpoint
 from tests.reliability import harness
 from tests.reliability.harness import Start, events
 from tests.reliability.trial import Journal, journalled
-from tests.scripts.small_runs import checkpoint_names, reset_accelerate
+from tests.scripts.small_runs import Bench, checkpoint_names, reset_accelerate
 from tests.scripts.witness import Testimony, witnessed
 
 DEADLINE = 60.0  # seconds in which a job must end once one of its ranks is gone
@@ -124,11 +124,13 @@ def launch(
     processes: int = 2,
     kill: Kill | None = None,
     fault: Fault | None = None,
+    script: str = Bench.script,
 ) -> Outcome:
-    """Run the script in several processes, and wait for the end of all.
+    """Run a script in several processes, and wait for the end of all.
 
     Args:
         folder: journals and outputs of the ranks go here; made if missing.
+        script: the training script's module.
     """
     folder.mkdir(parents=True, exist_ok=True)
     number = len(list(folder.glob("*.rank0.jsonl")))
@@ -138,7 +140,7 @@ def launch(
     for rank, (journal, output) in enumerate(zip(journals, outputs, strict=True)):
         environment = _environment(rank, processes, port)
         own = fault if fault and fault.rank == rank else None
-        ranks.append(_fork(tuple(argv), environment, journal, output, own))
+        ranks.append(_fork(script, tuple(argv), environment, journal, output, own))
     begun, in_save = time.monotonic(), False
     try:
         if kill and _moment_has_come(kill, ranks[kill.rank], journals):
@@ -216,15 +218,17 @@ def check_whole(output: Path) -> list[str]:
 
 
 def run_rank(
+    name: str,
     argv: tuple[str, ...],
     variables: dict[str, str],
     journal: Path,
     output: Path,
     fault: Fault | None,
 ) -> None:
-    """Run the script as one rank, and exit with its status.
+    """Run a script as one rank, and exit with its status.
 
     Args:
+        name: of the script's module.
         fault: what is not finite on this rank, if anything.
     """
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -234,9 +238,9 @@ def run_rank(
     torch.set_num_threads(1)
     reset_accelerate()
     listener: Any = Nobody()
-    notes = Journal(journal, listener)
+    script, notes = importlib.import_module(name), Journal(journal, listener)
     with (
-        witnessed() as told,
+        witnessed(script=script) as told,
         spoiling(script, fault),
         journalled(script, notes, dict),
         telling(script, notes, told),

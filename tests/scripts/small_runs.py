@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from unittest import mock
 
@@ -18,7 +20,6 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from PIL import Image
 
-import train_text_to_image_curriculum as script
 from diffusers_curriculum.models import TinySizes, make_tiny_pipeline
 from diffusers_curriculum.samplers import CurriculumTimestepSampler
 from diffusers_curriculum.training import runtime
@@ -31,11 +32,23 @@ SIZES = TinySizes((8, 8), (8, 8), text_width=8, text_length=8, groups=4)
 
 @dataclass(frozen=True)
 class Bench:
-    """A pipeline, a data set and a cache that all runs of a session share."""
+    """A training script, and the pipeline, data set and cache that all its runs here share.
+
+    Attributes:
+        script: module with a ``main(argv)``, a ``training_step`` and an ``optimizer_step``.
+        trained: folder of the trained model in pipelines and checkpoints.
+    """
 
     pipeline: Path
     images: Path
     cache: Path
+    script: str = "train_text_to_image_curriculum"
+    trained: str = "unet"
+
+    @property
+    def module(self) -> ModuleType:
+        """The script."""
+        return importlib.import_module(self.script)
 
     def argv(self, output_dir: Path, *more: object, batch: int = 2) -> list[str]:
         """A command line for this pipeline and data set; later arguments win."""
@@ -81,10 +94,14 @@ class Record:
 
 
 def make_bench(folder: Path) -> Bench:
-    """Write the data set and the pipeline."""
+    """Write a data set and a pipeline for text-to-image training."""
     images = write_images(folder / "images", SAMPLES)
     make_tiny_pipeline(images, folder / "pipeline", resolution=RESOLUTION, vae_steps=0, sizes=SIZES)
     return Bench(folder / "pipeline", images, folder / "cache")
+
+
+# Every training script of the project; the tests of the training envelope run over all of them.
+BENCHES: dict[str, Callable[[Path], Bench]] = {"text_to_image": make_bench}
 
 
 def write_images(folder: Path, count: int, size: int = 12) -> Path:
@@ -105,19 +122,21 @@ def reset_accelerate() -> None:
         state._reset_state()
 
 
-def train(argv: Sequence[str], *, pictures: bool = False) -> Record:
-    """Run the script to its end; the pictures that it leaves are drawn only where asked for."""
-    with recorded() as record, drawing(pictures):
-        script.main(argv)
+def train(argv: Sequence[str], *, pictures: bool = False, script: str = Bench.script) -> Record:
+    """Run a script to its end; the pictures that it leaves are drawn only where asked for."""
+    module = importlib.import_module(script)
+    with recorded(module) as record, drawing(pictures):
+        module.main(argv)
     return record
 
 
-def status(argv: Sequence[str]) -> int:
-    """The exit status of the script, without the pictures at its end."""
+def status(argv: Sequence[str], script: str = Bench.script) -> int:
+    """The exit status of a script, without the pictures at its end."""
+    module = importlib.import_module(script)
     reset_accelerate()
     with drawing(False):
         try:
-            return runtime.exit_status(lambda: script.main(argv))
+            return runtime.exit_status(lambda: module.main(argv))
         except SystemExit as error:  # from argparse
             return int(str(error.code))
         finally:
@@ -135,7 +154,7 @@ def drawing(wanted: bool) -> Iterator[None]:
 
 
 @contextmanager
-def recorded() -> Iterator[Record]:
+def recorded(script: ModuleType) -> Iterator[Record]:
     """Note what each step computes and what is logged, and change nothing."""
     reset_accelerate()
     record, step_of_script, log = Record(), script.optimizer_step, Accelerator.log

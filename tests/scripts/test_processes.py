@@ -150,7 +150,7 @@ def test_one_process_and_two_see_the_same(
     expected = alone["whole"]["seen"]
     assert together(ranks[name]) == expected
     assert len(expected) == SHORT
-    whats = {"image", "caption", "level", "noise", "noise_offset", "posterior"}
+    whats = {"image", "condition", "level", "noise", "noise_offset", "posterior"}
     assert all(entry.keys() == whats for slots in expected.values() for entry in slots.values())
     assert all(len(slots) == 4 for slots in expected.values())
 

@@ -8,13 +8,14 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any
 from unittest import mock
 
 import torch
 from torch import Tensor
 
-import train_text_to_image_curriculum as script
+import train_text_to_image_curriculum as text_to_image
 from diffusers_curriculum import Objective
 from diffusers_curriculum.randomness import gaussian
 from diffusers_curriculum.training.optimizer_io import optimizer_state
@@ -45,7 +46,7 @@ class Testimony:
 
 
 @contextmanager
-def witnessed(skew: bool = False) -> Iterator[Testimony]:
+def witnessed(skew: bool = False, script: ModuleType = text_to_image) -> Iterator[Testimony]:
     """Note what every sample sees.
 
     Args:
@@ -68,7 +69,7 @@ def witnessed(skew: bool = False) -> Iterator[Testimony]:
         for i, slot in enumerate(slots):
             told.seen[step][slot] |= {
                 "image": tensor_hash(batch["pixel_values"][i]),
-                "caption": tensor_hash(batch["input_ids"][i]),
+                "condition": tensor_hash(batch["input_ids"][i]),
                 "level": int(result[0][i]),
             }
         return result
