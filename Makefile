@@ -35,11 +35,11 @@ lint: install
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pyright --pythonpath $(BIN)/python
 
 test: lint
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 # Kills, two processes and resumes in full; the figures are printed.
 test-reliability: install
-	$(BIN)/python -m pytest tests/reliability -m reliability -rP $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m reliability -rP $(PYTEST_ARGS)
 
 clean:
 	rm -rf $(VENV) outputs build dist .pytest_cache .ruff_cache .hypothesis

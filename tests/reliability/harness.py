@@ -31,21 +31,24 @@ from tests.scripts.small_runs import Bench, checkpoint_names, hashes
 
 ROOT = Path(__file__).resolve().parents[2]
 DEADLINE = 240.0  # seconds in which any trial ends by itself
+STOPPED = (128 + signal.SIGTERM, 128 + signal.SIGINT)  # exit statuses after a save on a signal
 
 
 @dataclass(frozen=True)
 class Kill:
-    """When a process is killed: while it does what follows an event.
+    """When a process gets a signal: while it does what follows an event.
 
     Attributes:
         after: kind of the event; see ``trial.Journal``. "save" kills inside a save.
         count: which event of this kind, counted from 1 at the start of the process.
         moment: share of the usual time to the next event that has passed.
+        numbers: the signals, sent one right after the other.
     """
 
     after: str
     count: int
     moment: float
+    numbers: tuple[signal.Signals, ...] = (signal.SIGKILL,)
 
 
 @dataclass
@@ -59,6 +62,11 @@ class Start:
     def killed(self) -> bool:
         """Whether it ended by SIGKILL."""
         return self.status == -signal.SIGKILL
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it saved because of a signal, and ended."""
+        return self.status in STOPPED
 
     @property
     def steps(self) -> list[dict[str, Any]]:
@@ -117,7 +125,7 @@ def live(
     vitals: bool = False,
     script: str = Bench.script,
 ) -> Life:
-    """Start a run, kill it as often as ``kills`` says, and start it again until it is done.
+    """Start a run, kill or stop it as often as ``kills`` says, and start it until it is done.
 
     Args:
         argv: command line without ``--output_dir`` and ``--resume_from_checkpoint``.
@@ -132,7 +140,7 @@ def live(
     life, moments = Life(folder / "output"), iter(kills)
     folder.mkdir(parents=True, exist_ok=True)
     everything = (*argv, "--output_dir", str(life.folder), "--resume_from_checkpoint", "latest")
-    while not life.starts or life.starts[-1].killed:
+    while not life.starts or life.starts[-1].status:
         number = len(list(folder.glob("*.jsonl")))
         files = (folder / f"{number}.jsonl", folder / f"{number}.txt")
         job = trial.Job(script, everything, *files, vitals)
@@ -149,7 +157,8 @@ def _start(job: trial.Job, kill: Kill | None, pace: Mapping[str, float]) -> Star
     try:
         if _reached(process, listening, kill) and kill:
             time.sleep(kill.moment * pace[kill.after])
-            process.kill()
+            for number in kill.numbers:
+                os.kill(process.pid, number)
         process.join(DEADLINE)
     finally:
         listening.close()
@@ -158,7 +167,7 @@ def _start(job: trial.Job, kill: Kill | None, pace: Mapping[str, float]) -> Star
             process.join()
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # its orphaned loader workers
-    if process.exitcode not in (0, -signal.SIGKILL):
+    if process.exitcode not in (0, -signal.SIGKILL, *STOPPED):
         output = job.output.read_text(errors="replace")[-4000:]
         raise RuntimeError(f"{job.output} ended with {process.exitcode}:\n{output}")
     return Start(events(job.journal), process.exitcode)

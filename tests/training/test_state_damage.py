@@ -61,12 +61,12 @@ def test_the_files_are_these(saved: Path) -> None:
 
 @pytest.mark.reliability
 def test_truncation_and_bitflip_detected(checkpoint: Path) -> None:
-    """Every file cut to 0, half and all but one byte, and 60 random bits; nothing may change."""
+    """Every file cut to 0, half and all but one byte, and 200 random bits; nothing may change."""
     state, generator = make_state(1), random.Random(0)
     before = bits(state)
     files = files_of(checkpoint)
     cuts = [(path, cut) for path in files for cut in ("empty", "half", "short", "gone")]
-    for path, how in [*cuts, *((generator.choice(files), "flip") for _ in range(60))]:
+    for path, how in [*cuts, *((generator.choice(files), "flip") for _ in range(200))]:
         original = path.read_bytes()
         damage(path, how, generator)
         with pytest.raises(CheckpointError) as caught:
