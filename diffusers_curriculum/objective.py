@@ -43,9 +43,10 @@ class Objective:
                 f"prediction_type={kind!r} is unknown: choose from {', '.join(_TARGETS)}."
             )
         if _FAMILY.get(kind, family) != family:
+            fitting = [name for name in _TARGETS if _FAMILY.get(name, family) == family]
             raise ValueError(
                 f"prediction_type={kind!r} is defined for the {_FAMILY[kind]!r} family, and this "
-                f"schedule is {family!r}: choose epsilon or sample, or another scheduler."
+                f"schedule is {family!r}: choose from {', '.join(fitting)}, or another scheduler."
             )
 
     @property

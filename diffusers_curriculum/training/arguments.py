@@ -25,6 +25,12 @@ ORDERS = ("easy_to_hard", "hard_to_easy", "random")
 CLUSTERINGS = ("auto", "log_snr", "snr", "log_snr_width", "quantile", "uniform", "explicit")
 WITHIN = ("base", "balanced")
 PACINGS = ("patience", "fixed", "linear", "cosine", "root")
+BAD_SAMPLES = ("raise", "skip")
+NONFINITE = ("raise", "skip")
+SETTINGS = (
+    *("seed", "global_batch", "dataset", "model", "schedule", "prediction_type", "sampler"),
+    *("loss_weighting", "objective", "images", "optimizer", "ema"),
+)
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -173,14 +179,14 @@ def add_loop_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--nonfinite",
-        choices=("raise", "skip"),
+        choices=NONFINITE,
         default="raise",
         help="a loss or gradient that is not finite: stop, or leave that update out",
     )
     add("--max_hours", type=float, help="save and stop before so many hours have passed")
     add(
         "--bad_samples",
-        choices=("raise", "skip"),
+        choices=BAD_SAMPLES,
         default="raise",
         help="unreadable images and missing captions: refuse, or leave out and list them",
     )
@@ -193,9 +199,10 @@ def add_loop_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--allow_config_change",
         nargs="+",
+        choices=SETTINGS,
         metavar="NAME",
         default=(),
-        help="settings that may differ from those of the run to resume",
+        help=f"settings that may differ from the run to resume: {', '.join(SETTINGS)}",
     )
     add("--license", help="licence on the model card (default: that of the base model's card)")
 

@@ -44,6 +44,12 @@ WRONG: dict[str, tuple[tuple[object, ...], tuple[str, ...]]] = {
         ("--timestep_sampler_args", "mu", "KEY=VALUE"),
     ),
     "unknown draw": (("--timestep_draw", "halton"), ("halton", "sobol")),
+    "unknown policy for bad samples": (("--bad_samples", "ignore"), ("ignore", "skip")),
+    "unknown policy for NaN": (("--nonfinite", "ignore"), ("ignore", "skip")),
+    "unknown setting to change": (
+        ("--resume_from_checkpoint", "latest", "--allow_config_change", "everything"),
+        ("everything", "optimizer"),
+    ),
     "importance above one": (("--importance_correction", "2"), ("2", "[0, 1]")),
     "wrong image column": (("--image_column", "picture"), ("'picture'", "image, text")),
     "wrong caption column": (("--caption_column", "caption"), ("'caption'", "image, text")),
@@ -100,7 +106,7 @@ WRONG: dict[str, tuple[tuple[object, ...], tuple[str, ...]]] = {
     "unknown prediction type": (("--prediction_type", "score"), ("'score'", "v_prediction")),
     "v_prediction on flow": (
         ("--pretrained_model_name_or_path", "{flow}", "--prediction_type", "v_prediction"),
-        ("v_prediction", "flow", "choose epsilon or sample"),
+        ("v_prediction", "flow", "choose from epsilon, sample, flow"),
     ),
     "epsilon for a scheduler without": (
         ("--pretrained_model_name_or_path", "{flow}", "--prediction_type", "epsilon"),

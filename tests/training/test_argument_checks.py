@@ -318,12 +318,16 @@ def test_scheduler_names_are_diffusers_own():
 def test_names_are_those_of_the_library():
     from diffusers_curriculum import clustering, pacing, randomness
     from diffusers_curriculum.samplers import stages
+    from diffusers_curriculum.training import bad_samples, config_changes, guard
 
     assert ("auto", *clustering.CLUSTERINGS) == arguments.CLUSTERINGS
     assert set(arguments.PACINGS) == set(pacing.PACINGS)
     assert set(arguments.DRAWS) == set(randomness.DRAWS)
     assert arguments.ORDERS == stages.ORDERS
     assert arguments.WITHIN == stages.WITHIN
+    assert arguments.BAD_SAMPLES == bad_samples.POLICIES
+    assert arguments.NONFINITE == guard.MODES
+    assert set(arguments.SETTINGS) == set(config_changes.EFFECTS)
 
 
 @pytest.mark.parametrize("option", ["--timestep_floor 0", "--importance_correction full"])
