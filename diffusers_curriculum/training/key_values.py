@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Iterable
+from typing import Any
 
 from diffusers_curriculum.training.errors import UsageError
 
-Value = bool | int | float | str
-
 _NAME = re.compile(r"[A-Za-z_]\w*")
 _WORD = re.compile(r"[A-Za-z_][\w.-]*")
+_PATH = re.compile(r"[\w.~: -]*[/\\][\w.~/\\: -]*")
 _INTEGER = re.compile(r"[+-]?\d+")
 
 
-def parse_key_values(flag: str, pieces: Iterable[str]) -> dict[str, Value]:
-    """Read ``KEY=VALUE`` pieces given to ``flag``: booleans, integers, floats or bare words.
+def parse_key_values(flag: str, pieces: Iterable[str]) -> dict[str, Any]:
+    """Read ``KEY=VALUE`` pieces given to ``flag``: booleans, integers, floats, bare words, paths
+    with a slash, or JSON lists and objects such as ``points=[[-4,0],[0,1],[4,0]]``.
 
     Raises:
         UsageError: a piece is malformed, a number is not finite, or a key appears twice.
     """
-    values: dict[str, Value] = {}
+    values: dict[str, Any] = {}
     for piece in pieces:
         key, equals, text = piece.partition("=")
         if not equals or not _NAME.fullmatch(key):
@@ -32,7 +34,9 @@ def parse_key_values(flag: str, pieces: Iterable[str]) -> dict[str, Value]:
     return values
 
 
-def _parse_value(flag: str, piece: str, text: str) -> Value:
+def _parse_value(flag: str, piece: str, text: str) -> Any:
+    if text[:1] in ("[", "{"):
+        return _parse_json(flag, piece, text)
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
     if _INTEGER.fullmatch(text):
@@ -40,10 +44,11 @@ def _parse_value(flag: str, piece: str, text: str) -> Value:
     number = _parse_float(text)
     if number is not None and math.isfinite(number):
         return number
-    if number is None and _WORD.fullmatch(text):
+    if number is None and (_WORD.fullmatch(text) or _PATH.fullmatch(text)):
         return text
     raise UsageError(
-        f"{flag} got {piece!r}: the value must be a finite number, true, false or a bare word."
+        f"{flag} got {piece!r}: the value must be a finite number, true, false, a bare word, a "
+        "path with a slash, or a JSON list or object in quotes."
     )
 
 
@@ -52,3 +57,18 @@ def _parse_float(text: str) -> float | None:
         return float(text)
     except ValueError:
         return None
+
+
+def _parse_json(flag: str, piece: str, text: str) -> Any:
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is not a finite number")
+
+    try:
+        value = json.loads(text, parse_constant=refuse)
+        json.dumps(value, allow_nan=False)  # 1e999 is read as infinity
+    except (ValueError, RecursionError) as error:
+        raise UsageError(
+            f"{flag} got {piece!r}, which is not JSON ({error}): write for example "
+            "'points=[[-4,0],[0,1],[4,0]]', in single quotes."
+        ) from error
+    return value
