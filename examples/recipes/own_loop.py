@@ -1,4 +1,4 @@
-"""A whole loop in plain torch: digits, a small U-Net, Laplace importance sampling in a curriculum."""
+"""A whole loop in plain torch: digits, a small U-Net, Laplace sampling in a curriculum."""
 
 import torch
 from diffusers import DDPMScheduler, UNet2DModel

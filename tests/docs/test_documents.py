@@ -40,6 +40,14 @@ def test_named_test_files_exist(name: str) -> None:
     assert not [file for file in files if not (ROOT / file).exists()]
 
 
+def test_named_tests_exist() -> None:
+    named = set(re.findall(r"`(?:\.\.\.)?(test_\w+)", "\n".join(TEXTS.values())))
+    sources = "\n".join(file.read_text("utf-8") for file in (ROOT / "tests").rglob("test_*.py"))
+    defined = set(re.findall(r"def (test_\w+)", sources))
+    assert len(named) > 30
+    assert not named - defined - {path.stem for path in (ROOT / "tests").rglob("test_*.py")}
+
+
 def test_flags_in_commands_exist() -> None:
     from diffusers_curriculum.training.arguments import build_parser
 
