@@ -1,7 +1,8 @@
 """When a curriculum opens its next cluster.
 
-A pacing is a frozen rule; what changes is a small dict of tensors that the sampler keeps, on the
-device of the losses, so that a step costs no host synchronisation.  Stages count from 1.
+A pacing is a frozen rule; what changes is a small state that the sampler keeps with the losses: as
+0-dim tensors on a device, so that a step costs no host synchronisation; as plain numbers on a CPU,
+where tensors cost more than what they hold.  A rule is written once for both.  Stages count from 1.
 """
 
 from __future__ import annotations
@@ -13,10 +14,21 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-State = dict[str, Tensor]
+State = dict[str, Any]
 # Mean length of a stage on a plateau, in units of patience, for any continuous law of losses:
 # e^gamma, gamma = Euler's constant (records of an exchangeable sequence).
 PLATEAU_STAGE = math.exp(0.5772156649015329)
+
+
+def _lerp_numbers(start: float, end: float, weight: float) -> float:
+    # torch's own, which may round once where Python's arithmetic rounds twice
+    first, last = torch.tensor([start, end], dtype=torch.float64)
+    return torch.lerp(first, last, weight).item()
+
+
+# what a rule needs besides operators, for tensors and for numbers: where, lerp, isfinite
+_OF_TENSORS = torch.where, torch.lerp, torch.isfinite
+_OF_NUMBERS = (lambda c, yes, no: yes if c else no), _lerp_numbers, math.isfinite
 
 
 @dataclass(frozen=True)
@@ -29,8 +41,9 @@ class Pacing:
         """The state before the first step; empty where the stage follows from the step alone."""
         return {}
 
-    def observe(self, state: State, loss: Tensor, stages: int) -> State:
-        """The state after one optimizer step with mean unweighted ``loss`` (0-dim)."""
+    def observe(self, state: State, loss: Tensor | float, stages: int) -> State:
+        """The state after one optimizer step with mean unweighted ``loss``: a 0-dim tensor for a
+        state of tensors, a number for a state of numbers."""
         return state
 
     def stage(self, state: State, step: int, stages: int) -> int | Tensor:
@@ -89,29 +102,37 @@ class PatiencePacing(Pacing):
             "average": torch.tensor(0.0, dtype=torch.float64),
         }
 
-    def observe(self, state: State, loss: Tensor, stages: int) -> State:
-        loss = loss.to(state["average"].dtype)
-        steps = state["stage_steps"] + 1
-        average = torch.where(steps == 1, loss, torch.lerp(loss, state["average"], self.smoothing))
-        counting = steps > self._warm_up
-        improved = counting & (average < state["best"] - self.min_delta)
-        best = torch.where(improved, average, state["best"])
-        counter = torch.where(improved | ~counting, 0, state["counter"] + 1)
+    def observe(self, state: State, loss: Tensor | float, stages: int) -> State:
+        if isinstance(loss, Tensor):
+            return self._rule(_OF_TENSORS, state, loss.to(state["average"].dtype), stages)
+        return self._rule(_OF_NUMBERS, state, loss, stages)
+
+    def _rule(self, of: tuple[Any, Any, Any], state: State, loss: Any, stages: int) -> State:
+        where, lerp, isfinite = of
+        steps, average, counter = state["stage_steps"] + 1, loss, state["counter"] + 1
+        if self.smoothing:
+            average = where(steps == 1, loss, lerp(loss, state["average"], self.smoothing))
+        improved = average < state["best"] - self.min_delta
+        if self.smoothing:
+            counting = steps > self._warm_up
+            improved, counter = improved & counting, where(counting, counter, 0)
+        counter = where(improved, 0, counter)
         due = (counter >= self.patience) & (steps >= self.min_stage_steps)
         if self.max_stage_steps is not None:
-            due |= steps >= self.max_stage_steps
-        due &= state["stage"] < stages
+            due = due | (steps >= self.max_stage_steps)
+        due = due & (state["stage"] < stages)
         after = {
             "stage": state["stage"] + due,
-            "counter": torch.where(due, 0, counter),
-            "stage_steps": torch.where(due, 0, steps),
-            "best": torch.where(due, torch.inf, best),
+            "counter": where(due, 0, counter),
+            "stage_steps": where(due, 0, steps),
+            "best": where(due, torch.inf, where(improved, average, state["best"])),
             "average": average,
         }
         # a non-finite loss is no observation
-        return {k: torch.where(loss.isfinite(), v, state[k]) for k, v in after.items()}
+        finite = isfinite(loss)
+        return {name: where(finite, value, state[name]) for name, value in after.items()}
 
-    def stage(self, state: State, step: int, stages: int) -> Tensor:
+    def stage(self, state: State, step: int, stages: int) -> int | Tensor:
         return state["stage"]
 
     def expected_steps(self, stages: int) -> float:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,8 @@ from torch import Tensor
 # u is kept inside (0, 1): an inverse cdf may be infinite at the ends. 1 - 2^-53 is the largest
 # float64 below 1.
 _TINY = 2.0**-53
+# the bits of each byte in reverse order
+_REVERSED = np.packbits(np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)[:, ::-1])
 
 
 @dataclass(frozen=True)
@@ -78,13 +81,30 @@ class Slots:
 
 def key(seed: int, *counters: int, purpose: str) -> int:
     """A 128-bit key, a stable hash (blake2b) of its arguments."""
-    text = repr((purpose, int(seed), *map(int, counters)))
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest(), "little")
+    return int.from_bytes(_digest(seed, counters, purpose), "little")
 
 
 def host_generator(seed: int, *counters: int, purpose: str) -> np.random.Generator:
-    """A fresh counter-based (Philox) numpy generator for exactly these arguments."""
-    return np.random.Generator(np.random.Philox(key=key(seed, *counters, purpose=purpose)))
+    """A fresh counter-based (Philox) numpy generator, keyed by :func:`key` of these arguments."""
+    words: Any = _Key(_digest(seed, counters, purpose))  # numpy's hints know SeedSequence only
+    return np.random.Generator(np.random.Philox(words))
+
+
+class _Key(np.random.bit_generator.ISeedSequence):
+    """A Philox key as what numpy asks seeds of: ``Philox(key=...)`` does the same, but reads
+    entropy from the system first and throws it away, which takes four times as long."""
+
+    def __init__(self, digest: bytes) -> None:
+        self.words = np.frombuffer(digest, dtype="<u8")
+
+    def generate_state(self, n_words: int, dtype: Any = np.uint32) -> np.ndarray:
+        """The two 64-bit words, low word first, that Philox takes for its key."""
+        return self.words
+
+
+def _digest(seed: int, counters: Sequence[int], purpose: str) -> bytes:
+    text = repr((purpose, int(seed), *map(int, counters)))
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
 def gaussian(
@@ -151,9 +171,9 @@ def uniforms(draw: str, *, seed: int, step: int, slots: Slots, purpose: str = "t
     if draw not in DRAWS:
         raise ValueError(f"draw {draw!r} is unknown: choose from {', '.join(DRAWS)}.")
     rng = host_generator(seed, step, purpose=purpose)
-    u = DRAWS[draw](rng, slots.total, step, key(seed, purpose=f"{purpose} sequence"))
-    u = np.clip(u[slots.start : slots.start + slots.count], _TINY, 1 - _TINY)
-    return torch.from_numpy(u)
+    stream = key(seed, purpose=f"{purpose} sequence") if draw == "sobol" else 0
+    u = torch.from_numpy(DRAWS[draw](rng, slots.total, step, stream))
+    return u[slots.start : slots.start + slots.count].clamp_(_TINY, 1 - _TINY)
 
 
 def _iid(rng: np.random.Generator, total: int, step: int, stream: int) -> np.ndarray:
@@ -182,9 +202,7 @@ def _sobol(rng: np.random.Generator, total: int, step: int, stream: int) -> np.n
 
 def _radical_inverse(index: np.ndarray) -> np.ndarray:
     """The low 53 bits of ``index`` in reverse order: Sobol's first dimension, as integers."""
-    shifts = np.arange(53, dtype=np.uint64)
-    bits = (index[:, None] >> shifts) & np.uint64(1)
-    return (bits << shifts[::-1]).sum(axis=1, dtype=np.uint64)
+    return _REVERSED[index.view(np.uint8)].view(np.uint64).byteswap() >> np.uint64(11)
 
 
 DRAWS: dict[str, Callable[[np.random.Generator, int, int, int], np.ndarray]] = {

@@ -14,24 +14,11 @@ from torch import Tensor
 
 from diffusers_curriculum.densities import DENSITIES, Density, make_density, register
 from diffusers_curriculum.samplers import DensityTimestepSampler
+from tests.densities.oracles import LAWS, ON_SCHEDULE
 from tests.floors_fixtures import SCHEDULERS, levels_of
 
 NO_EDGES = torch.tensor([2.0, 1.0, 0.0], dtype=torch.float64)
 
-# (name, parameters, the same law in scipy, its standard width)
-LAWS: list[tuple[str, dict[str, float], Any]] = [
-    ("laplace", {"mu": 0.0, "b": 0.5}, stats.laplace(0, 0.5)),
-    ("laplace", {"mu": 0.0, "b": 0.75}, stats.laplace(0, 0.75)),
-    ("laplace", {"mu": 1.0, "b": 2.0}, stats.laplace(1, 2)),
-    ("cauchy", {}, stats.cauchy(0, 1)),
-    ("cauchy", {"mu": -1.5, "gamma": 0.3}, stats.cauchy(-1.5, 0.3)),
-    ("cosine", {}, stats.hypsecant(0, 2)),
-    ("cosine_shifted", {"mu": 1.25}, stats.hypsecant(1.25, 2)),
-    ("cosine_scaled", {}, stats.hypsecant(0, 1)),
-    ("cosine_scaled", {"s": 0.5}, stats.hypsecant(0, 4)),
-    ("normal", {}, stats.norm(0, 2)),
-    ("normal", {"mean": 2.4, "std": 2.4}, stats.norm(2.4, 2.4)),
-]
 IDS = [f"{name}-{'-'.join(map(str, args.values()))}" for name, args, _ in LAWS]
 each_law = pytest.mark.parametrize(("name", "args", "oracle"), LAWS, ids=IDS)
 
@@ -45,7 +32,7 @@ def _t(values: Any) -> Tensor:
 
 
 def test_every_registered_law_is_tested_here() -> None:
-    assert set(DENSITIES) == {name for name, _, _ in LAWS} | {"uniform"}
+    assert set(DENSITIES) == {name for name, _, _ in LAWS} | set(ON_SCHEDULE)
 
 
 @each_law

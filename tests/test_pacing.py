@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from diffusers_curriculum.pacing import (
     PACINGS,
@@ -152,6 +154,62 @@ def test_the_state_does_not_change_in_place() -> None:
     copies = {name: value.clone() for name, value in state.items()}
     pacing.observe(state, torch.tensor(1.0), 5)
     assert all(torch.equal(state[name], copies[name]) for name in copies)
+
+
+# -- tensors and numbers ---------------------------------------------------------------------------
+
+ANY_LOSS = st.one_of(
+    st.sampled_from([0.5, 0.25, 1.0, math.nan, math.inf, -math.inf, -0.0, 1e300, 5e-324]),
+    st.floats(0, 2),
+)
+
+
+@st.composite
+def _patience(draw: st.DrawFn) -> PatiencePacing:
+    least = draw(st.integers(0, 4))
+    return PatiencePacing(
+        patience=draw(st.integers(1, 4)),
+        min_delta=draw(st.sampled_from([0.0, 0.1, 1e-17])),
+        smoothing=draw(st.sampled_from([0.0, 0.3, 0.5, 0.7, 0.9])),
+        min_stage_steps=least,
+        max_stage_steps=draw(st.none() | st.integers(max(1, least), 8)),
+    )
+
+
+def _numbers(state: dict[str, Any]) -> dict[str, Any]:
+    return {name: value.item() for name, value in state.items()}
+
+
+def _exactly(numbers: dict[str, Any]) -> dict[str, tuple[type, str]]:
+    return {k: (type(v), v.hex() if isinstance(v, float) else str(v)) for k, v in numbers.items()}
+
+
+@given(_patience(), st.lists(ANY_LOSS, min_size=1, max_size=40), st.integers(1, 5))
+def test_numbers_take_the_course_of_tensors(
+    pacing: PatiencePacing, losses: list[float], stages: int
+) -> None:
+    tensors = pacing.initial_state()
+    numbers = _numbers(tensors)
+    for step, loss in enumerate(losses):
+        before = dict(numbers)
+        tensors = pacing.observe(tensors, torch.tensor(loss, dtype=torch.float64), stages)
+        after = pacing.observe(numbers, loss, stages)
+        assert numbers == before
+        numbers = after
+        assert _exactly(numbers) == _exactly(_numbers(tensors))
+        assert pacing.stage(numbers, step + 1, stages) == int(
+            pacing.stage(tensors, step + 1, stages)
+        )
+
+
+def test_numbers_follow_the_worked_trace() -> None:
+    pacing, found = PatiencePacing(patience=3), []
+    state = _numbers(pacing.initial_state())
+    for loss in [*TRACE, math.nan, math.inf]:
+        state = pacing.observe(state, loss, 5)
+        found.append(state["stage"])
+    assert found == [1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2]
+    assert state == {"stage": 2, "counter": 0, "stage_steps": 1, "best": 3.0, "average": 3.0}
 
 
 def _plateau_lengths(patience: int, stages: int, seed: int = 0) -> np.ndarray:

@@ -116,6 +116,46 @@ def test_numbers_are_pinned() -> None:
     assert noise.tolist() == [[-0.5960759520530701, 1.4730345010757446]]
 
 
+@pytest.mark.parametrize("arguments", [(0,), (3, 1, 2), (-5, 2**40)])
+def test_generators_are_numpys_philox_with_that_key(arguments: tuple[int, ...]) -> None:
+    ours = host_generator(*arguments, purpose="noise")
+    theirs = np.random.Generator(np.random.Philox(key=key(*arguments, purpose="noise")))
+    assert np.array_equal(ours.random(1000), theirs.random(1000))
+    assert np.array_equal(ours.permutation(100), theirs.permutation(100))
+    assert ours.standard_normal() == theirs.standard_normal()
+
+
+@pytest.mark.parametrize("total", [1, 5, 64])
+def test_each_draw_is_its_published_construction(total: int) -> None:
+    """Written out with numpy alone, apart from the key."""
+
+    def reference(draw: str) -> np.ndarray:
+        rng = np.random.Generator(np.random.Philox(key=key(7, 12, purpose="timestep")))
+        if draw == "iid":
+            return rng.random(total)
+        if draw == "antithetic":
+            half = rng.random((total + 1) // 2)
+            return rng.permutation(np.concatenate([half, 1 - half])[:total])
+        if draw == "sobol":
+            shift = key(7, purpose="timestep sequence") % 2**53
+            bits = [f"{i:053b}"[::-1] for i in range(12 * total, 13 * total)]
+            return rng.permutation([((int(b, 2) ^ shift) + 0.5) / 2**53 for b in bits])
+        strata = rng.permutation(total)
+        if draw == "systematic":
+            return (strata / total + rng.random()) % 1
+        return (strata + rng.random(total)) / total
+
+    for draw in DRAWS:
+        assert _whole(draw, total, step=12, seed=7).tolist() == reference(draw).tolist()
+
+
+def test_bits_are_reversed() -> None:
+    indices = [0, 1, 2, 3, 255, 256, 2**52, 2**53 - 1, 2**53, 2**63 + 5, 0xDEADBEEFCAFE]
+    expected = [int(f"{i % 2**53:053b}"[::-1], 2) for i in indices]
+    found = randomness._radical_inverse(np.array(indices, dtype=np.uint64))
+    assert found.tolist() == expected
+
+
 def test_keys_differ_in_every_argument() -> None:
     keys = {
         key(seed, *counters, purpose=purpose)

@@ -1,40 +1,109 @@
-"""Densities over log-SNR: pdf, cdf, sf and icdf in float64.
+"""Densities over log-SNR: pdf, cdf, sf and icdf in float64, and the catalogue of their names.
 
 A law is written once, in log-SNR; :meth:`Density.masses` turns it into the exact probability of
-each timestep of any schedule.  A new law is a subclass of :class:`SymmetricDensity` with three
-one-line methods, or of :class:`Density`, decorated with ``@register("name")``.
+each timestep of any schedule. A law of one's own takes five lines, and its name is then accepted
+wherever a density is::
+
+    @register("gumbel", formula="F(l) = exp(-exp(-l / b))", source="an example")
+    @dataclass(frozen=True)
+    class Gumbel(Density):
+        b: float = positive(1.0)
+        pdf = lambda self, l: torch.exp(-l / self.b - torch.exp(-l / self.b)) / self.b
+        cdf = lambda self, l: torch.exp(-torch.exp(-l / self.b))
+
+Parameters are dataclass fields, checked when the law is built: finite numbers, unless the field
+says otherwise (:func:`positive`, and module ``fields``). What a law may add:
+
+- ``icdf``, where it has a closed form; else the cdf is bisected to the last bit;
+- ``sf``, so that the clean tail keeps digits that ``1 - cdf`` loses;
+- ``support``, where all mass lies between two levels;
+- a subclass of :class:`SymmetricDensity` gives the lower half only, and has both tails exact;
+- a subclass of :class:`TimeDensity` is a law of the schedule's own time, 0 = cleanest timestep,
+  given by ``time_pdf`` and ``time_cdf``;
+- a subclass of :class:`ScheduleDensity` knows the schedule's ``edges``.
+
+``ENTRIES`` tells formula, source and families of each name, ``EXAMPLES`` parameters of a telling
+instance.
 """
 
 from diffusers_curriculum.densities.base import (
     DENSITIES,
+    ENTRIES,
+    EXAMPLES,
     Density,
+    ScheduleDensity,
     SymmetricDensity,
     make_density,
-    positive,
+    portable_parameters,
     register,
 )
+from diffusers_curriculum.densities.fields import positive
 from diffusers_curriculum.densities.laws import (
     Cauchy,
     Cosine,
     CosineScaled,
     CosineShifted,
     Laplace,
+    Logistic,
+    LogSnrUniform,
     Normal,
+    SplitNormal,
+)
+from diffusers_curriculum.densities.mixture import Mixture
+from diffusers_curriculum.densities.points import Spline, Tabulated
+from diffusers_curriculum.densities.published import (
+    CosMap,
+    Edm,
+    Edm2,
+    FlowUniform,
+    HeavyTail,
+    LogitNormal,
+    Mode,
+    UShaped,
 )
 from diffusers_curriculum.densities.reference import UniformTimestep
+from diffusers_curriculum.densities.shift import shift_from_pixels, shift_from_tokens
+from diffusers_curriculum.densities.time_fraction import TimeDensity
+from diffusers_curriculum.densities.time_laws import Beta, Speed, TimestepBias
+from diffusers_curriculum.densities.truncated import Truncated
 
 __all__ = [
     "DENSITIES",
+    "ENTRIES",
+    "EXAMPLES",
+    "Beta",
     "Cauchy",
+    "CosMap",
     "Cosine",
     "CosineScaled",
     "CosineShifted",
     "Density",
+    "Edm",
+    "Edm2",
+    "FlowUniform",
+    "HeavyTail",
     "Laplace",
+    "LogSnrUniform",
+    "Logistic",
+    "LogitNormal",
+    "Mixture",
+    "Mode",
     "Normal",
+    "ScheduleDensity",
+    "Speed",
+    "Spline",
+    "SplitNormal",
     "SymmetricDensity",
+    "Tabulated",
+    "TimeDensity",
+    "TimestepBias",
+    "Truncated",
+    "UShaped",
     "UniformTimestep",
     "make_density",
+    "portable_parameters",
     "positive",
     "register",
+    "shift_from_pixels",
+    "shift_from_tokens",
 ]

@@ -12,7 +12,14 @@ from torch import Tensor
 
 from diffusers_curriculum.noise_levels import NoiseLevels, to_device
 from diffusers_curriculum.randomness import DRAWS, Slots, uniforms
-from diffusers_curriculum.samplers.composition import compose, correction_exponent, tables
+from diffusers_curriculum.samplers.composition import (
+    CPU,
+    compose,
+    copy_on,
+    correction_exponent,
+    pick,
+    tables,
+)
 
 SAMPLERS: dict[str, type[TimestepSampler]] = {}
 
@@ -74,7 +81,9 @@ class TimestepSampler(ConfigMixin):
         self.draw, self.floor, self.seed = draw, float(floor), int(seed)
         self.exponent = correction_exponent(importance_correction)
         self._calls = 0
-        self._cache: dict[str, tuple[Tensor, Tensor]] = {}
+        self._cache: dict[torch.device, tuple[Tensor, Tensor]] = {}
+        uniform = torch.full((len(levels),), 1 / len(levels), dtype=torch.float64)
+        self._timesteps, self._uniform = {CPU: levels.to(CPU).timesteps}, {CPU: uniform}
 
     @classmethod
     def from_scheduler(cls, scheduler: Any, **config: Any) -> TimestepSampler:
@@ -89,22 +98,19 @@ class TimestepSampler(ConfigMixin):
 
     def reference(self, step: int, device: torch.device) -> Tensor:
         """(T,) float64 the law that the floor mixes in and the importance corrects to: uniform."""
-        count = len(self.levels)
-        uniform = torch.full((count,), 1 / count, dtype=torch.float64)
-        return to_device(uniform, device)
+        return copy_on(device, self._uniform)
 
     def probabilities(self, step: int | None = None) -> Tensor:
         """(T,) float64 on the CPU: the exact mass that optimizer step ``step`` draws from.
 
         ``step`` defaults to the number of draws made so far.
         """
-        mass, _ = self._mass_and_importance(self._step(step), torch.device("cpu"))
-        return mass.cpu()
+        # copied, because a mass may be the law itself, which the sampler keeps
+        return self._mass_and_importance(self._step(step), CPU)[0].clone()
 
     def importance(self, step: int | None = None) -> Tensor:
         """(T,) float64 on the CPU: the importance of each level at optimizer step ``step``."""
-        _, importance = self._mass_and_importance(self._step(step), torch.device("cpu"))
-        return importance.cpu()
+        return self._mass_and_importance(self._step(step), CPU)[1].clone()
 
     # -- drawing ---------------------------------------------------------------------------------
 
@@ -135,18 +141,19 @@ class TimestepSampler(ConfigMixin):
             raise ValueError(
                 "sample() takes a batch size (or slots), or numbers u: give one of the two."
             )
-        at, target = self._step(step), torch.device(device or "cpu")
+        at, own, target = self._step(step), u is None, torch.device(device) if device else CPU
         if u is None:
             u = self._uniforms(batch, at, generator)
         if step is None:
             self._calls += 1
         cdf, importance = self._tables(at, target)
         u = to_device(u, target) if u.device != target else u
-        # the cdf is 1 from the last level with mass on: u must stay below it
-        u = u.to(cdf.dtype).clamp(0, 1 - torch.finfo(cdf.dtype).eps / 2)
+        if not own or cdf.dtype != torch.float64:  # the own ones are float64 inside (0, 1)
+            # the cdf is 1 from the last level with mass on: u must stay below it
+            u = u.to(cdf.dtype).clamp(0, 1 - torch.finfo(cdf.dtype).eps / 2)
         indices = torch.searchsorted(cdf, u, right=True)
-        timesteps = self.levels.to(target).timesteps[indices]
-        return TimestepSample(timesteps, indices, importance[indices])
+        timesteps = pick(copy_on(target, self._timesteps), indices)
+        return TimestepSample(timesteps, indices, pick(importance, indices))
 
     def observe(self, indices: Tensor, losses: Tensor, step: int) -> None:
         """Learn from one optimizer step: the unweighted losses of its global batch (all ranks, all
@@ -174,10 +181,8 @@ class TimestepSampler(ConfigMixin):
         Raises:
             ValueError: the state belongs to another kind of sampler (the message names the keys).
         """
-        missing, extra = (
-            self.state_dict().keys() - state.keys(),
-            state.keys() - self.state_dict().keys(),
-        )
+        own = self.state_dict().keys()
+        missing, extra = own - state.keys(), state.keys() - own
         if missing or extra:
             raise ValueError(
                 f"the state does not belong to {type(self).__name__}: missing {sorted(missing)}, "
@@ -227,10 +232,8 @@ class TimestepSampler(ConfigMixin):
         slots = batch if isinstance(batch, Slots) else Slots.here(batch or 0)
         seed = self.seed
         if generator is not None:
-            seed, step = (
-                int(torch.randint(2**62, (), generator=generator, device=generator.device)),
-                0,
-            )
+            drawn = torch.randint(2**62, (), generator=generator, device=generator.device)
+            seed, step = int(drawn), 0
         return uniforms(self.draw, seed=seed, step=step, slots=slots)
 
     def _mass_and_importance(self, step: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -241,9 +244,7 @@ class TimestepSampler(ConfigMixin):
         """(cdf, importance) on ``device``; kept where the law never changes."""
         if not self.static_law:
             return tables(*self._mass_and_importance(step, device))
-        key = str(device)
-        if key not in self._cache:
-            mass, importance = self._mass_and_importance(step, torch.device("cpu"))
-            cdf, weights = tables(mass, importance)
-            self._cache[key] = to_device(cdf, device), to_device(weights, device)
-        return self._cache[key]
+        if device not in self._cache:
+            cdf, importance = tables(*self._mass_and_importance(step, CPU))
+            self._cache[device] = to_device(cdf, device), to_device(importance, device)
+        return self._cache[device]

@@ -7,6 +7,10 @@ import math
 import torch
 from torch import Tensor
 
+from diffusers_curriculum.noise_levels import to_device
+
+CPU = torch.device("cpu")
+
 
 def compose(law: Tensor, reference: Tensor, floor: float, exponent: float) -> tuple[Tensor, Tensor]:
     """(mass, importance) of a law with a floor: m = (1 - floor) p + floor q and
@@ -21,7 +25,7 @@ def compose(law: Tensor, reference: Tensor, floor: float, exponent: float) -> tu
 def tables(mass: Tensor, importance: Tensor) -> tuple[Tensor, Tensor]:
     """The cdf (..., T), its last entry exactly 1, and the importance as float32."""
     cdf = mass.cumsum(-1)
-    return cdf / cdf[..., -1:], importance.float()
+    return cdf / cdf.narrow(-1, -1, 1), importance.float()
 
 
 def correction_exponent(correction: str | float) -> float:
@@ -33,3 +37,16 @@ def correction_exponent(correction: str | float) -> float:
             f"importance_correction={correction!r} must be 'none', 'full' or a number from 0 to 1."
         )
     return float(value)
+
+
+def copy_on(device: torch.device, copies: dict[torch.device, Tensor]) -> Tensor:
+    """The copy on ``device``, made once, of a table whose copies so far are given: one on the CPU
+    at least."""
+    if device not in copies:
+        copies[device] = to_device(copies[CPU], device)
+    return copies[device]
+
+
+def pick(table: Tensor, indices: Tensor) -> Tensor:
+    """``table[indices]`` for a table (T,), by the quicker call where there is one."""
+    return table.index_select(0, indices) if indices.dim() == 1 else table[indices]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,9 +12,10 @@ from diffusers_curriculum.clustering import cluster_starts
 from diffusers_curriculum.noise_levels import to_device
 from diffusers_curriculum.pacing import make_pacing
 from diffusers_curriculum.samplers.base import TimestepSampler
-from diffusers_curriculum.samplers.composition import compose, tables
+from diffusers_curriculum.samplers.composition import CPU, compose, tables
 from diffusers_curriculum.samplers.configs import plain_config
-from diffusers_curriculum.samplers.stages import Stages, restrict
+from diffusers_curriculum.samplers.progress import Progress, as_tensor
+from diffusers_curriculum.samplers.stages import Stages, renormalised, restrict
 
 
 class CurriculumTimestepSampler(TimestepSampler):
@@ -66,7 +67,7 @@ class CurriculumTimestepSampler(TimestepSampler):
         method = clustering
         if clustering == "auto":
             method = "log_snr" if self.levels.family == "vp" else "quantile"
-        law = self.base.law(0, torch.device("cpu"))
+        law = self.base.law(0, CPU)
         masses = law if method == "quantile" else None
         self.starts = cluster_starts(
             self.levels, clusters, method, masses=masses, **(clustering_args or {})
@@ -75,8 +76,9 @@ class CurriculumTimestepSampler(TimestepSampler):
         self.order, self.within = order, within
         self.pacing = make_pacing(pacing, **(pacing_args or {}))
         clusters_in_order = Stages.of(self.starts, len(self.levels), order, within, self.seed)
-        self._stages_on = {torch.device("cpu"): clusters_in_order}
-        self._state = self._initial_state()
+        self._stages_on = {CPU: clusters_in_order}
+        self._stage_tables: dict[torch.device, _StageTables] = {}
+        self._progress = Progress(self.pacing, self.stages)
         self._check_every_stage_has_mass(law)
         self.register_to_config(
             base=plain_config(self.base),
@@ -102,25 +104,24 @@ class CurriculumTimestepSampler(TimestepSampler):
     # -- the law ---------------------------------------------------------------------------------
 
     def law(self, step: int, device: torch.device) -> Tensor:
-        law = self._on(device).spread(self.base.law(step, device))
-        return restrict(law, self._opened(step, device))
+        return self._restrict(self._on(device).spread(self.base.law(step, device)), step)
 
     def reference(self, step: int, device: torch.device) -> Tensor:
-        return restrict(self.base.reference(step, device), self._opened(step, device))
+        return self._restrict(self.base.reference(step, device), step)
 
     def stage(self, step: int | None = None) -> int:
         """The stage (1 to ``stages``) of optimizer step ``step``; where the pacing learns, the
         present one, read back from the device."""
-        return int(self._stage(self._step(step)))
+        return int(self._progress.stage(self._step(step)))
 
     @property
     def open_order(self) -> tuple[int, ...]:
         """Cluster numbers (0 = cleanest) in the order in which they open."""
-        return self._on("cpu").order
+        return self._on(CPU).order
 
     def open_levels(self, stage: int) -> Tensor:
         """(T,) bool: the levels open at ``stage``."""
-        return self._on("cpu").opened[stage - 1].bool()
+        return self._on(CPU).opened[stage - 1].bool()
 
     def open_range(self, stage: int) -> tuple[float, float]:
         """(lowest, highest) log-SNR open at ``stage``."""
@@ -142,33 +143,25 @@ class CurriculumTimestepSampler(TimestepSampler):
             step: the optimizer step they were drawn for.
         """
         self.base.observe(indices, losses, step)
-        state = self._move_state(losses.device)
-        loss = losses.to(state.get("average", losses).dtype).mean()
-        state |= self.pacing.observe(state, loss, self.stages)
-        cluster = self._on(losses.device).cluster_of[indices]
-        counts = state["cluster_counts"]
-        state["cluster_counts"] = counts.index_add(0, cluster, torch.ones_like(cluster))
-        stages = torch.arange(1, self.stages + 1, device=losses.device)
-        opened = (state["opened_at"] < 0) & (stages <= self._stage(step + 1))
-        state["opened_at"] = torch.where(opened, step + 1, state["opened_at"])
+        self._progress.observe(self._on(losses.device).cluster_of[indices], losses, step)
 
     def metrics(self) -> dict[str, Tensor]:
         """Patience counter and best loss, as far as the pacing has them, on the device."""
-        names = {"counter": "patience_counter", "best": "best_loss"}
-        return {new: self._state[old] for old, new in names.items() if old in self._state}
+        names, pace = {"counter": "patience_counter", "best": "best_loss"}, self._progress.pace
+        return {new: as_tensor(pace[old]) for old, new in names.items() if old in pace}
 
     @property
     def cluster_counts(self) -> Tensor:
         """(stages,) int64: samples observed in each cluster so far, cleanest first."""
-        return self._state["cluster_counts"].cpu()
+        return self._progress.cluster_counts.cpu()
 
     @property
     def opened_at(self) -> Tensor:
         """(stages,) int64: the step from which each stage was drawn, -1 for those to come."""
-        return self._state["opened_at"].cpu()
+        return self._progress.opened_at.cpu()
 
     def state_dict(self) -> dict[str, Any]:
-        state = {f"state.{k}": v.cpu() for k, v in self._state.items()}
+        state = {f"state.{k}": v for k, v in self._progress.state_dict().items()}
         base = {f"base.{k}": v for k, v in self.base.state_dict().items()}
         return super().state_dict() | state | base | {"starts": torch.tensor(self.starts)}
 
@@ -180,71 +173,75 @@ class CurriculumTimestepSampler(TimestepSampler):
                 f"{list(self.starts)}: build it from the same config and scheduler."
             )
         super().load_state_dict(state)
-        device = self._state["opened_at"].device
-        self._state = {k: torch.as_tensor(state[f"state.{k}"]).to(device) for k in self._state}
-        self.base.load_state_dict({k[5:]: v for k, v in state.items() if k.startswith("base.")})
+        self.base.load_state_dict(_part(state, "base."))
+        self._progress.load_state_dict(_part(state, "state."))
 
     # -- internals -------------------------------------------------------------------------------
 
-    def _initial_state(self) -> dict[str, Tensor]:
-        state = self.pacing.initial_state()
-        state["cluster_counts"] = torch.zeros(self.stages, dtype=torch.int64)
-        stages = torch.arange(1, self.stages + 1)
-        state["opened_at"] = torch.where(stages <= self.pacing.stage(state, 0, self.stages), 0, -1)
-        return state
-
-    def _move_state(self, device: torch.device) -> dict[str, Tensor]:
-        if self._state["opened_at"].device != device:
-            self._state = {k: to_device(v, device) for k, v in self._state.items()}
-        return self._state
-
-    def _stage(self, step: int) -> int | Tensor:
-        return self.pacing.stage(self._state, step, self.stages)
-
-    def _on(self, device: torch.device | str) -> Stages:
+    def _on(self, device: torch.device) -> Stages:
         """The stages on ``device``; copies are made once, as a step must not wait for one."""
-        device = torch.device(device)
         if device not in self._stages_on:
-            self._stages_on[device] = self._stages_on[torch.device("cpu")].to(device)
+            self._stages_on[device] = self._stages_on[CPU].to(device)
         return self._stages_on[device]
 
-    def _opened(self, step: int, device: torch.device) -> Tensor:
-        return self._row(self._on(device).opened, step, device)
-
-    def _row(self, rows: Tensor, step: int, device: torch.device) -> Tensor:
-        """The row of the present stage, chosen on the device: a stage that a pacing learned must
-        not be read back to the host at every step."""
-        stage = self._stage(step)
-        if isinstance(stage, int):
-            return rows[stage - 1]
-        return rows.index_select(0, (stage - 1).reshape(1).to(device))[0]
+    def _restrict(self, law: Tensor, step: int) -> Tensor:
+        stage = self._progress.stage(step)
+        opened = _row(self._on(law.device).opened, stage)
+        if isinstance(stage, Tensor):
+            return restrict(law, opened)
+        return law if stage == self.stages else renormalised(law, opened)
 
     def _tables(self, step: int, device: torch.device) -> tuple[Tensor, Tensor]:
         if not self.base.static_law:
             return super()._tables(step, device)
-        self._move_state(device)
-        key = str(device)
-        if key not in self._cache:
-            rows = [tables(*stage) for stage in self._all_stages()]
-            cdf, importance = (torch.stack(column) for column in zip(*rows, strict=True))
-            self._cache[key] = to_device(cdf, device), to_device(importance, device)
-        cdf, importance = self._cache[key]
-        return self._row(cdf, step, device), self._row(importance, step, device)
+        if device not in self._stage_tables:
+            self._stage_tables[device] = _StageTables.of(self._all_stages(), device)
+        return self._stage_tables[device].at(self._progress.stage(step))
 
     def _all_stages(self) -> list[tuple[Tensor, Tensor]]:
         """Mass and importance of every stage, for a base whose law never changes."""
-        cpu = torch.device("cpu")
-        stages, reference = self._on(cpu), self.base.reference(0, cpu)
-        law = stages.spread(self.base.law(0, cpu))
+        stages, reference = self._on(CPU), self.base.reference(0, CPU)
+        law = stages.spread(self.base.law(0, CPU))
         return [
             compose(restrict(law, opened), restrict(reference, opened), self.floor, self.exponent)
             for opened in stages.opened
         ]
 
     def _check_every_stage_has_mass(self, law: Tensor) -> None:
-        for stage in self._on("cpu").without_mass(law)[:1]:
+        for stage in self._on(CPU).without_mass(law)[:1]:
             low, high = self.open_range(stage)
             raise ValueError(
                 f"the base law has no mass on stage {stage}, log-SNR {low:.1f}..{high:.1f}: choose "
                 "a wider density, fewer clusters or clustering 'quantile'."
             )
+
+
+class _StageTables(NamedTuple):
+    """The (cdf, importance) of every stage, stacked and one by one."""
+
+    stacked: tuple[Tensor, Tensor]
+    single: list[tuple[Tensor, Tensor]]
+
+    @classmethod
+    def of(cls, stages: list[tuple[Tensor, Tensor]], device: torch.device) -> _StageTables:
+        rows = zip(*(tables(*stage) for stage in stages), strict=True)
+        cdf, importance = (to_device(torch.stack(column), device) for column in rows)
+        return cls((cdf, importance), list(zip(cdf, importance, strict=True)))
+
+    def at(self, stage: int | Tensor) -> tuple[Tensor, Tensor]:
+        if isinstance(stage, int):
+            return self.single[stage - 1]
+        cdf, importance = self.stacked
+        return _row(cdf, stage), _row(importance, stage)
+
+
+def _row(rows: Tensor, stage: int | Tensor) -> Tensor:
+    """The row of a stage, chosen on the device: a stage that a pacing learned there must not be
+    read back to the host at every step."""
+    if isinstance(stage, int):
+        return rows[stage - 1]
+    return rows.index_select(0, (stage - 1).reshape(1).to(rows.device))[0]
+
+
+def _part(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}

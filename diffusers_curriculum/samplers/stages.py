@@ -80,8 +80,13 @@ class Stages:
 
 def restrict(law: Tensor, opened: Tensor) -> Tensor:
     """``law`` on the ``opened`` (0 or 1) levels, renormalised; itself, bit for bit, if all are."""
+    return torch.where(opened.all(), law, renormalised(law, opened))
+
+
+def renormalised(law: Tensor, opened: Tensor) -> Tensor:
+    """``law`` on the ``opened`` (0 or 1) levels, divided by its sum there."""
     kept = law * opened
-    return torch.where(opened.all(), law, kept / kept.sum())
+    return kept / kept.sum()
 
 
 def _opening_order(order: str, clusters: int, seed: int) -> list[int]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diffusers_curriculum import CurriculumTimestepSampler, DensityTimestepSampler, TimestepSampler
 from diffusers_curriculum.randomness import DRAWS, Slots, uniforms
-from diffusers_curriculum.samplers import SAMPLERS
+from diffusers_curriculum.samplers import SAMPLERS, base
 from diffusers_curriculum.samplers.composition import compose, correction_exponent, tables
 from tests.floors_fixtures import SCHEDULERS, table, untouched_global_generators
 
@@ -161,6 +161,90 @@ def test_sampling_leaves_global_generators_alone() -> None:
         sampler.sample(8)
         sampler.sample(8, generator=torch.Generator().manual_seed(0))
         sampler.observe(torch.tensor([1, 2]), torch.tensor([1.0, 2.0]), 0)
+
+
+# -- what is kept ----------------------------------------------------------------------------------
+
+
+class Counted(FixedLaw):
+    """Counts how often its law is asked for."""
+
+    asked = 0
+
+    def law(self, step: int, device: torch.device) -> Tensor:
+        self.asked += 1
+        return super().law(step, device)
+
+
+class Narrow(FixedLaw):
+    """A law in float32, as on a device without float64."""
+
+    def law(self, step: int, device: torch.device) -> Tensor:
+        return super().law(step, device).float()
+
+    def reference(self, step: int, device: torch.device) -> Tensor:
+        return super().reference(step, device).float()
+
+
+def test_a_static_law_is_asked_for_once_per_device() -> None:
+    sampler = Counted([0.5, 0.25, 0.25])
+    first = sampler.sample(8, step=3)
+    for device in (None, "cpu", torch.device("cpu")):
+        again = sampler.sample(8, step=3, device=device)
+        assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert sampler.asked == 1
+    for device in ("meta", torch.device("meta")):
+        sample = sampler.sample(8, step=3, device=device)
+        assert [part.device.type for part in sample] == ["meta"] * 3
+        assert [part.dtype for part in sample] == [part.dtype for part in first]
+    assert sampler.asked == 2
+
+
+def test_a_changing_law_is_asked_for_at_every_draw() -> None:
+    sampler = Counted([0.5, 0.25, 0.25])
+    sampler.static_law = False
+    for _ in range(3):
+        sampler.sample(8)
+    assert sampler.asked == 3
+
+
+@pytest.mark.parametrize("correction", ["none", "full"])
+@pytest.mark.parametrize("floor", [0.0, 0.1])
+def test_what_is_drawn_is_what_is_told(floor: float, correction: str) -> None:
+    sampler = _sd(floor=floor, importance_correction=correction)
+    cdf, importance = sampler._tables(0, torch.device("cpu"))
+    sums = sampler.probabilities().cumsum(0)
+    assert torch.equal(cdf, sums / sums[-1])
+    assert torch.equal(importance, sampler.importance().float())
+
+
+@pytest.mark.parametrize("floor", [0.0, 0.1])
+def test_what_is_told_may_be_written_on(floor: float) -> None:
+    def told(sampler: TimestepSampler) -> tuple[Tensor, ...]:
+        return sampler.probabilities(), sampler.importance(), *sampler.sample(16, step=0)
+
+    sampler = _sd(floor=floor)
+    for values in told(sampler):
+        values.zero_()
+    for ours, fresh in zip(told(sampler), told(_sd(floor=floor)), strict=True):
+        assert torch.equal(ours, fresh)
+
+
+def test_numbers_of_any_shape_and_precision() -> None:
+    sampler = _sd(importance_correction="full")
+    u = torch.rand(3, 4, generator=torch.Generator().manual_seed(0))
+    square, flat = sampler.sample(u=u), sampler.sample(u=u.double().flatten())
+    for ours, theirs in zip(square, flat, strict=True):
+        assert ours.shape == (3, 4)
+        assert torch.equal(ours.flatten(), theirs)
+
+
+def test_own_numbers_are_rounded_down_to_single_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device without float64 gets them in float32, where the largest becomes 1."""
+    sampler = Narrow([0.25, 0.75, 0.0])
+    assert set(sampler.sample(1000).indices.tolist()) == {0, 1}
+    monkeypatch.setattr(base, "uniforms", lambda *_, **__: _u(2.0**-53, JUST_BELOW_1).float())
+    assert sampler.sample(2).indices.tolist() == [0, 1]
 
 
 # -- floor and importance --------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from torch import Tensor
 
 from diffusers_curriculum import CurriculumTimestepSampler, DensityTimestepSampler, TimestepSampler
 from diffusers_curriculum.noise_levels import NoiseLevels
-from diffusers_curriculum.samplers.stages import ORDERS, Stages, restrict
+from diffusers_curriculum.samplers import progress
+from diffusers_curriculum.samplers.stages import ORDERS, WITHIN, Stages, restrict
 from tests.floors_fixtures import SCHEDULERS
 
 FIXED = {"pacing": "fixed", "pacing_args": {"stage_steps": 10}}
@@ -277,6 +279,176 @@ def test_observing_reads_nothing_back_and_returns_nothing() -> None:
     losses = torch.tensor([1.0, 2.0], requires_grad=True)
     assert sampler.observe(torch.tensor([1, 2]), losses.detach(), 0) is None
     assert all(not v.requires_grad for v in sampler.state_dict().values() if torch.is_tensor(v))
+
+
+# -- on a device -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def as_on_a_device(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
+    """Makes curricula treat the CPU as a device that must not be waited for, or not."""
+    monkeypatch.setattr(progress, "reads_freely", lambda device: not switched[-1])
+    switched = [False]
+    return switched.append
+
+
+DEVICE_SETTINGS: list[dict[str, Any]] = [
+    {"pacing_args": {"patience": 2}},
+    {"pacing_args": {"patience": 2, "smoothing": 0.6, "max_stage_steps": 6}, "order": "random"},
+    {"pacing_args": {"patience": 3, "min_delta": 0.01, "min_stage_steps": 4}, "within": "balanced"},
+    {"pacing": "linear", "pacing_args": {"total_steps": 30}},
+]
+
+
+def _bits(state: dict[str, Any]) -> dict[str, Any]:
+    whole = {name: torch.as_tensor(value) for name, value in state.items()}
+    return {name: (v.dtype, v.shape, v.numpy().tobytes()) for name, v in whole.items()}
+
+
+@pytest.mark.parametrize("settings", DEVICE_SETTINGS, ids=range(len(DEVICE_SETTINGS)))
+@pytest.mark.parametrize("moving", [False, True])
+def test_a_device_takes_the_course_of_the_host(
+    settings: dict[str, Any], moving: bool, as_on_a_device: Callable[[bool], None]
+) -> None:
+    def build(on_device: bool) -> CurriculumTimestepSampler:
+        as_on_a_device(on_device)
+        base = Moving(SCHEDULERS["sd"](), floor=0.1) if moving else _base(seed=4)
+        return _curriculum(base, **settings)
+
+    def steps(sampler: CurriculumTimestepSampler, on_device: bool) -> list[Any]:
+        as_on_a_device(on_device)
+        generator, found = torch.Generator().manual_seed(1), []
+        for step in range(40):
+            sample = sampler.sample(16)
+            losses = torch.rand(16, generator=generator)
+            losses[0] = {5: math.nan, 6: math.inf}.get(step, 0.5)
+            sampler.observe(sample.indices, losses, step)
+            found.append((sample, _bits(sampler.state_dict()), sampler.probabilities()))
+            if step == 20:
+                sampler.load_state_dict(sampler.state_dict())
+        return found
+
+    host, device = (build(on_device) for on_device in (False, True))
+    for ours, theirs in zip(steps(device, True), steps(host, False), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(ours[0], theirs[0], strict=True))
+        assert ours[1] == theirs[1]
+        assert torch.equal(ours[2], theirs[2])
+    assert host.stage() > 3
+    tensors, numbers = device._progress.pace, host._progress.pace
+    assert all(isinstance(value, Tensor) for value in tensors.values())
+    assert not any(isinstance(value, Tensor) for value in numbers.values())
+
+
+def test_the_state_follows_the_losses_to_a_device() -> None:
+    sampler = _curriculum(pacing_args={"patience": 1})
+    _feed(sampler, [3.0, 4.0])
+    device = torch.device("meta")
+    sampler.sample(4, device=device)
+    assert sampler.stage() == 2  # still known to the host
+    losses = torch.ones(3, device=device)
+    sampler.observe(torch.zeros(3, dtype=torch.int64, device=device), losses, 2)
+    state = sampler._progress
+    kept = [*state.pace.values(), state.cluster_counts, state.opened_at]
+    assert {value.device for value in kept} == {device}
+    assert [v.dtype for v in state.pace.values()] == [torch.int64] * 3 + [torch.float64] * 2
+    assert sampler.sample(4, device=device).indices.device == device
+
+
+# -- states on disk --------------------------------------------------------------------------------
+
+# as written by version 0.1.0
+WRITTEN: dict[str, Any] = {
+    "calls": 7,
+    "state.stage": torch.tensor(2),
+    "state.counter": torch.tensor(1),
+    "state.stage_steps": torch.tensor(2),
+    "state.best": torch.tensor(0.25, dtype=torch.float64),
+    "state.average": torch.tensor(0.5, dtype=torch.float64),
+    "state.cluster_counts": torch.tensor([0, 0, 0, 4, 10]),
+    "state.opened_at": torch.tensor([0, 5, -1, -1, -1]),
+    "base.calls": 0,
+    "starts": torch.tensor(STARTS),
+}
+
+
+def test_states_are_written_under_the_same_names_and_types() -> None:
+    state = _curriculum(pacing_args={"patience": 3}).state_dict()
+    assert list(state) == list(WRITTEN)
+    for name, value in WRITTEN.items():
+        assert type(state[name]) is type(value)
+        if isinstance(value, Tensor):
+            assert (state[name].dtype, state[name].shape) == (value.dtype, value.shape)
+
+
+def test_a_written_state_is_taken_over() -> None:
+    sampler = _curriculum(pacing_args={"patience": 3})
+    sampler.load_state_dict(WRITTEN)
+    assert _bits(sampler.state_dict()) == _bits(WRITTEN)
+    assert (sampler.stage(), int(sampler.metrics()["patience_counter"])) == (2, 1)
+    assert sampler.metrics()["best_loss"].dtype == torch.float64
+    _feed(sampler, [0.25], 7)
+    assert sampler.stage() == 2
+    _feed(sampler, [0.25], 8)
+    assert sampler.stage() == 3
+    assert sampler.opened_at.tolist() == [0, 5, 9, -1, -1]
+    assert WRITTEN["state.opened_at"].tolist() == [0, 5, -1, -1, -1]
+
+
+def test_stages_are_recorded_anew_after_a_state_of_an_earlier_step() -> None:
+    sampler = _curriculum(**FIXED)
+    early = sampler.state_dict()
+    _feed(sampler, [1.0] * 25)
+    assert sampler.opened_at.tolist() == [0, 10, 20, -1, -1]
+    sampler.load_state_dict(early)
+    _feed(sampler, [1.0] * 12)
+    assert sampler.opened_at.tolist() == [0, 10, -1, -1, -1]
+
+
+# -- the end ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("on_device", [False, True])
+@pytest.mark.parametrize("moving", [False, True])
+def test_after_the_last_stage_of_patience_the_sampler_is_its_base_bit_for_bit(
+    moving: bool, on_device: bool, as_on_a_device: Callable[[bool], None]
+) -> None:
+    as_on_a_device(on_device)
+    base = (
+        Moving(SCHEDULERS["sd"](), floor=0.1)
+        if moving
+        else _base(floor=0.05, importance_correction="full")
+    )
+    sampler = _curriculum(base, pacing_args={"patience": 1})
+    _feed(sampler, [1.0] * 7)
+    assert sampler.stage() == 4
+    assert not torch.equal(sampler.probabilities(9), base.probabilities(9))
+    _feed(sampler, [1.0] * 1, 7)
+    assert sampler.stage() == 5
+    for step in (9, 10, 500):
+        assert torch.equal(sampler.probabilities(step), base.probabilities(step))
+        assert torch.equal(sampler.importance(step), base.importance(step))
+        pairs = zip(sampler.sample(64, step=step), base.sample(64, step=step), strict=True)
+        assert all(torch.equal(ours, theirs) for ours, theirs in pairs)
+
+
+@pytest.mark.parametrize("moving", [False, True])
+@pytest.mark.parametrize("within", WITHIN)
+def test_what_is_drawn_is_what_is_told_at_every_stage(within: str, moving: bool) -> None:
+    base = (
+        Moving(SCHEDULERS["sd"](), floor=0.2)
+        if moving
+        else _base(importance_correction="full", floor=0.2)
+    )
+    sampler = _curriculum(base, within=within, **FIXED)
+    for step in (0, 10, 25, 30, 45, 0):
+        cdf, importance = sampler._tables(step, torch.device("cpu"))
+        mass = sampler.probabilities(step)
+        sums = mass.cumsum(0)
+        assert torch.equal(cdf, sums / sums[-1])
+        assert torch.equal(importance, sampler.importance(step).float())
+        before = mass.clone()
+        mass.zero_()
+        assert torch.equal(sampler.probabilities(step), before)
 
 
 # -- bases -----------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ CASES = [(d, s, w) for d in checks.LAWS for s in SCHEDULERS for w in sorted(DRAW
 
 
 def test_every_density_is_here() -> None:
-    assert set(checks.LAWS) == set(DENSITIES)
+    assert set(checks.LAWS) <= set(DENSITIES)  # the others: test_catalogue_fit.py
 
 
 @pytest.mark.parametrize(("density", "schedule", "draw"), CASES)

@@ -1,0 +1,116 @@
+"""Laws of a schedule's own time fraction tau, put into log-SNR through the reference law."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from diffusers_curriculum.densities.base import ScheduleDensity
+from diffusers_curriculum.densities.inverse import largest
+from diffusers_curriculum.densities.reference import UniformTimestep
+
+
+@dataclass(frozen=True, eq=False)
+class TimeDensity(ScheduleDensity):
+    """A law of tau in [0, 1], 0 = clean: timestep number i of T owns [i / T, (i + 1) / T].
+
+    A subclass gives :meth:`time_pdf` and :meth:`time_cdf`, G. With U the reference law, uniform
+    over timesteps, tau = 1 - U(l), hence F(l) = 1 - G(tau) and p(l) = g(tau) u(l), on every
+    schedule; the mass of a timestep is G((i + 1) / T) - G(i / T).
+    """
+
+    def time_pdf(self, tau: Tensor) -> Tensor:
+        """g: density per unit of tau."""
+        raise NotImplementedError
+
+    def time_cdf(self, tau: Tensor) -> Tensor:
+        """G: probability of a cleaner time than tau."""
+        raise NotImplementedError
+
+    def time_sf(self, tau: Tensor) -> Tensor:
+        """1 - G, without its cancellation where a subclass says how."""
+        return 1 - self.time_cdf(tau)
+
+    def time_icdf(self, probability: Tensor) -> Tensor:
+        """The tau below which ``probability`` of the mass lies; by bisection, unless a subclass has
+        a closed form."""
+        cleaner, rest = probability <= 0.5, 1 - probability
+        return largest(
+            lambda tau: torch.where(
+                cleaner, self.time_cdf(tau) <= probability, self.time_sf(tau) >= rest
+            ),
+            torch.zeros_like(probability),
+            torch.ones_like(probability),
+        )
+
+    @property
+    def support(self) -> tuple[float, float]:
+        return self._reference.support
+
+    def pdf(self, log_snr: Tensor) -> Tensor:
+        width = self._reference.pdf(log_snr)
+        # beyond the schedule the width is 0, and the law may be infinite at 0 and 1
+        tau = torch.where(width > 0, self._reference.sf(log_snr), 0.5)
+        return self.time_pdf(tau) * width
+
+    def cdf(self, log_snr: Tensor) -> Tensor:
+        return self.time_sf(self._reference.sf(log_snr))
+
+    def sf(self, log_snr: Tensor) -> Tensor:
+        return self.time_cdf(self._reference.sf(log_snr))
+
+    def icdf(self, probability: Tensor) -> Tensor:
+        return self._reference.icdf(1 - self.time_icdf(1 - probability))
+
+    def masses(self, edges: Tensor) -> Tensor:
+        if not torch.equal(edges, self.edges):
+            return super().masses(edges)
+        tau = torch.arange(len(edges), dtype=edges.dtype, device=edges.device) / (len(edges) - 1)
+        below, above = self.time_cdf(tau), self.time_sf(tau)
+        return torch.where(below[:-1] < 0.5, below.diff(), -above.diff()).clamp_min(0.0)
+
+    @cached_property
+    def _reference(self) -> UniformTimestep:
+        return UniformTimestep(self.edges)
+
+
+class PiecewiseTime(TimeDensity):
+    """A law of tau that is constant between knots."""
+
+    @property
+    def _weights(self) -> list[tuple[float, float]]:
+        """(end of the piece, its density up to a common factor), rising; the last ends at 1."""
+        raise NotImplementedError
+
+    @cached_property
+    def _pieces(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Knots (K+1,), density of each piece (K,), G at the knots (K+1,)."""
+        knots = torch.tensor([0.0, *(end for end, _ in self._weights)], dtype=torch.float64)
+        weights = torch.tensor([weight for _, weight in self._weights], dtype=torch.float64)
+        density = weights / (weights * knots.diff()).sum()
+        shares = (density * knots.diff()).cumsum(0)
+        return knots, density, torch.cat([torch.zeros_like(shares[:1]), shares])
+
+    def time_pdf(self, tau: Tensor) -> Tensor:
+        return self._pieces[1][self._piece(tau)]
+
+    def time_cdf(self, tau: Tensor) -> Tensor:
+        knots, density, below = self._pieces
+        piece = self._piece(tau)
+        inner = below[piece] + density[piece] * (tau - knots[piece])
+        return torch.where(tau >= 1, 1.0, inner.clamp(0, 1))
+
+    def time_sf(self, tau: Tensor) -> Tensor:
+        knots, density, _ = self._pieces
+        piece = self._piece(tau)
+        above = (density * knots.diff()).flip(0).cumsum(0).flip(0)
+        above = torch.cat([above[1:], torch.zeros_like(above[:1])])
+        inner = above[piece] + density[piece] * (knots[piece + 1] - tau)
+        return torch.where(tau <= 0, 1.0, inner.clamp(0, 1))
+
+    def _piece(self, tau: Tensor) -> Tensor:
+        inner = self._pieces[0][1:-1]
+        return torch.searchsorted(inner, tau.contiguous(), right=True)

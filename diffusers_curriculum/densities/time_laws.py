@@ -1,0 +1,165 @@
+"""Laws of the time fraction by name: B-TTDM, SpeeD and the timestep bias of diffusers' scripts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffusers_curriculum.densities.base import register
+from diffusers_curriculum.densities.fields import (
+    above_zero,
+    checked,
+    one_of,
+    optional,
+    positive,
+    whole,
+)
+from diffusers_curriculum.densities.special import incomplete_beta, log_beta
+from diffusers_curriculum.densities.time_fraction import PiecewiseTime, TimeDensity
+
+_LARGEST = 1000.0
+
+
+@register(
+    "beta",
+    formula="p(tau) = tau^(alpha - 1) (1 - tau)^(beta - 1) / B(alpha, beta)",
+    source="B-TTDM (ECCV 2024); OneTrainer",
+    families="vp",
+    note="Sources disagree on the paper's numbers, (alpha < 1, 1) or (0.5..2, 2..5): both favour "
+    "clean levels. 0.8 and 1 are this library's default.",
+)
+@dataclass(frozen=True, eq=False)
+class Beta(TimeDensity):
+    """tau ~ Beta(alpha, beta), tau = 0 at the cleanest timestep (B-TTDM, ECCV 2024; alpha = 0.8 and
+    beta = 1 are this library's default, because the sources conflict).
+
+    Raises:
+        ValueError: a parameter above 1000.
+    """
+
+    alpha: float = positive(0.8)
+    beta: float = positive(1.0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("alpha", "beta"):
+            if getattr(self, name) > _LARGEST:
+                raise ValueError(f"{name}={getattr(self, name)!r} must be at most {_LARGEST:g}.")
+
+    def time_pdf(self, tau: Tensor) -> Tensor:
+        log = torch.special.xlogy(self.alpha - 1, tau)
+        log = log + torch.special.xlog1py(self.beta - 1, -tau)
+        return torch.exp(log - log_beta(self.alpha, self.beta))
+
+    def time_cdf(self, tau: Tensor) -> Tensor:
+        return incomplete_beta(self.alpha, self.beta, tau)[0]
+
+    def time_sf(self, tau: Tensor) -> Tensor:
+        return incomplete_beta(self.alpha, self.beta, tau)[1]
+
+
+@register(
+    "speed",
+    formula="k / (1 + tau (k - 1)) below the time fraction tau, 1 / (1 + tau (k - 1)) above",
+    source="arXiv 2405.17403 (SpeeD): tau = 700 of 1000, k = 5",
+    families="vp",
+    note="tau below 1 is a fraction of the schedule, above 1 a number of timesteps. The paper's "
+    "change-aware weight is a loss weighting of its own.",
+)
+@dataclass(frozen=True, eq=False)
+class Speed(PiecewiseTime):
+    """SpeeD's asymmetric law: the cleaner ``tau`` of the timesteps are k times as likely as the
+    rest (arXiv 2405.17403: tau = 700 of 1000 and k = 5 in its ablations).
+
+    ``tau`` below 1 is a fraction of the schedule, above 1 a number of its timesteps; where it ends
+    inside a timestep, that one gets its part of both.
+
+    Raises:
+        ValueError: tau = 1 (everything), or as many timesteps as there are, or more.
+    """
+
+    tau: float = positive(0.7)
+    k: float = positive(5.0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        count = len(self.edges) - 1
+        if self.tau == 1 or self.tau >= count:
+            raise ValueError(
+                f"tau={self.tau!r} must be a fraction below 1, or a number of timesteps above 1 "
+                f"and below the schedule's {count}."
+            )
+
+    @property
+    def _weights(self) -> list[tuple[float, float]]:
+        end = self.tau if self.tau < 1 else self.tau / (len(self.edges) - 1)
+        return [(end, self.k), (1.0, 1.0)]
+
+
+@register(
+    "timestep_bias",
+    formula="w_i / sum(w): w = multiplier on the chosen timesteps, 1 on the others",
+    source="diffusers' --timestep_bias_strategy (text_to_image SDXL)",
+    families="vp",
+    note="Timesteps count from the cleanest on every schedule, and range is [begin, end). The "
+    "multiplier 2 is this library's default (the flag's, 1, is no bias).",
+)
+@dataclass(frozen=True, eq=False)
+class TimestepBias(PiecewiseTime):
+    """Some timesteps ``multiplier`` times as likely as the others (diffusers' SDXL script).
+
+    Args:
+        strategy: "earlier" (the cleanest ``portion``), "later" (the noisiest) or "range".
+        multiplier: of the chosen timesteps, greater than 0; below 1 they are rarer.
+        begin: first timestep of the range, default 0; timestep 0 is the cleanest.
+        end: the timestep after its last, default the number of timesteps.
+        portion: share of the timesteps, rounded down to a number of them; default 0.25.
+
+    Raises:
+        ValueError: no timestep is chosen, a range outside the schedule, or a setting of the other
+            strategy.
+    """
+
+    strategy: str = checked(one_of("earlier", "later", "range"), default="later")
+    multiplier: float = positive(2.0)
+    begin: int | None = optional(whole)
+    end: int | None = optional(whole)
+    portion: float | None = optional(above_zero)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("portion",) if self.strategy == "range" else ("begin", "end"):
+            if getattr(self, name) is not None:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} has no effect with strategy="
+                    f"{self.strategy!r}: leave it out."
+                )
+        if self.portion is not None and self.portion > 1:
+            raise ValueError(f"portion={self.portion!r} must lie in (0, 1].")
+        begin, end = self.chosen
+        count = len(self.edges) - 1
+        if not begin < end <= count:
+            raise ValueError(
+                f"strategy={self.strategy!r} chooses none of the {count} timesteps, or some that "
+                f"do not exist: [{begin}, {end}); use 0 <= begin < end <= {count}, or a portion of "
+                f"{1 / count:g} or more."
+            )
+
+    @property
+    def chosen(self) -> tuple[int, int]:
+        """[first, last) of the timesteps that are biased, 0 = cleanest."""
+        count = len(self.edges) - 1
+        if self.strategy == "range":
+            return self.begin or 0, count if self.end is None else self.end
+        size = int((0.25 if self.portion is None else self.portion) * count)
+        return (0, size) if self.strategy == "earlier" else (count - size, count)
+
+    @property
+    def _weights(self) -> list[tuple[float, float]]:
+        count = len(self.edges) - 1
+        begin, end = (index / count for index in self.chosen)
+        pieces = [(begin, 1.0), (end, float(self.multiplier)), (1.0, 1.0)]
+        starts = [0.0, begin, end]
+        return [piece for start, piece in zip(starts, pieces, strict=True) if piece[0] > start]

@@ -1,0 +1,185 @@
+"""The law of least gradient variance."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor
+
+from diffusers_curriculum.catalogue import Entry
+from diffusers_curriculum.samplers.adaptive import AdaptiveTimestepSampler
+from diffusers_curriculum.samplers.adaptive_checks import check_choice
+from diffusers_curriculum.samplers.base import TimestepSampler
+
+logger = logging.getLogger(__name__)
+MODES = ("gradients", "loss")
+
+
+class GradientNormTimestepSampler(AdaptiveTimestepSampler):
+    """p proportional to q W sqrt(E||grad loss||^2) per timestep: of all laws, the one whose
+    importance corrected gradient has the least variance (by the Cauchy-Schwarz inequality), q the
+    uniform law.
+
+    It is optimal for one step of plain gradient descent; what it brings under Adam is to be
+    measured.
+
+    Args:
+        mode: "gradients": from squared gradient norms that the caller estimates now and then and
+            passes to :meth:`observe_gradients`; or "loss": with E[loss] in place of the squared
+            norm, which for a squared error is in proportion where the network's Jacobian is as
+            large at all levels.
+        importance_correction: "full", without which it is no variance that is least.
+
+    The other arguments are those of :class:`AdaptiveTimestepSampler`; all defaults are this
+    library's. Few bins by default, as norms are few.
+
+    Raises:
+        ValueError: unknown names or numbers out of range.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        scheduler: Any,
+        mode: str = "gradients",
+        bins: int | None = None,
+        binning: str = "quantile",
+        refresh_every: int = 100,
+        warm_up: int = 1000,
+        min_observations: int = 4,
+        ema: float = 0.9,
+        neighbours: int = 1,
+        warm_up_density: str = "uniform",
+        warm_up_density_args: dict[str, Any] | None = None,
+        prediction_type: str | None = None,
+        loss_weighting: str = "none",
+        loss_weighting_args: dict[str, Any] | None = None,
+        draw: str = "stratified",
+        floor: float = 0.1,
+        importance_correction: str | float = "full",
+        outer_edges: str = "half",
+        seed: int = 0,
+    ) -> None:
+        check_choice("mode", mode, MODES)
+        super().__init__()
+        self._gradients_at = -1  # step of the last norms
+        self._may_warn = True
+
+    def _resolve_defaults(self, levels: int) -> None:
+        if self.config["bins"] is None:
+            self.register_to_config(bins=max(1, min(16, levels // 4)))
+
+    def _rule(self, profile: Tensor, constants: Mapping[str, Tensor]) -> Tensor:
+        return constants["weights"] * profile.sqrt()
+
+    def observe(self, indices: Tensor, losses: Tensor, step: int) -> None:
+        """Add the unweighted losses of one optimizer step in mode "loss"; in mode "gradients" they
+        only tell that the step is over.
+
+        Args:
+            indices: (N,) levels of the global batch.
+            losses: (N,) unweighted losses.
+            step: the optimizer step they were drawn for.
+
+        Raises:
+            ValueError: not one loss per index.
+        """
+        if self.config["mode"] == "loss":
+            self._add(indices, losses)
+        elif self._gradients_at < 0 and step >= self._warm_up + self._refresh_every:
+            self._warn_of_missing_gradients(step)
+        self._end_step(step)
+
+    def observe_gradients(self, indices: Tensor, squared_norms: Tensor, step: int) -> None:
+        """Add squared gradient norms of single samples' unweighted losses, those of all processes;
+        call :meth:`observe` for the same step afterwards.
+
+        Args:
+            indices: (N,) levels of the samples.
+            squared_norms: (N,) as of :func:`per_sample_gradient_norms`.
+            step: the optimizer step they were estimated at.
+
+        Raises:
+            ValueError: mode "loss", or not one number per index.
+        """
+        if self.config["mode"] != "gradients":
+            raise ValueError(
+                f"mode={self.config['mode']!r} learns from observe() alone: build the sampler with "
+                "mode='gradients' for gradient norms."
+            )
+        self._add(indices, squared_norms)
+        self._gradients_at = step
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"gradients_at": self._gradients_at}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        self._gradients_at = int(state["gradients_at"])
+
+    def _warn_of_missing_gradients(self, step: int) -> None:
+        if self._may_warn:
+            logger.warning(
+                "no gradient norms were passed to observe_gradients() in %d steps: levels are "
+                "still drawn from the warm-up density; pass some, or use mode='loss'.",
+                step,
+            )
+        self._may_warn = False
+
+
+def per_sample_gradient_norms(losses: Tensor, parameters: Iterable[Tensor]) -> Tensor:
+    """Squared norm of the gradient of each sample's loss.
+
+    One backward pass per sample through the one graph of ``losses``, which it frees; gradients in
+    ``.grad`` stay as they are. Pass a few samples, now and then; a part of the parameters (such as
+    the last layers') is cheaper. The model must treat its samples apart (no batch norm), and not be
+    wrapped for several processes.
+
+    Args:
+        losses: (N,) unweighted losses, one per sample, with their graph.
+        parameters: of the model; those without gradient are left out.
+
+    Returns:
+        (N,) float32, detached: the sum of the squares of the gradient over all parameters.
+
+    Raises:
+        ValueError: losses of another shape or without a graph, or no parameter to differentiate.
+    """
+    wanted = [p for p in parameters if p.requires_grad]
+    if losses.ndim != 1 or not losses.requires_grad or not wanted:
+        raise ValueError(
+            f"gradient norms need losses (N,) with their graph and trainable parameters: got shape "
+            f"{tuple(losses.shape)}, requires_grad={losses.requires_grad} and {len(wanted)} such "
+            "parameters."
+        )
+    rows = losses.unbind()
+    norms = []
+    for number, loss in enumerate(rows, 1):
+        gradients = torch.autograd.grad(
+            loss, wanted, retain_graph=number < len(rows), allow_unused=True
+        )
+        norms.append(sum(g.float().square().sum() for g in gradients if g is not None))
+    return torch.stack([torch.as_tensor(n, device=losses.device).float() for n in norms])
+
+
+def gradient_norm_samplers(sampler: TimestepSampler) -> Iterator[GradientNormTimestepSampler]:
+    """The samplers inside ``sampler`` (a curriculum's base, a sequence's phases, itself) that
+    :meth:`~GradientNormTimestepSampler.observe_gradients` is to be called on."""
+    if isinstance(sampler, GradientNormTimestepSampler) and sampler.config["mode"] == "gradients":
+        yield sampler
+    for inner in (getattr(sampler, "base", None), *getattr(sampler, "samplers", ())):
+        if inner is not None:
+            yield from gradient_norm_samplers(inner)
+
+
+GradientNormTimestepSampler.entry = Entry(
+    "gradient_norm",
+    GradientNormTimestepSampler,
+    "p(t) ~ W sqrt(E|grad loss|^2)",
+    "least variance, by the Cauchy-Schwarz inequality",
+    note="learns from observe_gradients(), or from observe() with mode='loss'",
+)

@@ -1,0 +1,174 @@
+"""The law that follows the information rate of the noise channel."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor
+
+from diffusers_curriculum.catalogue import Entry
+from diffusers_curriculum.samplers.adaptive import AdaptiveTimestepSampler
+from diffusers_curriculum.samplers.adaptive_checks import check_positive
+from diffusers_curriculum.samplers.statistics import finite_widths
+from diffusers_curriculum.weighting import TO_TARGET
+from diffusers_curriculum.weighting.conversion import bounded
+
+logger = logging.getLogger(__name__)
+
+
+class InformationRateTimestepSampler(AdaptiveTimestepSampler):
+    """p(l) proportional to g(l) rho(l) / W_x0(l), rho = S m the information rate per unit of
+    log-SNR l and m the mean squared error of x0 (InfoNoise, arXiv 2602.18647).
+
+    rho is the mean squared error of epsilon; both follow from the unweighted loss of any target.
+    W_x0 is the weight on the squared error of x0 that the loss amounts to, which stays as it is, so
+    that the trained objective is g rho. The gate g = sigma^n / (sigma^n + c^n), sigma = exp(-l/2),
+    keeps the mass away from the clean end, where an untrained network's rate is largest.
+
+    Args:
+        gate: c; None for the onset rule, the largest sigma at which m / sigma^3 is at least
+            ``onset`` of its maximum; 0 for no gate.
+        gate_power: n.
+        onset: of the onset rule.
+        max_x0_error: bound on m. A squared error above the data's mean square is the network's, not
+            information's, and is magnified by 1 / S where an epsilon prediction sees almost pure
+            noise. This library's addition, for data of about unit scale; None for no bound.
+
+    The other arguments are those of :class:`AdaptiveTimestepSampler`. The paper leaves bins,
+    warm-up, refresh and smoothing open: those defaults are this library's.
+
+    Raises:
+        ValueError: unknown names, numbers out of range, or a weighting that is 0 at a level, where
+            the law would be infinite.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        scheduler: Any,
+        gate: float | None = None,
+        gate_power: float = 3.0,
+        onset: float = 0.002,
+        max_x0_error: float | None = 1.0,
+        bins: int | None = None,
+        binning: str = "quantile",
+        refresh_every: int = 100,
+        warm_up: int = 2000,
+        min_observations: int = 10,
+        ema: float = 0.9,
+        neighbours: int = 1,
+        warm_up_density: str = "uniform",
+        warm_up_density_args: dict[str, Any] | None = None,
+        prediction_type: str | None = None,
+        loss_weighting: str = "none",
+        loss_weighting_args: dict[str, Any] | None = None,
+        draw: str = "stratified",
+        floor: float = 0.1,
+        importance_correction: str | float = "none",
+        outer_edges: str = "half",
+        seed: int = 0,
+    ) -> None:
+        check_positive("gate_power", gate_power)
+        check_positive("onset", onset)
+        if gate is not None:
+            check_positive("gate", gate, zero=True)
+        if max_x0_error is not None:
+            check_positive("max_x0_error", max_x0_error)
+        super().__init__()
+        if gate is not None and self._is_low(math.log(gate) if gate else -math.inf):
+            self._warn_of_low_gate(gate)
+
+    def _rule_tables(self) -> dict[str, Tensor]:
+        weights = super()._rule_tables()["weights"]
+        log_snr = bounded(self.levels.log_snr)
+        to_target = TO_TARGET[self.levels.prediction_type](log_snr)
+        x0_per_loss = to_target.exp()
+        if self.config["max_x0_error"] is None and not bool(x0_per_loss.isfinite().all()):
+            raise ValueError(
+                "max_x0_error=None needs a schedule without zero SNR: there an epsilon error says "
+                "nothing of x0; give a bound such as 1.0."
+            )
+        finite = self.levels.finite
+        # S / W_x0 times the width of the cell
+        mass_per_x0 = (log_snr + to_target).exp() / weights * finite_widths(self.levels)
+        for end, neighbour in ((0, 1), (-1, -2)):
+            if not bool(finite[end]):  # 0 / 0 for many weightings: the limit is near
+                mass_per_x0[end] = mass_per_x0[neighbour]
+        self._check_finite(mass_per_x0)
+        return {
+            "x0_per_loss": x0_per_loss,
+            "mass_per_x0": mass_per_x0,
+            "rate_per_x0": torch.where(finite, (1.5 * log_snr).exp(), 0.0),
+            "log_sigma": -log_snr / 2,
+        }
+
+    def _check_finite(self, law: Tensor) -> None:
+        if not bool(law.isfinite().all()):
+            index = int((~law.isfinite()).nonzero()[0])
+            raise ValueError(
+                f"loss weighting {self.config['loss_weighting']!r} is 0 at index {index} (log-SNR "
+                f"{float(self.levels.log_snr[index]):.4g}), where the law would be infinite: use "
+                "a weighting that is positive on the whole schedule."
+            )
+
+    def _rule(self, profile: Tensor, constants: Mapping[str, Tensor]) -> Tensor:
+        x0_error = self._x0_error(profile, constants)
+        distance = constants["log_sigma"] - self._log_gate(x0_error, constants)
+        open_gate = torch.sigmoid(self.config["gate_power"] * distance)
+        return open_gate * x0_error * constants["mass_per_x0"]
+
+    def _x0_error(self, profile: Tensor, constants: Mapping[str, Tensor]) -> Tensor:
+        bound = self.config["max_x0_error"]
+        error = torch.where(profile > 0, profile * constants["x0_per_loss"], 0.0)
+        return error if bound is None else error.clamp_max(bound)
+
+    def _log_gate(self, x0_error: Tensor, constants: Mapping[str, Tensor]) -> Tensor:
+        """log c, 0-dim."""
+        log_sigma, gate = constants["log_sigma"], self.config["gate"]
+        if gate is not None:
+            return torch.full_like(log_sigma[0], math.log(gate) if gate else -math.inf)
+        rate = x0_error * constants["rate_per_x0"]
+        counted = (rate >= self.config["onset"] * rate.max()) & (rate > 0)
+        return torch.where(counted, log_sigma, -torch.inf).max()
+
+    def _is_low(self, log_gate: float) -> bool:
+        """Whether c lies in the lowest quarter of the schedule's log sigma."""
+        log_sigma = -self.levels.log_snr[self.levels.finite] / 2
+        return log_gate < float(0.75 * log_sigma[0] + 0.25 * log_sigma[-1])
+
+    def _warn_of_low_gate(self, gate: float) -> None:
+        logger.warning(
+            "the gate c = %.3g of the information rate lies in the lowest quarter of the "
+            "schedule's log sigma: the law may gather at the clean end; a fixed gate (0.15 to 0.2 "
+            "for data of unit scale) or a longer warm_up keeps it away.",
+            gate,
+        )
+
+    def metrics(self) -> dict[str, Tensor]:
+        """Those of every adaptive sampler, and the gate c."""
+        _, constants = self._on(self._state["profile"].device)
+        x0_error = self._x0_error(self._state["profile"], constants)
+        return super().metrics() | {"gate": self._log_gate(x0_error, constants).exp()}
+
+    def state_dict(self) -> dict[str, Any]:
+        # the state is read back to the host here anyway: a step must not wait for a warning
+        state = super().state_dict()
+        if self.config["gate"] is None and bool(state["state.learned"]):
+            gate = float(self.metrics()["gate"])
+            if self._is_low(math.log(gate) if gate else -math.inf):
+                self._warn_of_low_gate(gate)
+        return state
+
+
+InformationRateTimestepSampler.entry = Entry(
+    "information_rate",
+    InformationRateTimestepSampler,
+    "p(l) ~ sigma^3 / (sigma^3 + c^3) * S E|x0 error|^2 / W_x0, sigma = exp(-l/2)",
+    "arXiv 2602.18647",
+    note="learns from observe()",
+)

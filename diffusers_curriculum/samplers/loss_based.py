@@ -1,0 +1,151 @@
+"""Laws that follow the size of the loss at each noise level."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor
+
+from diffusers_curriculum.catalogue import Entry
+from diffusers_curriculum.samplers.adaptive import AdaptiveTimestepSampler
+from diffusers_curriculum.samplers.adaptive_checks import check_choice
+from diffusers_curriculum.samplers.statistics import LastValues, Statistics, finite_widths
+from diffusers_curriculum.weighting import MEASURES
+
+
+class LossSecondMomentTimestepSampler(AdaptiveTimestepSampler):
+    """p proportional to W sqrt(E[loss^2]) per timestep: the law of least variance for an estimate
+    of the loss (arXiv 2102.09672).
+
+    With as many bins as levels it is the published rule: the last ``min_observations`` (10) losses
+    of each timestep, a law from every step's losses, and 0.001 of the uniform law mixed in. That
+    rule has neither averages over time nor over neighbours. With fewer bins, which need fewer
+    observations, ``refresh_every`` is 100 and ``floor`` 0.1 (this library's defaults, as are those
+    of the other numbers).
+
+    Args:
+        importance_correction: "full", as published: the objective is that of uniform draws.
+
+    The other arguments are those of :class:`AdaptiveTimestepSampler`.
+
+    Raises:
+        ValueError: unknown names or numbers out of range.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        scheduler: Any,
+        bins: int | None = None,
+        binning: str = "quantile",
+        refresh_every: int | None = None,
+        warm_up: int = 0,
+        min_observations: int = 10,
+        ema: float = 0.9,
+        neighbours: int = 1,
+        warm_up_density: str = "uniform",
+        warm_up_density_args: dict[str, Any] | None = None,
+        prediction_type: str | None = None,
+        loss_weighting: str = "none",
+        loss_weighting_args: dict[str, Any] | None = None,
+        draw: str = "stratified",
+        floor: float | None = None,
+        importance_correction: str | float = "full",
+        outer_edges: str = "half",
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+
+    def _resolve_defaults(self, levels: int) -> None:
+        super()._resolve_defaults(levels)
+        published = self.config["bins"] == levels
+        defaults = {"refresh_every": 1 if published else 100, "floor": 1e-3 if published else 0.1}
+        missing = {k: v for k, v in defaults.items() if self.config[k] is None}
+        self.register_to_config(**missing)
+
+    def _build_statistics(self) -> Statistics:
+        levels = len(self.levels)
+        if self.config["bins"] < levels:
+            return super()._build_statistics()
+        return LastValues(tuple(range(levels)), self.config["min_observations"])
+
+    def _observed(self, losses: Tensor) -> Tensor:
+        return losses.square()
+
+    def _rule(self, profile: Tensor, constants: Mapping[str, Tensor]) -> Tensor:
+        return constants["weights"] * profile.sqrt()
+
+
+class LossProportionalTimestepSampler(AdaptiveTimestepSampler):
+    """p(l) proportional to W E[loss], from running averages in bins of log-SNR (VDM++, arXiv
+    2303.00848, section on its adaptive noise schedule).
+
+    Where W is the objective's weight in the same measure, the importance corrected loss of every
+    draw is then the same on average. The law of least gradient variance is another one:
+    :class:`GradientNormTimestepSampler`.
+
+    Args:
+        measure: what W is a density against, as in :func:`weighting.loss_weights`: "log_snr" (the
+            paper's; the mass of a timestep is W E[loss] times the width of its cell) or "draw" (W
+            holds for each uniformly drawn timestep, as in diffusers' scripts).
+        importance_correction: "full", as the paper's objective does not depend on the law.
+
+    The other arguments are those of :class:`AdaptiveTimestepSampler`; the paper's averages are
+    running ones, the defaults of all numbers are this library's.
+
+    Raises:
+        ValueError: unknown names or numbers out of range.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        scheduler: Any,
+        measure: str = "log_snr",
+        bins: int | None = None,
+        binning: str = "quantile",
+        refresh_every: int = 100,
+        warm_up: int = 1000,
+        min_observations: int = 10,
+        ema: float = 0.9,
+        neighbours: int = 1,
+        warm_up_density: str = "uniform",
+        warm_up_density_args: dict[str, Any] | None = None,
+        prediction_type: str | None = None,
+        loss_weighting: str = "none",
+        loss_weighting_args: dict[str, Any] | None = None,
+        draw: str = "stratified",
+        floor: float = 0.1,
+        importance_correction: str | float = "full",
+        outer_edges: str = "half",
+        seed: int = 0,
+    ) -> None:
+        check_choice("measure", measure, MEASURES)
+        super().__init__()
+
+    def _rule_tables(self) -> dict[str, Tensor]:
+        tables = super()._rule_tables()
+        if self.config["measure"] == "log_snr":
+            tables["weights"] = tables["weights"] * finite_widths(self.levels)
+        return tables
+
+    def _rule(self, profile: Tensor, constants: Mapping[str, Tensor]) -> Tensor:
+        return constants["weights"] * profile
+
+
+LossSecondMomentTimestepSampler.entry = Entry(
+    "loss_second_moment",
+    LossSecondMomentTimestepSampler,
+    "p(t) ~ W sqrt(E[loss^2])",
+    "arXiv 2102.09672, openai/guided-diffusion",
+    note="learns from observe(); published rule with as many bins as timesteps",
+)
+LossProportionalTimestepSampler.entry = Entry(
+    "loss_proportional",
+    LossProportionalTimestepSampler,
+    "p(l) ~ W E[loss]",
+    "arXiv 2303.00848",
+    note="learns from observe()",
+)

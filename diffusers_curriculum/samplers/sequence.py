@@ -1,0 +1,207 @@
+"""One sampler after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from diffusers_curriculum.catalogue import Entry
+from diffusers_curriculum.samplers.base import TimestepSampler
+from diffusers_curriculum.samplers.configs import plain_config
+from diffusers_curriculum.samplers.phases import (
+    check_alike,
+    check_ends,
+    check_mix,
+    phase_sampler,
+    sampler_for,
+)
+
+
+class Phase(NamedTuple):
+    """A sampler in force at a step, the step counted from its own start, and its share."""
+
+    number: int
+    step: int
+    share: float
+
+
+class SequenceTimestepSampler(TimestepSampler):
+    """Draws from one sampler until a step, then from the next; logit-normal first and uniform later
+    is the two-phase law of arXiv 2603.12517.
+
+    Each phase sees steps counted from its own start, so that a curriculum as a phase begins at its
+    first stage. Losses go to the phases in force, and to those still to come that learn means per
+    noise level (:attr:`AdaptiveTimestepSampler.learns_from_any_law`), with the step of the whole
+    run: they have their law ready when their turn comes. A curriculum to come sees none, as its
+    pacing would advance on losses of levels it did not open; nor does a phase that is over.
+
+    Args:
+        phases: in order; each a mapping of "sampler" (a sampler or its config) and "until", the
+            first optimizer step that it no longer draws for, None for the last one.
+        mix: "hard", or "linear": over ``mix_steps`` steps from a switch on, the share of the new
+            law rises linearly from 1 / (mix_steps + 1) to 1.
+        mix_steps: for "linear"; at most the length of a phase.
+
+    The phases must agree on draw, floor, importance correction and seed, which hold for the
+    sequence, and be of the same schedule.
+
+    Raises:
+        ValueError: no phases, steps that do not increase, phases that disagree, unknown names or
+            numbers out of range.
+    """
+
+    entry: ClassVar[Entry]
+    static_law = False
+
+    def __init__(
+        self, phases: Sequence[Mapping[str, Any]], mix: str = "hard", mix_steps: int = 0
+    ) -> None:
+        self.samplers = tuple(phase_sampler(number, p) for number, p in enumerate(phases, 1))
+        ends: list[Any] = [phase.get("until") for phase in phases]
+        check_ends(ends)
+        for number, sampler in enumerate(self.samplers[1:], 2):
+            check_alike(self.samplers[0], sampler, number)
+        first = self.samplers[0]
+        super().__init__(
+            first.levels,
+            draw=first.draw,
+            floor=first.floor,
+            importance_correction=first.exponent,
+            seed=first.seed,
+        )
+        self.starts: tuple[int, ...] = (0, *ends[:-1])
+        check_mix(mix, mix_steps, self.starts)
+        self._mix_steps = mix_steps
+        self.register_to_config(
+            phases=[
+                {"until": end, "sampler": plain_config(sampler)}
+                for end, sampler in zip(ends, self.samplers, strict=True)
+            ],
+            mix=mix,
+            mix_steps=mix_steps,
+        )
+
+    @classmethod
+    def from_scheduler(
+        cls, scheduler: Any, phases: Sequence[Mapping[str, Any]] = (), **config: Any
+    ) -> SequenceTimestepSampler:
+        """A sequence for ``scheduler``; the phases' configs need none, and are of a
+        :class:`DensityTimestepSampler` where they name no class."""
+        built = [dict(p) | {"sampler": sampler_for(scheduler, p["sampler"])} for p in phases]
+        return cls(built, **config)
+
+    @classmethod
+    def two_phase(
+        cls,
+        scheduler: Any,
+        switch_step: int,
+        first: Mapping[str, Any] | None = None,
+        second: Mapping[str, Any] | None = None,
+        *,
+        mix: str = "hard",
+        mix_steps: int = 0,
+        **settings: Any,
+    ) -> SequenceTimestepSampler:
+        """A logit-normal law on the noisy side until ``switch_step``, then uniform (arXiv
+        2603.12517, reported with the switch at 60,000 of 100,000 steps).
+
+        Args:
+            switch_step: first optimizer step of the second law; required, as it depends on the run.
+            first: density and density_args of the first law, default the reported logit t ~
+                N(0.8, 1), t the noise fraction, that is N(-1.6, 2^2) in log-SNR.
+            second: those of the second, default uniform over timesteps.
+            settings: of both :class:`DensityTimestepSampler`: draw, floor, seed, ...
+        """
+        logit_normal = {"density": "normal", "density_args": {"mean": -1.6, "std": 2.0}}
+        laws = (first or logit_normal, second or {"density": "uniform"})
+        phases = [
+            {"until": until, "sampler": settings | dict(law)}
+            for until, law in zip((switch_step, None), laws, strict=True)
+        ]
+        return cls.from_scheduler(scheduler, phases, mix=mix, mix_steps=mix_steps)
+
+    # -- the law ---------------------------------------------------------------------------------
+
+    def phases_at(self, step: int) -> list[Phase]:
+        """What optimizer step ``step`` draws from: one phase, or two while they are mixed."""
+        number = max(i for i, start in enumerate(self.starts) if start <= max(step, 0))
+        age = step - self.starts[number]
+        share = 1.0
+        if number and age < self._mix_steps:
+            share = (age + 1) / (self._mix_steps + 1)
+        present = Phase(number, age, share)
+        if share == 1:
+            return [present]
+        return [Phase(number - 1, step - self.starts[number - 1], 1 - share), present]
+
+    def law(self, step: int, device: torch.device) -> Tensor:
+        return self._mixed("law", step, device)
+
+    def reference(self, step: int, device: torch.device) -> Tensor:
+        return self._mixed("reference", step, device)
+
+    def _mixed(self, kind: str, step: int, device: torch.device) -> Tensor:
+        phases = self.phases_at(step)
+        laws = [getattr(self.samplers[p.number], kind)(p.step, device) for p in phases]
+        if len(phases) == 1:
+            return laws[0]
+        return laws[0] * phases[0].share + laws[1] * phases[1].share
+
+    def _tables(self, step: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        phases = self.phases_at(step)
+        if len(phases) > 1:
+            return super()._tables(step, device)
+        return self.samplers[phases[0].number]._tables(phases[0].step, device)
+
+    # -- learning --------------------------------------------------------------------------------
+
+    def observe(self, indices: Tensor, losses: Tensor, step: int) -> None:
+        phases = self.phases_at(step)
+        for sampler, at in self._learners(phases, step):
+            sampler.observe(indices, losses, at)
+
+    def _learners(self, phases: Sequence[Phase], step: int) -> list[tuple[TimestepSampler, int]]:
+        in_force = {p.number: p.step for p in phases}
+        found = []
+        for number in range(phases[0].number, len(self.samplers)):
+            sampler = self.samplers[number]
+            if getattr(sampler, "learns_from_any_law", False):
+                found.append((sampler, step))
+            elif number in in_force:
+                found.append((sampler, in_force[number]))
+        return found
+
+    def metrics(self) -> dict[str, Tensor]:
+        """Those of all phases, under phase1_, phase2_, ..."""
+        return self._of_all("phase{}_", lambda sampler: sampler.metrics())
+
+    # -- state -----------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | self._of_all("phase{}.", lambda s: s.state_dict())
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        for number, sampler in enumerate(self.samplers, 1):
+            prefix = f"phase{number}."
+            own = {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)}
+            sampler.load_state_dict(own)
+
+    def _of_all(self, prefix: str, get: Any) -> dict[str, Any]:
+        return {
+            prefix.format(number) + name: value
+            for number, sampler in enumerate(self.samplers, 1)
+            for name, value in get(sampler).items()
+        }
+
+
+SequenceTimestepSampler.entry = Entry(
+    "sequence",
+    SequenceTimestepSampler,
+    "p(l) = p_k(l), k the phase of the step",
+    "arXiv 2603.12517 for two phases",
+    note="takes phases",
+)
