@@ -3,43 +3,55 @@
 from __future__ import annotations
 
 import os
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from diffusers_curriculum.noise_levels import NoiseLevels
-from diffusers_curriculum.samplers import CurriculumTimestepSampler, TimestepSampler
+from diffusers_curriculum.analysis.preview import Preview, make_preview
+from diffusers_curriculum.samplers import TimestepSampler
 
-_BLUE, _ORANGE, _GREY = "#2a6fbb", "#d9731a", "#8a8a8a"
+BLUE, ORANGE, GREY, LIGHT = "#2a6fbb", "#d9731a", "#8a8a8a", "#a9cbea"
+_STYLES: dict[str, dict[str, Any]] = {
+    "uniform timesteps": {"color": GREY, "linewidth": 1.2, "linestyle": "--"},
+    "drawn": {"color": BLUE, "linewidth": 2.0},
+    "drawn x weight": {"color": ORANGE, "linewidth": 1.6},
+}
+_LOG_SNR = "log-SNR (higher = cleaner)"
 
 
 def plot_timesteps(
     sampler: TimestepSampler, weights: Tensor | None = None, max_train_steps: int | None = None
 ) -> Figure:
-    """Draw what ``sampler`` trains on: its density over log-SNR and over timesteps, the effective
-    density (mass x loss weight x importance), and over training.
+    """Draw what ``sampler`` trains on; see :func:`preview.make_preview` and :func:`plot_preview`.
 
     Args:
         weights: (T,) loss weights, or None for an unweighted loss.
         max_train_steps: length of the run, for the picture over training.
     """
+    return plot_preview(make_preview(sampler, weights, max_train_steps))
+
+
+def plot_preview(preview: Preview) -> Figure:
+    """Four panels: density over log-SNR, draws of each timestep relative to uniform ones, the share
+    of each cluster (or tenth of the schedule), and the density over training; warnings below."""
     figure = Figure(figsize=(11, 7.5), layout="constrained")
+    title = textwrap.shorten(preview.title, 110, placeholder=" ...")
+    figure.suptitle(f"{title}\n{preview.schedule}", fontsize=11)
     axes = figure.subplots(2, 2)
-    levels, mass = sampler.levels, final_probabilities(sampler)
-    uniform = torch.full_like(mass, 1 / len(mass))
-    _draw_density(axes[0, 0], levels, {"drawn": mass, "uniform timesteps": uniform})
-    axes[0, 0].set_title("density of the drawn log-SNR, everything open")
-    _draw_mass(axes[0, 1], mass, uniform)
-    effective = effective_density(sampler, mass, weights)
-    _draw_density(axes[1, 0], levels, {"mass x weight": effective, "uniform timesteps": uniform})
-    axes[1, 0].set_title("effective density: mass x loss weight x importance")
-    _draw_training(axes[1, 1], sampler, max_train_steps)
+    _draw_density(axes[0, 0], preview)
+    _draw_relative(axes[0, 1], preview)
+    _draw_shares(axes[1, 0], preview)
+    _draw_training(axes[1, 1], preview)
+    if preview.warnings:
+        text = "\n".join(textwrap.fill(f"Warning: {w}", 185) for w in preview.warnings)
+        figure.supxlabel(text, fontsize=8, color="#b00020", x=0.01, ha="left")
     return figure
 
 
@@ -55,12 +67,12 @@ def plot_loss_by_noise_level(
     """
     figure = Figure(figsize=(8, 5), layout="constrained")
     axis = figure.subplots()
-    for colour, (name, values) in zip((_ORANGE, _BLUE, _GREY), losses.items(), strict=False):
+    for colour, (name, values) in zip((ORANGE, BLUE, GREY), losses.items(), strict=False):
         axis.stairs(np.asarray(values), edges, baseline=None, color=colour, label=name, linewidth=2)
-    axis.set(xlabel="log-SNR (higher = cleaner)", ylabel="mean squared error, unweighted")
+    axis.set(xlabel=_LOG_SNR, ylabel="mean squared error, unweighted")
     axis.legend(loc="upper center")
     right = axis.twinx()
-    right.stairs(np.asarray(counts), edges, color=_GREY, alpha=0.25, fill=True)
+    right.stairs(np.asarray(counts), edges, color=GREY, alpha=0.25, fill=True)
     right.set_ylabel("samples drawn (grey)")
     axis.set_zorder(right.get_zorder() + 1)
     axis.patch.set_visible(False)
@@ -68,25 +80,11 @@ def plot_loss_by_noise_level(
     return figure
 
 
-def final_probabilities(sampler: TimestepSampler) -> Tensor:
-    """(T,) the mass once every cluster is open."""
-    if isinstance(sampler, CurriculumTimestepSampler) and sampler.base.static_law:
-        return sampler.stage_probabilities()[-1]
-    return sampler.probabilities()
-
-
-def effective_density(sampler: TimestepSampler, mass: Tensor, weights: Tensor | None) -> Tensor:
-    """(T,) mass x weight x importance, normalised: the objective that is really minimised."""
-    base = sampler.base if isinstance(sampler, CurriculumTimestepSampler) else sampler
-    effective = mass * base.importance() * (1.0 if weights is None else weights.double())
-    return effective / effective.sum()
-
-
-def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
+def save_figure(figure: Figure, path: str | os.PathLike[str], dpi: int = 110) -> None:
     """Write ``figure`` to ``path``; its ending chooses the format (png, svg, pdf)."""
     folder = os.path.dirname(os.path.abspath(path))
     os.makedirs(folder, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=dpi)
 
 
 def figure_to_image(figure: Figure) -> Image.Image:
@@ -98,69 +96,78 @@ def figure_to_image(figure: Figure) -> Image.Image:
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
 
 
-def _draw_density(axis: Axes, levels: NoiseLevels, masses: Mapping[str, Tensor]) -> None:
-    finite = levels.edges.isfinite()
-    cells = finite[:-1] & finite[1:]
-    edges = levels.edges[:-1][cells], levels.edges[1:][cells]
-    for (name, mass), colour in zip(masses.items(), (_BLUE, _GREY), strict=True):
-        density = mass[cells] / (edges[0] - edges[1])
-        axis.plot((edges[0] + edges[1]) / 2, density, color=colour, label=name)
-    axis.set(xlabel="log-SNR (higher = cleaner)", ylabel="per unit of log-SNR")
-    axis.set_ylim(bottom=0)
-    axis.legend()
+def density_line(preview: Preview, mass: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Centres of the cells of finite width, and the density of ``mass`` (T,) in them per unit of
+    log-SNR."""
+    edges = preview.levels.edges.numpy()
+    cells = np.isfinite(edges[:-1]) & np.isfinite(edges[1:])
+    upper, lower = edges[:-1][cells], edges[1:][cells]
+    return (upper + lower) / 2, mass[cells] / (upper - lower)
 
 
-def _draw_mass(axis: Axes, mass: Tensor, uniform: Tensor) -> None:
-    axis.plot(mass, color=_BLUE, label="drawn")
-    axis.plot(uniform, color=_GREY, label="uniform timesteps")
-    axis.set(xlabel="timestep index (0 = cleanest)", ylabel="probability")
-    axis.set_ylim(bottom=0)
-    axis.set_title("probability of each timestep, everything open")
-    axis.legend()
+def _draw_density(axis: Axes, preview: Preview) -> None:
+    for name, mass in preview.laws.items():
+        axis.plot(*density_line(preview, mass), label=name, **_STYLES[name])
+    ends = preview.quantiles["drawn"].log_snr[0], preview.quantiles["drawn"].log_snr[-1]
+    if np.isfinite(ends).all():
+        axis.axvspan(*ends, color=BLUE, alpha=0.08, label="90 % of the draws")
+    at_end = "" if len(preview.training.starts) == 1 else ", at the end of the run"
+    axis.set(xlabel=_LOG_SNR, ylabel="per unit of log-SNR", title=f"density over log-SNR{at_end}")
+    _from_zero(axis)
+    at_infinity = float(preview.mass[~preview.levels.finite.numpy()].sum())
+    if at_infinity:
+        told = f"and {at_infinity:.2g} of the draws\nat infinite log-SNR"
+        axis.text(0.02, 0.96, told, transform=axis.transAxes, va="top", fontsize=8)
 
 
-def _draw_training(axis: Axes, sampler: TimestepSampler, max_train_steps: int | None) -> None:
-    axis.set(xlabel="optimizer step", ylabel="log-SNR")
-    steps = max_train_steps or 1000
-    rows, starts, how = _over_training(sampler, steps)
-    axis.set_title(f"density over training{how}")
-    edges, histogram = _log_snr_histogram(sampler.levels, rows)
-    times = np.append(starts, steps)
-    mesh = axis.pcolormesh(times, edges, histogram.T, cmap="viridis", shading="flat")
+def _draw_relative(axis: Axes, preview: Preview) -> None:
+    for name, mass in preview.laws.items():
+        axis.plot(mass * len(mass), label=name, **_STYLES[name])
+    axis.set(xlabel="timestep index (0 = cleanest)", ylabel="times the uniform share")
+    axis.set_title("how often each timestep is trained")
+    _from_zero(axis)
+
+
+def _draw_shares(axis: Axes, preview: Preview) -> None:
+    shares = preview.shares[::-1]
+    columns = {"drawn": (BLUE, "drawn")}
+    if "drawn x weight" in preview.laws:
+        columns["drawn x weight"] = (ORANGE, "effective")
+    if len(preview.training.starts) > 1:
+        columns = {"drawn, mean over the run": (LIGHT, "over_run")} | columns
+    place, width = np.arange(len(shares)), 0.8 / len(columns)
+    for number, (name, (colour, field)) in enumerate(columns.items()):
+        heights = [100 * getattr(share, field) for share in shares]
+        offset = (number - (len(columns) - 1) / 2) * width
+        axis.bar(place + offset, heights, width, color=colour, label=name)
+    uniform = np.array([100 * share.uniform for share in shares])
+    edges = np.arange(len(shares) + 1) - 0.5
+    axis.stairs(
+        uniform, edges, baseline=None, color=GREY, linestyle="--", label="uniform timesteps"
+    )
+    every = max(1, len(shares) // 10)
+    ticks = [f"{share.log_snr_low:.1f}" for share in shares]
+    axis.set_xticks(place[::every], ticks[::every], fontsize=8)
+    group = "cluster" if preview.grouped_by == "cluster" else "tenth of the schedule"
+    axis.set(xlabel=f"lowest log-SNR of each {group}", ylabel="%")
+    axis.set_title(f"share of each {group}, noisiest first")
+    _from_zero(axis)
+
+
+def _draw_training(axis: Axes, preview: Preview) -> None:
+    training, (edges, density) = preview.training, preview.by_log_snr
+    times = np.append(training.starts, training.steps)
+    closed = np.ma.masked_less(density.T, 1e-9)
+    # the root shows the tails, which the peak would leave black
+    mesh = axis.pcolormesh(times, edges, closed, norm=PowerNorm(0.5, vmin=0), shading="flat")
+    axis.set_facecolor("#e4e4e4")
     axis.figure.colorbar(mesh, ax=axis, label="per unit of log-SNR")
+    how = f" ({training.how})" if training.how else ""
+    axis.set(xlabel="optimizer step (grey: not drawn)", ylabel="log-SNR")
+    axis.set_title(f"density over training{how}")
 
 
-def _over_training(sampler: TimestepSampler, steps: int) -> tuple[Tensor, np.ndarray, str]:
-    """Masses (n, T), the steps (n,) from which each holds, and how the steps are known."""
-    if not (isinstance(sampler, CurriculumTimestepSampler) and sampler.base.static_law):
-        return sampler.probabilities()[None], np.zeros(1), ""
-    if int(sampler.cluster_counts.sum()):
-        starts, how = sampler.opened_at.double().numpy(), " (stages as they opened)"
-    else:
-        starts, how = _planned_starts(sampler, steps), " (stages as planned)"
-        if sampler.pacing.name == "patience":
-            how = " (stages as on a loss plateau)"
-    # stages that open at one step leave the last of them
-    shown = (starts >= 0) & (starts < steps) & np.append(starts[1:] != starts[:-1], True)
-    return sampler.stage_probabilities()[torch.from_numpy(shown)], starts[shown], how
-
-
-def _planned_starts(sampler: CurriculumTimestepSampler, steps: int) -> np.ndarray:
-    """(stages,) the step at which each stage is expected to begin."""
-    stages = range(1, sampler.stages + 1)
-    if sampler.pacing.name in ("patience", "fixed"):
-        return np.array([sampler.pacing.expected_steps(n) for n in stages], dtype=float)
-    reached = [int(sampler.pacing.stage({}, s, sampler.stages)) for s in range(steps + 1)]
-    return np.searchsorted(reached, list(stages)).astype(float)
-
-
-def _log_snr_histogram(levels: NoiseLevels, masses: Tensor, bins: int = 80) -> tuple[Any, Any]:
-    """Edges (bins + 1,) and densities (n, bins); each level's mass is spread over its cell, as the
-    levels of the clean end lie further apart than the bins."""
-    cells = levels.edges.flip(0).numpy()
-    finite = cells[np.isfinite(cells)]
-    edges = np.linspace(finite[0], finite[-1], bins + 1)
-    below = np.pad(masses.flip(1).numpy().cumsum(1), ((0, 0), (1, 0)))
-    below = np.stack([np.interp(edges, cells.clip(edges[0], edges[-1]), row) for row in below])
-    below[:, 0], below[:, -1] = 0, masses.sum(1)  # a level at infinity counts to the end bin
-    return edges, np.diff(below) / (edges[1] - edges[0])
+def _from_zero(axis: Axes) -> None:
+    axis.set_ylim(bottom=0)
+    axis.margins(x=0.01)
+    axis.legend(fontsize=8)

@@ -6,11 +6,12 @@ import argparse
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
+from diffusers_curriculum.training.curriculum_checks import check_curriculum
 from diffusers_curriculum.training.environment_checks import check_environment
 from diffusers_curriculum.training.errors import UsageError
+from diffusers_curriculum.training.timestep_arguments import is_file
 
 # diffusers' names. `piecewise_constant` needs rules that no flag can give.
 LR_SCHEDULERS = (
@@ -113,8 +114,13 @@ DEPENDENCES = (
     ),
     Dependence(
         "timestep_sampler_args",
-        "a --timestep_sampler other than uniform",
-        lambda a: a.timestep_sampler != "uniform",
+        "a --timestep_sampler other than uniform and a file",
+        lambda a: a.timestep_sampler != "uniform" and not is_file(a.timestep_sampler),
+    ),
+    Dependence(
+        "timestep_draw timestep_floor importance_correction",
+        "a --timestep_sampler by name; a file says them itself",
+        lambda a: not is_file(a.timestep_sampler),
     ),
     # Both compare the drawn law with the uniform one over the open levels: nothing to do if equal.
     Dependence(
@@ -154,7 +160,7 @@ def check_arguments(args: argparse.Namespace, default_of: Callable[[str], Any]) 
     for dependence in DEPENDENCES:
         _check_dependence(args, dependence, default_of)
     _check_snr_gamma(args)
-    _check_curriculum(args)
+    check_curriculum(args)
     check_environment(args)
 
 
@@ -208,41 +214,4 @@ def _check_snr_gamma(args: argparse.Namespace) -> None:
         raise UsageError(
             f"--snr_gamma is {args.snr_gamma} but --loss_weighting_args has gamma={gamma}: "
             "give one of the two."
-        )
-
-
-def _check_curriculum(args: argparse.Namespace) -> None:
-    if args.curriculum == "none":
-        return
-    if args.curriculum_clustering == "explicit":
-        _check_boundaries(args.curriculum_boundaries)
-    if args.curriculum_pacing == "fixed":
-        _require(args, "curriculum_pacing", "curriculum_stage_steps")
-    elif args.curriculum_pacing != "patience":
-        _require(args, "curriculum_pacing", "curriculum_total_steps")
-    longest = args.curriculum_max_stage_steps
-    if longest is not None and longest < args.curriculum_min_stage_steps:
-        raise UsageError(
-            f"--curriculum_max_stage_steps is {longest}, below --curriculum_min_stage_steps "
-            f"{args.curriculum_min_stage_steps}: raise the one or lower the other."
-        )
-
-
-def _require(args: argparse.Namespace, chosen: str, needed: str) -> None:
-    if getattr(args, needed) is None:
-        raise UsageError(f"--{chosen} is {getattr(args, chosen)}: it needs --{needed} INT.")
-
-
-def _check_boundaries(starts: list[int] | None) -> None:
-    if not starts:
-        raise UsageError(
-            "--curriculum_clustering is explicit: it needs --curriculum_boundaries, the first "
-            "level of each cluster from clean to noisy, for example 0 250 500 750."
-        )
-    rising = all(a < b for a, b in pairwise(starts))
-    if starts[0] != 0 or not rising:
-        shown = " ".join(map(str, starts))
-        raise UsageError(
-            f"--curriculum_boundaries is {shown}: begin with 0, and let each be larger than "
-            "the one before it."
         )

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import math
 import os
 from collections.abc import Sequence
 
@@ -16,15 +15,16 @@ from diffusers_curriculum.training.argument_parser import OfficialFirstParser
 from diffusers_curriculum.training.errors import UsageError
 from diffusers_curriculum.training.key_values import parse_key_values
 from diffusers_curriculum.training.official_arguments import add_official_arguments
+from diffusers_curriculum.training.timestep_arguments import (
+    add_curriculum_arguments,
+    add_pacing_arguments,
+    add_timestep_arguments,
+    resolve_draws,
+)
 
 logger = logging.getLogger(__name__)
 
-# Copies of names in modules that load torch; a test keeps them equal.
-DRAWS = ("iid", "stratified", "antithetic", "systematic", "sobol")
-ORDERS = ("easy_to_hard", "hard_to_easy", "random")
-CLUSTERINGS = ("auto", "log_snr", "snr", "log_snr_width", "quantile", "uniform", "explicit")
-WITHIN = ("base", "balanced")
-PACINGS = ("patience", "fixed", "linear", "cosine", "root")
+# Copies of names in modules that load more; a test keeps them equal.
 BAD_SAMPLES = ("raise", "skip")
 NONFINITE = ("raise", "skip")
 SETTINGS = (
@@ -48,6 +48,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     for name in ("timestep_sampler_args", "loss_weighting_args"):
         setattr(args, name, parse_key_values(f"--{name}", getattr(args, name) or ()))
     check_arguments(args, parser.get_default)
+    resolve_draws(args)
     _resolve_snr_gamma(args)
     _resolve_local_rank(args)
     _resolve_non_ema_revision(args)
@@ -66,101 +67,6 @@ def build_parser() -> OfficialFirstParser:
     add_pacing_arguments(parser)
     add_loop_arguments(parser)
     return parser
-
-
-def add_timestep_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which noise levels are drawn, and how their losses are weighted."""
-    add = parser.add_argument_group("timesteps").add_argument
-    add(
-        "--timestep_sampler",
-        metavar="NAME",
-        default="uniform",
-        help="density over log-SNR that timesteps are drawn from",
-    )
-    add(
-        "--timestep_sampler_args",
-        metavar="KEY=VALUE",
-        nargs="+",
-        help="its parameters, for example mu=0 b=0.5",
-    )
-    add("--timestep_draw", choices=DRAWS, default="iid", help="how a batch is drawn")
-    add(
-        "--timestep_floor",
-        type=float,
-        default=0.1,
-        help="share of the uniform law mixed in, so that no level starves",
-    )
-    add(
-        "--importance_correction",
-        type=_correction,
-        default="none",
-        metavar="none|full|EXPONENT",
-        help="weight losses by (uniform mass / drawn mass)^EXPONENT; full = 1",
-    )
-    add(
-        "--loss_weighting",
-        metavar="NAME",
-        default="none",
-        help="loss weight as a function of log-SNR",
-    )
-    add("--loss_weighting_args", metavar="KEY=VALUE", nargs="+", help="its parameters")
-    add("--show_timesteps", metavar="FILE.png", help="draw what would be trained on, then exit")
-
-
-def add_curriculum_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which noise levels belong together, and in which order they open."""
-    add = parser.add_argument_group("curriculum").add_argument
-    add(
-        "--curriculum",
-        choices=("none", "difficulty"),
-        default="none",
-        help="difficulty: open clusters of noise levels one by one (arXiv 2403.10348)",
-    )
-    add("--curriculum_order", choices=ORDERS, default="easy_to_hard", help="easy means noisy")
-    add("--curriculum_clusters", type=int, default=20, help="number of clusters")
-    add(
-        "--curriculum_clustering",
-        choices=CLUSTERINGS,
-        default="auto",
-        help="auto: log_snr for variance-preserving schedulers, quantile for flow matching and EDM",
-    )
-    add(
-        "--curriculum_boundaries",
-        type=int,
-        nargs="+",
-        help="first level of each cluster (0 = cleanest), for --curriculum_clustering explicit",
-    )
-    add("--curriculum_min_size", type=int, help="fewest timesteps in a cluster")
-    add(
-        "--curriculum_within",
-        choices=WITHIN,
-        default="base",
-        help="law over the open clusters: the sampler's own, or equal mass each",
-    )
-
-
-def add_pacing_arguments(parser: argparse.ArgumentParser) -> None:
-    """When the next cluster opens."""
-    add = parser.add_argument_group("curriculum pacing").add_argument
-    add(
-        "--curriculum_pacing",
-        choices=PACINGS,
-        default="patience",
-        help="patience: when the loss has stopped falling; others: by step count",
-    )
-    add("--curriculum_patience", type=int, default=200, help="steps without a new best loss")
-    add("--curriculum_min_delta", type=float, default=0.0, help="a new best is lower by that")
-    add("--curriculum_smoothing", type=float, default=0.0, help="decay of the averaged loss")
-    add("--curriculum_min_stage_steps", type=int, default=0, help="shortest stage")
-    add("--curriculum_max_stage_steps", type=int, help="longest stage (default: no limit)")
-    add("--curriculum_stage_steps", type=int, help="steps per stage of fixed pacing")
-    add("--curriculum_total_steps", type=int, help="steps of a linear, cosine or root curriculum")
-    add(
-        "--curriculum_max_share",
-        type=float,
-        default=0.3,
-        help="refuse a curriculum expected to take more than this share of the run",
-    )
 
 
 def add_loop_arguments(parser: argparse.ArgumentParser) -> None:
@@ -205,18 +111,6 @@ def add_loop_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"settings that may differ from the run to resume: {', '.join(SETTINGS)}",
     )
     add("--license", help="licence on the model card (default: that of the base model's card)")
-
-
-def _correction(text: str) -> str | float:
-    if text in ("none", "full"):
-        return text
-    try:
-        exponent = float(text)
-    except ValueError:
-        exponent = math.nan
-    if not 0 <= exponent <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not none, full or an exponent in [0, 1]")
-    return exponent
 
 
 def _resolve_snr_gamma(args: argparse.Namespace) -> None:

@@ -217,6 +217,9 @@ def _own_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """A sampler's config without what other settings tell (noise schedule and seed), its base's
     settings first, so that a sampler with and one without a curriculum differ in that alone."""
     own = {key: v for key, v in config.items() if key not in ("base", "scheduler", "seed")}
+    if "phases" in own:
+        parts = [{**phase, "sampler": _own_settings(phase["sampler"])} for phase in own["phases"]]
+        own |= {"phases": {str(number): part for number, part in enumerate(parts, 1)}}
     return {**_own_settings(config["base"]), "curriculum": own} if "base" in config else own
 
 

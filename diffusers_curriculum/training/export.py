@@ -12,7 +12,11 @@ from typing import Any
 from diffusers.training_utils import EMAModel
 from PIL.Image import Image
 
-from diffusers_curriculum.samplers import CurriculumTimestepSampler, TimestepSampler
+from diffusers_curriculum.samplers import (
+    CurriculumTimestepSampler,
+    SequenceTimestepSampler,
+    TimestepSampler,
+)
 from diffusers_curriculum.samplers.configs import plain_config
 from diffusers_curriculum.training.batch_plan import BatchPlan
 from diffusers_curriculum.training.components import Components, final_pipeline
@@ -183,10 +187,8 @@ class Publisher:
 def describe_sampler(sampler: TimestepSampler) -> dict[str, object]:
     """What a reader of the model card wants to know of a sampler."""
     base = sampler.base if isinstance(sampler, CurriculumTimestepSampler) else sampler
-    config = plain_config(base)
-    parameters = " ".join(f"{k}={v}" for k, v in config.get("density_args", {}).items())
     told: dict[str, object] = {
-        "Timestep density": f"{config.get('density', type(base).__name__)} {parameters}".strip(),
+        "Timestep density": _law(base),
         "Timestep draw": sampler.draw,
     }
     if isinstance(sampler, CurriculumTimestepSampler):
@@ -195,3 +197,16 @@ def describe_sampler(sampler: TimestepSampler) -> dict[str, object]:
             f"{sampler.order}, {sampler.stages} clusters, {sampler.pacing.name} {pacing}"
         )
     return told
+
+
+def _law(sampler: TimestepSampler) -> str:
+    """A density with its parameters, or what else the law comes from."""
+    if isinstance(sampler, SequenceTimestepSampler):
+        steps = [f"until step {phase['until']}, then" for phase in sampler.config["phases"][:-1]]
+        laws = [_law(phase) for phase in sampler.samplers]
+        return " ".join([word for pair in zip(laws, steps, strict=False) for word in pair] + laws[-1:])
+    config = plain_config(sampler)
+    parameters = " ".join(f"{k}={v}" for k, v in config.get("density_args", {}).items())
+    entry = getattr(sampler, "entry", None)
+    name = config.get("density") or (entry.name if entry else type(sampler).__name__)
+    return f"{name} {parameters}".strip()

@@ -126,7 +126,8 @@ class Monitor:
             "skipped_updates": skipped,
         }
         metrics |= {k: v for k, v in self.by_level.read().items() if v or "count" not in k}
-        metrics |= {f"curriculum/{k}": float(v) for k, v in self.sampler.metrics().items()}
+        room = "curriculum" if isinstance(self.sampler, CurriculumTimestepSampler) else "sampler"
+        metrics |= {f"{room}/{k}": float(v) for k, v in self.sampler.metrics().items()}
         shown = {"loss": f"{metrics['train_loss']:.4f}", "lr": f"{learning_rate:.2e}"}
         if isinstance(self.sampler, CurriculumTimestepSampler):
             shown |= self._report_stage(self.sampler, step, metrics)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -12,26 +12,16 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from diffusers_curriculum import CurriculumTimestepSampler, DensityTimestepSampler, TimestepSampler
 from diffusers_curriculum.analysis.plots import (
-    effective_density,
     figure_to_image,
-    final_probabilities,
     plot_loss_by_noise_level,
+    plot_preview,
     plot_timesteps,
     save_figure,
 )
+from diffusers_curriculum.analysis.preview import make_preview
 from diffusers_curriculum.weighting import loss_weights
-from tests.floors_fixtures import SCHEDULERS
-
-
-def laplace(scheduler: str = "sd", **config: Any) -> TimestepSampler:
-    settings = {"density": "laplace", "density_args": {"mu": 1.0, "b": 2.0}, "floor": 0.0}
-    return DensityTimestepSampler.from_scheduler(SCHEDULERS[scheduler](), **(settings | config))
-
-
-def curriculum(pacing: str = "fixed", **numbers: Any) -> CurriculumTimestepSampler:
-    return CurriculumTimestepSampler(laplace(), clusters=4, pacing=pacing, pacing_args=numbers)
+from tests.analysis.samplers import curriculum, laplace
 
 
 def curves(figure: Figure, place: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -45,8 +35,17 @@ def mesh(figure: Figure) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(steps, log-SNR edges, densities (steps, levels)) of the picture over training."""
     (drawn,) = figure.axes[3].collections
     corners = drawn.get_coordinates()  # type: ignore[attr-defined]
-    values = np.asarray(drawn.get_array()).reshape(corners.shape[0] - 1, corners.shape[1] - 1)
-    return corners[0, :, 0], corners[:, 0, 1], values.T
+    values = np.ma.filled(cast(Any, drawn).get_array(), 0.0)
+    shape = corners.shape[0] - 1, corners.shape[1] - 1
+    return corners[0, :, 0], corners[:, 0, 1], values.reshape(shape).T
+
+
+def bars(figure: Figure) -> dict[str, np.ndarray]:
+    """The heights of each group of bars, by its label."""
+    groups = cast(Any, figure.axes[2].containers)
+    return {
+        str(group.get_label()): np.array([bar.get_height() for bar in group]) for group in groups
+    }
 
 
 # -- densities -------------------------------------------------------------------------------------
@@ -63,53 +62,86 @@ def test_the_density_over_log_snr_is_the_samplers() -> None:
     assert ratio.max() / ratio.min() < 1.01
 
 
-def test_the_mass_of_each_timestep_is_the_samplers() -> None:
+def test_each_timestep_is_compared_with_uniform_ones() -> None:
     sampler = laplace()
     drawn = curves(plot_timesteps(sampler), 1)
-    np.testing.assert_array_equal(drawn["drawn"][1], sampler.probabilities().numpy())
-    np.testing.assert_allclose(drawn["uniform timesteps"][1], 1e-3)
+    relative = sampler.probabilities().numpy() * 1000
+    np.testing.assert_allclose(drawn["drawn"][1], relative, rtol=1e-12)
+    np.testing.assert_array_equal(drawn["drawn"][0], np.arange(1000))
+    np.testing.assert_allclose(drawn["uniform timesteps"][1], 1)
 
 
 def test_the_effective_density_is_mass_times_weight() -> None:
     sampler = laplace()
     weights = loss_weights("min_snr", sampler.levels)
     assert weights is not None
-    density = curves(plot_timesteps(sampler, weights), 2)["mass x weight"][1]
+    figure = plot_timesteps(sampler, weights)
     product = sampler.probabilities().numpy() * weights.numpy()
+    product /= product.sum()
     widths = -np.diff(sampler.levels.edges.numpy())
-    np.testing.assert_allclose(density, product / product.sum() / widths, rtol=1e-6)
+    np.testing.assert_allclose(curves(figure, 0)["drawn x weight"][1], product / widths, rtol=1e-6)
+    np.testing.assert_allclose(curves(figure, 1)["drawn x weight"][1], product * 1000, rtol=1e-6)
 
 
-def test_a_full_importance_correction_gives_back_the_uniform_law() -> None:
-    sampler = laplace(floor=0.1, importance_correction="full")
-    effective = effective_density(sampler, sampler.probabilities(), None)
-    torch.testing.assert_close(effective, torch.full_like(effective, 1e-3))
-    half = laplace(floor=0.1, importance_correction=0.5)
-    mass = half.probabilities()
-    effective = effective_density(half, mass, None)
-    expected = mass.sqrt() / mass.sqrt().sum()
-    torch.testing.assert_close(effective, expected)
+def test_without_a_weight_there_is_no_such_curve() -> None:
+    figure = plot_timesteps(laplace())
+    assert list(curves(figure, 0)) == ["uniform timesteps", "drawn"]
+    assert list(bars(figure)) == ["drawn"]
 
 
-@pytest.mark.parametrize("stage", [1, 4])
-def test_a_curriculum_is_shown_with_everything_open(stage: int) -> None:
+def test_ninety_per_cent_of_the_draws_are_shaded() -> None:
+    sampler = laplace()
+    (span,) = plot_timesteps(sampler).axes[0].patches
+    left, right = cast(Any, span).get_x(), cast(Any, span).get_x() + cast(Any, span).get_width()
+    inside = (sampler.levels.log_snr > left) & (sampler.levels.log_snr < right)
+    assert float(sampler.probabilities()[inside].sum()) == pytest.approx(0.9, abs=0.005)
+
+
+def test_bars_are_the_shares_noisiest_first() -> None:
+    sampler = laplace()
+    weights = loss_weights("p2", sampler.levels)
+    assert weights is not None
+    shown = bars(plot_timesteps(sampler, weights))
+    mass = sampler.probabilities().numpy()
+    product = mass * weights.numpy()
+    for name, law in (("drawn", mass), ("drawn x weight", product / product.sum())):
+        expected = 100 * law.reshape(10, 100).sum(1)[::-1]
+        np.testing.assert_allclose(shown[name], expected, rtol=1e-6)
+
+
+def test_bars_of_a_curriculum_show_the_run() -> None:
     sampler = curriculum(stage_steps=10)
-    for step in range(10 * (stage - 1)):
-        sampler.observe(torch.tensor([900]), torch.ones(1), step)
-    torch.testing.assert_close(final_probabilities(sampler), laplace().probabilities())
-    drawn = curves(plot_timesteps(sampler), 1)["drawn"][1]
-    np.testing.assert_allclose(drawn, laplace().probabilities().numpy())
+    figure = plot_timesteps(sampler, None, 80)
+    stages = sampler.stage_probabilities().numpy()
+    average = (10 * stages[:3].sum(0) + 50 * stages[3]) / 80
+    clusters = np.split(average, sampler.starts[1:])
+    expected = [100 * cluster.sum() for cluster in reversed(clusters)]
+    np.testing.assert_allclose(bars(figure)["drawn, mean over the run"], expected, rtol=1e-9)
 
 
 @pytest.mark.parametrize("scheduler", ["sd_zero_terminal", "flow", "flow_shift_3", "edm", "cosine"])
 def test_every_schedule_can_be_drawn(scheduler: str) -> None:
     sampler = laplace(scheduler, density_args={"mu": 0.0, "b": 3.0}, floor=0.1)
-    place, density = curves(plot_timesteps(sampler), 0)["drawn"]
+    figure = plot_timesteps(sampler)
+    place, density = curves(figure, 0)["drawn"]
     assert len(place) > len(sampler.levels) - 3
     assert np.isfinite(place).all()
     assert np.isfinite(density).all()
     assert (density > 0).all()
-    assert figure_to_image(plot_timesteps(sampler)).size == (1100, 750)
+    assert figure_to_image(figure).size == (1100, 750)
+    told = [text.get_text() for text in figure.axes[0].texts]
+    infinite = bool((~sampler.levels.finite).any())
+    assert ("infinite" in "".join(told)) == infinite
+
+
+def test_warnings_stand_on_the_picture() -> None:
+    sampler = laplace(density_args={"mu": 0.0, "b": 0.5}, floor=0.1)
+    weights = loss_weights("min_snr", sampler.levels, "v_prediction")
+    preview = make_preview(sampler, weights)
+    assert len(preview.warnings) == 1
+    shown = "".join(plot_preview(preview).get_supxlabel().split())
+    assert "".join(preview.warnings[0].split()) in shown
+    assert plot_preview(make_preview(sampler)).get_supxlabel() == ""
 
 
 # -- over training ---------------------------------------------------------------------------------
@@ -142,7 +174,7 @@ def test_stages_stand_where_they_are_planned(
     centres = (edges[:-1] + edges[1:]) / 2
     for row, stage in zip(density, range(1, 5), strict=True):
         low, high = sampler.open_range(stage)
-        assert row[(centres > high + 0.4) | (centres < low - 0.4)] == pytest.approx(0, abs=1e-9)
+        assert (row[(centres > high + 0.4) | (centres < low - 0.4)] == 0).all()
         assert (row[(centres > low) & (centres < high)] > 1e-4).all()
 
 
@@ -174,6 +206,8 @@ def test_stages_stand_where_they_opened_once_the_run_is_on() -> None:
     figure = plot_timesteps(sampler, None, 50)
     assert mesh(figure)[0].tolist() == [*opened, 50]
     assert "as they opened" in figure.axes[3].get_title()
+    rows = make_preview(sampler, None, 50).training.masses
+    np.testing.assert_allclose(rows, sampler.stage_probabilities()[: len(opened)].numpy())
     fresh = plot_timesteps(curriculum("patience", patience=3), None, 50)
     assert "as on a loss plateau" in fresh.axes[3].get_title()
 

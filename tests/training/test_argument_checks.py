@@ -6,7 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from diffusers_curriculum.training import argument_checks, arguments, environment_checks
+from diffusers_curriculum.training import (
+    argument_checks,
+    arguments,
+    environment_checks,
+    timestep_arguments,
+)
 from diffusers_curriculum.training.errors import ExitCode, UsageError
 
 MODEL = "--pretrained_model_name_or_path some/model "
@@ -318,13 +323,14 @@ def test_scheduler_names_are_diffusers_own():
 def test_names_are_those_of_the_library():
     from diffusers_curriculum import clustering, pacing, randomness
     from diffusers_curriculum.samplers import stages
-    from diffusers_curriculum.training import bad_samples, config_changes, guard
+    from diffusers_curriculum.training import bad_samples, config_changes, guard, timesteps
 
-    assert ("auto", *clustering.CLUSTERINGS) == arguments.CLUSTERINGS
-    assert set(arguments.PACINGS) == set(pacing.PACINGS)
-    assert set(arguments.DRAWS) == set(randomness.DRAWS)
-    assert arguments.ORDERS == stages.ORDERS
-    assert arguments.WITHIN == stages.WITHIN
+    assert set(timestep_arguments.LEARNING) == set(timesteps.LEARNING)
+    assert ("auto", *clustering.CLUSTERINGS) == timestep_arguments.CLUSTERINGS
+    assert set(timestep_arguments.PACINGS) == set(pacing.PACINGS)
+    assert set(timestep_arguments.DRAWS) == set(randomness.DRAWS)
+    assert timestep_arguments.ORDERS == stages.ORDERS
+    assert timestep_arguments.WITHIN == stages.WITHIN
     assert arguments.BAD_SAMPLES == bad_samples.POLICIES
     assert arguments.NONFINITE == guard.MODES
     assert set(arguments.SETTINGS) == set(config_changes.EFFECTS)

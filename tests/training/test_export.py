@@ -13,7 +13,13 @@ from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from diffusers.training_utils import EMAModel
 from PIL import Image
 
-from diffusers_curriculum import CurriculumTimestepSampler, DensityTimestepSampler, TimestepSampler
+from diffusers_curriculum import (
+    CurriculumTimestepSampler,
+    DensityTimestepSampler,
+    LossProportionalTimestepSampler,
+    SequenceTimestepSampler,
+    TimestepSampler,
+)
 from diffusers_curriculum.training import export
 from diffusers_curriculum.training.batch_plan import BatchPlan
 from diffusers_curriculum.training.components import Components
@@ -235,6 +241,16 @@ def test_a_sampler_is_described() -> None:
     assert export.describe_sampler(curriculum) == told | {
         "Curriculum": "easy_to_hard, 7 clusters, fixed stage_steps=30"
     }
+
+
+def test_samplers_without_one_density_are_described() -> None:
+    scheduler = SCHEDULERS["sd"]()
+    learning = LossProportionalTimestepSampler(scheduler)
+    told = export.describe_sampler(learning)
+    assert told == {"Timestep density": "loss_proportional", "Timestep draw": "stratified"}
+    two = SequenceTimestepSampler.two_phase(scheduler, 5)
+    expected = "normal mean=-1.6 std=2.0 until step 5, then uniform"
+    assert export.describe_sampler(two)["Timestep density"] == expected
 
 
 def test_the_card_describes_the_run(tmp_path: Path, noted: Noted) -> None:

@@ -10,6 +10,8 @@ import torch
 
 from diffusers_curriculum import CurriculumTimestepSampler, DensityTimestepSampler
 from diffusers_curriculum.pacing import make_pacing
+from diffusers_curriculum.samplers import SequenceTimestepSampler
+from diffusers_curriculum.samplers.configs import plain_config
 from diffusers_curriculum.training import timesteps
 from diffusers_curriculum.training.arguments import parse_args
 from diffusers_curriculum.training.errors import UsageError
@@ -56,6 +58,59 @@ def test_every_flag_reaches_the_sampler(parse: Any) -> None:
     assert sampler.config == expected.config
     assert torch.equal(sampler.probabilities(), expected.probabilities())
     assert torch.equal(sampler.importance(), expected.importance())
+
+
+@pytest.mark.parametrize("name", timesteps.LEARNING)
+def test_samplers_that_learn(parse: Any, name: str) -> None:
+    """They keep their own draw, floor and correction unless told otherwise, and know the loss."""
+    own = build(parse("--timestep_sampler", name, "--loss_weighting", "min_snr"))
+    kind = getattr(timesteps.LEARNING[name], "func", timesteps.LEARNING[name])
+    plain = kind(SCHEDULERS["sd"](), seed=3)
+    assert type(own) is kind
+    assert (own.draw, own.floor, own.exponent) == (plain.draw, plain.floor, plain.exponent)
+    assert own.config["loss_weighting"] == "min_snr"
+    more = ("--timestep_draw", "iid", "--timestep_floor", 0.25, "--importance_correction", "none")
+    more += ("--timestep_sampler_args", "bins=10", "--prediction_type", "v_prediction")
+    told = build(parse("--timestep_sampler", name, *more))
+    assert (told.draw, told.floor, told.exponent) == ("iid", 0.25, 0)
+    assert told.config["bins"] == 10
+    assert told.config["prediction_type"] == "v_prediction"
+    for step in range(3):
+        told.observe(torch.arange(1000), torch.rand(1000, generator=torch.Generator()), step)
+
+
+def test_two_phases(parse: Any) -> None:
+    more = ("--timestep_sampler_args", "switch_step=5", "mix=linear", "mix_steps=2")
+    sampler = build(parse("--timestep_sampler", "two_phase", *more))
+    assert type(sampler) is SequenceTimestepSampler
+    assert sampler.starts == (0, 5)
+    uniform = torch.full((1000,), 1e-3, dtype=torch.float64)
+    assert not torch.allclose(sampler.probabilities(4), uniform, atol=1e-6)
+    torch.testing.assert_close(sampler.probabilities(7), uniform)
+
+
+def test_a_law_of_many_parts(parse: Any) -> None:
+    parts = '[{"density": "laplace", "weight": 3}, {"density": "uniform", "weight": 1}]'
+    flags = ("--timestep_sampler", "mixture", "--timestep_sampler_args", f"components={parts}")
+    laplace = build(parse("--timestep_sampler", "laplace", "--timestep_floor", 0)).probabilities()
+    mixed = build(parse(*flags, "--timestep_floor", 0)).probabilities()
+    torch.testing.assert_close(mixed, 0.75 * laplace + 0.25 / 1000, rtol=1e-3, atol=1e-9)
+
+
+def test_a_sampler_from_a_file(parse: Any, tmp_path: Path) -> None:
+    saved = SequenceTimestepSampler.two_phase(SCHEDULERS["sd"](), 7, floor=0.3, seed=11)
+    saved.save_pretrained(str(tmp_path))
+    flag = ("--timestep_sampler", tmp_path / saved.config_name)
+    sampler = build(parse(*flag))
+    assert plain_config(sampler) == plain_config(saved)
+    assert torch.equal(sampler.probabilities(9), saved.probabilities(9))
+    curriculum = build(parse(*flag, *CURRICULUM))
+    assert isinstance(curriculum, CurriculumTimestepSampler)
+    assert plain_config(curriculum.base) == plain_config(saved)
+    with pytest.raises(UsageError, match="is for a schedule of 1000 levels"):
+        build(parse(*flag), scheduler="linear")
+    with pytest.raises(UsageError, match=r"--timestep_floor is 0\.1, which has no effect"):
+        parse(*flag, "--timestep_floor", 0.1)
 
 
 def test_every_curriculum_flag_reaches_the_sampler(parse: Any) -> None:
@@ -195,7 +250,10 @@ def test_impossible_objectives(
 @pytest.mark.parametrize(
     ("more", "told"),
     [
-        (("--timestep_sampler", "lapalce"), "--timestep_sampler: .*'lapalce'"),
+        (("--timestep_sampler", "lapalce"), "--timestep_sampler 'lapalce'.*laplace"),
+        (("--timestep_sampler", "two_phase"), "--timestep_sampler: .*switch_step"),
+        (("--timestep_sampler", "loss_proportional", "--timestep_sampler_args", "x=1"), "'x'"),
+        (("--timestep_sampler", "absent.json"), "absent.json cannot be read: No such"),
         (("--timestep_sampler", "laplace", "--timestep_sampler_args", "x=1"), "sampler: .*'x'"),
         (("--timestep_sampler", "normal", "--timestep_sampler_args", "mean=words"), "sampler: "),
         ((*CURRICULUM, "--curriculum_clusters", 2000), "--curriculum: clusters=2000"),

@@ -5,15 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
-from typing import NamedTuple
 
-
-class Answer(NamedTuple):
-    """What a subcommand says, and its exit status."""
-
-    text: str
-    status: int = 0
-
+from diffusers_curriculum.cli.answer import Answer
+from diffusers_curriculum.cli.preview import add_preview
 
 Handler = Callable[[argparse.Namespace], Answer]
 
@@ -44,6 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_make_tiny(commands)
     _add_verify(commands)
+    add_preview(commands)
     return parser
 
 
@@ -101,7 +96,3 @@ def _verify(args: argparse.Namespace) -> Answer:
 
     reports = inspect_run(args.run_dir)
     return Answer(report_table(reports), 0 if reports[-1].whole else 1)
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -1,0 +1,223 @@
+"""What a run will train on, as numbers: computed before anything is trained, then drawn or told."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffusers_curriculum.analysis.advice import advice
+from diffusers_curriculum.analysis.describe import describe_sampler
+from diffusers_curriculum.analysis.over_training import OverTraining, mass_at, over_training
+from diffusers_curriculum.analysis.summaries import (
+    QUANTILES,
+    Quantiles,
+    log_snr_histogram,
+    quantiles,
+)
+from diffusers_curriculum.noise_levels import NoiseLevels
+from diffusers_curriculum.samplers import CurriculumTimestepSampler, TimestepSampler
+
+BANDS = 10
+DEFAULT_STEPS = 1000  # length of a run that is not told
+
+
+class Share(NamedTuple):
+    """What a group of neighbouring noise levels gets of each law.
+
+    Attributes:
+        first, last: indices of its cleanest and its noisiest level.
+        log_snr_low, log_snr_high: of its noisiest and its cleanest level.
+        uniform: its share of uniform timesteps.
+        drawn: its share of the draws, everything open.
+        effective: its share of mass x weight x importance, everything open.
+        over_run: its share of all draws of the run.
+        opens: the step from which it is drawn at all, None if never.
+    """
+
+    first: int
+    last: int
+    log_snr_low: float
+    log_snr_high: float
+    uniform: float
+    drawn: float
+    effective: float
+    over_run: float
+    opens: float | None
+
+
+@dataclass(frozen=True, eq=False)
+class Preview:
+    """What a sampler and a loss weight train on; arrays are float64, index 0 = cleanest.
+
+    Attributes:
+        title: the sampler in words.
+        levels: its table of noise levels.
+        mass: (T,) probability of each level once everything is open, at the end of the run.
+        uniform: (T,) 1 / T, the baseline.
+        weights: (T,) loss weight of each level, None if unweighted.
+        effective: (T,) mass x weight x importance, normalised: the objective that is minimised.
+        grouped_by: "cluster" (of a curriculum) or "tenth" (equal shares of uniform timesteps).
+        shares: of each group, cleanest first.
+        training: the laws of the run, one after the other.
+        quantiles: of "drawn", "effective" and "uniform".
+        warnings: what the user should think over, one sentence each.
+    """
+
+    title: str
+    levels: NoiseLevels
+    mass: np.ndarray
+    uniform: np.ndarray
+    weights: np.ndarray | None
+    effective: np.ndarray
+    grouped_by: str
+    shares: tuple[Share, ...]
+    training: OverTraining
+    quantiles: Mapping[str, Quantiles]
+    warnings: tuple[str, ...]
+
+    @property
+    def schedule(self) -> str:
+        """The schedule in words."""
+        kind = {"vp": "variance preserving", "flow": "flow matching", "edm": "EDM"}
+        levels = self.levels
+        finite = levels.log_snr[levels.finite]
+        return (
+            f"{kind.get(levels.family, levels.family)}, {len(levels)} noise levels, log-SNR "
+            f"{float(finite[-1]):.2f} to {float(finite[0]):.2f}, predicts {levels.prediction_type}"
+        )
+
+    @property
+    def laws(self) -> dict[str, np.ndarray]:
+        """The masses to compare, by the name that a legend gives them."""
+        drawn = {"uniform timesteps": self.uniform, "drawn": self.mass}
+        if np.allclose(self.effective, self.mass, rtol=1e-6, atol=0):
+            return drawn
+        return drawn | {"drawn x weight": self.effective}
+
+    @property
+    def by_log_snr(self) -> tuple[np.ndarray, np.ndarray]:
+        """Bin edges (81,) in log-SNR, and the densities (n, 80) of the n laws of the run."""
+        return log_snr_histogram(self.levels, self.training.masses)
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything as plain values for ``json.dumps``; an infinite log-SNR is None."""
+        edges, heat = self.by_log_snr
+        ends = [*self.training.starts.tolist(), float(self.training.steps)]
+        return {
+            "title": self.title,
+            "schedule": self.schedule,
+            "timesteps": self.levels.timesteps.tolist(),
+            "log_snr": _finite(self.levels.log_snr.numpy()),
+            "edges": _finite(self.levels.edges.numpy()),
+            "mass": self.mass.tolist(),
+            "uniform": self.uniform.tolist(),
+            "weights": None if self.weights is None else self.weights.tolist(),
+            "effective": self.effective.tolist(),
+            "grouped_by": self.grouped_by,
+            "shares": [dict(zip(Share._fields, _finite(s), strict=True)) for s in self.shares],
+            "quantiles": {"probability": list(QUANTILES)}
+            | {
+                name: {"timestep": list(q.timestep), "log_snr": _finite(q.log_snr)}
+                for name, q in self.quantiles.items()
+            },
+            "training": {
+                "steps": ends,
+                "known": self.training.how,
+                "edges": edges.tolist(),
+                "density": heat.tolist(),
+            },
+            "warnings": list(self.warnings),
+        }
+
+
+def make_preview(
+    sampler: TimestepSampler,
+    weights: Tensor | None = None,
+    max_train_steps: int | None = None,
+    *,
+    inference: Any = None,
+    inference_steps: int = 50,
+    title: str | None = None,
+) -> Preview:
+    """What ``sampler`` trains on under loss ``weights``; nothing of its state changes.
+
+    Args:
+        weights: (T,) loss weights, or None for an unweighted loss.
+        max_train_steps: length of the run; None shows the first ``DEFAULT_STEPS`` steps.
+        inference: the scheduler that will sample, to warn of levels that it visits and that are
+            hardly ever trained; None: not looked at.
+        inference_steps: number of its steps.
+        title: default: the sampler in words.
+
+    Raises:
+        ValueError: weights of another number of levels.
+    """
+    count = len(sampler.levels)
+    if weights is not None and weights.shape != (count,):
+        raise ValueError(
+            f"weights of shape {tuple(weights.shape)} do not fit {count} noise levels: pass one "
+            "for each, as weighting.loss_weights() makes them."
+        )
+    training = over_training(sampler, max_train_steps or DEFAULT_STEPS)
+    mass, importance = mass_at(sampler, step=training.steps - 1)
+    corrected = mass * importance
+    effective = corrected if weights is None else corrected * weights.cpu().double()
+    laws = {"drawn": mass, "effective": effective, "uniform": torch.full_like(mass, 1 / count)}
+    tables = {name: (law / law.sum()).numpy() for name, law in laws.items()}
+    tables["drawn"] = mass.numpy()
+    grouped_by, starts = _groups(sampler)
+    over_run = mass.numpy() if max_train_steps is None else training.average
+    return Preview(
+        title=title or describe_sampler(sampler),
+        levels=sampler.levels,
+        mass=tables["drawn"],
+        uniform=tables["uniform"],
+        weights=None if weights is None else weights.cpu().double().numpy(),
+        effective=tables["effective"],
+        grouped_by=grouped_by,
+        shares=_shares(sampler.levels, starts, tables, training),
+        training=training,
+        quantiles={name: quantiles(sampler.levels, law) for name, law in tables.items()},
+        warnings=advice(sampler.levels, corrected, weights, over_run, inference, inference_steps),
+    )
+
+
+def _groups(sampler: TimestepSampler) -> tuple[str, list[int]]:
+    """What the levels are grouped by, and the first index of each group."""
+    if isinstance(sampler, CurriculumTimestepSampler):
+        return "cluster", list(sampler.starts)
+    count = len(sampler.levels)
+    return "tenth", sorted({count * band // BANDS for band in range(BANDS)})
+
+
+def _shares(
+    levels: NoiseLevels,
+    starts: list[int],
+    tables: Mapping[str, np.ndarray],
+    training: OverTraining,
+) -> tuple[Share, ...]:
+    def grouped(mass: np.ndarray) -> np.ndarray:
+        return np.add.reduceat(mass, starts, axis=-1)
+
+    log_snr, last = levels.log_snr.tolist(), [*(s - 1 for s in starts[1:]), len(levels) - 1]
+    drawn = grouped(training.masses).T > 0  # (groups, n)
+    opens = [training.starts[row.argmax()] if row.any() else None for row in drawn]
+    columns = [grouped(tables[name]) for name in ("uniform", "drawn", "effective")]
+    columns.append(grouped(training.average))
+    return tuple(
+        Share._make((first, end, log_snr[end], log_snr[first], *map(float, shares), _plain(at)))
+        for first, end, *shares, at in zip(starts, last, *columns, opens, strict=True)
+    )
+
+
+def _plain(number: Any) -> float | None:
+    return None if number is None else float(number)
+
+
+def _finite(values: Any) -> list[Any]:
+    return [None if v is None or not np.isfinite(v) else np.asarray(v).item() for v in values]

@@ -1,0 +1,171 @@
+"""A preview as text of at most 100 columns, for a terminal without pictures."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from diffusers_curriculum.analysis.preview import Preview
+from diffusers_curriculum.analysis.summaries import QUANTILES, Quantiles, log_snr_histogram
+
+WIDTH = 100
+COLUMNS = 80  # of a chart
+_MARGIN = 18
+_HEAT_ROWS = 16
+
+
+class Characters(NamedTuple):
+    """What charts are made of.
+
+    Attributes:
+        heights: filling a character from the bottom, empty first.
+        shades: none to full.
+    """
+
+    heights: str
+    shades: str
+
+
+BLOCKS = Characters(
+    " \u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588", " \u00b7\u2591\u2592\u2593\u2588"
+)
+ASCII = Characters(" _.-=oO#", " .:-=+*#@")
+
+
+def characters_for(encoding: str | None) -> Characters:
+    """Blocks where a terminal's ``encoding`` has them, else ASCII."""
+    try:
+        (BLOCKS.heights + BLOCKS.shades).encode(encoding or "ascii")
+    except (UnicodeEncodeError, LookupError):
+        return ASCII
+    return BLOCKS
+
+
+def render(preview: Preview, characters: Characters = BLOCKS) -> str:
+    """The whole preview as lines of at most ``WIDTH`` characters."""
+    parts = [
+        _paragraph(preview.title, ""),
+        _paragraph(preview.schedule, ""),
+        "",
+        "density over log-SNR, noisiest left, each chart to its own peak (per unit of log-SNR)",
+        *_density_charts(preview, characters),
+        "",
+        "draws of each timestep, cleanest left (times the share of uniform timesteps)",
+        *_timestep_charts(preview, characters),
+        "",
+        *_share_table(preview, characters),
+        "",
+        *_heat_map(preview, characters),
+        "",
+        *_quantile_table(preview.quantiles, preview),
+    ]
+    parts += ["", *(_paragraph(warning, "warning: ") for warning in preview.warnings)]
+    return "\n".join(part.rstrip() for part in parts).rstrip()
+
+
+def chart(values: np.ndarray, peak: float, rows: int, characters: Characters) -> list[str]:
+    """``rows`` lines of bars, one character for each of ``values``, the highest ``peak`` high."""
+    steps = len(characters.heights) - 1
+    filled = np.rint(np.clip(values / peak if peak > 0 else values, 0, 1) * rows * steps)
+    lines = []
+    for row in reversed(range(rows)):
+        heights = np.clip(filled - row * steps, 0, steps).astype(int)
+        lines.append("".join(characters.heights[height] for height in heights))
+    return lines
+
+
+def shade(values: np.ndarray, peak: float, characters: Characters) -> str:
+    """One line, darker where ``values`` are higher; nothing only where they are 0.
+
+    The root of the value is shown, so that tails do not vanish beside a peak.
+    """
+    last = len(characters.shades) - 1
+    levels = np.ceil(np.sqrt(np.clip(values / peak, 0, 1)) * last)
+    return "".join(characters.shades[int(level)] for level in levels)
+
+
+def _density_charts(preview: Preview, characters: Characters) -> Iterator[str]:
+    names = list(preview.laws)
+    edges, densities = log_snr_histogram(preview.levels, np.stack(list(preview.laws.values())))
+    for name, density in zip(names, densities, strict=True):
+        yield from _labelled(name, density, density.max(), characters)
+    yield _axis(f"{edges[0]:.1f}", "log-SNR", f"{edges[-1]:.1f}")
+
+
+def _timestep_charts(preview: Preview, characters: Characters) -> Iterator[str]:
+    count = len(preview.mass)
+    bounds = np.linspace(0, count, COLUMNS + 1)
+    for name, mass in preview.laws.items():
+        if name == "uniform timesteps":
+            continue  # 1 everywhere
+        below = np.interp(bounds, np.arange(count + 1), np.append(0, mass.cumsum()))
+        relative = np.diff(below) * COLUMNS
+        yield from _labelled(name, relative, relative.max(), characters)
+    yield _axis("0", "timestep index", str(count - 1))
+
+
+def _labelled(
+    name: str, values: np.ndarray, peak: float, characters: Characters, rows: int = 3
+) -> list[str]:
+    labels = [name[: _MARGIN - 1], f"  peak {peak:.3g}", *[""] * (rows - 2)]
+    lines = chart(values, peak, rows, characters)
+    return [f"{label:<{_MARGIN}}{line}" for label, line in zip(labels, lines, strict=True)]
+
+
+def _axis(left: str, middle: str, right: str) -> str:
+    room = COLUMNS - len(left) - len(right)
+    return " " * _MARGIN + left + middle.center(room) + right
+
+
+def _share_table(preview: Preview, characters: Characters) -> Iterator[str]:
+    group = preview.grouped_by
+    yield f"share of each {group}{'' if group == 'cluster' else ' of the schedule'}, cleanest first"
+    yield (
+        f"{group:>8}{'index':>12}{'log-SNR':>17}{'uniform':>9}{'drawn':>8}{'x weight':>10}"
+        f"{'over run':>10}{'opens':>8}"
+    )
+    highest = max(share.drawn for share in preview.shares)
+    full = characters.heights[-1]
+    for number, share in enumerate(preview.shares, 1):
+        opens = "never" if share.opens is None else f"{share.opens:.0f}"
+        yield (
+            f"{number:>8}{f'{share.first}..{share.last}':>12}"
+            f"{f'{share.log_snr_low:.2f}..{share.log_snr_high:.2f}':>17}"
+            f"{share.uniform:>9.2%}{share.drawn:>8.2%}{share.effective:>10.2%}"
+            f"{share.over_run:>10.2%}{opens:>8}  {full * round(15 * share.drawn / highest)}"
+        )
+
+
+def _heat_map(preview: Preview, characters: Characters) -> Iterator[str]:
+    training, (edges, density) = preview.training, preview.by_log_snr
+    known = f" ({training.how})" if training.how else ""
+    yield f"density from each step on, noisiest left{known}; blank: not drawn"
+    rows = min(_HEAT_ROWS, len(density))
+    shown = np.unique(np.linspace(0, len(density) - 1, rows).round().astype(int))
+    for row in shown:
+        yield f"{f'step {training.starts[row]:.0f}':<{_MARGIN}}" + shade(
+            np.where(density[row] < 1e-9, 0, density[row]), density.max(), characters
+        )
+    yield _axis(f"{edges[0]:.1f}", "log-SNR", f"{edges[-1]:.1f}")
+
+
+def _quantile_table(quantiles: Mapping[str, Quantiles], preview: Preview) -> Iterator[str]:
+    yield f"{'quantiles':<{_MARGIN}}" + "".join(f"{q:>10.0%}" for q in QUANTILES)
+    for name in ("drawn", "effective", "uniform"):
+        row = quantiles[name]
+        if name == "effective" and "drawn x weight" not in preview.laws:
+            continue
+        label = {"effective": "drawn x weight"}.get(name, name)
+        yield f"{label:<{_MARGIN}}" + _numbers(row.log_snr, ".2f") + "  log-SNR"
+        yield " " * _MARGIN + _numbers(row.timestep, ".5g") + "  timestep"
+
+
+def _numbers(values: Sequence[float], form: str) -> str:
+    return "".join(f"{value:>z10{form}}" for value in values)
+
+
+def _paragraph(text: str, mark: str) -> str:
+    return textwrap.fill(mark + text, WIDTH, subsequent_indent=" " * len(mark))

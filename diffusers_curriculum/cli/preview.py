@@ -1,0 +1,206 @@
+"""`diffusers-curriculum preview`: what a training command would train on, before it is run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diffusers_curriculum.cli.answer import Answer
+from diffusers_curriculum.training.arguments import build_parser, parse_args
+
+if TYPE_CHECKING:
+    from diffusers_curriculum.analysis.preview import Preview
+    from diffusers_curriculum.cli.source import Source
+
+ENDINGS = (".png", ".svg", ".json")
+GROUPS = ("timesteps", "curriculum", "curriculum pacing")
+# Of the official flags those that a preview depends on.
+OFFICIAL = ("max_train_steps", "prediction_type", "snr_gamma")
+# What the uniform sampler, which is its own reference, has no use for.
+_NOT_FOR_UNIFORM = ("--timestep_floor", "--importance_correction")
+# Data, trackers and folders of a run are not looked at.
+_NEUTRAL = "--pretrained_model_name_or_path . --show_timesteps timesteps.png --report_to all"
+
+
+class _Forward(argparse.Action):
+    """Keeps a flag of the training script as it was typed, for that script's own parser."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
+        words = values if isinstance(values, list) else [values]
+        flags = [*namespace.training_flags, (self.option_strings[0], *map(str, words))]
+        namespace.training_flags = flags
+
+
+def add_preview(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the subcommand, with the training script's own flags."""
+    parser = commands.add_parser(
+        "preview",
+        help="show which noise levels a training command would train on",
+        description="Show which noise levels would be trained on: density over log-SNR and over"
+        " timesteps, the same times the loss weight, the share of each cluster, the stages of a"
+        " curriculum, quantiles, and what to think over. No model is loaded.",
+    )
+    add = parser.add_argument
+    add(
+        "source",
+        metavar="SOURCE",
+        help="pipeline folder, scheduler folder or config file, timestep_sampler_config.json, or"
+        " pipeline on the Hub",
+    )
+    add("--output", metavar="FILE", help=f"write a picture or numbers: {', '.join(ENDINGS)}")
+    add(
+        "--compare",
+        nargs="+",
+        metavar="SAMPLER",
+        help="overlay several: NAME, NAME:key=value,key=value or a timestep_sampler_config.json",
+    )
+    add("--inference_steps", type=int, default=50, help="sampling steps to check (default 50)")
+    _add_training_flags(parser)
+    parser.set_defaults(handler=_preview, training_flags=[])
+
+
+def _add_training_flags(parser: argparse.ArgumentParser) -> None:
+    """Declare the training script's flags; types, choices and checks stay with its own parser."""
+    for group in build_parser()._action_groups:
+        shown = parser.add_argument_group(group.title) if group.title in GROUPS else parser
+        for action in group._group_actions:
+            wanted = group.title in GROUPS or action.dest in OFFICIAL
+            if wanted and action.dest != "show_timesteps":
+                shown.add_argument(
+                    *action.option_strings,
+                    action=_Forward,
+                    nargs=action.nargs,
+                    metavar=action.metavar or _choices(action),
+                    help=action.help,
+                )
+
+
+def _choices(action: argparse.Action) -> str | None:
+    return "|".join(map(str, action.choices)) if action.choices else None
+
+
+def _preview(args: argparse.Namespace) -> Answer:
+    """Answer with text, or write the file; imported late so that `--help` need not wait."""
+    from diffusers_curriculum.cli.source import read_source
+
+    output = _checked_output(args.output)
+    if args.inference_steps < 1:
+        raise ValueError(f"--inference_steps is {args.inference_steps}: it must be at least 1.")
+    source = read_source(args.source)
+    if args.compare:
+        return _compare(args, source, output)
+    preview = _one(args, source, args.training_flags)
+    return _answer(preview, output)
+
+
+def _one(args: argparse.Namespace, source: Source, flags: Sequence[Sequence[str]]) -> Preview:
+    """The preview for one set of training flags; a sampler's config stands for them."""
+    from diffusers_curriculum.analysis.preview import make_preview
+    from diffusers_curriculum.samplers import TimestepSampler
+    from diffusers_curriculum.training import timesteps
+
+    own = parse_args([*_NEUTRAL.split(), *(word for flag in flags for word in flag)])
+    made = {flag[0] for flag in flags} & _sampler_flags()
+    if source.sampler is not None and (not made or source.training is None):
+        if made:
+            raise ValueError(
+                f"{args.source} says which sampler it is, so {sorted(made)[0]} has no effect: drop "
+                "it, or give the scheduler instead."
+            )
+        sampler = TimestepSampler.from_config(source.sampler)
+    else:
+        sampler = timesteps.build_sampler(own, source.training, own.seed or 0, own.max_train_steps)
+    weights = timesteps.build_loss_weights(own, timesteps.build_objective(own, sampler))
+    return make_preview(
+        sampler,
+        weights,
+        own.max_train_steps,
+        inference=source.inference,
+        inference_steps=args.inference_steps,
+    )
+
+
+def _compare(args: argparse.Namespace, source: Source, output: Path | None) -> Answer:
+    """Several samplers under the same other flags."""
+    from diffusers_curriculum.analysis.comparison import comparison_table, plot_comparison
+    from diffusers_curriculum.analysis.plots import save_figure
+
+    given = [flag[0] for flag in args.training_flags if flag[0].startswith("--timestep_sampler")]
+    if given:
+        raise ValueError(f"{given[0]} and --compare both name a sampler: drop one of the two.")
+    previews = {name: _compared(args, source, name) for name in args.compare}
+    text = comparison_table(previews)
+    if output is None:
+        return Answer(text)
+    if output.suffix == ".json":
+        _write_json(output, {name: preview.to_json() for name, preview in previews.items()})
+    else:
+        save_figure(plot_comparison(previews), output)
+    return Answer(f"{text}\n\n{output}: {len(previews)} samplers")
+
+
+def _compared(args: argparse.Namespace, source: Source, name: str) -> Preview:
+    """The preview of one name of --compare."""
+    from diffusers_curriculum.cli.source import read_source
+
+    if name.endswith(".json") or "/" in name:
+        found = read_source(name)
+        if found.sampler is None:
+            raise ValueError(f"--compare {name}: this is no timestep_sampler_config.json.")
+        other = [flag for flag in args.training_flags if flag[0] not in _sampler_flags()]
+        return _one(args, found._replace(inference=source.inference), other)
+    if source.training is None:
+        raise ValueError(f"--compare {name} needs a schedule: give the scheduler as SOURCE.")
+    density, _, arguments = name.partition(":")
+    flags = [flag for flag in args.training_flags if _serves(flag[0], density)]
+    flags.append(("--timestep_sampler", density))
+    if arguments:
+        pairs = re.split(r",(?=\w+=)", arguments)
+        flags.append(("--timestep_sampler_args", *pairs))
+    return _one(args, source._replace(sampler=None), flags)
+
+
+def _serves(flag: str, density: str) -> bool:
+    return density != "uniform" or flag not in _NOT_FOR_UNIFORM
+
+
+def _sampler_flags() -> set[str]:
+    """The flags that say how noise levels are drawn, as opposed to weighted."""
+    groups = [group for group in build_parser()._action_groups if group.title in GROUPS]
+    flags = {action.option_strings[0] for group in groups for action in group._group_actions}
+    return flags - {"--loss_weighting", "--loss_weighting_args"}
+
+
+def _answer(preview: Preview, output: Path | None) -> Answer:
+    from diffusers_curriculum.analysis.terminal import characters_for, render
+
+    if output is None:
+        return Answer(render(preview, characters_for(sys.stdout.encoding)))
+    if output.suffix == ".json":
+        _write_json(output, preview.to_json())
+    else:
+        from diffusers_curriculum.analysis.plots import plot_preview, save_figure
+
+        save_figure(plot_preview(preview), output)
+    told = [f"warning: {warning}" for warning in preview.warnings]
+    return Answer("\n".join([f"{output}: {preview.title}", *told]))
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, allow_nan=False) + "\n", "utf-8")
+
+
+def _checked_output(name: str | None) -> Path | None:
+    if name is None:
+        return None
+    path = Path(name)
+    if path.suffix not in ENDINGS:
+        raise ValueError(f"--output is {name}: the name must end in {', '.join(ENDINGS)}.")
+    if not path.parent.is_dir():
+        raise ValueError(f"--output is {name}: there is no folder {path.parent}. Create it first.")
+    return path

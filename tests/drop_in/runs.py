@@ -1,0 +1,184 @@
+"""Two training steps of official scripts on tiny pipelines, each in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from tests.drop_in.changes import changed, edits_of
+from tests.drop_in.tiny_pipelines import build
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+IMAGES = 4
+BATCH, STEPS = 2, 2
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a script is run on, with which arguments, and the weights it should leave."""
+
+    pipeline: str
+    arguments: str
+    weights: str
+    network_scale: float = 1.0  # what the script divides timesteps by for its network
+
+
+_COMMON = (
+    "--output_dir {out} --resolution 64 --train_batch_size 2 --report_to tensorboard --seed 3"
+    " --lr_scheduler constant --lr_warmup_steps 0"
+)
+_TEXT = (
+    "--pretrained_model_name_or_path {pipeline} --train_data_dir {captioned} --cache_dir {cache}"
+    " --max_train_steps 2 " + _COMMON
+)
+_FULL_SUBJECT = (
+    "--pretrained_model_name_or_path {pipeline} --instance_data_dir {images} --instance_prompt"
+    " photo --max_train_steps 2 " + _COMMON
+)
+_SUBJECT = "--rank 2 " + _FULL_SUBJECT
+_TOKEN = (
+    "--pretrained_model_name_or_path {pipeline} --train_data_dir {images} --placeholder_token new"
+    " --initializer_token a --learnable_property object --max_train_steps 2 " + _COMMON
+)
+_CONTROL = (
+    "--pretrained_model_name_or_path {pipeline} --dataset_name {controlled} --cache_dir {cache}"
+    " --max_train_steps 2 " + _COMMON
+)
+_CONTROLNET = "diffusion_pytorch_model.safetensors"
+_LORA = "pytorch_lora_weights.safetensors"
+_TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
+_UNET = "unet/diffusion_pytorch_model.safetensors"
+RECIPES = {
+    "text_to_image/train_text_to_image.py": Recipe("sd", _TEXT, _UNET),
+    "text_to_image/train_text_to_image_lora.py": Recipe("sd", _TEXT, _LORA),
+    "text_to_image/train_text_to_image_sdxl.py": Recipe("sdxl", _TEXT, _UNET),
+    "dreambooth/train_dreambooth_lora_sd3.py": Recipe("sd3", _SUBJECT, _LORA),
+    "dreambooth/train_dreambooth_lora_flux.py": Recipe("flux", _SUBJECT, _LORA, 1000.0),
+    "text_to_image/train_text_to_image_lora_sdxl.py": Recipe("sdxl", _TEXT, _LORA),
+    "dreambooth/train_dreambooth.py": Recipe("sd", _FULL_SUBJECT, _UNET),
+    "dreambooth/train_dreambooth_lora.py": Recipe("sd", _SUBJECT, _LORA),
+    "dreambooth/train_dreambooth_lora_sdxl.py": Recipe("sdxl", _SUBJECT, _LORA),
+    "dreambooth/train_dreambooth_sd3.py": Recipe("sd3", _FULL_SUBJECT, _TRANSFORMER),
+    "dreambooth/train_dreambooth_flux.py": Recipe("flux", _FULL_SUBJECT, _TRANSFORMER, 1000.0),
+    "textual_inversion/textual_inversion.py": Recipe("sd", _TOKEN, "learned_embeds.safetensors"),
+    "textual_inversion/textual_inversion_sdxl.py": Recipe(
+        "sdxl", _TOKEN, "learned_embeds.safetensors"
+    ),
+    "advanced_diffusion_training/train_dreambooth_lora_sd15_advanced.py": Recipe(
+        "sd", _SUBJECT, _LORA
+    ),
+    "advanced_diffusion_training/train_dreambooth_lora_sdxl_advanced.py": Recipe(
+        "sdxl", _SUBJECT, _LORA
+    ),
+    "advanced_diffusion_training/train_dreambooth_lora_flux_advanced.py": Recipe(
+        "flux", _SUBJECT, _LORA, 1000.0
+    ),
+    "dreambooth/train_dreambooth_lora_sdxl.py --do_edm_style_training": Recipe(
+        "sdxl", _SUBJECT, _LORA
+    ),
+    "dreambooth/train_dreambooth_lora_lumina2.py": Recipe("lumina2", _SUBJECT, _LORA, 1000.0),
+    "controlnet/train_controlnet.py": Recipe("sd", _CONTROL, _CONTROLNET),
+    "controlnet/train_controlnet_sdxl.py": Recipe("sdxl", _CONTROL, _CONTROLNET),
+    "controlnet/train_controlnet_sd3.py": Recipe("sd3", _CONTROL, _CONTROLNET),
+    "controlnet/train_controlnet_flux.py": Recipe(
+        "flux", _CONTROL + " --num_double_layers 1 --num_single_layers 1", _CONTROLNET, 1000.0
+    ),
+    "flux-control/train_control_flux.py": Recipe("flux", _CONTROL, _CONTROLNET, 1000.0),
+    "flux-control/train_control_lora_flux.py": Recipe(
+        "flux", _CONTROL + " --rank 2", _LORA, 1000.0
+    ),
+    "custom_diffusion/train_custom_diffusion.py": Recipe(
+        "sd",
+        _FULL_SUBJECT + " --modifier_token new --initializer_token a",
+        "pytorch_custom_diffusion_weights.safetensors",
+    ),
+    "unconditional_image_generation/train_unconditional.py": Recipe(
+        "unconditional",
+        "--train_data_dir {images} --cache_dir {cache} --output_dir {out} --resolution 16"
+        " --model_config_name_or_path {pipeline} --train_batch_size 2 --num_epochs 1"
+        " --ddpm_num_inference_steps 2 --logger tensorboard --dataloader_num_workers 0",
+        _UNET,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended."""
+
+    status: int
+    output: str
+    drawn: list[list[float]]
+    seen: list[list[float]]
+    weights: Path
+
+
+def run(name: str, source: Path, folder: Path) -> Outcome:
+    """Run one of ``RECIPES`` with its change, from a checkout of diffusers, in ``folder``."""
+    recipe, (path, *more) = RECIPES[name], name.split()
+    official = (source / "examples" / path).read_text("utf-8")
+    script = folder / Path(path).name
+    script.write_text(changed(official, edits_of(path)), "utf-8")
+    places = {
+        "pipeline": build(recipe.pipeline, folder / "pipeline"),
+        "images": _write_images(folder / "images"),
+        "captioned": _write_captions(_write_images(folder / "captioned")),
+        "controlled": _write_captions(_write_images(folder / "controlled"), control=True),
+        "cache": folder / "cache",
+        "out": folder / "out",
+    }
+    arguments = [word.format(**places) for word in recipe.arguments.split()] + more
+    witness = folder / "witness.json"
+    command = [sys.executable, str(HERE / "run_official.py"), str(witness), str(script)]
+    done = subprocess.run(
+        [*command, *arguments],
+        cwd=folder,
+        env=_environment(folder),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=280,
+    )
+    notes = json.loads(witness.read_text("utf-8")) if witness.is_file() else {}
+    drawn, seen = notes.get("drawn", []), notes.get("seen", [])
+    return Outcome(done.returncode, done.stdout, drawn, seen, folder / "out" / recipe.weights)
+
+
+def _write_images(folder: Path) -> Path:
+    folder.mkdir()
+    draw = np.random.default_rng(0)
+    names = [f"{i}.png" for i in range(IMAGES)]
+    for name in names:
+        Image.fromarray(draw.integers(0, 256, (80, 80, 3), dtype=np.uint8)).save(folder / name)
+    return folder
+
+
+def _write_captions(folder: Path, *, control: bool = False) -> Path:
+    names = [path.name for path in sorted(folder.iterdir())]
+    rows = [{"file_name": name, "text": "a photo"} for name in names]
+    if control:
+        rows = [row | {"conditioning_image_file_name": row["file_name"]} for row in rows]
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    return folder
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    """Offline, on the CPU, with this library and a home of its own."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("ACCELERATE")}
+    return kept | {
+        "PYTHONPATH": str(ROOT),
+        "HF_HOME": str(folder / "home"),
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_OFFLINE": "1",
+        "ACCELERATE_USE_CPU": "true",
+        "CUDA_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": "1",
+    }
