@@ -26,7 +26,8 @@ from diffusers.training_utils import EMAModel, compute_dream_and_update_latents
 from torch import Tensor
 
 from diffusers_curriculum import Objective, Slots, TimestepSampler
-from diffusers_curriculum.analysis.plots import plot_timesteps, save_figure
+from diffusers_curriculum.analysis.preview import make_preview
+from diffusers_curriculum.analysis.show import show
 from diffusers_curriculum.randomness import gaussian, key
 from diffusers_curriculum.training import components as parts
 from diffusers_curriculum.training import optimization, runtime, timesteps
@@ -148,11 +149,12 @@ def optimizer_step(
 
 
 def show_timesteps(args: argparse.Namespace) -> None:
-    """Draw what would be trained on; needs neither data nor models."""
-    scheduler, _ = parts.load_schedulers(args)
+    """Show what would be trained on; needs neither data nor models."""
+    scheduler, inference = parts.load_schedulers(args)
     sampler = timesteps.build_sampler(args, scheduler, args.seed or 0, args.max_train_steps)
     weights = timesteps.build_loss_weights(args, timesteps.build_objective(args, sampler))
-    save_figure(plot_timesteps(sampler, weights, args.max_train_steps), args.show_timesteps)
+    preview = make_preview(sampler, weights, args.max_train_steps, inference=inference)
+    sys.stdout.write(show(preview, args.show_timesteps) + "\n")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

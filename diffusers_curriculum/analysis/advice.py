@@ -47,10 +47,10 @@ def advice(
 def double_emphasis(corrected: Tensor, weights: Tensor) -> float:
     """How much more loss weight a drawn level has than a uniform one: E_p[w] / E_u[w].
 
-    p is the drawn mass x importance (which sums to 1), u the uniform law, w the weights on the network's own target.
-    1 where either is flat or the two have nothing to do with each other, above it where they favour
-    the same levels, below it where they favour opposite ones. From ``TWICE`` on the same levels are
-    emphasised twice. Any positive factor on the weights cancels.
+    p is the drawn mass x importance (which sums to 1), u the uniform law, w the weights on the
+    network's own target. 1 where either is flat or the two have nothing to do with each other,
+    above it where they favour the same levels, below it where they favour opposite ones. From
+    ``TWICE`` on the same levels are emphasised twice. Any positive factor on the weights cancels.
     """
     w = weights.cpu().double()
     return float((corrected * w).sum() / w.mean())

@@ -88,7 +88,7 @@ class Preview:
         finite = levels.log_snr[levels.finite]
         return (
             f"{kind.get(levels.family, levels.family)}, {len(levels)} noise levels, log-SNR "
-            f"{float(finite[-1]):.2f} to {float(finite[0]):.2f}, predicts {levels.prediction_type}"
+            f"{float(finite[-1]):.2f} to {float(finite[0]):.2f}"
         )
 
     @property

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,6 +85,7 @@ def _choices(action: argparse.Action) -> str | None:
 
 def _preview(args: argparse.Namespace) -> Answer:
     """Answer with text, or write the file; imported late so that `--help` need not wait."""
+    from diffusers_curriculum.analysis.show import TERMINAL, show
     from diffusers_curriculum.cli.source import read_source
 
     output = _checked_output(args.output)
@@ -95,7 +95,7 @@ def _preview(args: argparse.Namespace) -> Answer:
     if args.compare:
         return _compare(args, source, output)
     preview = _one(args, source, args.training_flags)
-    return _answer(preview, output)
+    return Answer(show(preview, str(output or TERMINAL)))
 
 
 def _one(args: argparse.Namespace, source: Source, flags: Sequence[Sequence[str]]) -> Preview:
@@ -174,21 +174,6 @@ def _sampler_flags() -> set[str]:
     groups = [group for group in build_parser()._action_groups if group.title in GROUPS]
     flags = {action.option_strings[0] for group in groups for action in group._group_actions}
     return flags - {"--loss_weighting", "--loss_weighting_args"}
-
-
-def _answer(preview: Preview, output: Path | None) -> Answer:
-    from diffusers_curriculum.analysis.terminal import characters_for, render
-
-    if output is None:
-        return Answer(render(preview, characters_for(sys.stdout.encoding)))
-    if output.suffix == ".json":
-        _write_json(output, preview.to_json())
-    else:
-        from diffusers_curriculum.analysis.plots import plot_preview, save_figure
-
-        save_figure(plot_preview(preview), output)
-    told = [f"warning: {warning}" for warning in preview.warnings]
-    return Answer("\n".join([f"{output}: {preview.title}", *told]))
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

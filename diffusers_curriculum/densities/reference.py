@@ -37,15 +37,13 @@ class UniformTimestep(ScheduleDensity):
         cell, low, high = self._cell(log_snr)
         part = (log_snr - low) / (high - low)
         part = torch.where(low.isinf(), 1.0, part)  # the atom at -inf lies below all
-        part = torch.where(high.isinf(), 0.0, part)
         inner = (cell + part.clamp(0, 1)) / self._count
         return torch.where(log_snr.isinf(), (log_snr > 0).double(), inner)
 
     def sf(self, log_snr: Tensor) -> Tensor:
         cell, low, high = self._cell(log_snr)
         rest = (high - log_snr) / (high - low)
-        rest = torch.where(low.isinf(), 0.0, rest)
-        rest = torch.where(high.isinf(), 1.0, rest)
+        rest = torch.where(high.isinf(), 1.0, rest)  # the atom at +inf lies above all
         inner = (self._count - 1 - cell + rest.clamp(0, 1)) / self._count
         return torch.where(log_snr.isinf(), (log_snr < 0).double(), inner)
 

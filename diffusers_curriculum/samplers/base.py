@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from diffusers.configuration_utils import ConfigMixin
 from torch import Tensor
 
+from diffusers_curriculum.catalogue import Entry
 from diffusers_curriculum.noise_levels import NoiseLevels, to_device
 from diffusers_curriculum.randomness import DRAWS, Slots, uniforms
 from diffusers_curriculum.samplers.composition import (
@@ -57,6 +58,7 @@ class TimestepSampler(ConfigMixin):
         ValueError: an unknown name or a number out of range.
     """
 
+    entry: ClassVar[Entry]  # in the catalogue
     config_name = "timestep_sampler_config.json"
     static_law = True  # false where law() changes with the step or with what was observed
 
@@ -216,9 +218,7 @@ class TimestepSampler(ConfigMixin):
         arguments = {k: v for k, v in config.items() if not k.startswith("_")} | overrides
         unknown = sorted(arguments.keys() - inspect.signature(kind).parameters.keys())
         if unknown:
-            raise ValueError(
-                f"{name} has no setting {unknown[0]!r}; is the file of a newer version?"
-            )
+            raise ValueError(f"{name} has no setting {unknown[0]!r}: is it of a newer version?")
         return kind(**arguments)
 
     # -- internals -------------------------------------------------------------------------------

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from diffusers_curriculum.catalogue import Entry
 from diffusers_curriculum.clustering import cluster_starts
-from diffusers_curriculum.noise_levels import to_device
 from diffusers_curriculum.pacing import make_pacing
 from diffusers_curriculum.samplers.base import TimestepSampler
-from diffusers_curriculum.samplers.composition import CPU, compose, tables
+from diffusers_curriculum.samplers.composition import CPU, compose
 from diffusers_curriculum.samplers.configs import plain_config
 from diffusers_curriculum.samplers.progress import Progress, as_tensor
-from diffusers_curriculum.samplers.stages import Stages, renormalised, restrict
+from diffusers_curriculum.samplers.stages import Stages, StageTables, renormalised, restrict, row
 
 
 class CurriculumTimestepSampler(TimestepSampler):
@@ -77,7 +77,7 @@ class CurriculumTimestepSampler(TimestepSampler):
         self.pacing = make_pacing(pacing, **(pacing_args or {}))
         clusters_in_order = Stages.of(self.starts, len(self.levels), order, within, self.seed)
         self._stages_on = {CPU: clusters_in_order}
-        self._stage_tables: dict[torch.device, _StageTables] = {}
+        self._stage_tables: dict[torch.device, StageTables] = {}
         self._progress = Progress(self.pacing, self.stages)
         self._check_every_stage_has_mass(law)
         self.register_to_config(
@@ -186,7 +186,7 @@ class CurriculumTimestepSampler(TimestepSampler):
 
     def _restrict(self, law: Tensor, step: int) -> Tensor:
         stage = self._progress.stage(step)
-        opened = _row(self._on(law.device).opened, stage)
+        opened = row(self._on(law.device).opened, stage)
         if isinstance(stage, Tensor):
             return restrict(law, opened)
         return law if stage == self.stages else renormalised(law, opened)
@@ -195,7 +195,7 @@ class CurriculumTimestepSampler(TimestepSampler):
         if not self.base.static_law:
             return super()._tables(step, device)
         if device not in self._stage_tables:
-            self._stage_tables[device] = _StageTables.of(self._all_stages(), device)
+            self._stage_tables[device] = StageTables.of(self._all_stages(), device)
         return self._stage_tables[device].at(self._progress.stage(step))
 
     def _all_stages(self) -> list[tuple[Tensor, Tensor]]:
@@ -216,32 +216,14 @@ class CurriculumTimestepSampler(TimestepSampler):
             )
 
 
-class _StageTables(NamedTuple):
-    """The (cdf, importance) of every stage, stacked and one by one."""
-
-    stacked: tuple[Tensor, Tensor]
-    single: list[tuple[Tensor, Tensor]]
-
-    @classmethod
-    def of(cls, stages: list[tuple[Tensor, Tensor]], device: torch.device) -> _StageTables:
-        rows = zip(*(tables(*stage) for stage in stages), strict=True)
-        cdf, importance = (to_device(torch.stack(column), device) for column in rows)
-        return cls((cdf, importance), list(zip(cdf, importance, strict=True)))
-
-    def at(self, stage: int | Tensor) -> tuple[Tensor, Tensor]:
-        if isinstance(stage, int):
-            return self.single[stage - 1]
-        cdf, importance = self.stacked
-        return _row(cdf, stage), _row(importance, stage)
-
-
-def _row(rows: Tensor, stage: int | Tensor) -> Tensor:
-    """The row of a stage, chosen on the device: a stage that a pacing learned there must not be
-    read back to the host at every step."""
-    if isinstance(stage, int):
-        return rows[stage - 1]
-    return rows.index_select(0, (stage - 1).reshape(1).to(rows.device))[0]
-
-
 def _part(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+
+
+CurriculumTimestepSampler.entry = Entry(
+    "curriculum",
+    CurriculumTimestepSampler,
+    "p_n(l) = p(l) on the clusters open at stage n, renormalised",
+    "arXiv 2403.10348",
+    note="takes any sampler as its base; --curriculum difficulty",
+)

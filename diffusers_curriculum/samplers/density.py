@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffusers_curriculum.densities import make_density
+from diffusers_curriculum.catalogue import Entry
+from diffusers_curriculum.densities import make_density, portable_parameters
 from diffusers_curriculum.noise_levels import NoiseLevels, to_device
 from diffusers_curriculum.samplers.base import TimestepSampler
 from diffusers_curriculum.samplers.configs import build_scheduler, plain_config
@@ -42,7 +43,7 @@ class DensityTimestepSampler(TimestepSampler):
         self,
         scheduler: Any,
         density: str = "laplace",
-        density_args: dict[str, float] | None = None,
+        density_args: dict[str, Any] | None = None,
         draw: str = "stratified",
         floor: float = 0.1,
         importance_correction: str | float = "none",
@@ -61,10 +62,15 @@ class DensityTimestepSampler(TimestepSampler):
         self._law = masses / masses.sum() if density != "uniform" else masses
         if self.floor == 0 and density != "uniform":
             _warn_of_untrained_ends(self.density, levels)
+        if self.floor > 0 and not bool(masses.all()):
+            logger.warning(
+                "%s has no mass on %d of %d levels, but floor=%s draws them too: floor=0 does not.",
+                density, int((masses == 0).sum()), len(levels), self.floor,
+            )  # fmt: skip
         self.register_to_config(
             scheduler=plain_config(scheduler),
             density=density,
-            density_args=dict(density_args or {}),
+            density_args=portable_parameters(density, density_args or {}),
             draw=draw,
             floor=floor,
             importance_correction=importance_correction,
@@ -89,3 +95,12 @@ def _warn_of_untrained_ends(density: Any, levels: NoiseLevels) -> None:
             float(central[0]),
             float(central[1]),
         )
+
+
+DensityTimestepSampler.entry = Entry(
+    "density",
+    DensityTimestepSampler,
+    "p_i = F(edge_i) - F(edge_i+1), normalised",
+    "arXiv 2407.03297, with the Jacobian on every schedule",
+    note="takes any density of this catalogue",
+)

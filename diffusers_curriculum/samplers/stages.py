@@ -5,12 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from diffusers_curriculum.noise_levels import to_device
 from diffusers_curriculum.randomness import host_generator
+from diffusers_curriculum.samplers.composition import tables
 
 ORDERS = ("easy_to_hard", "hard_to_easy", "random")
 WITHIN = ("base", "balanced")
@@ -76,6 +78,33 @@ class Stages:
         else:
             mass = (self.opened * law).sum(1)
         return [stage + 1 for stage in (mass <= 0).nonzero().flatten().tolist()]
+
+
+class StageTables(NamedTuple):
+    """The (cdf, importance) of every stage, stacked and one by one."""
+
+    stacked: tuple[Tensor, Tensor]
+    single: list[tuple[Tensor, Tensor]]
+
+    @classmethod
+    def of(cls, stages: list[tuple[Tensor, Tensor]], device: torch.device) -> StageTables:
+        rows = zip(*(tables(*stage) for stage in stages), strict=True)
+        cdf, importance = (to_device(torch.stack(column), device) for column in rows)
+        return cls((cdf, importance), list(zip(cdf, importance, strict=True)))
+
+    def at(self, stage: int | Tensor) -> tuple[Tensor, Tensor]:
+        if isinstance(stage, int):
+            return self.single[stage - 1]
+        cdf, importance = self.stacked
+        return row(cdf, stage), row(importance, stage)
+
+
+def row(rows: Tensor, stage: int | Tensor) -> Tensor:
+    """The row of a stage, chosen on the device: a stage that a pacing learned there must not be
+    read back to the host at every step."""
+    if isinstance(stage, int):
+        return rows[stage - 1]
+    return rows.index_select(0, (stage - 1).reshape(1).to(rows.device))[0]
 
 
 def restrict(law: Tensor, opened: Tensor) -> Tensor:

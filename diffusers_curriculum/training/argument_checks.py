@@ -129,6 +129,21 @@ DEPENDENCES = (
         lambda a: a.timestep_sampler != "uniform" or a.curriculum_within == "balanced",
     ),
     Dependence(
+        "timestep_bias_multiplier",
+        "--timestep_bias_strategy earlier, later or range",
+        lambda a: a.timestep_bias_strategy != "none",
+    ),
+    Dependence(
+        "timestep_bias_portion",
+        "--timestep_bias_strategy earlier or later",
+        lambda a: a.timestep_bias_strategy in ("earlier", "later"),
+    ),
+    Dependence(
+        "timestep_bias_begin timestep_bias_end",
+        "--timestep_bias_strategy range",
+        lambda a: a.timestep_bias_strategy == "range",
+    ),
+    Dependence(
         "loss_weighting_args",
         "--loss_weighting NAME",
         lambda a: a.loss_weighting != "none" or a.snr_gamma is not None,

@@ -19,6 +19,7 @@ from diffusers_curriculum.training.timestep_arguments import (
     add_curriculum_arguments,
     add_pacing_arguments,
     add_timestep_arguments,
+    resolve_bias,
     resolve_draws,
 )
 
@@ -47,6 +48,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     for name in ("timestep_sampler_args", "loss_weighting_args"):
         setattr(args, name, parse_key_values(f"--{name}", getattr(args, name) or ()))
+    resolve_bias(args)
     check_arguments(args, parser.get_default)
     resolve_draws(args)
     _resolve_snr_gamma(args)

@@ -100,10 +100,13 @@ def _check_resume(name: str | None, output_dir: str) -> None:
 
 
 def _check_show_timesteps(name: str | None) -> None:
-    if name is None:
+    if name in (None, "terminal"):
         return
-    if Path(name).suffix != ".png":
-        raise UsageError(f"--show_timesteps is {name}: the name must end in .png.")
+    if Path(name).suffix not in (".png", ".svg", ".json"):
+        raise UsageError(
+            f"--show_timesteps is {name}: the name must end in .png, .svg or .json, or be the word "
+            "terminal."
+        )
     if not Path(name).parent.is_dir():
         raise UsageError(
             f"--show_timesteps is {name}: there is no folder {Path(name).parent}. Create it first."

@@ -204,7 +204,8 @@ def _law(sampler: TimestepSampler) -> str:
     if isinstance(sampler, SequenceTimestepSampler):
         steps = [f"until step {phase['until']}, then" for phase in sampler.config["phases"][:-1]]
         laws = [_law(phase) for phase in sampler.samplers]
-        return " ".join([word for pair in zip(laws, steps, strict=False) for word in pair] + laws[-1:])
+        told = [f"{law} {end}" for law, end in zip(laws, steps, strict=False)]
+        return " ".join([*told, laws[-1]])
     config = plain_config(sampler)
     parameters = " ".join(f"{k}={v}" for k, v in config.get("density_args", {}).items())
     entry = getattr(sampler, "entry", None)

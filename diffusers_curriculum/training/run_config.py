@@ -22,6 +22,8 @@ _NAMES = (
     "dream_detail_preservation loss_weighting loss_weighting_args caption_dropout "
     # timesteps and curriculum
     "timestep_sampler timestep_sampler_args timestep_draw timestep_floor importance_correction "
+    "timestep_bias_strategy timestep_bias_multiplier timestep_bias_begin timestep_bias_end "
+    "timestep_bias_portion "
     "curriculum curriculum_order curriculum_clusters curriculum_clustering "
     "curriculum_boundaries curriculum_min_size curriculum_within curriculum_pacing "
     "curriculum_patience curriculum_min_delta curriculum_smoothing curriculum_min_stage_steps "

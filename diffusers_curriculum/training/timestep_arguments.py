@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Callable
+
+from diffusers_curriculum.training.errors import UsageError
 
 # Copies of names in modules that load torch; a test keeps them equal.
 DRAWS = ("iid", "stratified", "antithetic", "systematic", "sobol")
@@ -64,7 +67,26 @@ def add_timestep_arguments(parser: argparse.ArgumentParser) -> None:
         help="loss weight as a function of log-SNR",
     )
     add("--loss_weighting_args", metavar="KEY=VALUE", nargs="+", help="its parameters")
-    add("--show_timesteps", metavar="FILE.png", help="draw what would be trained on, then exit")
+    _add_bias_arguments(add)
+    add(
+        "--show_timesteps",
+        metavar="FILE|terminal",
+        help="show what would be trained on in a .png, .svg or .json file, or as text, then exit",
+    )
+
+
+def _add_bias_arguments(add: Callable[..., object]) -> None:
+    """The flags of diffusers' SDXL script, short for --timestep_sampler timestep_bias."""
+    add(
+        "--timestep_bias_strategy",
+        choices=("none", "earlier", "later", "range"),
+        default="none",
+        help="draw the cleanest or the noisiest timesteps, or a range of them, more often",
+    )
+    add("--timestep_bias_multiplier", type=float, default=1.0, help="how much more often")
+    add("--timestep_bias_begin", type=int, default=0, help="first timestep of the range")
+    add("--timestep_bias_end", type=int, default=1000, help="first timestep after the range")
+    add("--timestep_bias_portion", type=float, default=0.25, help="share of earlier or later ones")
 
 
 def add_curriculum_arguments(parser: argparse.ArgumentParser) -> None:
@@ -133,6 +155,29 @@ def _correction(text: str) -> str | float:
     if not 0 <= exponent <= 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not none, full or an exponent in [0, 1]")
     return exponent
+
+
+def resolve_bias(args: argparse.Namespace) -> None:
+    """Turn diffusers' bias flags into the density that they stand for, drawn without a floor.
+
+    Raises:
+        UsageError: another sampler is asked for as well.
+    """
+    strategy = args.timestep_bias_strategy
+    if strategy == "none":
+        return
+    if args.timestep_sampler != "uniform":
+        raise UsageError(
+            f"--timestep_bias_strategy {strategy} and --timestep_sampler {args.timestep_sampler} "
+            "both say what is drawn: drop one of the two."
+        )
+    names = ("begin", "end") if strategy == "range" else ("portion",)
+    args.timestep_sampler = "timestep_bias"
+    args.timestep_sampler_args = {"strategy": strategy} | {
+        name: getattr(args, f"timestep_bias_{name}") for name in ("multiplier", *names)
+    }
+    if args.timestep_floor is None:
+        args.timestep_floor = 0.0
 
 
 def resolve_draws(args: argparse.Namespace) -> None:

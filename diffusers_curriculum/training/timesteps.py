@@ -141,7 +141,10 @@ def build_loss_weights(args: argparse.Namespace, objective: Objective) -> Tensor
         UsageError: the weighting refuses the arguments or is infinite on this schedule.
     """
     with usage_errors("--loss_weighting"):
-        return loss_weights(args.loss_weighting, objective.levels, **args.loss_weighting_args)
+        return loss_weights(
+            args.loss_weighting, objective.levels, objective.prediction_type,
+            **args.loss_weighting_args,
+        )  # fmt: skip
 
 
 def build_objective(args: argparse.Namespace, sampler: TimestepSampler) -> Objective:
@@ -214,7 +217,10 @@ def warn_of_terminal_snr(objective: Objective, weights: Tensor | None) -> None:
             "the image: --prediction_type v_prediction is meant for it"
         )
     if weights is not None and not bool(weights.cpu()[terminal].any()):
-        logger.warning("the loss weight is 0 at zero terminal SNR, which is thus never trained")
+        logger.warning(
+            "the loss weight is 0 at zero terminal SNR, which is thus never trained: "
+            "--loss_weighting_args terminal_weight=1 gives it one"
+        )
 
 
 def _clustering_args(args: argparse.Namespace) -> dict[str, Any]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 
+import diffusers
 import numpy as np
 import pytest
 
+from diffusers_curriculum import DensityTimestepSampler
 from diffusers_curriculum.analysis.preview import make_preview
 from diffusers_curriculum.analysis.terminal import (
     ASCII,
@@ -56,6 +58,18 @@ def test_the_chart_peaks_where_the_law_does() -> None:
     low, high = float(axis[0]), float(axis[-1])
     peak = low + (high - low) * (top.index("\u2588") + 0.5) / COLUMNS
     assert peak == pytest.approx(1.0, abs=0.3)  # mu
+
+
+def test_the_peaks_are_told() -> None:
+    scheduler = diffusers.DDPMScheduler(num_train_timesteps=800)  # type: ignore[call-arg]
+    sampler = DensityTimestepSampler.from_scheduler(scheduler, density="normal", floor=0.1)
+    preview = make_preview(sampler)
+    told = re.findall(r"^  peak (\S+)", render(preview), re.MULTILINE)
+    _, of_density, of_timesteps = map(float, told)
+    in_columns = preview.mass.reshape(COLUMNS, 10).sum(1) * COLUMNS
+    assert of_timesteps == pytest.approx(in_columns.max(), rel=0.005)
+    density = preview.mass / -np.diff(preview.levels.edges.numpy())
+    assert of_density == pytest.approx(density.max(), rel=0.02)
 
 
 def test_the_table_holds_the_shares() -> None:

@@ -97,6 +97,20 @@ def test_quantiles_of_mixtures_far_out() -> None:
         # there the Laplace is all there is
         torch.testing.assert_close(x, _t([math.log(4 * p)]), atol=1e-3, rtol=0)
     assert law.icdf(_t([0.0, 1.0])).tolist() == [-math.inf, math.inf]
+    for rest in (2.0**-30, 2.0**-52):  # the clean tail, of which 1 - p still says all
+        x = law.icdf(_t([1 - rest]))
+        torch.testing.assert_close(law.sf(x), _t([rest]), atol=0, rtol=1e-11)
+
+
+def test_a_mixture_of_two_ranges_ends_where_they_do_and_leaves_a_gap() -> None:
+    low = {"density": "log_snr_uniform", "low": -3.0, "high": -1.0}
+    high = {"density": "log_snr_uniform", "low": 2.0, "high": 4.0, "weight": 3.0}
+    law = _mixture(low, high)
+    assert law.support == (-3.0, 4.0)
+    p = _t([0.0, 0.125, 0.5, 0.75, 1.0])
+    expected = _t([-3.0, -2.0, 2 + 2 / 3, 2 + 4 / 3, 4.0])
+    torch.testing.assert_close(law.icdf(p), expected, atol=1e-14, rtol=0)
+    assert law.pdf(_t([-2.0, 0.0, 3.0])).tolist() == [0.125, 0.0, 0.375]
 
 
 def test_the_tails_of_a_mixture_keep_their_digits() -> None:

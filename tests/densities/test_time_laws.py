@@ -167,6 +167,14 @@ def test_a_law_of_time_of_ones_own(schedule: str) -> None:
     torch.testing.assert_close(law.masses(halves), _t([share, 1 - share]), atol=1e-14, rtol=0)
 
 
+def test_quantiles_of_time_in_the_noisy_tail() -> None:
+    law = make_density("beta", _edges(1000), alpha=0.5, beta=4.0)
+    assert isinstance(law, TimeDensity)
+    for rest in (2.0**-30, 2.0**-50):
+        tau = law.time_icdf(_t([1 - rest]))
+        torch.testing.assert_close(law.time_sf(tau), _t([rest]), atol=0, rtol=1e-9)
+
+
 def test_a_law_of_time_without_its_two_methods_has_none() -> None:
     law = TimeDensity(_edges(4))
     for method in (law.time_pdf, law.time_cdf):

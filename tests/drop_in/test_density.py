@@ -190,7 +190,7 @@ def test_clipped_last_timestep(extreme_uniforms: Tensor) -> None:
         assert int(indices(u, 1000).min()) == 0
 
 
-@pytest.mark.parametrize("count", [3, 7, 1000, 4000])
+@pytest.mark.parametrize("count", [3, 7, 1000, 4000, 100_000])
 def test_float32_arithmetic_of_the_scripts_never_moves_a_step(
     count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,6 +200,14 @@ def test_float32_arithmetic_of_the_scripts_never_moves_a_step(
     monkeypatch.setattr(binding, "uniforms", lambda *args, **kwargs: (steps + inside) / count)
     u = drop_in.for_scheduler(scheduler).compute_density_for_timestep_sampling("uniform", 3)
     assert torch.equal(count - 1 - indices(u, count), steps.long())
+
+
+def test_a_step_begins_where_the_one_before_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(num_train_timesteps=1024)
+    w = torch.arange(1024, dtype=torch.float64) / 1024  # binary fractions: the cdf is exact
+    monkeypatch.setattr(binding, "uniforms", lambda *args, **kwargs: w)
+    u = drop_in.for_scheduler(scheduler).compute_density_for_timestep_sampling("uniform", 1024)
+    assert torch.equal(1023 - indices(u, 1024), torch.arange(1024))
 
 
 # -- randomness ------------------------------------------------------------------------------------

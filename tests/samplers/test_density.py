@@ -199,3 +199,15 @@ def test_the_law_does_not_depend_on_calls_of_set_timesteps() -> None:
     before = DensityTimestepSampler(scheduler).probabilities()
     scheduler.set_timesteps(10)
     assert torch.equal(DensityTimestepSampler(scheduler).probabilities(), before)
+
+
+def test_a_floor_that_draws_what_the_law_leaves_out_is_told(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    arguments = {"density": "laplace", "low": -2.0, "high": 2.0}
+    cut = DensityTimestepSampler(SCHEDULERS["sd"](), "truncated", arguments)
+    assert bool((cut.probabilities() > 0).all())
+    assert "levels, but floor=0.1 draws them too: floor=0 does not" in caplog.text
+    caplog.clear()
+    DensityTimestepSampler(SCHEDULERS["sd"](), "truncated", arguments, floor=0.0)
+    assert "draws them too" not in caplog.text

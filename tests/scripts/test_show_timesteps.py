@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,19 @@ def test_a_picture_is_drawn(bench: Bench, tmp_path: Path, more: tuple[object, ..
         assert picture.size == (1210, 825)
         assert len(np.unique(np.asarray(picture))) > 50
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_other_forms(bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a.svg", "a.json"):
+        assert show(bench, tmp_path / name, "--timestep_sampler", "laplace") == 0
+        assert str(tmp_path / name) in capsys.readouterr().out
+    assert "<svg" in (tmp_path / "a.svg").read_text()
+    assert "quantiles" in json.loads((tmp_path / "a.json").read_text())
+    assert show(bench, Path("terminal"), "--timestep_sampler", "laplace") == 0
+    told = capsys.readouterr().out
+    assert "density over log-SNR" in told
+    assert max(map(len, told.splitlines())) <= 100
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "a.svg"]
 
 
 def test_the_picture_shows_the_sampler(bench: Bench, tmp_path: Path) -> None:

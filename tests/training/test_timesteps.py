@@ -113,6 +113,38 @@ def test_a_sampler_from_a_file(parse: Any, tmp_path: Path) -> None:
         parse(*flag, "--timestep_floor", 0.1)
 
 
+@pytest.mark.parametrize(
+    ("flags", "chosen"),
+    [
+        (("later", "--timestep_bias_portion", 0.3), slice(700, 1000)),
+        (("earlier",), slice(0, 250)),
+        (("range", "--timestep_bias_begin", 100, "--timestep_bias_end", 200), slice(100, 200)),
+    ],
+)
+def test_diffusers_bias_flags_have_their_exact_shares(
+    parse: Any, flags: tuple[object, ...], chosen: slice
+) -> None:
+    more = ("--timestep_bias_strategy", *flags, "--timestep_bias_multiplier", 4)
+    expected = torch.ones(1000, dtype=torch.float64)
+    expected[chosen] = 4
+    mass = build(parse(*more)).probabilities()
+    torch.testing.assert_close(mass, expected / expected.sum(), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (("--timestep_bias_multiplier", 2), "--timestep_bias_multiplier is 2.0, which has no"),
+        (("--timestep_bias_strategy", "later", "--timestep_bias_begin", 5), "begin is 5, which"),
+        (("--timestep_bias_strategy", "later", "--timestep_sampler", "laplace"), "drop one of"),
+        (("--timestep_bias_strategy", "range", "--timestep_bias_portion", 0.1), "portion is 0.1"),
+    ],
+)
+def test_bias_flags_without_effect(parse: Any, more: tuple[object, ...], told: str) -> None:
+    with pytest.raises(UsageError, match=told):
+        parse(*more)
+
+
 def test_every_curriculum_flag_reaches_the_sampler(parse: Any) -> None:
     more = ("--curriculum_clusters", 5, "--curriculum_clustering", "snr", "--curriculum_min_size")
     more += (7, "--curriculum_order", "hard_to_easy", "--curriculum_within", "balanced")
@@ -253,6 +285,8 @@ def test_impossible_objectives(
         (("--timestep_sampler", "lapalce"), "--timestep_sampler 'lapalce'.*laplace"),
         (("--timestep_sampler", "two_phase"), "--timestep_sampler: .*switch_step"),
         (("--timestep_sampler", "loss_proportional", "--timestep_sampler_args", "x=1"), "'x'"),
+        (("--loss_weighting", "min_snr", "--loss_weighting_args", "prediction_type=sample"),
+         "--loss_weighting: .*prediction_type"),
         (("--timestep_sampler", "absent.json"), "absent.json cannot be read: No such"),
         (("--timestep_sampler", "laplace", "--timestep_sampler_args", "x=1"), "sampler: .*'x'"),
         (("--timestep_sampler", "normal", "--timestep_sampler_args", "mean=words"), "sampler: "),
