@@ -25,7 +25,7 @@ from accelerate.utils import gather_object
 from diffusers.training_utils import EMAModel, compute_dream_and_update_latents
 from torch import Tensor
 
-from diffusers_curriculum import Objective, Slots, TimestepSampler
+from diffusers_curriculum import LearnedLossWeights, Objective, Slots, TimestepSampler
 from diffusers_curriculum.analysis.preview import make_preview
 from diffusers_curriculum.analysis.show import show
 from diffusers_curriculum.randomness import gaussian, key
@@ -66,6 +66,7 @@ class Run:
     sampler: TimestepSampler
     objective: Objective
     weights: Tensor | None
+    learned: LearnedLossWeights | None  # what makes the weights, where they are learned
     optimizer: Any
     guard: FiniteGuard
     lr_scheduler: Any
@@ -145,6 +146,9 @@ def optimizer_step(
     gathered = (torch.cat(column) for column in zip(*observed, strict=True))
     indices, losses, loss = (accelerator.gather(column) for column in gathered)
     run.sampler.observe(indices, losses, step)
+    if run.learned is not None:
+        run.learned.observe(indices, losses)
+        run.weights = run.learned.weights(step + 1, losses.device)
     return loss.double().mean(), indices, losses, norm
 
 
@@ -183,6 +187,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     sampler = timesteps.build_sampler(args, scheduler, seed, args.max_train_steps)
     objective = timesteps.build_objective(args, sampler)
     weights = timesteps.build_loss_weights(args, objective)
+    learned = timesteps.build_learned_weights(args, objective, seed)
 
     # Data
     columns = {"image_column": args.image_column, "caption_column": args.caption_column}
@@ -219,17 +224,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     models.unet, optimizer = accelerator.prepare(models.unet, optimizer)
     weights = None if weights is None else weights.to(accelerator.device)
     guard = FiniteGuard(accelerator, optimizer, args.nonfinite)
-    run = Run(args, accelerator, seed, models, scheduler, sampler, objective, weights, optimizer,
-              guard, lr_scheduler, ema)  # fmt: skip
+    run = Run(args, accelerator, seed, models, scheduler, sampler, objective, weights, learned,
+              optimizer, guard, lr_scheduler, ema)  # fmt: skip
 
     # Reports and checkpoints
     if accelerator.is_main_process:
         accelerator.init_trackers(args.tracker_project_name, tracker_config(args))
     monitor = Monitor(accelerator, sampler, weights, args.max_train_steps, args.log_every,
                       args.timestep_plot_steps, guard)  # fmt: skip
+    more = {"guard": guard} | ({"loss_weights": learned} if learned else {})
     state = TrainingState(unet, optimizer.optimizer, lr_scheduler, sampler, ema,
-                          accelerator.scaler, monitor.stateful | {"guard": guard})  # fmt: skip
+                          accelerator.scaler, monitor.stateful | more)  # fmt: skip
     start = state.read(checkpoint, renewed_parts(changed)) if checkpoint else 0
+    run.weights = learned.weights(start, accelerator.device) if learned else weights
     record = RunRecord(args.output_dir, args, facts, start, checkpoint, changed,
                        accelerator.is_main_process)  # fmt: skip
     transform = ImageTransform(

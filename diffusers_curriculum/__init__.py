@@ -1,6 +1,6 @@
 """Curricula and importance sampling over noise levels for training diffusers models."""
 
-from diffusers_curriculum.learned_weighting import UncertaintyWeighting
+from diffusers_curriculum.learned_weighting import LearnedLossWeights, UncertaintyWeighting
 from diffusers_curriculum.noise_levels import NoiseLevels
 from diffusers_curriculum.objective import Objective
 from diffusers_curriculum.randomness import Slots
@@ -24,6 +24,7 @@ __all__ = [
     "DensityTimestepSampler",
     "GradientNormTimestepSampler",
     "InformationRateTimestepSampler",
+    "LearnedLossWeights",
     "LossProportionalTimestepSampler",
     "LossSecondMomentTimestepSampler",
     "NoiseLevels",

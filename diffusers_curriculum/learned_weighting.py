@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -39,8 +40,6 @@ class UncertaintyWeighting(nn.Module):
     Raises:
         ValueError: fewer than one feature.
     """
-
-    entry: ClassVar[Entry]
 
     coordinate: Tensor
     frequencies: Tensor
@@ -96,12 +95,103 @@ class UncertaintyWeighting(nn.Module):
         return losses.float() * torch.exp(-z) + z, z
 
 
-UncertaintyWeighting.entry = Entry(
+class LearnedLossWeights:
+    """Trains an :class:`UncertaintyWeighting` beside a model, from the losses that a step observed.
+
+    The gradient of mean(loss e^(-z) + z) by z needs the values of the losses only, and that by the
+    network is e^(-z) times its own: hence weights e^(-z) for the network's step, and a step of
+    AdamW on z afterwards, with the global batch that every process has, are the joint training of
+    arXiv 2312.02696. Nothing is read back to the host.
+
+    Args:
+        levels: the noise levels.
+        learning_rate: of z, without decay (this library's default).
+        warm_up: optimizer steps in which z learns, and the weights stay 1.
+        floor: the weights lie in [floor, 1 / floor], greater than 0 and at most 1.
+        features, seed: see :class:`UncertaintyWeighting`.
+
+    Raises:
+        ValueError: a number out of range.
+    """
+
+    entry: ClassVar[Entry]
+
+    def __init__(
+        self,
+        levels: NoiseLevels,
+        *,
+        learning_rate: float = 0.01,
+        warm_up: int = 0,
+        floor: float = 0.001,
+        features: int = 128,
+        seed: int = 0,
+    ) -> None:
+        if not (_is_number(learning_rate) and learning_rate > 0):
+            raise ValueError(f"learning_rate={learning_rate!r} must be a number greater than 0.")
+        if isinstance(warm_up, bool) or not isinstance(warm_up, int) or warm_up < 0:
+            raise ValueError(f"warm_up={warm_up!r} must be a whole number, 0 or more.")
+        if not (_is_number(floor) and 0 < floor <= 1):
+            raise ValueError(f"floor={floor!r} must be greater than 0 and at most 1.")
+        self.uncertainty = UncertaintyWeighting(levels, features=features, seed=seed)
+        self.optimizer = torch.optim.AdamW(
+            self.uncertainty.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.0
+        )
+        self.warm_up, self.floor = warm_up, float(floor)
+
+    def weights(self, step: int, device: torch.device | str = "cpu") -> Tensor:
+        """(T,) float32 weights for optimizer step ``step``, without a gradient."""
+        z = self.uncertainty.to(device).log_variance().detach()
+        if step < self.warm_up:
+            return torch.ones_like(z)
+        return torch.exp(-z).clamp(self.floor, 1 / self.floor)
+
+    def observe(self, indices: Tensor, losses: Tensor) -> None:
+        """One step of z; a non-finite loss is no observation.
+
+        Args:
+            indices: (N,) levels of the global batch.
+            losses: (N,) unweighted losses.
+        """
+        finite = losses.isfinite()
+        both, _ = self.uncertainty.to(losses.device)(losses.nan_to_num(0, 0, 0), indices)
+        (both.where(finite, 0.0).sum() / finite.sum().clamp_min(1)).backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """z's parameters and its moments; copies on the CPU."""
+        weight = self.uncertainty.weight
+        moments = {"step": torch.tensor(0.0), "exp_avg": torch.zeros_like(weight)}
+        moments |= {"exp_avg_sq": moments["exp_avg"]} | self.optimizer.state.get(weight, {})
+        held = self.uncertainty.state_dict() | {f"adam.{k}": v for k, v in moments.items()}
+        return {name: value.detach().cpu().clone() for name, value in held.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a state; the next weights are those of the object it came from.
+
+        Raises:
+            RuntimeError: of other features.
+        """
+        own = {k: torch.as_tensor(v) for k, v in state.items() if not k.startswith("adam.")}
+        self.uncertainty.load_state_dict(own)
+        moments = {k[5:]: torch.as_tensor(v) for k, v in state.items() if k.startswith("adam.")}
+        device = self.uncertainty.weight.device
+        moved = {k: v.clone() if k == "step" else v.to(device) for k, v in moments.items()}
+        self.optimizer.state.clear()
+        if moved.get("step", 0) > 0:
+            self.optimizer.state[self.uncertainty.weight] = moved
+
+
+def _is_number(value: Any) -> bool:
+    return not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value)
+
+
+LearnedLossWeights.entry = Entry(
     name="uncertainty",
-    make=UncertaintyWeighting,
-    formula="loss e^-z + z, z(l) learned",
+    make=LearnedLossWeights,
+    formula="e^-z, z(l) learned by minimising loss e^-z + z",
     source="arXiv 2312.02696; NVlabs/edm2",
-    note="cancels any fixed weighting in the end; 128 Fourier features, drawn from a seed",
+    note="every level ends up with the same weighted loss; cancels any fixed weighting",
 )
 
 

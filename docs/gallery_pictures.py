@@ -18,6 +18,7 @@ from diffusers_curriculum.analysis.over_training import over_training
 from diffusers_curriculum.analysis.plots import BLUE, GREY, ORANGE, figure_to_image
 from diffusers_curriculum.analysis.summaries import log_snr_histogram
 from diffusers_curriculum.catalogue import Entry
+from diffusers_curriculum.learned_weighting import LearnedLossWeights
 from diffusers_curriculum.noise_levels import NoiseLevels
 from diffusers_curriculum.samplers import DensityTimestepSampler, TimestepSampler
 from diffusers_curriculum.samplers.adaptive import AdaptiveTimestepSampler
@@ -57,6 +58,8 @@ def density_picture(entry: Entry, arguments: Mapping[str, Any]) -> Image.Image:
 def weighting_picture(entry: Entry, arguments: Mapping[str, Any]) -> Image.Image:
     """The weight on each target that the weighting knows, relative to its largest."""
     levels = NoiseLevels.from_scheduler(diffusers.DDPMScheduler())  # type: ignore[call-arg]
+    if entry.make is LearnedLossWeights:
+        return _learned_picture(levels)
     figure, axis = _canvas(f"{entry.name}: weight on ...")
     targets = (
         ("flow", "sample") if entry.families == "flow" else ("epsilon", "v_prediction", "flow")
@@ -70,6 +73,22 @@ def weighting_picture(entry: Entry, arguments: Mapping[str, Any]) -> Image.Image
         axis.plot(levels.log_snr.numpy(), weight, color=_TARGETS[target], label=target)
     axis.set(yscale="log", ylim=(1e-3, 1.6))
     axis.legend(fontsize=7, frameon=False)
+    return _image(figure)
+
+
+def _learned_picture(levels: NoiseLevels) -> Image.Image:
+    """The weights once the losses of a made-up model were seen, and these losses."""
+    learned, means = LearnedLossWeights(levels, learning_rate=0.05), _linear_losses(levels)
+    scatter = np.random.Generator(np.random.Philox(key=1))
+    for _ in range(STEPS):
+        indices = torch.from_numpy(scatter.integers(len(levels), size=128))
+        factors = torch.from_numpy(scatter.gamma(4.0, 0.25, size=128))
+        learned.observe(indices, means[indices] * factors)
+    figure, axis = _canvas("uncertainty: weight, and loss (dotted)")
+    weight = learned.weights(STEPS)
+    axis.plot(levels.log_snr, weight / weight.max(), color=BLUE)
+    axis.plot(levels.log_snr, means, color=ORANGE, linestyle=":")
+    axis.set(yscale="log", ylim=(1e-3, 1.6))
     return _image(figure)
 
 
@@ -125,17 +144,22 @@ def _draw_training(axis: Axes, sampler: TimestepSampler) -> None:
 
 
 def _train(sampler: AdaptiveTimestepSampler, batch: int = 128) -> np.ndarray:
-    """Let ``sampler`` see (T,) mean losses of a linear model of epsilon on data whose variances
-    spread over four decades, with the scatter of single samples; returns these means."""
-    snr = sampler.levels.log_snr.exp()[:, None]
-    variances = torch.logspace(-3, 1, 9, dtype=torch.float64)
-    means = (snr * variances / (1 + snr * variances)).mean(1)
+    """Let ``sampler`` see mean losses with the scatter of single samples; returns the means."""
+    means = _linear_losses(sampler.levels)
     scatter = np.random.Generator(np.random.Philox(key=1))
     for step in range(sampler.config["warm_up"] + 4 * sampler.config["refresh_every"] + 1):
         indices = sampler.sample(batch, step=step).indices
         factors = torch.from_numpy(scatter.gamma(4.0, 0.25, size=batch))
         sampler.observe(indices, means[indices] * factors, step)
     return means.numpy()
+
+
+def _linear_losses(levels: NoiseLevels) -> Tensor:
+    """(T,) mean losses of a linear model of epsilon on data whose variances spread over four
+    decades."""
+    snr = levels.log_snr.exp()[:, None]
+    variances = torch.logspace(-3, 1, 9, dtype=torch.float64)
+    return (snr * variances / (1 + snr * variances)).mean(1)
 
 
 def _canvas(title: str) -> tuple[Figure, Axes]:

@@ -18,6 +18,7 @@ from typing import Any
 from diffusers_curriculum.catalogue import Entry
 from diffusers_curriculum.densities import DENSITIES
 from diffusers_curriculum.densities import base as densities
+from diffusers_curriculum.learned_weighting import LearnedLossWeights
 from diffusers_curriculum.samplers import SAMPLERS
 from diffusers_curriculum.weighting import ENTRIES as WEIGHTING_ENTRIES
 from docs.gallery_pictures import density_picture, sampler_picture, weighting_picture
@@ -53,7 +54,8 @@ KINDS = {
         "Loss weightings",
         "Given to `loss_weights(NAME, levels, ...)` or to `--loss_weighting NAME "
         "--loss_weighting_args KEY=VALUE ...`. `W_x0`, `W_eps`, `W_v`, `W_flow` weight the squared "
-        "error of that target; one implies the others.",
+        "error of that target; one implies the others. `uncertainty` is learned: its class is "
+        "`LearnedLossWeights`, its flag the same.",
     ),
     "sampler": (
         "Samplers",
@@ -67,6 +69,7 @@ def entries() -> Iterator[tuple[str, Entry]]:
     """(kind, entry) of everything that is registered, in the order of the registries."""
     yield from (("density", densities.ENTRIES[name]) for name in DENSITIES)
     yield from (("weighting", entry) for entry in WEIGHTING_ENTRIES.values())
+    yield "weighting", LearnedLossWeights.entry
     for sampler in SAMPLERS.values():
         entry = getattr(sampler, "entry", None)
         if isinstance(entry, Entry) and entry.make is sampler:  # and not its parent's
@@ -179,7 +182,7 @@ def _field_default(field: dataclasses.Field[Any]) -> Any:
 
 def _signature_defaults(kind: str, entry: Entry) -> list[tuple[str, Any]]:
     parameters = inspect.signature(entry.make).parameters.values()
-    own = [p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    own = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     own = [p for p in own if p.name not in COMMON] if kind == "sampler" else own[1:]
     return [(p.name, p.default) for p in own]
 

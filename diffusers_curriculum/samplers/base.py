@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from diffusers.configuration_utils import ConfigMixin
@@ -21,22 +21,9 @@ from diffusers_curriculum.samplers.composition import (
     pick,
     tables,
 )
+from diffusers_curriculum.samplers.sample import TimestepSample
 
 SAMPLERS: dict[str, type[TimestepSampler]] = {}
-
-
-class TimestepSample(NamedTuple):
-    """One draw of noise levels.
-
-    Attributes:
-        timesteps: (B,) in the dtype that the scheduler and the model expect.
-        indices: (B,) int64, position in ``sampler.levels``, 0 = cleanest.
-        importance: (B,) float32, factor of each sample's loss; ones unless a correction is on.
-    """
-
-    timesteps: Tensor
-    indices: Tensor
-    importance: Tensor
 
 
 class TimestepSampler(ConfigMixin):
@@ -97,6 +84,10 @@ class TimestepSampler(ConfigMixin):
     def law(self, step: int, device: torch.device) -> Tensor:
         """(T,) float64 probabilities before the floor, at optimizer step ``step``."""
         raise NotImplementedError
+
+    def first_laws(self) -> list[Tensor]:
+        """(T,) float64 the law at the beginning, of each phase where there are several."""
+        return [self.law(0, CPU)]
 
     def reference(self, step: int, device: torch.device) -> Tensor:
         """(T,) float64 the law that the floor mixes in and the importance corrects to: uniform."""

@@ -18,7 +18,8 @@ def compose(law: Tensor, reference: Tensor, floor: float, exponent: float) -> tu
     mass = law if floor == 0 else (1 - floor) * law + floor * reference
     if exponent == 0:
         return mass, torch.ones_like(mass)
-    ratio = torch.where(mass > 0, reference / mass, torch.ones_like(mass)).pow(exponent)
+    drawn = mass >= torch.finfo(mass.dtype).tiny  # of less, reference / mass would be infinite
+    ratio = torch.where(drawn, reference / mass, 1.0).pow(exponent)
     return mass, ratio / (mass * ratio).sum(-1, keepdim=True)
 
 

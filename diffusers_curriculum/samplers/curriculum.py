@@ -23,7 +23,8 @@ class CurriculumTimestepSampler(TimestepSampler):
 
     Stage n draws from the base law restricted to n clusters and renormalised, easiest (noisiest)
     first; stages accumulate, and from the last on the sampler is its base, bit for bit (with
-    ``within="base"``). The floor and the importance refer to the restricted reference.
+    ``within="base"``). The floor and the importance refer to the restricted reference; that is also
+    drawn from where a law that is learned has lost all its mass on the open levels.
 
     Args:
         base: the sampler to restrict, or its config. Its draw, floor, importance correction and
@@ -79,7 +80,8 @@ class CurriculumTimestepSampler(TimestepSampler):
         self._stages_on = {CPU: clusters_in_order}
         self._stage_tables: dict[torch.device, StageTables] = {}
         self._progress = Progress(self.pacing, self.stages)
-        self._check_every_stage_has_mass(law)
+        for first in self.base.first_laws():
+            self._check_every_stage_has_mass(first)
         self.register_to_config(
             base=plain_config(self.base),
             clusters=clusters,
@@ -105,6 +107,11 @@ class CurriculumTimestepSampler(TimestepSampler):
 
     def law(self, step: int, device: torch.device) -> Tensor:
         return self._restrict(self._on(device).spread(self.base.law(step, device)), step)
+
+    def first_laws(self) -> list[Tensor]:
+        stages = self._on(CPU)
+        laws = (stages.spread(law) for law in self.base.first_laws())
+        return [renormalised(law, stages.opened[0]) for law in laws]
 
     def reference(self, step: int, device: torch.device) -> Tensor:
         return self._restrict(self.base.reference(step, device), step)

@@ -140,6 +140,9 @@ class SequenceTimestepSampler(TimestepSampler):
     def law(self, step: int, device: torch.device) -> Tensor:
         return self._mixed("law", step, device)
 
+    def first_laws(self) -> list[Tensor]:
+        return [law for sampler in self.samplers for law in sampler.first_laws()]
+
     def reference(self, step: int, device: torch.device) -> Tensor:
         return self._mixed("reference", step, device)
 

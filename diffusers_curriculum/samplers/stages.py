@@ -65,7 +65,11 @@ class Stages:
         """(T,) the law with equal mass in each cluster if ``balanced``, else itself."""
         if not self.balanced:
             return law
-        return law / (self.cluster_masses(law)[self.cluster_of] * len(self))
+        mass = self.cluster_masses(law)
+        sizes = self.cluster_masses(torch.ones_like(law))
+        law = torch.where(mass[self.cluster_of] > 0, law, 1.0)
+        mass = torch.where(mass > 0, mass, sizes)
+        return law / (mass[self.cluster_of] * len(self))
 
     def cluster_masses(self, law: Tensor) -> Tensor:
         """(stages,) mass of each cluster, cleanest first."""
@@ -115,6 +119,8 @@ def restrict(law: Tensor, opened: Tensor) -> Tensor:
 def renormalised(law: Tensor, opened: Tensor) -> Tensor:
     """``law`` on the ``opened`` (0 or 1) levels, divided by its sum there."""
     kept = law * opened
+    # a learned law may have lost all mass there: then each open level is as good as another
+    kept = torch.where(kept.sum() > 0, kept, opened)
     return kept / kept.sum()
 
 

@@ -42,7 +42,7 @@ BOUNDS = (
         "max_train_samples checkpointing_steps checkpoints_total_limit validation_epochs "
         "validation_steps log_every timestep_plot_steps ema_interval curriculum_min_size "
         "curriculum_patience curriculum_max_stage_steps curriculum_stage_steps "
-        "curriculum_total_steps",
+        "curriculum_total_steps timestep_bias_end",
     ),
     Bound("at least 2", lambda x: x >= 2, "curriculum_clusters"),
     Bound(
@@ -50,13 +50,14 @@ BOUNDS = (
         lambda x: 0 <= x < math.inf,
         "learning_rate lr_warmup_steps adam_weight_decay adam_epsilon noise_offset "
         "input_perturbation dream_detail_preservation dataloader_num_workers "
-        "curriculum_min_delta curriculum_min_stage_steps",
+        "curriculum_min_delta curriculum_min_stage_steps timestep_bias_begin",
     ),
     Bound("in [0, 1)", lambda x: 0 <= x < 1, "adam_beta1 adam_beta2 curriculum_smoothing"),
     Bound("in [0, 1]", lambda x: 0 <= x <= 1, "timestep_floor caption_dropout ema_decay"),
     Bound("in [0, 1]", lambda x: 0 <= x <= 1, "bad_samples_limit"),
     Bound("greater than 0", lambda x: x > 0, "curriculum_max_share max_hours"),
-    Bound("finite and above 0", lambda x: 0 < x < math.inf, "snr_gamma"),
+    Bound("finite and above 0", lambda x: 0 < x < math.inf, "snr_gamma timestep_bias_multiplier"),
+    Bound("above 0 and at most 1", lambda x: 0 < x <= 1, "timestep_bias_portion"),
     Bound("above 0 (inf: no clipping)", lambda x: x > 0, "max_grad_norm"),
     Bound("in [0, 2^32)", lambda x: 0 <= x < 2**32, "seed"),
 )

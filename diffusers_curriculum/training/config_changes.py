@@ -48,6 +48,7 @@ EFFECTS = {
 }
 # The parts of TrainingState that start afresh, or take this run's numbers, after a change.
 _RENEWED = {
+    "loss_weighting": ("tracker_loss_weights",),
     "sampler": ("sampler",),
     "schedule": ("sampler", "trackers"),
     "optimizer": ("optimizer",),

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from diffusers.training_utils import EMAModel
@@ -22,6 +22,7 @@ from diffusers_curriculum.training.optimizer_io import (
     optimizer_state,
     own_numbers,
 )
+from diffusers_curriculum.training.stateful import Stateful, load_part, starts_afresh
 from diffusers_curriculum.training.tensor_io import (
     check_tensors,
     conform,
@@ -50,14 +51,6 @@ _EMA_NUMBERS = (
     "power",
     "cur_decay_value",
 )
-
-
-class Stateful(Protocol):
-    """Anything whose state is tensors, plain numbers, strings, and lists and dicts of them."""
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state_dict: dict[str, Any], /) -> object: ...
 
 
 @dataclass
@@ -127,7 +120,7 @@ class TrainingState:
         """
         folder = Path(folder)
         manifest = verify_checkpoint(folder)
-        document = self._document(folder, manifest)
+        document = self._document(folder, manifest, renew)
         changes = [
             *self._read_parts(folder, document, manifest["files"], renew),
             self._read_optimizer(folder, document),
@@ -152,7 +145,7 @@ class TrainingState:
                 raise CheckpointError(f"{name!r} is no file name: use letters, digits and _.")
         return {name: part for name, part in named.items() if part is not None}
 
-    def _document(self, folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    def _document(self, folder: Path, manifest: _Json, renew: Collection[str]) -> dict[str, Any]:
         """The JSON part of the state, if it has the parts that this run needs, no more, no less."""
         if STATE_FILE not in manifest["files"]:
             raise CheckpointError(f"{folder} holds no training state: {STATE_FILE} is missing.")
@@ -164,7 +157,7 @@ class TrainingState:
             )
         saved = {*document["parts"], *({"ema"} & document.keys())}
         live = {*self._parts(), *(("ema",) if self.ema is not None else ())}
-        if saved != live:
+        if {name for name in saved ^ live if not starts_afresh(name, renew)}:
             raise CheckpointError(
                 f"{folder} does not fit this run: only the checkpoint has {sorted(saved - live)}, "
                 f"only the run has {sorted(live - saved)}. Resume with the arguments of the run "
@@ -177,13 +170,13 @@ class TrainingState:
     ) -> list[Callable[[], object]]:
         changes: list[Callable[[], object]] = []
         for name, part in self._parts().items():
-            if ("trackers" if name.startswith("tracker_") else name) in renew:
+            if starts_afresh(name, renew):
                 logger.warning("The state of %s is not that of the checkpoint: a fresh one.", name)
                 continue
             file = f"{name}.safetensors"
             tensors = load_tensors(folder / file) if file in files else {}
             saved = unpack(document["parts"][name], tensors)
-            changes.append(partial(_load, part, conform(saved, part.state_dict(), name), name))
+            changes.append(partial(load_part, part, conform(saved, part.state_dict(), name), name))
         return changes
 
     def _read_optimizer(self, folder: Path, document: Mapping[str, Any]) -> Callable[[], object]:
@@ -224,13 +217,6 @@ class TrainingState:
         check_tensors(weights, self._averaged(ema), name)
         ordered = [weights[key] for key, _ in self.unet.named_parameters()]
         return partial(_set_ema, ema, ordered, {**unpack(document["ema"], {}), **kept})
-
-
-def _load(part: Stateful, state: dict[str, Any], name: str) -> None:
-    try:
-        part.load_state_dict(state)
-    except (KeyError, RuntimeError, ValueError) as error:
-        raise CheckpointError(f"The checkpoint's {name} does not fit this run: {error}") from error
 
 
 def _load_weights(folder: Path, name: str, files: Mapping[str, Any]) -> dict[str, Tensor]:

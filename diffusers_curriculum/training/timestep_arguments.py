@@ -64,7 +64,7 @@ def add_timestep_arguments(parser: argparse.ArgumentParser) -> None:
         "--loss_weighting",
         metavar="NAME",
         default="none",
-        help="loss weight as a function of log-SNR",
+        help="loss weight as a function of log-SNR (docs/catalogue.md); uncertainty: a learned one",
     )
     add("--loss_weighting_args", metavar="KEY=VALUE", nargs="+", help="its parameters")
     _add_bias_arguments(add)

@@ -3,45 +3,25 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from diffusers_curriculum.densities import DENSITIES
-from diffusers_curriculum.noise_levels import NoiseLevels
+from diffusers_curriculum.learned_weighting import LearnedLossWeights
 from diffusers_curriculum.objective import Objective
 from diffusers_curriculum.pacing import PLATEAU_STAGE, Pacing
-from diffusers_curriculum.samplers import (
-    CurriculumTimestepSampler,
-    DensityTimestepSampler,
-    GradientNormTimestepSampler,
-    InformationRateTimestepSampler,
-    LossProportionalTimestepSampler,
-    LossSecondMomentTimestepSampler,
-    SequenceTimestepSampler,
-    TimestepSampler,
-)
+from diffusers_curriculum.samplers import CurriculumTimestepSampler, TimestepSampler
+from diffusers_curriculum.training.base_samplers import UNCERTAINTY, build_base
 from diffusers_curriculum.training.errors import UsageError
-from diffusers_curriculum.training.timestep_arguments import is_file
 from diffusers_curriculum.weighting import loss_weights
 
 logger = logging.getLogger(__name__)
 
-# Samplers that learn their law while the model trains.
-LEARNING: dict[str, Callable[..., TimestepSampler]] = {
-    "loss_second_moment": LossSecondMomentTimestepSampler,
-    "loss_proportional": LossProportionalTimestepSampler,
-    "information_rate": InformationRateTimestepSampler,
-    "gradient_norm": partial(GradientNormTimestepSampler, mode="loss"),
-}
 # The sampler's arguments for each pacing, by the name of the flag without "curriculum_".
 _PACING_FLAGS = {
     "patience": ("patience", "min_delta", "smoothing", "min_stage_steps", "max_stage_steps"),
@@ -66,7 +46,7 @@ def build_sampler(
         UsageError: the sampler refuses the arguments, or the curriculum is too long for the run.
     """
     with usage_errors("--timestep_sampler"):
-        base = _build_base(args, scheduler, seed)
+        base = build_base(args, scheduler, seed)
     if args.curriculum == "none":
         return base
     with usage_errors("--curriculum"):
@@ -85,66 +65,33 @@ def build_sampler(
     return sampler
 
 
-def _build_base(args: argparse.Namespace, scheduler: Any, seed: int) -> TimestepSampler:
-    """The sampler before any curriculum: a density, one that learns, two phases, or a file."""
-    name, own = args.timestep_sampler, dict(args.timestep_sampler_args)
-    if is_file(name):
-        return _sampler_of_file(name, scheduler)
-    given = {
-        "draw": args.timestep_draw,
-        "floor": args.timestep_floor,
-        "importance_correction": args.importance_correction,
-        "seed": seed,
-    }
-    given = {setting: value for setting, value in given.items() if value is not None}
-    if name == "two_phase":
-        return SequenceTimestepSampler.two_phase(scheduler, **own, **given)
-    if name in LEARNING:
-        loss = {
-            "prediction_type": args.prediction_type,
-            "loss_weighting": args.loss_weighting,
-            "loss_weighting_args": args.loss_weighting_args,
-        }
-        return LEARNING[name](scheduler, **own, **given, **loss)
-    if name not in DENSITIES:
-        names = ", ".join([*sorted(DENSITIES), *LEARNING, "two_phase"])
-        raise UsageError(
-            f"--timestep_sampler {name!r} is unknown: choose from {names}, or give a file "
-            "timestep_sampler_config.json."
-        )
-    return DensityTimestepSampler.from_scheduler(
-        scheduler, density=name, density_args=own, **given
-    )
-
-
-def _sampler_of_file(path: str, scheduler: Any) -> TimestepSampler:
-    """The sampler whose config a file holds, if it is one for this schedule."""
-    try:
-        sampler = TimestepSampler.from_config(json.loads(Path(path).read_text("utf-8")))
-    except OSError as error:
-        raise UsageError(f"--timestep_sampler {path} cannot be read: {error.strerror}.") from error
-    levels = NoiseLevels.from_scheduler(scheduler)
-    mine, theirs = levels.log_snr, sampler.levels.log_snr
-    if mine.shape != theirs.shape or not torch.allclose(mine, theirs, atol=1e-6, equal_nan=True):
-        raise UsageError(
-            f"--timestep_sampler {path} is for a schedule of {len(theirs)} levels, log-SNR "
-            f"{float(theirs[-1]):.3f} to {float(theirs[0]):.3f}; the model's has {len(mine)}, "
-            f"{float(mine[-1]):.3f} to {float(mine[0]):.3f}: make the file for this scheduler."
-        )
-    return sampler
-
-
 def build_loss_weights(args: argparse.Namespace, objective: Objective) -> Tensor | None:
-    """(T,) loss weights on the objective's own target, or None for an unweighted loss.
+    """(T,) loss weights on the objective's own target, or None for none and for learned ones.
 
     Raises:
         UsageError: the weighting refuses the arguments or is infinite on this schedule.
     """
+    if args.loss_weighting == UNCERTAINTY:
+        return None
     with usage_errors("--loss_weighting"):
         return loss_weights(
             args.loss_weighting, objective.levels, objective.prediction_type,
             **args.loss_weighting_args,
         )  # fmt: skip
+
+
+def build_learned_weights(
+    args: argparse.Namespace, objective: Objective, seed: int
+) -> LearnedLossWeights | None:
+    """Weights that are learned beside the model, for --loss_weighting uncertainty.
+
+    Raises:
+        UsageError: an unknown argument or a number out of range.
+    """
+    if args.loss_weighting != UNCERTAINTY:
+        return None
+    with usage_errors("--loss_weighting"):
+        return LearnedLossWeights(objective.levels, seed=seed, **args.loss_weighting_args)
 
 
 def build_objective(args: argparse.Namespace, sampler: TimestepSampler) -> Objective:

@@ -37,7 +37,7 @@ def test_everything_registered_has_a_row() -> None:
     named = [(kind, name) for name, kind, anchor in rows if name == anchor]
     assert len(named) == len(rows) == len(set(named))
     assert {name for kind, name in named if kind == "density"} == set(DENSITIES)
-    assert {name for kind, name in named if kind == "weighting"} == set(WEIGHTINGS)
+    assert {name for kind, name in named if kind == "weighting"} == {*WEIGHTINGS, "uncertainty"}
     told = {entry.make for kind, entry in ENTRIES if kind == "sampler"}
     own = {c for c in SAMPLERS.values() if isinstance(vars(c).get("entry"), Entry)}
     assert {c for c in own if c.__module__.startswith("diffusers_curriculum.")} == told

@@ -63,7 +63,7 @@ def test_tables_name_every_density_and_weighting() -> None:
     from diffusers_curriculum.densities import DENSITIES
     from diffusers_curriculum.pacing import PACINGS
     from diffusers_curriculum.randomness import DRAWS
-    from diffusers_curriculum.training.timesteps import LEARNING
+    from diffusers_curriculum.training.base_samplers import LEARNING
     from diffusers_curriculum.weighting import WEIGHTINGS
 
     named = set(re.findall(r"`(\w+)`", TEXTS["README.md"]))

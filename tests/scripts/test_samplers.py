@@ -1,4 +1,4 @@
-"""Every kind of sampler trains through the script, and goes on bit for bit."""
+"""Every kind of sampler, and a learned weighting, trains, and goes on bit for bit."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.scripts.small_runs import Bench, finite, hashes, train
+from tests.scripts.small_runs import Bench, finite, hashes, status, train
 
 STEPS, STOPPED = 8, 3
 QUICK = ("bins=4", "refresh_every=2", "warm_up=2", "min_observations=1")
@@ -21,6 +21,8 @@ SAMPLERS = {
     "proportional": ("loss_proportional", "--timestep_sampler_args", *QUICK),
     "information": ("information_rate", "--timestep_sampler_args", *QUICK),
     "gradient": ("gradient_norm", "--timestep_sampler_args", *QUICK, "--loss_weighting", "min_snr"),
+    "uncertainty": ("laplace", "--loss_weighting", "uncertainty", "--loss_weighting_args",
+                    "warm_up=2", "learning_rate=0.1"),
     "two phases": ("two_phase", "--timestep_sampler_args", "switch_step=4", "mix=linear",
                    "mix_steps=2"),
     "mixture": ("mixture", "--timestep_sampler_args", PARTS),
@@ -43,6 +45,30 @@ def test_it_trains_and_goes_on_bit_for_bit(bench: Bench, tmp_path: Path, name: s
     last = f"checkpoint-{STEPS}"
     assert hashes(part / last) == hashes(whole / last)
     sampler = record.last.sampler
+    if name == "uncertainty":
+        assert len(set(record.last.weights.tolist())) > 10
     if "learn" in name or name in ("second moment", "proportional", "information", "gradient"):
         base = getattr(sampler, "base", sampler)
         assert bool(base.metrics()["law_is_learned"])
+
+
+def test_the_learned_weights_reach_the_loss(bench: Bench, tmp_path: Path) -> None:
+    flags = ("--max_train_steps", 6, "--seed", 1)
+    plain = train(bench.argv(tmp_path / "plain", *flags))
+    more = ("--loss_weighting", "uncertainty", "--loss_weighting_args", "learning_rate=0.3")
+    learned = train(bench.argv(tmp_path / "learned", *flags, *more))
+    assert learned.losses[0] == plain.losses[0]  # z starts at 0
+    assert learned.losses[1:] != plain.losses[1:]
+    assert learned.steps[1].indices == plain.steps[1].indices
+
+
+def test_the_weighting_may_change_between_sessions(bench: Bench, tmp_path: Path) -> None:
+    uncertain = ("--loss_weighting", "uncertainty")
+    flags = ("--max_train_steps", 4, "--checkpointing_steps", 2)
+    train(bench.argv(tmp_path, *flags, *uncertain))
+    shutil.rmtree(tmp_path / "checkpoint-4")
+    latest = (*flags, "--resume_from_checkpoint", "latest")
+    changed = ("--allow_config_change", "loss_weighting")
+    assert train(bench.argv(tmp_path, *latest, *changed)).numbers == [2, 3]
+    shutil.rmtree(tmp_path / "checkpoint-4")
+    assert status(bench.argv(tmp_path, *latest)) == 2

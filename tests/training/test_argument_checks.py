@@ -323,9 +323,9 @@ def test_scheduler_names_are_diffusers_own():
 def test_names_are_those_of_the_library():
     from diffusers_curriculum import clustering, pacing, randomness
     from diffusers_curriculum.samplers import stages
-    from diffusers_curriculum.training import bad_samples, config_changes, guard, timesteps
+    from diffusers_curriculum.training import bad_samples, base_samplers, config_changes, guard
 
-    assert set(timestep_arguments.LEARNING) == set(timesteps.LEARNING)
+    assert set(timestep_arguments.LEARNING) == set(base_samplers.LEARNING)
     assert ("auto", *clustering.CLUSTERINGS) == timestep_arguments.CLUSTERINGS
     assert set(timestep_arguments.PACINGS) == set(pacing.PACINGS)
     assert set(timestep_arguments.DRAWS) == set(randomness.DRAWS)

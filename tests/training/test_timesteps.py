@@ -12,7 +12,7 @@ from diffusers_curriculum import CurriculumTimestepSampler, DensityTimestepSampl
 from diffusers_curriculum.pacing import make_pacing
 from diffusers_curriculum.samplers import SequenceTimestepSampler
 from diffusers_curriculum.samplers.configs import plain_config
-from diffusers_curriculum.training import timesteps
+from diffusers_curriculum.training import base_samplers, timesteps
 from diffusers_curriculum.training.arguments import parse_args
 from diffusers_curriculum.training.errors import UsageError
 from diffusers_curriculum.weighting import loss_weights
@@ -60,11 +60,34 @@ def test_every_flag_reaches_the_sampler(parse: Any) -> None:
     assert torch.equal(sampler.importance(), expected.importance())
 
 
-@pytest.mark.parametrize("name", timesteps.LEARNING)
+def test_the_weights_are_those_of_the_target_that_is_trained(parse: Any) -> None:
+    sneaky = ("--loss_weighting", "min_snr", "--loss_weighting_args", "prediction_type=sample")
+    args = parse(*sneaky)
+    with pytest.raises(UsageError, match=r"--loss_weighting: .*prediction_type"):
+        timesteps.build_loss_weights(args, timesteps.build_objective(args, build(args)))
+
+
+def test_learned_weights(parse: Any) -> None:
+    args = parse("--loss_weighting", "uncertainty", "--loss_weighting_args", "warm_up=3")
+    objective = timesteps.build_objective(args, build(args))
+    assert timesteps.build_loss_weights(args, objective) is None
+    learned = timesteps.build_learned_weights(args, objective, seed=1)
+    assert learned is not None
+    assert learned.warm_up == 3
+    assert timesteps.build_learned_weights(parse(), objective, seed=1) is None
+    wrong = parse("--loss_weighting", "uncertainty", "--loss_weighting_args", "floor=2")
+    with pytest.raises(UsageError, match="--loss_weighting: floor=2"):
+        timesteps.build_learned_weights(wrong, objective, seed=1)
+    both = parse("--loss_weighting", "uncertainty", "--timestep_sampler", "loss_proportional")
+    with pytest.raises(UsageError, match="drop one of the two"):
+        build(both)
+
+
+@pytest.mark.parametrize("name", base_samplers.LEARNING)
 def test_samplers_that_learn(parse: Any, name: str) -> None:
     """They keep their own draw, floor and correction unless told otherwise, and know the loss."""
     own = build(parse("--timestep_sampler", name, "--loss_weighting", "min_snr"))
-    kind = getattr(timesteps.LEARNING[name], "func", timesteps.LEARNING[name])
+    kind = getattr(base_samplers.LEARNING[name], "func", base_samplers.LEARNING[name])
     plain = kind(SCHEDULERS["sd"](), seed=3)
     assert type(own) is kind
     assert (own.draw, own.floor, own.exponent) == (plain.draw, plain.floor, plain.exponent)
@@ -285,8 +308,6 @@ def test_impossible_objectives(
         (("--timestep_sampler", "lapalce"), "--timestep_sampler 'lapalce'.*laplace"),
         (("--timestep_sampler", "two_phase"), "--timestep_sampler: .*switch_step"),
         (("--timestep_sampler", "loss_proportional", "--timestep_sampler_args", "x=1"), "'x'"),
-        (("--loss_weighting", "min_snr", "--loss_weighting_args", "prediction_type=sample"),
-         "--loss_weighting: .*prediction_type"),
         (("--timestep_sampler", "absent.json"), "absent.json cannot be read: No such"),
         (("--timestep_sampler", "laplace", "--timestep_sampler_args", "x=1"), "sampler: .*'x'"),
         (("--timestep_sampler", "normal", "--timestep_sampler_args", "mean=words"), "sampler: "),

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from diffusers_curriculum.learned_weighting import UncertaintyWeighting
+from diffusers_curriculum.learned_weighting import LearnedLossWeights, UncertaintyWeighting
 from tests.floors_fixtures import levels_of, table, untouched_global_generators
 
 LEVELS = torch.arange(1000)
@@ -262,6 +262,6 @@ def test_losses_per_element_are_refused() -> None:
 
 
 def test_what_the_catalogue_tells() -> None:
-    entry = UncertaintyWeighting.entry
-    assert (entry.name, entry.make) == ("uncertainty", UncertaintyWeighting)
+    entry = LearnedLossWeights.entry
+    assert (entry.name, entry.make) == ("uncertainty", LearnedLossWeights)
     assert "2312.02696" in entry.source
