@@ -66,11 +66,11 @@ class Run:
     sampler: TimestepSampler
     objective: Objective
     weights: Tensor | None
-    learned: LearnedLossWeights | None  # what makes the weights, where they are learned
     optimizer: Any
     guard: FiniteGuard
     lr_scheduler: Any
     ema: EMAModel | None
+    learned: LearnedLossWeights | None = None  # what makes the weights, where they are learned
 
 
 def training_step(
@@ -224,8 +224,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     models.unet, optimizer = accelerator.prepare(models.unet, optimizer)
     weights = None if weights is None else weights.to(accelerator.device)
     guard = FiniteGuard(accelerator, optimizer, args.nonfinite)
-    run = Run(args, accelerator, seed, models, scheduler, sampler, objective, weights, learned,
-              optimizer, guard, lr_scheduler, ema)  # fmt: skip
+    run = Run(args, accelerator, seed, models, scheduler, sampler, objective, weights, optimizer,
+              guard, lr_scheduler, ema, learned)  # fmt: skip
 
     # Reports and checkpoints
     if accelerator.is_main_process:
