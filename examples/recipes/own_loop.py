@@ -11,6 +11,7 @@ from diffusers_curriculum.randomness import gaussian
 def train(steps: int, batch: int = 32, seed: int = 0) -> list[float]:
     images = torch.tensor(load_digits().images, dtype=torch.float32)[:, None] / 8 - 1
     blocks = {"down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2}
+    torch.manual_seed(seed)
     model = UNet2DModel(8, 1, 1, block_out_channels=(32, 32), norm_num_groups=8, **blocks)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     sampler = CurriculumTimestepSampler.from_scheduler(

@@ -270,7 +270,9 @@ def test_only_what_changed_starts_afresh() -> None:
     assert renewed_parts([]) == frozenset()
     assert renewed_parts([difference("seed"), difference("dataset")]) == frozenset()
     assert renewed_parts([difference("schedule")]) == {"sampler", "trackers"}
-    assert renewed_parts([*map(difference, EFFECTS)]) == {"sampler", "trackers", "optimizer", "ema"}
+    assert renewed_parts([difference("loss_weighting")]) == {"tracker_loss_weights"}
+    everything = {"sampler", "trackers", "tracker_loss_weights", "optimizer", "ema"}
+    assert renewed_parts([*map(difference, EFFECTS)]) == everything
 
 
 @pytest.fixture(scope="module")
