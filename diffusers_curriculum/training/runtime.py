@@ -7,6 +7,7 @@ import logging
 import os
 import secrets
 import sys
+import tempfile
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -109,10 +110,22 @@ def agree_on_seed(
 
 
 def prepare_output(accelerator: Accelerator, output_dir: str, clean: Callable[[str], None]) -> None:
-    """Make the output folder and clear up what a killed save left, once, before anyone reads."""
+    """Make the output folder and clear up what a killed save left, once, before anyone reads.
+
+    Raises:
+        UsageError: nothing can be written there.
+    """
     if accelerator.is_main_process:
-        Path(output_dir).mkdir(parents=True, exist_ok=True)
-        clean(output_dir)
+        try:
+            Path(output_dir).mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=output_dir):
+                pass
+            clean(output_dir)
+        except OSError as error:
+            raise UsageError(
+                f"--output_dir {output_dir} cannot be written: {error.strerror}. Make it writable "
+                "or give another folder."
+            ) from error
     accelerator.wait_for_everyone()
 
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import errno
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 from diffusers_curriculum.training.checkpoint import save_checkpoint
+from diffusers_curriculum.training.errors import UsageError
 from diffusers_curriculum.training.guard import FiniteGuard
 from diffusers_curriculum.training.state import TrainingState
 from diffusers_curriculum.training.stopping import StopRequest
+
+_READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class Saver:
@@ -43,18 +47,31 @@ class Saver:
         Raises:
             NonFiniteError: a loss or gradient was not finite.
             DiskFullError: no space; older checkpoints are intact.
+            UsageError: the output folder has become read-only; older checkpoints are intact.
         """
         if not stopping and step % self.args.checkpointing_steps:
             return
         self.guard.check(step)
         with self.stop.saving():
             if self.accelerator.is_main_process:
-                save_checkpoint(
-                    self.args.output_dir,
-                    step,
-                    partial(self.state.write, step=step),
-                    self.facts,
-                    total_limit=self.args.checkpoints_total_limit,
-                    bytes_needed=self.state.nbytes(),
-                )
+                self._save(step)
             self.accelerator.wait_for_everyone()
+
+    def _save(self, step: int) -> None:
+        try:
+            save_checkpoint(
+                self.args.output_dir,
+                step,
+                partial(self.state.write, step=step),
+                self.facts,
+                total_limit=self.args.checkpoints_total_limit,
+                bytes_needed=self.state.nbytes(),
+            )
+        except OSError as error:
+            if error.errno not in _READ_ONLY:
+                raise
+            raise UsageError(
+                f"checkpoint-{step} could not be written to {self.args.output_dir}: "
+                f"{error.strerror}. Older checkpoints are intact: make the folder writable and add "
+                "--resume_from_checkpoint latest."
+            ) from error

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import re
 import resource
 import shutil
@@ -15,6 +17,7 @@ from unittest import mock
 import pytest
 import torch
 
+from diffusers_curriculum.training import runtime, saving
 from diffusers_curriculum.training.manifest import verify_checkpoint
 from tests.scripts.small_runs import Bench, checkpoint_names, hashes, status, train
 
@@ -104,6 +107,45 @@ def test_out_of_memory(
     assert "--resolution 8," in told
     assert told.count("\n  - ") >= 3
     assert checkpoint_names(tmp_path) == {"checkpoint-2"}
+    assert status(argv, bench.script) == 0
+    assert hashes(tmp_path / f"checkpoint-{STEPS}") == whole
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_anything_is_loaded(
+    bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def denied(*args: Any, **kwargs: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    with (
+        mock.patch.object(runtime.tempfile, "TemporaryFile", denied),
+        mock.patch.object(bench.module, "training_batches", side_effect=Resumed),
+    ):
+        assert status(bench.argv(tmp_path, *EVERYTHING), bench.script) == 2
+    told = capsys.readouterr().err
+    assert f"--output_dir {tmp_path} cannot be written: Read-only file system" in told
+    assert "give another folder" in told
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
+def test_read_only_in_the_middle_of_a_run(
+    bench: Bench, whole: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    number: int,
+) -> None:  # fmt: skip
+    save = saving.save_checkpoint
+
+    def later_denied(folder: Any, step: int, *args: Any, **kwargs: Any) -> Any:
+        if step > 2:
+            raise OSError(number, os.strerror(number))
+        return save(folder, step, *args, **kwargs)
+
+    argv = bench.argv(tmp_path, *EVERYTHING, *LATEST)
+    with mock.patch.object(saving, "save_checkpoint", later_denied):
+        assert status(argv, bench.script) == 2
+    told = capsys.readouterr().err
+    assert f"checkpoint-4 could not be written to {tmp_path}: {os.strerror(number)}" in told
+    assert "--resume_from_checkpoint latest" in told
+    verify_checkpoint(tmp_path / "checkpoint-2")
     assert status(argv, bench.script) == 0
     assert hashes(tmp_path / f"checkpoint-{STEPS}") == whole
 
