@@ -36,11 +36,7 @@ from diffusers_curriculum.training.bad_samples import usable_rows
 from diffusers_curriculum.training.batch_plan import BatchPlan
 from diffusers_curriculum.training.checkpoint import clean_temporary, find_checkpoint
 from diffusers_curriculum.training.config_changes import check_same_run, renewed_parts, run_facts
-from diffusers_curriculum.training.data import (
-    ImageCaptionDataset,
-    load_image_captions,
-    training_batches,
-)
+from diffusers_curriculum.training.data import ImageCaptionDataset, training_batches
 from diffusers_curriculum.training.export import Publisher
 from diffusers_curriculum.training.guard import FiniteGuard
 from diffusers_curriculum.training.manifest import read_manifest
@@ -49,6 +45,7 @@ from diffusers_curriculum.training.monitor import Monitor
 from diffusers_curriculum.training.run_config import tracker_config
 from diffusers_curriculum.training.run_record import RunRecord
 from diffusers_curriculum.training.saving import Saver
+from diffusers_curriculum.training.sources import load_image_captions
 from diffusers_curriculum.training.state import TrainingState
 from diffusers_curriculum.training.stopping import StopRequest
 from diffusers_curriculum.training.transforms import ImageTransform
@@ -103,8 +100,8 @@ def training_step(
     added = noise
     if args.input_perturbation:
         added = noise + args.input_perturbation * draw(latents.shape[1:], purpose="perturbation")
-    noisy = run.objective.add_noise(latents, added, levels.indices)
-    target = run.objective.target(latents, noise, levels.indices)
+    noisy = run.objective.add_noise(latents, added, levels.at)
+    target = run.objective.target(latents, noise, levels.at)
     if args.dream_training:
         noisy, target = compute_dream_and_update_latents(
             models.unet, run.scheduler, levels.timesteps, noise, noisy, target, embeddings,
@@ -113,7 +110,8 @@ def training_step(
 
     # Predict; a model with dropout draws from the global generator
     torch.manual_seed(key(run.seed, step, slots.start, purpose="model") >> 65)
-    prediction = models.unet(noisy, levels.timesteps, embeddings, return_dict=False)[0]
+    inputs = run.objective.scale_input(noisy, levels.at)
+    prediction = models.unet(inputs, levels.timesteps, embeddings, return_dict=False)[0]
 
     # Loss and gradients
     weight = None if run.weights is None else run.weights[levels.indices]

@@ -36,8 +36,9 @@ from diffusers_curriculum.samplers import (
     gradient_norm_samplers,
 )
 from diffusers_curriculum.samplers.stages import ORDERS, WITHIN
-from diffusers_curriculum.weighting import MEASURES, TO_TARGET, WEIGHTINGS, loss_weights
+from diffusers_curriculum.weighting import MEASURES, TARGETS, WEIGHTINGS, loss_weights
 from tests.floors_fixtures import SCHEDULERS
+from tests.samplers.draws import parts
 
 BATCH, LEARNED, LATE = 24, 8, 60
 OBSERVED = range(LEARNED)
@@ -161,7 +162,7 @@ ADAPTIVE = {
     "binning": st.sampled_from(["quantile", "log_snr_width"]),
     "ema": st.sampled_from([0.0, 0.5, 0.9]),
     "neighbours": st.integers(0, 2),
-    "prediction_type": st.sampled_from([*TO_TARGET]),
+    "prediction_type": st.sampled_from([*TARGETS]),
     "loss_weighting": st.sampled_from(["none", "min_snr", "sigmoid", "soft_min_snr", "unit_v"]),
     "measure": st.sampled_from(MEASURES),
     "mode": st.sampled_from(["gradients", "loss"]),
@@ -248,12 +249,15 @@ def combinations(draw: st.DrawFn, walk: str) -> Combination:
     scheduler = draw(st.sampled_from(sorted(SCHEDULERS))), draw(st.sampled_from([50, 97, 120, 200]))
     weighting = draw(st.sampled_from(["none", *COMMON, "none", *COMMON, *COMMON, *WEIGHTINGS]))
     args = draw(some_of(measure=st.sampled_from(MEASURES), normalise=st.booleans()))
-    own_target = {"flow": "flow", "flow_shift_3": "flow", "edm": "sample"}
+    own_target = {"flow": "flow", "flow_shift_3": "flow", "edm": "edm"}
+    shared = draw(shared_settings())
+    if scheduler[0] in own_target:
+        shared["continuous"] = draw(st.booleans())
     fitting = ["epsilon", "sample", own_target.get(scheduler[0], "v_prediction")]
-    kind = draw(st.sampled_from([None, *fitting, *fitting, draw(st.sampled_from([*TO_TARGET]))]))
+    kind = draw(st.sampled_from([None, *fitting, *fitting, draw(st.sampled_from([*TARGETS]))]))
     return Combination(
         scheduler,
-        draw(samplers(walk, draw(shared_settings()))),
+        draw(samplers(walk, shared)),
         weighting,
         {} if weighting == "none" else args,
         kind,
@@ -351,7 +355,8 @@ def train(sampler: TimestepSampler, steps: range) -> list[Tensor]:
         for inner in gradient_norm_samplers(sampler):
             inner.observe_gradients(sample.indices, losses, step)
         sampler.observe(sample.indices, losses, step)
-        drawn += list(sample)
+        drawn += parts(sample)
+        assert sample.log_snr is None or bool(sample.log_snr.isfinite().all())
     return drawn
 
 

@@ -137,7 +137,9 @@ def test_families_and_the_orientation(name: str) -> None:
     noise_share = levels.sigma / (levels.alpha**2 + levels.sigma**2).sqrt()
     assert bool((levels.log_snr.diff() < 0).all())
     assert bool((noise_share.diff() > 0).all())
-    assert levels.prediction_type == ("flow" if family == "flow" else "epsilon")
+    assert levels.prediction_type == {"vp": "epsilon"}.get(family, family)
+    assert levels.continuous == (family != "vp")
+    assert levels.sigma_data == (0.5 if family == "edm" else None)
 
 
 def test_flow_matching_levels_and_their_timesteps() -> None:
@@ -367,6 +369,80 @@ def test_prediction_types_are_read_and_replaced() -> None:
     assert sample.prediction_type == "sample"
     assert sample.log_snr is levels.log_snr
     assert levels.with_prediction_type("flow_prediction").prediction_type == "flow"
+
+
+def test_edm_schedulers_call_the_network_output_epsilon() -> None:
+    """Their precondition_outputs knows "epsilon" (F) and "v_prediction" (-F)."""
+    for kind, name in (("epsilon", "edm"), ("v_prediction", "v_prediction")):
+        for scheduler in (diffusers.EDMEulerScheduler, diffusers.EDMDPMSolverMultistepScheduler):
+            levels = NoiseLevels.from_scheduler(scheduler(prediction_type=kind, sigma_data=0.7))  # pyright: ignore
+            assert levels.prediction_type == name
+            assert levels.sigma_data == 0.7
+            assert levels.with_prediction_type(kind).prediction_type == name
+            assert levels.with_prediction_type("edm").prediction_type == "edm"
+            assert levels.to("meta").sigma_data == 0.7
+    other = NoiseLevels.from_scheduler(diffusers.CMStochasticIterativeScheduler())
+    assert (other.prediction_type, other.sigma_data) == ("epsilon", None)  # another c_skip
+    assert levels_of("sd").with_prediction_type("epsilon").prediction_type == "epsilon"
+
+
+CLOCKS = {
+    "EDMEulerScheduler": (lambda sigma: sigma.log() / 4, 1e-12),
+    "EDMDPMSolverMultistepScheduler": (lambda sigma: sigma.log() / 4, 1e-12),
+    "ScoreSdeVeScheduler": (lambda sigma: sigma, 1e-12),
+    "CMStochasticIterativeScheduler": (lambda sigma: 250 * sigma.log(), 1e-12),
+    # 1 - sigma of diffusers is rounded to float32, which says where between two sigmas a level is
+    "FlowMatchEulerDiscreteScheduler": (lambda sigma: 1000 * sigma, 2.0**-24),
+}
+
+
+@pytest.mark.parametrize("name", CLOCKS)
+def test_the_levels_between_continue_the_table(name: str) -> None:
+    clock, tolerance = CLOCKS[name]
+    levels = NoiseLevels.from_scheduler(getattr(diffusers, name)())
+    assert levels.continuous
+    for found, table in zip(
+        levels.coefficients(levels.log_snr), (levels.alpha, levels.sigma), strict=True
+    ):
+        torch.testing.assert_close(found, table, atol=0, rtol=tolerance)
+    ulp = torch.finfo(torch.float32).eps
+    told = levels.conditioning(levels.log_snr)
+    assert told.dtype == levels.timesteps.dtype
+    torch.testing.assert_close(told, levels.timesteps, atol=0, rtol=ulp)
+    between = (levels.log_snr[1:] + levels.log_snr[:-1])[:-1] / 2  # flow's last level is infinite
+    alpha, sigma = levels.coefficients(between)
+    torch.testing.assert_close(2 * (alpha / sigma).log(), between, atol=1e-10, rtol=1e-10)
+    total = alpha + sigma if levels.family == "flow" else alpha
+    torch.testing.assert_close(total, torch.ones_like(total), atol=1e-15, rtol=0)
+    expected = clock(sigma)
+    torch.testing.assert_close(
+        levels.conditioning(between).double(), expected, atol=1e-7, rtol=2 * ulp
+    )
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_pure_noise_in_flow_matching(shift: float) -> None:
+    levels = NoiseLevels.from_scheduler(diffusers.FlowMatchEulerDiscreteScheduler(shift=shift))
+    ends = torch.tensor([-torch.inf, torch.inf], dtype=torch.float64)
+    alpha, sigma = levels.coefficients(ends)
+    assert (alpha.tolist(), sigma.tolist()) == ([0.0, 1.0], [1.0, 0.0])
+    assert levels.conditioning(ends).tolist() == [1000.0, 0.0]
+
+
+def test_coefficients_at_indices_are_those_of_the_table() -> None:
+    levels, at = levels_of("sd"), torch.tensor([3, 999, 3])
+    alpha, sigma = levels.coefficients(at)
+    assert torch.equal(alpha, levels.alpha[at])
+    assert torch.equal(sigma, levels.sigma[at])
+
+
+def test_timesteps_that_do_not_follow_from_sigma_have_none_between() -> None:
+    levels = levels_of("sd")
+    assert not levels.continuous
+    with pytest.raises(ValueError, match=r"'vp' has no levels between .*int64"):
+        levels.coefficients(levels.log_snr)
+    with pytest.raises(ValueError, match=r"'vp' .*continuous=False"):
+        levels.conditioning(levels.log_snr)
 
 
 def test_copies_for_a_device_are_made_once() -> None:

@@ -156,16 +156,15 @@ def test_min_snr_epsilon_is_finite_at_zero_terminal_snr() -> None:
 
 
 @pytest.mark.parametrize("schedule", ["sd", "flow_shift_3", "edm"])
-@pytest.mark.parametrize("kind", ["epsilon", "sample", "v_prediction", "flow"])
+@pytest.mark.parametrize("kind", ["epsilon", "sample", "v_prediction", "flow", "edm"])
 def test_targets(schedule: str, kind: str) -> None:
     levels = levels_of(schedule).with_prediction_type(kind)
     latents, noise, indices = _batch()
     latents, noise = latents.double(), noise.double()
     shape = (-1, 1, 1, 1)
     alpha, sigma = levels.alpha[indices].view(shape), levels.sigma[indices].view(shape)
-    if (kind, levels.family) in {("v_prediction", "flow"), ("v_prediction", "edm")} or (
-        kind == "flow" and levels.family != "flow"
-    ):
+    foreign = {("v_prediction", "flow"), ("edm", "flow"), ("edm", "vp")}
+    if (kind, levels.family) in foreign or (kind == "flow" and levels.family != "flow"):
         with pytest.raises(ValueError, match=f"'{kind}' is defined for the .* family"):
             Objective(levels)
         return
@@ -175,9 +174,15 @@ def test_targets(schedule: str, kind: str) -> None:
         "sample": latents,
         "v_prediction": alpha * noise - sigma * latents,
         "flow": noise - latents,
-    }[kind]
+    }
+    if schedule == "edm":  # arXiv 2206.00364, eq. 8 and table 1, as they stand
+        skip = 0.25 / (sigma**2 + 0.25)
+        out = 0.5 * sigma / (sigma**2 + 0.25).sqrt()
+        output = (latents - skip * (latents + sigma * noise)) / out
+        expected |= {"edm": output, "epsilon": output, "v_prediction": -output}
+    expected = expected[kind]
     target = objective.target(latents, noise, indices)
-    torch.testing.assert_close(target, expected, atol=1e-12, rtol=0)
+    torch.testing.assert_close(target, expected, atol=1e-11, rtol=0)
     noisy = objective.add_noise(latents, noise, indices)
     torch.testing.assert_close(noisy, alpha * latents + sigma * noise, atol=1e-12, rtol=1e-12)
 
@@ -237,6 +242,79 @@ def test_dtypes_of_samples_are_kept(dtype: torch.dtype) -> None:
         bound = 4 * torch.finfo(dtype).eps if dtype != torch.float64 else 1e-6
         error = (noisy.double() - full.double()).abs() / (full.abs() + full.abs().max())
         assert float(error.max()) < bound
+
+
+DENOISING = [
+    ("sd", "epsilon"),
+    ("sd", "v_prediction"),
+    ("sd", "sample"),
+    ("flow_shift_3", "flow"),
+    ("flow_shift_3", "epsilon"),
+    ("edm", "edm"),
+    ("edm", "v_prediction"),
+    ("edm", "sample"),
+]
+
+
+@pytest.mark.parametrize("continuous", [False, True])
+@pytest.mark.parametrize(("schedule", "kind"), DENOISING)
+def test_denoised_is_the_inverse_of_the_target(schedule: str, kind: str, continuous: bool) -> None:
+    objective = Objective(levels_of(schedule).with_prediction_type(kind))
+    latents, noise, at = _batch()
+    latents, noise, at = latents.double(), noise.double(), at.clamp(0, 990)
+    if continuous:
+        if schedule == "sd":
+            with pytest.raises(ValueError, match="no levels between"):
+                objective.target(latents, noise, at.double())
+            return
+        at = objective.levels.log_snr[at] - 0.003
+    noisy, target = objective.add_noise(latents, noise, at), objective.target(latents, noise, at)
+    # float32 tables of alpha and sigma do not add up to 1 beyond their seventh digit
+    torch.testing.assert_close(objective.denoised(target, noisy, at), latents, atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_edm_preconditioning_is_that_of_the_scheduler(kind: str) -> None:
+    scheduler = diffusers.EDMEulerScheduler(prediction_type=kind, sigma_data=0.8)  # pyright: ignore
+    objective = Objective(NoiseLevels.from_scheduler(scheduler))
+    latents, noise, indices = _batch()
+    for at in (indices, objective.levels.log_snr[indices] + 0.01):
+        sigma = objective.levels.coefficients(at)[1].view(-1, 1, 1, 1)
+        noisy = objective.add_noise(latents, noise, at)
+        torch.testing.assert_close(
+            objective.scale_input(noisy, at).double(),
+            scheduler.precondition_inputs(noisy.double(), sigma),
+            atol=1e-6,
+            rtol=1e-6,
+        )
+        prediction = latents.flip(0)
+        found = objective.denoised(prediction, noisy, at).double()
+        theirs = scheduler.precondition_outputs(noisy.double(), prediction.double(), sigma)
+        torch.testing.assert_close(found, theirs, atol=1e-5, rtol=1e-6)
+
+
+def test_the_edm_target_keeps_its_digits_at_small_noise() -> None:
+    """(x0 - c_skip x) / c_out in float32 would be off by 1e-5 at sigma = 0.002."""
+    objective = Objective(levels_of("edm"))
+    latents, noise, _ = _batch()
+    cleanest = torch.zeros(8, dtype=torch.int64)
+    exact = objective.target(latents.double(), noise.double(), cleanest)
+    found = objective.target(latents, noise, cleanest).double()
+    assert float((found - exact).abs().max()) < 1e-6
+
+
+def test_inputs_without_preconditioning_are_left_alone() -> None:
+    latents, _, indices = _batch()
+    for schedule, kind in [("sd", "epsilon"), ("flow", "flow"), ("edm", "sample")]:
+        objective = Objective(levels_of(schedule).with_prediction_type(kind))
+        assert objective.scale_input(latents, indices) is latents
+
+
+def test_edm_on_levels_without_sigma_data_is_refused() -> None:
+    for kind in ("edm", "v_prediction"):
+        levels = NoiseLevels.from_scheduler(diffusers.ScoreSdeVeScheduler())
+        with pytest.raises(ValueError, match=rf"'{kind}'.*sigma_data=None: choose from epsilon, s"):
+            Objective(levels.with_prediction_type(kind))
 
 
 def test_unknown_prediction_types_are_refused() -> None:

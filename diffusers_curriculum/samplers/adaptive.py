@@ -42,8 +42,8 @@ class AdaptiveTimestepSampler(TimestepSampler):
         prediction_type: what the network predicts; default the scheduler's own.
         loss_weighting, loss_weighting_args: W, the weighting that the loss is trained with, as in
             :func:`weighting.loss_weights`; it enters the law, not the loss.
-        draw, floor, importance_correction, seed: see :class:`TimestepSampler`; a floor there must
-            be, or a level whose loss was once 0 would never be drawn again.
+        draw, floor, importance_correction, seed, continuous: see :class:`TimestepSampler`; there
+            must be a floor, or a level whose loss was once 0 would never be drawn again.
         outer_edges: see :meth:`NoiseLevels.from_scheduler`.
 
     Raises:
@@ -68,6 +68,7 @@ class AdaptiveTimestepSampler(TimestepSampler):
             floor=config["floor"],
             importance_correction=config["importance_correction"],
             seed=config["seed"],
+            continuous=config["continuous"],
         )
         check_adaptive(config, len(levels), levels.prediction_type)
         warm_up = DensityTimestepSampler(

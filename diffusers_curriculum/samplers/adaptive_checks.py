@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from diffusers_curriculum.weighting import TO_TARGET
+from diffusers_curriculum.weighting import TARGETS
 
 
 def check_adaptive(settings: Mapping[str, Any], levels: int, prediction_type: str) -> None:
@@ -31,9 +31,9 @@ def check_adaptive(settings: Mapping[str, Any], levels: int, prediction_type: st
             f"floor={settings['floor']!r} must be greater than 0 for a law that learns: a level "
             "whose loss was once 0 would never be drawn again; 0.1 is the usual choice."
         )
-    if prediction_type not in TO_TARGET:
+    if prediction_type not in TARGETS:
         raise ValueError(
-            f"prediction_type={prediction_type!r} is unknown: choose from {', '.join(TO_TARGET)}."
+            f"prediction_type={prediction_type!r} is unknown: choose from {', '.join(TARGETS)}."
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -13,6 +12,7 @@ from torch import Tensor
 from diffusers_curriculum.catalogue import Entry
 from diffusers_curriculum.noise_levels import NoiseLevels, to_device
 from diffusers_curriculum.randomness import DRAWS, Slots, uniforms
+from diffusers_curriculum.samplers.cells import Cells, check_continuous, share_of_cell
 from diffusers_curriculum.samplers.composition import (
     CPU,
     compose,
@@ -21,6 +21,7 @@ from diffusers_curriculum.samplers.composition import (
     pick,
     tables,
 )
+from diffusers_curriculum.samplers.configs import checked_arguments
 from diffusers_curriculum.samplers.sample import TimestepSample
 
 SAMPLERS: dict[str, type[TimestepSampler]] = {}
@@ -40,9 +41,10 @@ class TimestepSampler(ConfigMixin):
             reference) or an exponent k between 0 and 1: importance = (reference / mass)^k, scaled
             so that its mean is 1.
         seed: of all draws.
+        continuous: a level is drawn as ever, then a place in its cell; flow matching and EDM only.
 
     Raises:
-        ValueError: an unknown name or a number out of range.
+        ValueError: an unknown name, a number out of range, or ``continuous`` on another schedule.
     """
 
     entry: ClassVar[Entry]  # in the catalogue
@@ -61,7 +63,9 @@ class TimestepSampler(ConfigMixin):
         floor: float = 0.0,
         importance_correction: str | float = "none",
         seed: int = 0,
+        continuous: bool = False,
     ) -> None:
+        check_continuous(continuous, levels)
         if draw not in DRAWS:
             raise ValueError(f"draw={draw!r} is unknown: choose from {', '.join(DRAWS)}.")
         if not (isinstance(floor, int | float) and 0 <= floor <= 1):
@@ -72,6 +76,8 @@ class TimestepSampler(ConfigMixin):
         self._calls = 0
         self._cache: dict[torch.device, tuple[Tensor, Tensor]] = {}
         uniform = torch.full((len(levels),), 1 / len(levels), dtype=torch.float64)
+        self.continuous = continuous
+        self._cells = {CPU: Cells.straight(levels)} if continuous else {}
         self._timesteps, self._uniform = {CPU: levels.to(CPU).timesteps}, {CPU: uniform}
 
     @classmethod
@@ -104,6 +110,12 @@ class TimestepSampler(ConfigMixin):
     def importance(self, step: int | None = None) -> Tensor:
         """(T,) float64 on the CPU: the importance of each level at optimizer step ``step``."""
         return self._mass_and_importance(self._step(step), CPU)[1].clone()
+
+    def cells(self, step: int, device: torch.device) -> Cells:
+        """The law inside the cells of the levels, for continuous draws at ``step``."""
+        if device not in self._cells:
+            self._cells[device] = self._cells[CPU].to(device)
+        return self._cells[device]
 
     # -- drawing ---------------------------------------------------------------------------------
 
@@ -145,8 +157,11 @@ class TimestepSampler(ConfigMixin):
             # the cdf is 1 from the last level with mass on: u must stay below it
             u = u.to(cdf.dtype).clamp(0, 1 - torch.finfo(cdf.dtype).eps / 2)
         indices = torch.searchsorted(cdf, u, right=True)
-        timesteps = pick(copy_on(target, self._timesteps), indices)
-        return TimestepSample(timesteps, indices, pick(importance, indices))
+        drawn = pick(importance, indices)
+        if self.continuous:
+            log_snr = self.cells(at, target).log_snr(indices, share_of_cell(cdf, u, indices))
+            return TimestepSample(self.levels.conditioning(log_snr), indices, drawn, log_snr)
+        return TimestepSample(pick(copy_on(target, self._timesteps), indices), indices, drawn)
 
     def observe(self, indices: Tensor, losses: Tensor, step: int) -> None:
         """Learn from one optimizer step: the unweighted losses of its global batch (all ranks, all
@@ -161,6 +176,9 @@ class TimestepSampler(ConfigMixin):
     def metrics(self) -> dict[str, Tensor]:
         """0-dim tensors worth logging, on the device; reading them is the caller's choice."""
         return {}
+
+    def _step(self, step: int | None) -> int:
+        return self._calls if step is None else step
 
     # -- state and config ------------------------------------------------------------------------
 
@@ -206,16 +224,7 @@ class TimestepSampler(ConfigMixin):
         if kind is None or not issubclass(kind, cls):
             known = ", ".join(n for n, k in SAMPLERS.items() if issubclass(k, cls))
             raise ValueError(f"_class_name={name!r} is no {cls.__name__}: expected {known}.")
-        arguments = {k: v for k, v in config.items() if not k.startswith("_")} | overrides
-        unknown = sorted(arguments.keys() - inspect.signature(kind).parameters.keys())
-        if unknown:
-            raise ValueError(f"{name} has no setting {unknown[0]!r}: is it of a newer version?")
-        return kind(**arguments)
-
-    # -- internals -------------------------------------------------------------------------------
-
-    def _step(self, step: int | None) -> int:
-        return self._calls if step is None else step
+        return kind(**checked_arguments(kind, config, overrides))
 
     def _uniforms(
         self, batch: int | Slots | None, step: int, generator: torch.Generator | None

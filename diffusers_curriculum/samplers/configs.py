@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
 import diffusers
 from diffusers.configuration_utils import ConfigMixin
 
+# Settings of samplers that came later: told where they are on, so that a run of an older version
+# is not taken for another one.
+_LATER = {"continuous": False}
+
 
 def plain_config(configured: ConfigMixin) -> dict[str, Any]:
     """The config of a scheduler or sampler as plain values, its class under ``_class_name``."""
-    values = {k: v for k, v in configured.config.items() if not k.startswith("_")}
+    values = {
+        k: v
+        for k, v in configured.config.items()
+        if not k.startswith("_") and not (k in _LATER and v == _LATER[k])
+    }
     values = {k: v.tolist() if hasattr(v, "tolist") else v for k, v in values.items()}
     return {"_class_name": type(configured).__name__, **values}
 
@@ -33,3 +42,20 @@ def build_scheduler(scheduler: Any) -> Any:
         )
     from_config: Any = kind.from_config  # type: ignore[attr-defined]
     return from_config(dict(scheduler))
+
+
+def checked_arguments(
+    kind: type, config: Mapping[str, Any], overrides: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The arguments of ``kind`` that a config and ``overrides`` tell.
+
+    Raises:
+        ValueError: an unknown key.
+    """
+    arguments = {k: v for k, v in config.items() if not k.startswith("_")} | dict(overrides)
+    unknown = sorted(arguments.keys() - inspect.signature(kind).parameters.keys())
+    if unknown:
+        raise ValueError(
+            f"{kind.__name__} has no setting {unknown[0]!r}: is it of a newer version?"
+        )
+    return arguments

@@ -12,6 +12,7 @@ from diffusers_curriculum.catalogue import Entry
 from diffusers_curriculum.clustering import cluster_starts
 from diffusers_curriculum.pacing import make_pacing
 from diffusers_curriculum.samplers.base import TimestepSampler
+from diffusers_curriculum.samplers.cells import Cells
 from diffusers_curriculum.samplers.composition import CPU, compose
 from diffusers_curriculum.samplers.configs import plain_config
 from diffusers_curriculum.samplers.progress import Progress, as_tensor
@@ -28,7 +29,7 @@ class CurriculumTimestepSampler(TimestepSampler):
 
     Args:
         base: the sampler to restrict, or its config. Its draw, floor, importance correction and
-            seed hold for the curriculum.
+            seed hold for the curriculum, and so do continuous draws, which fill whole open cells.
         clusters: number of clusters.
         clustering: "auto" (log_snr for variance preserving schedules, quantile else) or a method
             of :func:`clustering.cluster_starts`.
@@ -64,6 +65,7 @@ class CurriculumTimestepSampler(TimestepSampler):
             floor=self.base.floor,
             importance_correction=self.base.exponent,
             seed=self.base.seed,
+            continuous=self.base.continuous,
         )
         method = clustering
         if clustering == "auto":
@@ -138,6 +140,9 @@ class CurriculumTimestepSampler(TimestepSampler):
     def stage_probabilities(self) -> Tensor:
         """(stages, T) float64: the mass of each stage, for a base whose law does not change."""
         return torch.stack([mass for mass, _ in self._all_stages()])
+
+    def cells(self, step: int, device: torch.device) -> Cells:
+        return self.base.cells(step, device)
 
     # -- learning --------------------------------------------------------------------------------
 

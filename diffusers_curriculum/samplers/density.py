@@ -12,6 +12,8 @@ from diffusers_curriculum.catalogue import Entry
 from diffusers_curriculum.densities import make_density, portable_parameters
 from diffusers_curriculum.noise_levels import NoiseLevels, to_device
 from diffusers_curriculum.samplers.base import TimestepSampler
+from diffusers_curriculum.samplers.cells import Cells
+from diffusers_curriculum.samplers.composition import CPU
 from diffusers_curriculum.samplers.configs import build_scheduler, plain_config
 
 logger = logging.getLogger(__name__)
@@ -28,9 +30,9 @@ class DensityTimestepSampler(TimestepSampler):
         scheduler: a diffusers scheduler, or its config with its ``_class_name``.
         density: a name of ``densities.DENSITIES``; "uniform" is uniform over timesteps.
         density_args: its parameters, in log-SNR.
-        draw, floor, importance_correction, seed: see :class:`TimestepSampler`. Laws that decay
-            fast hardly ever train the ends of the schedule, where inference starts: hence the
-            default floor.
+        draw, floor, importance_correction, seed, continuous: see :class:`TimestepSampler`. Laws
+            that decay fast hardly ever train the ends of the schedule, where inference starts:
+            hence the default floor.
         outer_edges: end of the first and last cell: "half", "clip" or "inf", see
             :meth:`NoiseLevels.from_scheduler`.
 
@@ -49,17 +51,25 @@ class DensityTimestepSampler(TimestepSampler):
         importance_correction: str | float = "none",
         outer_edges: str = "half",
         seed: int = 0,
+        continuous: bool = False,
     ) -> None:
         scheduler = build_scheduler(scheduler)
         levels = NoiseLevels.from_scheduler(scheduler, outer_edges)
         super().__init__(
-            levels, draw=draw, floor=floor, importance_correction=importance_correction, seed=seed
+            levels,
+            draw=draw,
+            floor=floor,
+            importance_correction=importance_correction,
+            seed=seed,
+            continuous=continuous,
         )
         self.density = make_density(density, levels.edges, **(density_args or {}))
         masses = self.density.masses(levels.edges)
         if not float(masses.sum()) > 0:
             raise ValueError(f"density {self.density} has no mass on this schedule: move it.")
         self._law = masses / masses.sum() if density != "uniform" else masses
+        if continuous and density != "uniform":
+            self._cells = {CPU: Cells.of_density(levels, self.density)}
         if self.floor == 0 and density != "uniform":
             _warn_of_untrained_ends(self.density, levels)
         if self.floor > 0 and not bool(masses.all()):
@@ -76,6 +86,7 @@ class DensityTimestepSampler(TimestepSampler):
             importance_correction=importance_correction,
             outer_edges=outer_edges,
             seed=seed,
+            continuous=continuous,
         )
 
     def law(self, step: int, device: torch.device) -> Tensor:

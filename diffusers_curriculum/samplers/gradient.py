@@ -63,6 +63,7 @@ class GradientNormTimestepSampler(AdaptiveTimestepSampler):
         importance_correction: str | float = "full",
         outer_edges: str = "half",
         seed: int = 0,
+        continuous: bool = False,
     ) -> None:
         check_choice("mode", mode, MODES)
         super().__init__()

@@ -15,7 +15,7 @@ from diffusers_curriculum.catalogue import Entry
 from diffusers_curriculum.samplers.adaptive import AdaptiveTimestepSampler
 from diffusers_curriculum.samplers.adaptive_checks import check_positive
 from diffusers_curriculum.samplers.statistics import finite_widths
-from diffusers_curriculum.weighting import TO_TARGET
+from diffusers_curriculum.weighting import to_target
 from diffusers_curriculum.weighting.conversion import bounded
 
 logger = logging.getLogger(__name__)
@@ -72,6 +72,7 @@ class InformationRateTimestepSampler(AdaptiveTimestepSampler):
         importance_correction: str | float = "none",
         outer_edges: str = "half",
         seed: int = 0,
+        continuous: bool = False,
     ) -> None:
         check_positive("gate_power", gate_power)
         check_positive("onset", onset)
@@ -86,8 +87,8 @@ class InformationRateTimestepSampler(AdaptiveTimestepSampler):
     def _rule_tables(self) -> dict[str, Tensor]:
         weights = super()._rule_tables()["weights"]
         log_snr = bounded(self.levels.log_snr)
-        to_target = TO_TARGET[self.levels.prediction_type](log_snr)
-        x0_per_loss = to_target.exp()
+        on_target = to_target(self.levels.prediction_type, log_snr, self.levels.sigma_data)
+        x0_per_loss = on_target.exp()
         if self.config["max_x0_error"] is None and not bool(x0_per_loss.isfinite().all()):
             raise ValueError(
                 "max_x0_error=None needs a schedule without zero SNR: there an epsilon error says "
@@ -95,7 +96,7 @@ class InformationRateTimestepSampler(AdaptiveTimestepSampler):
             )
         finite = self.levels.finite
         # S / W_x0 times the width of the cell
-        mass_per_x0 = (log_snr + to_target).exp() / weights * finite_widths(self.levels)
+        mass_per_x0 = (log_snr + on_target).exp() / weights * finite_widths(self.levels)
         for end, neighbour in ((0, 1), (-1, -2)):
             if not bool(finite[end]):  # 0 / 0 for many weightings: the limit is near
                 mass_per_x0[end] = mass_per_x0[neighbour]

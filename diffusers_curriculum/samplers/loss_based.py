@@ -55,6 +55,7 @@ class LossSecondMomentTimestepSampler(AdaptiveTimestepSampler):
         importance_correction: str | float = "full",
         outer_edges: str = "half",
         seed: int = 0,
+        continuous: bool = False,
     ) -> None:
         super().__init__()
 
@@ -121,6 +122,7 @@ class LossProportionalTimestepSampler(AdaptiveTimestepSampler):
         importance_correction: str | float = "full",
         outer_edges: str = "half",
         seed: int = 0,
+        continuous: bool = False,
     ) -> None:
         check_choice("measure", measure, MEASURES)
         super().__init__()

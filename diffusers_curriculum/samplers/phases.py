@@ -12,7 +12,7 @@ from diffusers_curriculum.samplers.adaptive_checks import check_choice, check_wh
 from diffusers_curriculum.samplers.base import SAMPLERS, TimestepSampler
 
 MIXES = ("hard", "linear")
-SHARED = ("draw", "floor", "exponent", "seed")
+SHARED = ("draw", "floor", "exponent", "seed", "continuous")
 
 
 def phase_sampler(number: int, phase: Mapping[str, Any]) -> TimestepSampler:
@@ -65,7 +65,7 @@ def check_alike(first: TimestepSampler, other: TimestepSampler, number: int) -> 
             label = "importance_correction" if name == "exponent" else name
             raise ValueError(
                 f"phase {number} has {label}={theirs!r} and phase 1 {mine!r}: give all phases the "
-                "same draw, floor, importance_correction and seed."
+                "same draw, floor, importance_correction, seed and continuous."
             )
     a, b = first.levels, other.levels
     if len(a) != len(b) or not torch.equal(a.log_snr, b.log_snr):

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from diffusers_curriculum.catalogue import Entry
 from diffusers_curriculum.samplers.base import TimestepSampler
+from diffusers_curriculum.samplers.cells import Cells
 from diffusers_curriculum.samplers.configs import plain_config
 from diffusers_curriculum.samplers.phases import (
     check_alike,
@@ -45,8 +46,8 @@ class SequenceTimestepSampler(TimestepSampler):
             law rises linearly from 1 / (mix_steps + 1) to 1.
         mix_steps: for "linear"; at most the length of a phase.
 
-    The phases must agree on draw, floor, importance correction and seed, which hold for the
-    sequence, and be of the same schedule.
+    The phases must agree on draw, floor, importance correction, seed and continuous draws, which
+    hold for the sequence, and be of the same schedule.
 
     Raises:
         ValueError: no phases, steps that do not increase, phases that disagree, unknown names or
@@ -71,6 +72,7 @@ class SequenceTimestepSampler(TimestepSampler):
             floor=first.floor,
             importance_correction=first.exponent,
             seed=first.seed,
+            continuous=first.continuous,
         )
         self.starts: tuple[int, ...] = (0, *ends[:-1])
         check_mix(mix, mix_steps, self.starts)
@@ -145,6 +147,10 @@ class SequenceTimestepSampler(TimestepSampler):
 
     def reference(self, step: int, device: torch.device) -> Tensor:
         return self._mixed("reference", step, device)
+
+    def cells(self, step: int, device: torch.device) -> Cells:
+        present = self.phases_at(step)[-1]  # where two are mixed, inside a cell the new one
+        return self.samplers[present.number].cells(present.step, device)
 
     def _mixed(self, kind: str, step: int, device: torch.device) -> Tensor:
         phases = self.phases_at(step)

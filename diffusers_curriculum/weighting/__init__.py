@@ -5,14 +5,14 @@ to the network's own target by :mod:`~diffusers_curriculum.weighting.conversion`
 """
 
 from diffusers_curriculum.weighting import folk, formulas
-from diffusers_curriculum.weighting.conversion import TO_TARGET, softplus
+from diffusers_curriculum.weighting.conversion import TARGETS, softplus, to_target
 from diffusers_curriculum.weighting.register import ENTRIES, WEIGHTINGS, WHOLE_SCHEDULE, register
 from diffusers_curriculum.weighting.tables import MEASURES, log_weight, loss_weights
 
 __all__ = [
     "ENTRIES",
     "MEASURES",
-    "TO_TARGET",
+    "TARGETS",
     "WEIGHTINGS",
     "WHOLE_SCHEDULE",
     "folk",
@@ -21,4 +21,5 @@ __all__ = [
     "loss_weights",
     "register",
     "softplus",
+    "to_target",
 ]

@@ -10,7 +10,7 @@ import math
 
 from torch import Tensor
 
-from diffusers_curriculum.weighting.conversion import TO_TARGET, softplus
+from diffusers_curriculum.weighting.conversion import softplus, to_target
 from diffusers_curriculum.weighting.register import check_positive, register
 
 _MAX_LOG_SNR = math.log(1000)  # both code bases clip S there for "debiased"
@@ -82,4 +82,4 @@ def _on_x0(
             f"loss weighting {name!r} is defined for {' and '.join(weights)} only, not for "
             f"prediction_type={prediction_type!r}: use {instead}, which is defined for all."
         )
-    return weights[prediction_type] - TO_TARGET[prediction_type](log_snr)
+    return weights[prediction_type] - to_target(prediction_type, log_snr)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from diffusers_curriculum.noise_levels import NoiseLevels, cell_edges
-from diffusers_curriculum.weighting.conversion import TO_TARGET, bounded
+from diffusers_curriculum.weighting.conversion import bounded, to_target
 from diffusers_curriculum.weighting.register import (
     WHOLE_SCHEDULE,
     check_flag,
@@ -35,7 +35,8 @@ def loss_weights(
 
     Args:
         name: "none" (returns None) or a key of ``WEIGHTINGS``.
-        prediction_type: "epsilon", "v_prediction", "sample" or "flow"; default the levels' own.
+        prediction_type: "epsilon", "v_prediction", "sample", "flow" or "edm"; default the levels'
+            own. On levels with sigma_data, "v_prediction" is EDM's -F.
         measure: what the formula W is a density against. "draw": each draw has weight W. "log_snr":
             W is meant per unit of log-SNR l (arXiv 2303.00848), so a draw has weight W |dl/dt|, t
             in [0, 1] the fraction of the schedule; in other words W over the density of uniformly
@@ -64,7 +65,7 @@ def loss_weights(
     check_flag("normalise", normalise)
     if name in WHOLE_SCHEDULE or measure != "draw" or normalise:
         _check_schedule(levels, name)
-    logs = log_weight(name, levels.log_snr, kind, **parameters)
+    logs = _log_weight(name, levels.log_snr, kind, levels.sigma_data, parameters)
     weights = (logs + _log_jacobian(levels.log_snr, measure)).exp()
     if name == "min_snr" and measure == "draw":
         weights = _as_diffusers(weights, levels, kind, **parameters)
@@ -74,14 +75,22 @@ def loss_weights(
     return (weights / _mean(weights, normalise, masses)).float()
 
 
-def log_weight(name: str, log_snr: Tensor, prediction_type: str, **parameters: Any) -> Tensor:
+def log_weight(
+    name: str,
+    log_snr: Tensor,
+    prediction_type: str,
+    *,
+    levels: NoiseLevels | None = None,
+    **parameters: Any,
+) -> Tensor:
     """Logarithm of a weighting's weight on the squared error of one target, per draw.
 
     Args:
         name: a key of ``WEIGHTINGS``.
         log_snr: (N,) any log-SNRs, infinite ones allowed; for "speed" a whole schedule, cleanest
             first.
-        prediction_type: "epsilon", "v_prediction", "sample" or "flow".
+        prediction_type: "epsilon", "v_prediction", "sample", "flow" or "edm".
+        levels: whose sigma_data the target has, needed for "edm".
         parameters: of the weighting.
 
     Returns:
@@ -90,15 +99,17 @@ def log_weight(name: str, log_snr: Tensor, prediction_type: str, **parameters: A
     Raises:
         ValueError: unknown name, parameter or prediction type, or a parameter out of range.
     """
-    weighting = lookup(name, parameters)
-    if prediction_type not in TO_TARGET:
-        raise ValueError(
-            f"prediction_type={prediction_type!r} has no weight: use one of {', '.join(TO_TARGET)}."
-        )
-    if depends_on_target(weighting):
-        parameters["prediction_type"] = prediction_type
-    at = bounded(log_snr)
-    return weighting(at, **parameters) + TO_TARGET[prediction_type](at)
+    data = None if levels is None else levels.sigma_data
+    return _log_weight(name, log_snr, prediction_type, data, parameters)
+
+
+def _log_weight(
+    name: str, log_snr: Tensor, kind: str, sigma_data: float | None, parameters: dict[str, Any]
+) -> Tensor:
+    weighting, at = lookup(name, parameters), bounded(log_snr)
+    on_target = to_target(kind, at, sigma_data)
+    own = {"prediction_type": kind} if depends_on_target(weighting) else {}
+    return weighting(at, **parameters, **own) + on_target
 
 
 def _check_schedule(levels: NoiseLevels, name: str) -> None:
@@ -130,6 +141,8 @@ def _log_jacobian(log_snr: Tensor, measure: str) -> Tensor:
 
 def _as_diffusers(weights: Tensor, levels: NoiseLevels, kind: str, gamma: float = 5.0) -> Tensor:
     """min_snr in the order of operations of diffusers' scripts; the limit where that is 0/0."""
+    if levels.sigma_data is not None:  # their v_prediction is another one
+        return weights
     alpha, sigma = (x.square().float().sqrt() for x in (levels.alpha, levels.sigma))
     snr = (alpha / sigma) ** 2
     divisor = {"epsilon": snr, "v_prediction": snr + 1}.get(kind)

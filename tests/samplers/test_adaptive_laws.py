@@ -176,6 +176,7 @@ PER_X0 = {
     "sample": lambda snr: np.ones_like(snr),
     "v_prediction": lambda snr: 1 + snr,
     "flow": lambda snr: (1 + np.sqrt(snr)) ** 2,
+    "edm": lambda snr: snr + 4,  # sigma_data = 0.5
 }
 CASES = [
     ("sd", "epsilon"),
@@ -184,7 +185,7 @@ CASES = [
     ("cosine", "epsilon"),
     ("flow_shift_3", "flow"),
     ("flow", "flow"),
-    ("edm", "epsilon"),
+    ("edm", "edm"),
 ]
 
 

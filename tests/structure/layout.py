@@ -16,6 +16,7 @@ FLOORS = {
     "clustering": 1,
     "pacing": 1,
     "weighting": 1,
+    "learned_variance": 1,
     "learned_weighting": 1,
     "objective": 1,
     "samplers": 2,
@@ -24,6 +25,7 @@ FLOORS = {
     "analysis": 3,
     "metrics": 3,
     "models": 3,
+    "pipelines": 3,
     "training": 4,
     "cli": 5,
 }

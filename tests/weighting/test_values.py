@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 from diffusers.training_utils import compute_loss_weighting_for_sd3, compute_snr
 
-from diffusers_curriculum.weighting import ENTRIES, WEIGHTINGS, log_weight, softplus
+from diffusers_curriculum.weighting import ENTRIES, WEIGHTINGS, log_weight, loss_weights, softplus
 from tests.floors_fixtures import SCHEDULERS, VARIANCE_PRESERVING, levels_of, table
 from tests.weighting.oracle import FORMULAS, KINDS, expected, speed, weights_of
 
@@ -245,6 +246,55 @@ def test_weighted_errors_are_one_number_for_all_targets(name: str, args: dict[st
         totals.append(weights_of(name, levels, kind, **args).double() * error)
     for total in totals[1:]:
         torch.testing.assert_close(total, totals[0], atol=0, rtol=5e-7)
+
+
+@pytest.mark.parametrize("data", [0.5, 1.0, 0.3])
+@pytest.mark.parametrize("name", sorted({*FORMULAS} - {*FOLK}))
+def test_weights_on_the_output_of_edm(name: str, data: float) -> None:
+    """F = (x0 - c_skip x) / c_out: a wrong x0 is wrong in F by 1 / c_out (arXiv 2206.00364)."""
+    snr = np.exp(np.random.default_rng(1).uniform(-9, 9, 200))
+    sigma = 1 / np.sqrt(snr)
+    out = sigma * data / np.sqrt(sigma**2 + data**2)
+    oracle = expected(name, "sample", snr)
+    assert oracle is not None
+    levels = replace(table([1.0, 0.0], "edm"), sigma_data=data)
+    for kind in ("edm", "v_prediction"):
+        found = log_weight(name, torch.from_numpy(np.log(snr)), kind, levels=levels).exp()
+        torch.testing.assert_close(found, torch.from_numpy(oracle * out**2), atol=0, rtol=1e-10)
+
+
+@pytest.mark.parametrize("name", sorted({*FORMULAS} - {*FOLK}))
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_of_edm_and_all_other_targets_are_one_objective(kind: str, name: str) -> None:
+    """The ratio of two targets' weights is that of their squared errors, whatever the weighting."""
+    log_snr = torch.linspace(-12, 12, 97, dtype=torch.float64)
+    s, t = log_snr.exp().numpy(), (1 / (1 + (log_snr / 2).exp())).numpy()
+    error = {"sample": s**0, "epsilon": s, "v_prediction": 1 + s, "flow": t**-2.0}[kind]
+    levels = replace(table([1.0, 0.0], "edm"), sigma_data=0.5)
+    on_edm = log_weight(name, log_snr, "edm", levels=levels).exp()
+    other = log_weight(name, log_snr, kind).exp()
+    found = on_edm * torch.from_numpy(s + 4) / (other * torch.from_numpy(error))
+    torch.testing.assert_close(found, torch.ones_like(found), atol=1e-10, rtol=0)
+
+
+def test_a_unit_loss_on_edm_is_the_weighting_edm_on_flow() -> None:
+    """1 on F is S + 1 / sigma_data^2 on x0, as the table of the paper says."""
+    log_snr = torch.linspace(-12, 12, 97, dtype=torch.float64)
+    levels = replace(table([1.0, 0.0], "edm"), sigma_data=0.5)
+    on_edm = log_weight("edm", log_snr, "edm", levels=levels, sigma_data=0.5).exp()
+    torch.testing.assert_close(on_edm, torch.ones_like(on_edm), atol=1e-10, rtol=0)
+    t = 1 / (1 + (log_snr / 2).exp())
+    on_flow = log_weight("edm", log_snr, "flow", sigma_data=0.5).exp()
+    torch.testing.assert_close(on_flow, t**2 * (log_snr.exp() + 4), atol=0, rtol=1e-10)
+
+
+def test_levels_say_what_the_data_of_edm_are() -> None:
+    levels = levels_of("edm", sigma_data=0.9)
+    found = weights_of("edm", levels, "edm", sigma_data=0.9)
+    torch.testing.assert_close(found, torch.ones_like(found), atol=1e-6, rtol=0)
+    assert not torch.allclose(weights_of("edm", levels, "edm"), found, atol=0.1)
+    with pytest.raises(ValueError, match="'edm' has no weight without sigma_data"):
+        loss_weights("min_snr", levels_of("sd"), "edm")
 
 
 def test_softplus_keeps_its_digits() -> None:

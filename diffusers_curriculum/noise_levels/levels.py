@@ -1,0 +1,203 @@
+"""A table of noise levels in log-SNR, and the levels between them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffusers_curriculum.noise_levels.schedulers import Clock, clock_of, read_tables
+
+OUTER_EDGES = ("half", "clip", "inf")
+
+
+@dataclass(frozen=True, eq=False)
+class NoiseLevels:
+    """The noise levels a scheduler trains on, index 0 = cleanest.
+
+    The coordinate is ``log_snr = log(alpha^2 / sigma^2)`` of ``x = alpha * x0 + sigma * noise``.
+
+    Attributes:
+        log_snr: (T,) float64, decreasing; -inf where alpha is 0.
+        alpha: (T,) float64, coefficient of the data.
+        sigma: (T,) float64, coefficient of the noise.
+        timesteps: (T,) what the model is conditioned on, in the scheduler's own dtype.
+        edges: (T+1,) float64, decreasing; level i owns the cell (edges[i+1], edges[i]].
+        prediction_type: what the network predicts: "epsilon", "v_prediction", "sample", "flow" or
+            "edm", the output F of EDM's preconditioned network (arXiv 2206.00364, eq. 7), which
+            EDM schedulers of diffusers call "epsilon"; their "v_prediction" is -F.
+        family: "vp" (alpha^2 + sigma^2 = 1), "flow" (alpha + sigma = 1) or "edm" (alpha = 1).
+        sigma_data: standard deviation of the data, of schedulers with EDM's preconditioning.
+        clock: how the timesteps follow from sigma; None where only those of the table are known.
+    """
+
+    log_snr: Tensor
+    alpha: Tensor
+    sigma: Tensor
+    timesteps: Tensor
+    edges: Tensor
+    prediction_type: str
+    family: str
+    sigma_data: float | None = None
+    clock: Clock | None = None
+    _copies: dict[str, NoiseLevels] = field(default_factory=dict, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.log_snr)
+
+    @classmethod
+    def from_scheduler(cls, scheduler: Any, outer_edges: str = "half") -> NoiseLevels:
+        """Read the training noise levels of any diffusers scheduler.
+
+        Args:
+            scheduler: a scheduler instance, for training or inference; a previous call of
+                ``set_timesteps`` on it does not matter.
+            outer_edges: where the first and the last cell end: "half" reflects their inner half,
+                "clip" stops at the level itself, "inf" leaves them open.
+
+        Raises:
+            ValueError: unknown ``outer_edges``, or a scheduler without a table of noise levels
+                (the message names the attributes that were missing).
+        """
+        if outer_edges not in OUTER_EDGES:
+            raise ValueError(f"outer_edges={outer_edges!r} is unknown: choose from {OUTER_EDGES}.")
+        family, alpha, sigma, timesteps = read_tables(scheduler)
+        log_snr = _log_snr(family, alpha, sigma)
+        if len(log_snr) < 2 or bool((log_snr.diff() > 0).any()):
+            raise ValueError(
+                f"{type(scheduler).__name__} has no decreasing table of at least two noise levels "
+                f"(found {len(log_snr)} levels); pass a scheduler made for training."
+            )
+        config = getattr(scheduler, "config", {})
+        prediction = config.get("prediction_type")
+        sigma_data = config.get("sigma_data") if prediction and family == "edm" else None
+        return cls(
+            log_snr=log_snr,
+            alpha=alpha,
+            sigma=sigma,
+            timesteps=timesteps,
+            edges=cell_edges(log_snr, outer_edges),
+            prediction_type=_canonical(prediction or _default_prediction(family), sigma_data),
+            family=family,
+            sigma_data=sigma_data,
+            clock=None if family == "vp" else clock_of(sigma, timesteps),
+        )
+
+    def to(self, device: torch.device | str) -> NoiseLevels:
+        """The same table on ``device``; copies are made once and kept (float32 where a device has
+        no float64)."""
+        key = str(torch.device(device))
+        if key == str(self.log_snr.device):
+            return self
+        if key not in self._copies:
+            names = ("log_snr", "alpha", "sigma", "timesteps", "edges")
+            moved = {name: to_device(getattr(self, name), device) for name in names}
+            self._copies[key] = replace(self, **moved, _copies={})
+        return self._copies[key]
+
+    def with_prediction_type(self, prediction_type: str) -> NoiseLevels:
+        """The same levels for a network that predicts ``prediction_type``, in this library's words
+        or in those of the scheduler's config."""
+        canonical = _canonical(prediction_type, self.sigma_data)
+        return replace(self, prediction_type=canonical, _copies={})
+
+    @property
+    def continuous(self) -> bool:
+        """Whether noise levels between those of the table can be trained (flow matching, EDM)."""
+        return self.clock is not None
+
+    def coefficients(self, at: Tensor) -> tuple[Tensor, Tensor]:
+        """alpha and sigma at indices (int64) or at log-SNRs (floating), any shape.
+
+        Raises:
+            ValueError: log-SNRs on a variance preserving schedule, whose networks know timesteps.
+        """
+        if not at.is_floating_point():
+            return self.alpha[at], self.sigma[at]
+        if self.family == "vp":
+            raise ValueError("family 'vp' has no levels between its timesteps: pass int64 indices.")
+        if self.family == "flow":
+            return torch.sigmoid(at / 2), torch.sigmoid(-at / 2)
+        return torch.ones_like(at), torch.exp(-at / 2)
+
+    def conditioning(self, log_snr: Tensor) -> Tensor:
+        """What the network is told at ``log_snr`` (any shape), in the dtype of the timesteps.
+
+        Raises:
+            ValueError: the timesteps of this schedule do not follow from sigma.
+        """
+        if self.clock is None:
+            raise ValueError(
+                f"family {self.family!r} with these timesteps has no levels between them: draw "
+                "timesteps (continuous=False), or use a flow-matching or EDM scheduler."
+            )
+        told = -log_snr / 2 if self.clock.logarithmic else self.coefficients(log_snr)[1]
+        floating = self.timesteps.is_floating_point()
+        return (self.clock.scale * told).to(self.timesteps.dtype if floating else torch.float32)
+
+    @property
+    def finite(self) -> Tensor:
+        """(T,) bool: where the log-SNR is finite (false at zero terminal SNR)."""
+        return self.log_snr.isfinite()
+
+
+def to_device(table: Tensor, device: torch.device | str) -> Tensor:
+    """Copy ``table`` to ``device``, as float32 where float64 does not exist (MPS).
+
+    A copy from the host never waits for what the device still has to do: it is queued, on CUDA from
+    pinned memory. A copy to the host waits, because it is read there.
+    """
+    device = torch.device(device)
+    if device.type == "mps":  # its queued copies would read the host's memory too late
+        return (table.float() if table.dtype == torch.float64 else table).to(device)
+    if device.type == "cuda" and table.device.type == "cpu":
+        table = table.pin_memory()
+    return table.to(device, non_blocking=device.type != "cpu")
+
+
+def cell_edges(log_snr: Tensor, outer_edges: str = "half") -> Tensor:
+    """Edges of the cells that share out the log-SNR axis among the levels.
+
+    Inner edges are midpoints of neighbours.  A level at -inf (zero terminal SNR) or +inf gets a
+    finite inner edge, half a neighbouring step away, and an infinite outer one: a plain midpoint
+    would be infinite too, and the level would silently lose its mass.
+
+    Args:
+        log_snr: (T,) decreasing.
+        outer_edges: "half", "clip" or "inf", see :meth:`NoiseLevels.from_scheduler`.
+
+    Returns:
+        (T+1,) float64, decreasing.
+    """
+    first, last = (0 if log_snr[0].isfinite() else 1), len(log_snr) - int(log_snr[-1].isinf())
+    finite = log_snr[first:last]
+    if len(finite) < 2 or not bool(finite.isfinite().all()):
+        raise ValueError("a schedule needs two or more levels of finite log-SNR.")
+    top = finite[0] + (finite[0] - finite[1]) / 2
+    bottom = finite[-1] - (finite[-2] - finite[-1]) / 2
+    inner = (finite[:-1] + finite[1:]) / 2
+    infinity = torch.tensor([torch.inf], dtype=log_snr.dtype)
+    upper = {"half": top, "clip": finite[0], "inf": infinity[0]}[outer_edges].reshape(1)
+    lower = {"half": bottom, "clip": finite[-1], "inf": -infinity[0]}[outer_edges].reshape(1)
+    upper = upper if first == 0 else torch.cat([infinity, top.reshape(1)])
+    lower = lower if last == len(log_snr) else torch.cat([bottom.reshape(1), -infinity])
+    return torch.cat([upper, inner, lower])
+
+
+def _default_prediction(family: str) -> str:
+    return "flow" if family == "flow" else "epsilon"
+
+
+def _canonical(prediction_type: str, sigma_data: float | None) -> str:
+    if prediction_type == "epsilon" and sigma_data is not None:
+        return "edm"
+    return "flow" if prediction_type == "flow_prediction" else prediction_type
+
+
+def _log_snr(family: str, alpha: Tensor, sigma: Tensor) -> Tensor:
+    if family == "vp":  # alpha^2 is exact: log1p keeps the clean end's digits
+        power = alpha.square()
+        return power.log() - torch.log1p(-power)
+    return 2 * (alpha.log() - sigma.log())
