@@ -1,0 +1,161 @@
+"""Configs of networks: by name or from a file, completed and checked against what is asked."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from diffusers import DiTTransformer2DModel, UNet2DModel
+
+from diffusers_curriculum.models.dit import dit_config
+from diffusers_curriculum.models.loading import read_config
+
+# The UNet of diffusers' train_unconditional.py.
+UNET_CONFIG: dict[str, Any] = {
+    "_class_name": "UNet2DModel",
+    "layers_per_block": 2,
+    "block_out_channels": (128, 128, 256, 256, 512, 512),
+    "down_block_types": (*("DownBlock2D",) * 4, "AttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "AttnUpBlock2D", *("UpBlock2D",) * 4),
+}
+DIT_PIPELINE_CLASSES = 1000  # DiTPipeline takes class 1000 as the null class, whatever the network
+
+
+class Asked(NamedTuple):
+    """What a training asks of its network; None: whatever the config says."""
+
+    channels: int
+    out_channels: int | None
+    sample_size: int
+    num_classes: int | None
+
+
+def network_class(config: dict[str, Any], source: str) -> Any:
+    """Return the class of a config; without `_class_name` a UNet2DModel.
+
+    diffusers' train_unconditional.py reads configs without a class name so. Old DiT checkpoints
+    call themselves Transformer2DModel.
+
+    Raises:
+        ValueError: the config of another class.
+    """
+    name = config.get("_class_name") or "UNet2DModel"
+    if name == "UNet2DModel":
+        return UNet2DModel
+    old_dit = name == "Transformer2DModel" and config.get("norm_type") == "ada_norm_zero"
+    if name == "DiTTransformer2DModel" or old_dit:
+        return DiTTransformer2DModel
+    raise ValueError(
+        f"{source!r} is of class {name}, norm_type {config.get('norm_type')!r}: give a "
+        "UNet2DModel, a DiTTransformer2DModel or a Transformer2DModel with norm_type "
+        "'ada_norm_zero' (of a pipeline: its subfolder 'unet' or 'transformer')."
+    )
+
+
+def complete_config(
+    source: str, asked: Asked, revision: str | None = None, subfolder: str | None = None
+) -> tuple[Any, dict[str, Any]]:
+    """Return the class and the whole config of a network.
+
+    Args:
+        source: "DiT-B/2" and the like, "UNet", a JSON file, a folder or a Hub id.
+
+    Raises:
+        ValueError: unknown names, a config that contradicts `asked`, sizes that do not fit.
+    """
+    raw = _read(source, revision, subfolder)
+    kind = network_class(raw, source)
+    config = _own_settings(raw, kind, source)
+    if isinstance(config.get("sample_size"), list | tuple):
+        sides = set(config["sample_size"])
+        config["sample_size"] = sides.pop() if len(sides) == 1 else tuple(config["sample_size"])
+    _fill(config, "in_channels", asked.channels, source)
+    _fill(config, "sample_size", asked.sample_size, source)
+    _fill_outputs(config, asked, source)
+    (_fill_dit if kind is DiTTransformer2DModel else _fill_unet)(config, asked, source)
+    return kind, config
+
+
+def _read(source: str, revision: str | None, subfolder: str | None) -> dict[str, Any]:
+    if source == "UNet":
+        return dict(UNET_CONFIG)
+    named = None if Path(source).exists() else dit_config(source)
+    return dict(read_config(source, revision, subfolder)) if named is None else named
+
+
+def _own_settings(config: dict[str, Any], kind: Any, source: str) -> dict[str, Any]:
+    """The settings that `kind` takes."""
+    known = inspect.signature(kind.__init__).parameters
+    own = {key: value for key, value in config.items() if key in known}
+    foreign = [key for key in config if key not in known and not key.startswith("_")]
+    # old DiT configs list the settings of all of Transformer2DModel's uses
+    if config.get("_class_name") != "Transformer2DModel" and foreign:
+        raise ValueError(
+            f"{source!r} has settings that a {kind.__name__} does not take: {', '.join(foreign)}. "
+            "Remove them, or correct its _class_name."
+        )
+    return own
+
+
+def _fill(config: dict[str, Any], key: str, value: Any, source: str) -> None:
+    """Set `key`, or raise ValueError where the config says another value."""
+    if config.get(key) not in (None, value):
+        raise ValueError(
+            f"{source!r} says {key}={config[key]}, but {value} is asked for: change or remove it "
+            "in the config, or change the resolution or the autoencoder."
+        )
+    config[key] = value
+
+
+def _fill_outputs(config: dict[str, Any], asked: Asked, source: str) -> None:
+    allowed = (asked.channels, 2 * asked.channels)
+    if asked.out_channels is not None:
+        _fill(config, "out_channels", asked.out_channels, source)
+    found = config.get("out_channels") or asked.channels
+    if found not in allowed:
+        raise ValueError(
+            f"{source!r}: out_channels={found} fits no input of {asked.channels} channels: take "
+            f"{allowed[0]}, or {allowed[1]} with a learned variance."
+        )
+    config["out_channels"] = found
+
+
+def _fill_dit(config: dict[str, Any], asked: Asked, source: str) -> None:
+    patch = config.get("patch_size") or 2
+    if asked.sample_size % patch:
+        raise ValueError(
+            f"{source!r}: patch_size={patch} does not divide the {asked.sample_size} x "
+            f"{asked.sample_size} input: choose another patch size or resolution."
+        )
+    classes = asked.num_classes
+    rows = 0 if classes is None else max(DIT_PIPELINE_CLASSES, classes)
+    found = config.get("num_embeds_ada_norm")
+    config["num_embeds_ada_norm"] = rows if found is None else found
+    _check_rows(source, "num_embeds_ada_norm", found, classes or 0)
+
+
+def _fill_unet(config: dict[str, Any], asked: Asked, source: str) -> None:
+    levels = len(config.get("block_out_channels") or range(4))
+    multiple = 2 ** (levels - 1)
+    if asked.sample_size % multiple:
+        raise ValueError(
+            f"{source!r}: {levels} levels do not halve the {asked.sample_size} x "
+            f"{asked.sample_size} input evenly: choose a multiple of {multiple}, or fewer levels."
+        )
+    if config.get("class_embed_type") is not None:
+        raise ValueError(
+            f"{source!r} says class_embed_type={config['class_embed_type']!r}: take null, which "
+            "looks classes up in a table."
+        )
+    found, classes = config.get("num_class_embeds"), asked.num_classes
+    if classes is not None:
+        config["num_class_embeds"] = classes + 1 if found is None else found
+        _check_rows(source, "num_class_embeds", found, classes + 1)
+
+
+def _check_rows(source: str, key: str, found: int | None, needed: int) -> None:
+    if found is not None and found < needed:
+        raise ValueError(
+            f"{source!r} says {key}={found}, but the data need {needed}: raise it or remove it."
+        )

@@ -1,0 +1,162 @@
+"""The networks of class-conditional and unconditional training, and their labels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers import DiTTransformer2DModel
+from diffusers.models.embeddings import LabelEmbedding
+from torch import Tensor
+
+from diffusers_curriculum.models.dit import initialise_dit
+from diffusers_curriculum.models.loading import load_model, read_config
+from diffusers_curriculum.models.network_config import Asked, complete_config, network_class
+
+
+def build_network(
+    model_config: str,
+    *,
+    channels: int,
+    out_channels: int | None = None,
+    sample_size: int,
+    num_classes: int | None = None,
+    seed: int = 0,
+    revision: str | None = None,
+    subfolder: str | None = None,
+) -> Any:
+    """Build a network with first weights from its name or config; label dropout inside is off.
+
+    A DiT starts as in arXiv 2212.09748 (see :func:`diffusers_curriculum.models.dit.initialise_dit`)
+    and has 1,000 label rows and the null row, or more for more classes: DiTPipeline takes class
+    1000 as the null class. Without classes it has the null row only. A UNet2DModel has one row per
+    class and the null row; without classes it takes no labels.
+
+    Args:
+        model_config: "DiT-S/2" (S, B, L, XL and a patch size), "UNet" (that of diffusers'
+            train_unconditional.py), or a JSON file, a folder with config.json or a Hub id whose
+            config is a DiTTransformer2DModel's or a UNet2DModel's (taken for the latter where it
+            has no `_class_name`). What such a config leaves out is filled in.
+        channels: of the noisy input.
+        out_channels: `channels`, or twice as many with a learned variance; None: as the config
+            says, else `channels`.
+        sample_size: height and width of the input.
+        num_classes: None for a network without labels.
+        seed: of the first weights; the global generators are left as they were.
+
+    Raises:
+        ValueError: unknown names, a config that contradicts the arguments, sizes that do not fit.
+    """
+    asked = Asked(channels, out_channels, sample_size, num_classes)
+    kind, config = complete_config(model_config, asked, revision, subfolder)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        network = kind(**config)
+        if isinstance(network, DiTTransformer2DModel):
+            initialise_dit(network)
+    return without_label_dropout(network)
+
+
+def load_network(
+    path: str,
+    *,
+    revision: str | None = None,
+    variant: str | None = None,
+    subfolder: str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Any:
+    """Load a trained DiTTransformer2DModel or UNet2DModel; label dropout inside is off.
+
+    Raises:
+        ValueError: another class, no safetensors weights, or nothing there.
+    """
+    kind = network_class(read_config(path, revision, subfolder), path)
+    return without_label_dropout(load_model(kind, path, revision, variant, subfolder, dtype))
+
+
+def without_label_dropout(network: Any) -> Any:
+    """Switch the label dropout inside `network` off, in place, and return the network.
+
+    diffusers' DiT draws it anew in every block and from the global generator, so that a sample is
+    hardly ever without a label throughout; use :func:`drop_labels` on the labels instead. The null
+    class keeps its row.
+    """
+    for module in network.modules():
+        if isinstance(module, LabelEmbedding):
+            module.dropout_prob = 0.0
+    return network
+
+
+def takes_labels(network: Any) -> bool:
+    """Whether `network` must be given class labels."""
+    config = network.config
+    return "num_embeds_ada_norm" in config or config.get("num_class_embeds") is not None
+
+
+def num_classes(network: Any) -> int:
+    """How many classes `network` knows, the null class not counted."""
+    config = network.config
+    if "num_embeds_ada_norm" in config:
+        return int(config["num_embeds_ada_norm"])
+    return max(0, int(config.get("num_class_embeds") or 0) - 1)
+
+
+def null_class(network: Any) -> int:
+    """The label that stands for no label: the one after all classes.
+
+    Raises:
+        ValueError: a network that takes no labels.
+    """
+    if not takes_labels(network):
+        raise ValueError(
+            f"this {type(network).__name__} takes no labels and so has no null class: build it "
+            "with num_classes."
+        )
+    return num_classes(network)
+
+
+def learns_variance(network: Any) -> bool:
+    """Whether `network` gives a variance besides its prediction: twice as many channels."""
+    return network.config.get("out_channels") == 2 * network.config["in_channels"]
+
+
+def drop_labels(labels: Tensor, u: Tensor, probability: float, null: int) -> Tensor:
+    """Return `labels` with `null` where `u` is below `probability` (arXiv 2207.12598).
+
+    Args:
+        labels: (B,) int64.
+        u: (B,) uniforms in [0, 1).
+
+    Raises:
+        ValueError: a probability outside [0, 1], or another number of uniforms than of labels.
+    """
+    if not 0.0 <= probability <= 1.0:
+        raise ValueError(f"probability={probability} is none: give a number from 0 to 1.")
+    if labels.shape != u.shape:
+        raise ValueError(
+            f"{tuple(u.shape)} uniforms for {tuple(labels.shape)} labels: give one per label."
+        )
+    return torch.where(u.to(labels.device) < probability, null, labels)
+
+
+def check_conditioning(network: Any, timesteps: Tensor) -> None:
+    """Raise ValueError where the network's embedding of time cannot take these timesteps.
+
+    A "fourier" embedding takes their logarithm, which EDM's c_noise (it is negative) and timestep
+    0 do not have; a "learned" one looks them up by whole numbers.
+    """
+    kind = network.config.get("time_embedding_type", "positional")
+    lowest, highest = float(timesteps.min()), float(timesteps.max())
+    if kind == "fourier" and lowest <= 0:
+        raise ValueError(
+            f"time_embedding_type='fourier' takes the logarithm of timesteps, which are as low as "
+            f"{lowest:g} here: build the UNet2DModel with time_embedding_type='positional'."
+        )
+    rows = int(network.config.get("num_train_timesteps") or 0) if kind == "learned" else 0
+    whole = not timesteps.is_floating_point()
+    if kind == "learned" and not (whole and lowest >= 0 and highest < rows):
+        raise ValueError(
+            f"time_embedding_type='learned' takes whole timesteps from 0 to {rows - 1}, not "
+            f"{timesteps.dtype} ones from {lowest:g} to {highest:g}: build the UNet2DModel with "
+            "time_embedding_type='positional'."
+        )

@@ -1,0 +1,212 @@
+"""From noise to latents with any diffusers scheduler, and from latents to images."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+from diffusers_curriculum.models.latent_space import LatentSpace
+from diffusers_curriculum.models.networks import null_class
+
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+LEARNED_VARIANCE = ("learned", "learned_range")
+Generators = torch.Generator | list[torch.Generator] | None
+Predict = Callable[[Tensor, Tensor, float], Tensor]
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """Classifier-free guidance (arXiv 2207.12598): `p(null) + scale * (p(label) - p(null))`.
+
+    Attributes:
+        scale: 1 or less switches it off.
+        interval: the part of the steps it is used in, 0 = first and noisiest, 1 = end
+            (arXiv 2404.07724).
+
+    Raises:
+        ValueError: an interval that is not inside [0, 1], or runs backwards.
+    """
+
+    scale: float = 1.0
+    interval: tuple[float, float] = (0.0, 1.0)
+
+    def __post_init__(self) -> None:
+        start, stop = self.interval
+        if not 0.0 <= start <= stop <= 1.0:
+            raise ValueError(
+                f"guidance_interval={self.interval} is no part of the steps: give two numbers from "
+                "0 (first step) to 1 (end), the smaller one first."
+            )
+
+    def at(self, progress: float) -> bool:
+        """Whether the step that starts at `progress` in [0, 1) is guided."""
+        return self.scale > 1.0 and self.interval[0] <= progress < self.interval[1]
+
+
+def predictor(
+    network: Any, labels: Tensor | None = None, guidance: Guidance | None = None
+) -> Predict:
+    """Return `predict(latents, timesteps, progress)`, guided; in the network's dtype inside.
+
+    Where the network learns a variance, only its prediction is guided; the variance is the
+    label's.
+
+    Args:
+        labels: (B,) int64, None for a network that takes none.
+    """
+    guidance = guidance or Guidance()
+
+    def call(latents: Tensor, timesteps: Tensor, classes: Tensor | None) -> Tensor:
+        extra = {} if classes is None else {"class_labels": classes}
+        return network(latents.to(network.dtype), timesteps, return_dict=False, **extra)[0].float()
+
+    def predict(latents: Tensor, timesteps: Tensor, progress: float) -> Tensor:
+        if labels is None or not guidance.at(progress):
+            return call(latents, timesteps, labels)
+        both = torch.cat([labels, torch.full_like(labels, null_class(network))])
+        outputs = call(torch.cat([latents] * 2), torch.cat([timesteps] * 2), both)
+        with_label, without = outputs.chunk(2)
+        channels = latents.shape[1]
+        null = without[:, :channels]
+        guided = null + guidance.scale * (with_label[:, :channels] - null)
+        return torch.cat([guided, with_label[:, channels:]], dim=1)
+
+    return predict
+
+
+def initial_noise(
+    shape: tuple[int, ...], generator: Generators, device: torch.device | str
+) -> Tensor:
+    """Return standard normal noise, float32, drawn where the generator is.
+
+    Drawn on the CPU with a CPU generator (and without one, from torch's global one), so that images
+    do not depend on the device.
+
+    Raises:
+        ValueError: a list of generators of another length than the batch.
+    """
+    if isinstance(generator, list) and len(generator) != shape[0]:
+        raise ValueError(
+            f"{len(generator)} generators for {shape[0]} images: give one, or one per image."
+        )
+    first = generator[0] if isinstance(generator, list) else generator
+    source = torch.device("cpu") if first is None else first.device
+    return randn_tensor(shape, generator=generator, device=source).to(device)
+
+
+@torch.no_grad()
+def denoise(
+    predict: Predict,
+    scheduler: Any,
+    noise: Tensor,
+    num_inference_steps: int,
+    generator: Generators = None,
+    progress_bar: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+    tokens: int | None = None,
+) -> Tensor:
+    """Return the latents at the end of the scheduler's way from noise, float32.
+
+    Args:
+        predict: the network, see :func:`predictor`; called with the input as the scheduler scales
+            it, (B,) timesteps and how far the way is done.
+        noise: (B, C, h, w) standard normal.
+        generator: for schedulers that add noise in between.
+        tokens: of the network's input, for a flow schedule with `use_dynamic_shifting`; None: h*w.
+
+    Raises:
+        ValueError: no steps, a scheduler without `step`, one that needs a learned variance from a
+            network without one, or a network whose output has another number of channels.
+    """
+    if not hasattr(scheduler, "step"):
+        raise ValueError(f"{type(scheduler).__name__} has no step(): choose another scheduler.")
+    if num_inference_steps < 1:
+        raise ValueError(f"num_inference_steps={num_inference_steps} does nothing: give 1 or more.")
+    scheduler, uses_variance = _with_usable_variance(scheduler)
+    _set_timesteps(scheduler, num_inference_steps, noise, tokens)
+    latents = noise.float() * float(getattr(scheduler, "init_noise_sigma", 1.0))
+    scale = getattr(scheduler, "scale_model_input", lambda sample, _: sample)
+    extra = {"generator": generator} if "generator" in _parameters(scheduler.step) else {}
+    timesteps = scheduler.timesteps
+    for index, t in enumerate(progress_bar(timesteps)):
+        output = predict(scale(latents, t), _batch_of(t, latents), index / len(timesteps))
+        output = _for_step(output, latents.shape[1], uses_variance)
+        latents = scheduler.step(output, t, latents, return_dict=False, **extra)[0].float()
+    return latents
+
+
+def to_images(latents: Tensor, vae: Any, output_type: str) -> Any:
+    """Decode latents to images in [0, 1]: "pil", "np" (B, H, W, C), "pt" (B, C, H, W); or "latent"
+    for the scaled latents themselves."""
+    if output_type == "latent":
+        return latents
+    images = (LatentSpace.of(vae).decode(latents) / 2 + 0.5).clamp(0, 1)
+    if output_type == "pt":
+        return images
+    arrays = images.cpu().permute(0, 2, 3, 1).numpy()
+    return DiffusionPipeline.numpy_to_pil(arrays) if output_type == "pil" else arrays
+
+
+def check_output_type(output_type: str) -> None:
+    """Raise ValueError for an unknown kind of output."""
+    if output_type not in OUTPUT_TYPES:
+        raise ValueError(
+            f"output_type={output_type!r} is unknown: choose from {', '.join(OUTPUT_TYPES)}."
+        )
+
+
+def _parameters(function: Any) -> Any:
+    return inspect.signature(function).parameters
+
+
+def _with_usable_variance(scheduler: Any) -> tuple[Any, bool]:
+    """The scheduler, and whether its steps use a learned variance.
+
+    Some schedulers that have no use for one cut the output to three channels where their config,
+    taken over from another scheduler, speaks of it: these are made anew without it.
+    """
+    if scheduler.config.get("variance_type") not in LEARNED_VARIANCE:
+        return scheduler, False
+    variance = getattr(scheduler, "_get_variance", None)
+    if variance is not None and "predicted_variance" in _parameters(variance):
+        return scheduler, True
+    return type(scheduler).from_config(scheduler.config, variance_type=None), False
+
+
+def _set_timesteps(scheduler: Any, steps: int, noise: Tensor, tokens: int | None) -> None:
+    extra = {}
+    if scheduler.config.get("use_dynamic_shifting"):
+        extra["mu"] = _shift(scheduler.config, tokens or noise.shape[-2] * noise.shape[-1])
+    scheduler.set_timesteps(steps, device=noise.device, **extra)
+
+
+def _shift(config: Any, tokens: int) -> float:
+    """The logarithm of the shift, linear in the number of tokens, as FLUX has it."""
+    fewest, most = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+    low, high = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+    return low + (high - low) * (tokens - fewest) / (most - fewest)
+
+
+def _batch_of(timestep: Any, latents: Tensor) -> Tensor:
+    timestep = torch.as_tensor(timestep)
+    if timestep.is_floating_point():
+        timestep = timestep.float()  # some devices have no float64
+    return timestep.to(latents.device).expand(len(latents))
+
+
+def _for_step(output: Tensor, channels: int, uses_variance: bool) -> Tensor:
+    """What the scheduler's step takes: without the learned variance where it has no use for it."""
+    found = output.shape[1]
+    if found not in (channels, 2 * channels) or (uses_variance and found == channels):
+        need = f"{2 * channels}" if uses_variance else f"{channels} or {2 * channels}"
+        raise ValueError(
+            f"the network gives {found} channels, and the scheduler needs {need}: a learned "
+            "variance_type of a scheduler needs a network that learns the variance."
+        )
+    return output if uses_variance else output[:, :channels]

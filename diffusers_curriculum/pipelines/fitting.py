@@ -1,0 +1,84 @@
+"""The pipeline to save a trained network in: diffusers' own where it fits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from diffusers import (
+    AutoencoderKL,
+    DDPMPipeline,
+    DDPMScheduler,
+    DiTPipeline,
+    DiTTransformer2DModel,
+    UNet2DModel,
+)
+
+from diffusers_curriculum.models.network_config import DIT_PIPELINE_CLASSES
+from diffusers_curriculum.models.networks import learns_variance, takes_labels
+from diffusers_curriculum.noise_levels import NoiseLevels
+from diffusers_curriculum.pipelines.class_conditional import ClassConditionalPipeline
+from diffusers_curriculum.pipelines.denoising import LEARNED_VARIANCE
+from diffusers_curriculum.pipelines.unconditional import UnconditionalPipeline
+
+
+def fitting_pipeline(
+    network: Any, vae: Any, scheduler: Any, id2label: dict[int, str] | None = None
+) -> Any:
+    """Return the pipeline of a trained network: diffusers' own where it would be right.
+
+    With `id2label` it is class-conditional: DiTPipeline, or ClassConditionalPipeline where that
+    would fail or draw other images (its null class is 1000, it decodes with an AutoencoderKL
+    without a shift, and its schedulers start from noise of variance 1). Without, it is
+    unconditional: DDPMPipeline (a UNet2DModel in pixels with a DDPMScheduler), or
+    UnconditionalPipeline.
+
+    Args:
+        network: a DiTTransformer2DModel or a UNet2DModel.
+        vae: None in pixels.
+        id2label: class to name, kept in the saved pipeline; None: without classes.
+
+    Raises:
+        ValueError: a network without labels but names for them.
+    """
+    if id2label is None:
+        return _unconditional(network, vae, scheduler)
+    if _fits_dit_pipeline(network, vae, scheduler, id2label):
+        pipeline = DiTPipeline(network, vae, scheduler, id2label=id2label)
+        pipeline.register_to_config(id2label=id2label)  # or saving would lose it
+        return pipeline
+    return ClassConditionalPipeline(scheduler, vae=vae, id2label=id2label, **_place(network))
+
+
+def _unconditional(network: Any, vae: Any, scheduler: Any) -> Any:
+    plain = isinstance(network, UNet2DModel) and not takes_labels(network) and vae is None
+    noise = type(scheduler) is DDPMScheduler
+    if plain and noise and learns_variance(network) == _learned(scheduler):
+        return DDPMPipeline(network, scheduler)
+    return UnconditionalPipeline(scheduler, vae=vae, **_place(network))
+
+
+def _place(network: Any) -> dict[str, Any]:
+    return {"transformer" if isinstance(network, DiTTransformer2DModel) else "unet": network}
+
+
+def _learned(scheduler: Any) -> bool:
+    return scheduler.config.get("variance_type") in LEARNED_VARIANCE
+
+
+def _fits_dit_pipeline(network: Any, vae: Any, scheduler: Any, names: dict[Any, str]) -> bool:
+    if not (isinstance(network, DiTTransformer2DModel) and isinstance(vae, AutoencoderKL)):
+        return False
+    dit, kl = network.config, vae.config
+    outputs = dit["out_channels"] in (dit["in_channels"], 2 * dit["in_channels"])
+    classes = dit["num_embeds_ada_norm"] == DIT_PIPELINE_CLASSES
+    shifted = kl.get("shift_factor") or kl.get("latents_mean") is not None
+    numbers = all(0 <= int(label) < DIT_PIPELINE_CLASSES for label in names)
+    return outputs and classes and numbers and not shifted and _plain(scheduler)
+
+
+def _plain(scheduler: Any) -> bool:
+    """Whether DiTPipeline's loop is right for a scheduler."""
+    if not hasattr(scheduler, "scale_model_input") or _learned(scheduler):
+        return False
+    unit = float(getattr(scheduler, "init_noise_sigma", 0.0)) == 1.0
+    return unit and NoiseLevels.from_scheduler(scheduler).family == "vp"
