@@ -1,0 +1,160 @@
+"""Features of transformers' vision models, saved with save_pretrained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from diffusers_curriculum.metrics.preprocessing import (
+    FeatureNetworkError,
+    Preprocessing,
+    read_preprocessing,
+)
+
+PREPROCESSOR = "preprocessor_config.json"
+_EXAMPLE = (
+    '{"size": {"height": 32, "width": 32}, "image_mean": [0.5, 0.5, 0.5], '
+    '"image_std": [0.5, 0.5, 0.5]}'
+)
+
+
+class VisionFeatures(nn.Module):
+    """A vision model behind its preprocessing; (B, 3, H, W) images to (B, D) features.
+
+    A classifier gives what its last linear layer is fed with. Another model gives its pooled
+    output; where it has none, the first token (CLS) of its last hidden state, or the mean over a
+    feature map.
+
+    Args:
+        network: a transformers vision model.
+        preprocessing: applied to the images first.
+        pooled: whether to trust the pooled output; False where its weights were not saved.
+
+    Raises:
+        FeatureNetworkError: a classifier whose last layer is not found.
+    """
+
+    def __init__(self, network: Any, preprocessing: Preprocessing, pooled: bool = True) -> None:
+        super().__init__()
+        self.network, self.preprocessing, self.pooled = network, preprocessing, pooled
+        if is_classifier(network.config):
+            _cut_head(network)
+
+    def forward(self, images: Tensor) -> Tensor:
+        output = self.network(pixel_values=self.preprocessing(images))
+        if "logits" in output:
+            return output.logits.flatten(1)
+        features = output.get("pooler_output") if self.pooled else None
+        if features is not None:
+            return features.flatten(1)
+        hidden = output.last_hidden_state
+        return hidden.mean((2, 3)) if hidden.ndim == 4 else hidden[:, 0]
+
+
+def is_classifier(config: Any) -> bool:
+    """Whether a transformers configuration says that the saved model classifies images."""
+    return any("ForImageClassification" in name for name in config.architectures or ())
+
+
+def _cut_head(network: Any) -> None:
+    labels = network.config.num_labels
+    heads = [
+        name
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Linear) and module.out_features == labels
+    ]
+    if not heads:
+        raise FeatureNetworkError(
+            f"{type(network).__name__} has no linear layer with {labels} outputs, whose input "
+            "would be the features: give another network as --eval_feature_model."
+        )
+    network.set_submodule(heads[-1], nn.Identity())
+
+
+def load_vision_model(name: str, preprocessing: Preprocessing | None = None) -> VisionFeatures:
+    """Load a model and its preprocessing; safetensors only, and no code from the repository.
+
+    Args:
+        name: a folder, or a repository on the Hub.
+        preprocessing: None reads the model's preprocessor_config.json.
+
+    Raises:
+        FeatureNetworkError: what is missing, and the remedy.
+    """
+    folder = _local_folder(name)
+    source = name if folder is None else str(folder)
+    try:
+        network, missing = _load(source)
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        raise FeatureNetworkError(
+            f"the feature network {name} cannot be loaded ({_first_line(error)}). Give the name of "
+            "a transformers vision model with safetensors weights, or download it where there is a "
+            "network and give its folder as --eval_feature_model."
+        ) from error
+    lost = [key for key in missing if not key.startswith("pooler.")]
+    if lost:
+        raise FeatureNetworkError(
+            f"the feature network {name} lacks weights ({', '.join(sorted(lost)[:3])}): save the "
+            "whole model with save_pretrained."
+        )
+    if preprocessing is None:
+        preprocessing = _find_preprocessing(name, folder, network.config)
+    return VisionFeatures(network, preprocessing, pooled=not missing)
+
+
+def _load(source: str) -> tuple[Any, list[str]]:
+    """The model and the keys of the weights that it should have and were not saved."""
+    from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
+
+    config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    if hasattr(config, "text_config"):
+        raise ValueError(f"{config.model_type} wants texts too; save its vision model alone")
+    kind = AutoModelForImageClassification if is_classifier(config) else AutoModel
+    network, info = kind.from_pretrained(
+        source, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+    )
+    return network.float(), list(info["missing_keys"])
+
+
+def _local_folder(name: str) -> Path | None:
+    path = Path(name).expanduser()
+    if not path.is_dir():
+        if name.startswith(("/", "./", "../", "~")):
+            raise FeatureNetworkError(
+                f"the feature network {name}: there is no such folder. Give one that "
+                "save_pretrained wrote, or the name of a repository on the Hub."
+            )
+        return None
+    if not any(path.glob("*.safetensors")):
+        found = ", ".join(sorted(p.name for p in path.iterdir())[:5]) or "nothing"
+        raise FeatureNetworkError(
+            f"the feature network {name} has no safetensors weights (found: {found}), and pickles "
+            "are not read: save it again with save_pretrained."
+        )
+    return path
+
+
+def _find_preprocessing(name: str, folder: Path | None, config: Any) -> Preprocessing:
+    path = folder / PREPROCESSOR if folder else _from_hub(name)
+    if path is None or not path.is_file():
+        raise FeatureNetworkError(
+            f"the feature network {name} has no {PREPROCESSOR}, which says how to resize and "
+            f"normalise images for it: put one there, such as {_EXAMPLE}."
+        )
+    return read_preprocessing(path, getattr(config, "num_channels", 3))
+
+
+def _from_hub(name: str) -> Path | None:
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(name, PREPROCESSOR))
+    except (OSError, ValueError):  # the Hub's errors are of both kinds
+        return None
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__
