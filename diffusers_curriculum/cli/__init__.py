@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from diffusers_curriculum.cli.answer import Answer
 from diffusers_curriculum.cli.preview import add_preview
+from diffusers_curriculum.cli.reconstruct_ema import add_reconstruct_ema
 
 Handler = Callable[[argparse.Namespace], Answer]
 
@@ -39,6 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_make_tiny(commands)
     _add_verify(commands)
     add_preview(commands)
+    add_reconstruct_ema(commands)
     return parser
 
 
