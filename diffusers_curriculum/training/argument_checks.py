@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,21 +42,28 @@ BOUNDS = (
         "max_train_samples checkpointing_steps checkpoints_total_limit validation_epochs "
         "validation_steps log_every timestep_plot_steps ema_interval curriculum_min_size "
         "curriculum_patience curriculum_max_stage_steps curriculum_stage_steps "
-        "curriculum_total_steps timestep_bias_end",
+        "curriculum_total_steps timestep_bias_end num_epochs save_images_epochs save_model_epochs "
+        "eval_batch_size ddpm_num_inference_steps latent_crops power_ema_snapshot_steps "
+        "validation_images_per_class validation_inference_steps",
     ),
-    Bound("at least 2", lambda x: x >= 2, "curriculum_clusters"),
+    Bound("at least 2", lambda x: x >= 2, "curriculum_clusters ddpm_num_steps"),
     Bound(
         "finite and not negative",
         lambda x: 0 <= x < math.inf,
-        "learning_rate lr_warmup_steps adam_weight_decay adam_epsilon noise_offset "
+        "learning_rate lr_warmup_steps adam_weight_decay adam_epsilon noise_offset guidance_scale "
         "input_perturbation dream_detail_preservation dataloader_num_workers "
         "curriculum_min_delta curriculum_min_stage_steps timestep_bias_begin",
     ),
     Bound("in [0, 1)", lambda x: 0 <= x < 1, "adam_beta1 adam_beta2 curriculum_smoothing"),
     Bound("in [0, 1]", lambda x: 0 <= x <= 1, "timestep_floor caption_dropout ema_decay"),
-    Bound("in [0, 1]", lambda x: 0 <= x <= 1, "bad_samples_limit"),
+    Bound("in [0, 1]", lambda x: 0 <= x <= 1, "bad_samples_limit ema_max_decay label_dropout"),
     Bound("greater than 0", lambda x: x > 0, "curriculum_max_share max_hours"),
     Bound("finite and above 0", lambda x: 0 < x < math.inf, "snr_gamma timestep_bias_multiplier"),
+    Bound(
+        "finite and above 0",
+        lambda x: 0 < x < math.inf,
+        "flow_shift sigma_data sigma_min sigma_max ema_inv_gamma ema_power",
+    ),
     Bound("above 0 and at most 1", lambda x: 0 < x <= 1, "timestep_bias_portion"),
     Bound("above 0 (inf: no clipping)", lambda x: x > 0, "max_grad_norm"),
     Bound("in [0, 2^32)", lambda x: 0 <= x < 2**32, "seed"),
@@ -72,6 +79,7 @@ class Dependence:
     holds: Callable[[argparse.Namespace], bool]
 
 
+# What every training script takes.
 DEPENDENCES = (
     Dependence(
         "curriculum_order curriculum_clusters curriculum_clustering curriculum_boundaries "
@@ -147,25 +155,29 @@ DEPENDENCES = (
     Dependence(
         "loss_weighting_args",
         "--loss_weighting NAME",
-        lambda a: a.loss_weighting != "none" or a.snr_gamma is not None,
+        lambda a: a.loss_weighting != "none" or getattr(a, "snr_gamma", None) is not None,
     ),
     Dependence("ema_decay ema_interval offload_ema foreach_ema", "--use_ema", lambda a: a.use_ema),
-    Dependence("dream_detail_preservation", "--dream_training", lambda a: a.dream_training),
     Dependence("bad_samples_limit", "--bad_samples skip", lambda a: a.bad_samples == "skip"),
     Dependence(
         "allow_config_change", "--resume_from_checkpoint", lambda a: bool(a.resume_from_checkpoint)
     ),
-    Dependence("validation_steps", "--validation_prompts", lambda a: bool(a.validation_prompts)),
     Dependence("dataset_config_name", "--dataset_name", lambda a: a.dataset_name is not None),
 )
 
 
-def check_arguments(args: argparse.Namespace, default_of: Callable[[str], Any]) -> None:
+def check_arguments(
+    args: argparse.Namespace,
+    default_of: Callable[[str], Any],
+    dependences: Sequence[Dependence] = DEPENDENCES,
+) -> None:
     """Refuse what cannot work or would do nothing.
 
     Args:
-        args: parsed arguments, ``KEY=VALUE`` lists already turned into dicts.
+        args: parsed arguments, ``KEY=VALUE`` lists already turned into dicts; a script need not
+            have all those that are checked here.
         default_of: the parser's default of an argument.
+        dependences: those of the script.
 
     Raises:
         UsageError: with the value and the remedy.
@@ -173,7 +185,7 @@ def check_arguments(args: argparse.Namespace, default_of: Callable[[str], Any]) 
     for bound in BOUNDS:
         _check_bound(args, bound)
     _check_names(args)
-    for dependence in DEPENDENCES:
+    for dependence in dependences:
         _check_dependence(args, dependence, default_of)
     _check_snr_gamma(args)
     check_curriculum(args)
@@ -182,7 +194,7 @@ def check_arguments(args: argparse.Namespace, default_of: Callable[[str], Any]) 
 
 def _check_bound(args: argparse.Namespace, bound: Bound) -> None:
     for name in bound.names.split():
-        value = getattr(args, name)
+        value = getattr(args, name, None)
         if value is not None and not bound.holds(value):
             raise UsageError(f"--{name} is {value}: it must be {bound.wanted}.")
 
@@ -190,7 +202,7 @@ def _check_bound(args: argparse.Namespace, bound: Bound) -> None:
 def _check_names(args: argparse.Namespace) -> None:
     # The official flags take any word, so these are not `choices` of the parser.
     for name, known in (("lr_scheduler", LR_SCHEDULERS), ("prediction_type", PREDICTION_TYPES)):
-        value = getattr(args, name)
+        value = getattr(args, name, None)
         if value is not None and value not in known:
             raise UsageError(f"--{name} is {value!r}: choose from {', '.join(known)}.")
 
@@ -198,9 +210,10 @@ def _check_names(args: argparse.Namespace) -> None:
 def _check_dependence(
     args: argparse.Namespace, dependence: Dependence, default_of: Callable[[str], Any]
 ) -> None:
-    if dependence.holds(args):
+    names = [name for name in dependence.names.split() if hasattr(args, name)]
+    if not names or dependence.holds(args):
         return
-    for name in dependence.names.split():
+    for name in names:
         value = getattr(args, name)
         # argparse does not tell what was typed: given but equal to the default counts as not given.
         # An empty dict is a KEY=VALUE list that was not given.
@@ -218,7 +231,7 @@ def _shown(value: Any) -> str:
 
 
 def _check_snr_gamma(args: argparse.Namespace) -> None:
-    if args.snr_gamma is None:
+    if getattr(args, "snr_gamma", None) is None:
         return
     if args.loss_weighting not in ("none", "min_snr"):
         raise UsageError(

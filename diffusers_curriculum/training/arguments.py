@@ -8,9 +8,13 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from diffusers_curriculum.training.argument_checks import check_arguments
+from diffusers_curriculum.training.argument_checks import (
+    DEPENDENCES,
+    Dependence,
+    check_arguments,
+)
 from diffusers_curriculum.training.argument_parser import OfficialFirstParser
 from diffusers_curriculum.training.errors import UsageError
 from diffusers_curriculum.training.key_values import parse_key_values
@@ -33,6 +37,12 @@ SETTINGS = (
     *("loss_weighting", "objective", "images", "optimizer", "ema"),
 )
 
+TEXT_TO_IMAGE_DEPENDENCES = (
+    *DEPENDENCES,
+    Dependence("dream_detail_preservation", "--dream_training", lambda a: a.dream_training),
+    Dependence("validation_steps", "--validation_prompts", lambda a: bool(a.validation_prompts)),
+)
+
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse and check a command line (default: the program's own), before any model is loaded.
@@ -44,16 +54,35 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         UsageError: an argument is wrong, missing or without effect; the message says what to do.
         SystemExit: status 2 for what argparse itself refuses, with a message on stderr.
     """
-    parser = build_parser()
+    args = parse_checked(build_parser(), argv, TEXT_TO_IMAGE_DEPENDENCES)
+    _resolve_non_ema_revision(args)
+    return args
+
+
+def parse_checked(
+    parser: OfficialFirstParser,
+    argv: Sequence[str] | None,
+    dependences: Sequence[Dependence],
+    settle: Callable[[argparse.Namespace], object] = lambda args: None,
+) -> argparse.Namespace:
+    """Parse and check a command line of any training script.
+
+    Args:
+        dependences: which arguments need others.
+        settle: puts the script's own defaults, before anything is checked.
+
+    Raises:
+        UsageError, SystemExit: see :func:`parse_args`.
+    """
     args = parser.parse_args(argv)
+    settle(args)
     for name in ("timestep_sampler_args", "loss_weighting_args"):
         setattr(args, name, parse_key_values(f"--{name}", getattr(args, name) or ()))
     resolve_bias(args)
-    check_arguments(args, parser.get_default)
+    check_arguments(args, parser.get_default, dependences)
     resolve_draws(args)
     _resolve_snr_gamma(args)
     _resolve_local_rank(args)
-    _resolve_non_ema_revision(args)
     return args
 
 
@@ -67,15 +96,16 @@ def build_parser() -> OfficialFirstParser:
     add_timestep_arguments(parser)
     add_curriculum_arguments(parser)
     add_pacing_arguments(parser)
+    add = parser.add_argument_group("further options").add_argument
+    add("--caption_dropout", type=float, default=0.0, help="share of captions left empty")
+    add("--ema_decay", type=float, default=0.9999, help="decay of the moving average")
     add_loop_arguments(parser)
     return parser
 
 
 def add_loop_arguments(parser: argparse.ArgumentParser) -> None:
-    """What else the official script lacks."""
-    add = parser.add_argument_group("further options").add_argument
-    add("--caption_dropout", type=float, default=0.0, help="share of captions left empty")
-    add("--ema_decay", type=float, default=0.9999, help="decay of the moving average")
+    """What else the official scripts lack."""
+    add = parser.add_argument_group("the run, further").add_argument
     add("--ema_interval", type=int, default=1, help="optimizer steps between its updates")
     add("--validation_steps", type=int, help="optimizer steps between validations")
     add("--log_every", type=int, default=10, help="optimizer steps between metrics")
@@ -117,7 +147,7 @@ def add_loop_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _resolve_snr_gamma(args: argparse.Namespace) -> None:
     # The official flag is one point of the larger family; nothing after this line treats it apart.
-    if args.snr_gamma is not None:
+    if getattr(args, "snr_gamma", None) is not None:
         args.loss_weighting = "min_snr"
         args.loss_weighting_args = {**args.loss_weighting_args, "gamma": args.snr_gamma}
 

@@ -23,9 +23,13 @@ from diffusers_curriculum.training.checked_images import (
     read_checked,
     write_checked,
 )
-from diffusers_curriculum.training.data_checks import caption_fault, describe, sample_name
+from diffusers_curriculum.training.data_checks import (
+    caption_fault,
+    image_fault,
+    label_fault,
+    sample_name,
+)
 from diffusers_curriculum.training.errors import UsageError
-from diffusers_curriculum.training.transforms import decode_image, refuse_bomb, resized_size
 
 logger = logging.getLogger(__name__)
 
@@ -74,8 +78,9 @@ class Findings:
 def usable_rows(
     dataset: Dataset,
     image_column: str = "image",
-    caption_column: str = "text",
+    caption_column: str | None = "text",
     *,
+    label_column: str | None = None,
     policy: str = "raise",
     limit: float = 0.01,
     output_dir: str | Path,
@@ -93,6 +98,7 @@ def usable_rows(
 
     Args:
         dataset: rows with the image column undecoded, as `load_image_captions` returns them.
+        caption_column, label_column: looked at where they are not None.
         policy: "raise" refuses any bad sample, "skip" leaves them out.
         limit: largest share of bad samples that may be skipped, in [0, 1].
         resolution: training resolution in pixels; an image so long that resizing its shorter side
@@ -112,6 +118,7 @@ def usable_rows(
         dataset,
         image_column,
         caption_column,
+        label_column=label_column,
         resolution=resolution,
         rows=range(total * rank // world_size, total * (rank + 1) // world_size),
         known=known,
@@ -130,17 +137,19 @@ def usable_rows(
 def find_bad_samples(
     dataset: Dataset,
     image_column: str = "image",
-    caption_column: str = "text",
+    caption_column: str | None = "text",
     *,
+    label_column: str | None = None,
     resolution: int = 512,
     rows: range | None = None,
     known: CheckedImages | None = None,
     workers: int | None = None,
     progress: bool = True,
 ) -> Findings:
-    """Decode every image that is not known to be good, and look at every caption.
+    """Decode every image that is not known to be good, and look at every caption and class.
 
     Args:
+        caption_column, label_column: looked at where they are not None.
         rows: consecutive rows to look at; None is all.
         known: images that need not be decoded again; None is none.
         workers: threads; None is one per core, at most 8.
@@ -149,11 +158,13 @@ def find_bad_samples(
     rows = range(len(dataset)) if rows is None else rows
     seen = known or CheckedImages(described_check(resolution))
     findings = Findings([], [])
+    columns = ((caption_column, caption_fault), (label_column, label_fault))
+    told = {column: fault for column, fault in columns if column is not None}
 
     def look(chunk: range) -> Findings:
         cells = dataset[chunk.start : chunk.stop]
-        samples = zip(chunk, cells[image_column], cells[caption_column], strict=True)
-        return _look_at(samples, resolution, seen)
+        faults = ([fault(cell) for cell in cells[column]] for column, fault in told.items())
+        return _look_at(zip(chunk, cells[image_column], *faults, strict=True), resolution, seen)
 
     chunks = [rows[i : i + _CHUNK] for i in range(0, len(rows), _CHUNK)]
     with (
@@ -168,32 +179,17 @@ def find_bad_samples(
     return findings
 
 
-def _look_at(
-    samples: Iterator[tuple[int, dict[str, Any] | None, Any]], resolution: int, known: CheckedImages
-) -> Findings:
+def _look_at(samples: Iterator[tuple[Any, ...]], resolution: int, known: CheckedImages) -> Findings:
     findings = Findings([], [])
-    for row, cell, caption in samples:
+    for row, cell, *faults in samples:
         key = image_key(cell)  # before decoding: a file that changes meanwhile gets another key
-        fault = None if key in known.keys else _image_fault(cell or {}, resolution)
+        fault = None if key in known.keys else image_fault(cell or {}, resolution)
         if fault is None and key is not None and key not in known.keys:
             findings.fresh.append(key)
-        reasons = "; ".join(reason for reason in (fault, caption_fault(caption)) if reason)
+        reasons = "; ".join(reason for reason in (fault, *faults) if reason)
         if reasons:
             findings.bad.append(BadSample(row, (cell or {}).get("path"), reasons))
     return findings
-
-
-def _image_fault(cell: dict[str, Any], resolution: int) -> str | None:
-    path = cell.get("path")
-    if cell.get("bytes") is None and path and os.path.exists(path) and not os.path.isfile(path):
-        return "it is not a file"  # opening a pipe would wait for ever
-    try:
-        image = decode_image(cell)
-        refuse_bomb(*resized_size(*image.size, resolution))
-    # Decoders raise nearly every type on broken input; whichever it is, it is what we look for.
-    except Exception as error:
-        return describe(error)
-    return None
 
 
 def refuse_bad_samples(

@@ -51,6 +51,8 @@ def build_base(args: argparse.Namespace, scheduler: Any, seed: int) -> TimestepS
         "importance_correction": args.importance_correction,
         "seed": seed,
     }
+    if getattr(args, "discrete_timesteps", True) is False:
+        given["continuous"] = NoiseLevels.from_scheduler(scheduler).continuous or None
     given = {setting: value for setting, value in given.items() if value is not None}
     if name == "two_phase":
         return SequenceTimestepSampler.two_phase(scheduler, **own, **given)

@@ -36,9 +36,9 @@ EFFECTS = {
     "seed": "another order of the data and other draws from here on",
     "global_batch": "another place in the data: samples of this epoch may repeat or be left out",
     "dataset": "another order of the data: samples of this epoch may repeat or be left out",
-    "model": "the U-Net comes from the checkpoint, text encoder and VAE from the new base model",
-    "schedule": "the U-Net meets other noise levels; sampler and loss statistics start afresh",
-    "prediction_type": "the U-Net has to learn another target",
+    "model": "the network comes from the checkpoint, text encoder and VAE from the new base model",
+    "schedule": "the network meets other noise levels; sampler and loss statistics start afresh",
+    "prediction_type": "the network has to learn another target",
     "sampler": "the new sampler starts afresh, a curriculum at its first stage",
     "loss_weighting": "losses are weighted in the new way from here on",
     "objective": "noise is made in the new way from here on",
@@ -55,15 +55,17 @@ _RENEWED = {
     "ema": ("ema",),
 }
 _ARGUMENTS = {
-    "objective": "noise_offset input_perturbation dream_training dream_detail_preservation",
-    "images": "resolution center_crop random_flip image_interpolation_mode caption_dropout",
+    "objective": "noise_offset input_perturbation dream_training dream_detail_preservation "
+    "learned_variance",
+    "images": "resolution center_crop random_flip image_interpolation_mode caption_dropout "
+    "label_dropout cache_latents latent_crops preserve_input_precision",
     "optimizer": "learning_rate scale_lr lr_scheduler lr_warmup_steps use_8bit_adam adam_beta1 "
     "adam_beta2 adam_weight_decay adam_epsilon max_grad_norm",
 }
 _TEXTS = {
     "global_batch": "--train_batch_size x --gradient_accumulation_steps x processes",
     "dataset.rows": "number of training samples",
-    "dataset.sha256": "digest of captions, file names and sizes",
+    "dataset.sha256": "digest of captions or classes, file names and sizes",
     "model.files": "digest of the base model's file names and sizes",
     "schedule.sha256": "digest of the noise levels",
 }
@@ -96,12 +98,17 @@ def run_facts(
     sampler: TimestepSampler,
     objective: Objective,
     rows: Dataset,
+    model: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """What goes into run.json and into the manifest of every checkpoint, as plain data.
 
     Args:
-        rows: as ``load_image_captions`` returned them.
+        rows: as ``load_image_captions`` or ``load_images`` returned them.
+        model: what tells the network and its frozen parts; default the base pipeline's identity.
     """
+    if model is None:
+        name = args.pretrained_model_name_or_path
+        model = model_identity(name, args.revision, args.variant)
     settings = plain_config(sampler)
     facts = {
         "seed": plan.seed,
@@ -109,16 +116,17 @@ def run_facts(
         "world_size": plan.world_size,
         "num_samples": plan.num_samples,
         "dataset": _dataset_facts(args, rows),
-        "model": model_identity(args.pretrained_model_name_or_path, args.revision, args.variant),
+        "model": dict(model),
         "schedule": schedule_identity(sampler.levels),
         "prediction_type": objective.prediction_type,
         "sampler": settings,
         "sampler_sha256": hash_config(settings),
         "loss_weighting": {"name": args.loss_weighting, **args.loss_weighting_args},
-        "ema": {"decay": args.ema_decay, "interval": args.ema_interval} if args.use_ema else {},
+        "ema": _ema_facts(args),
     }
     for setting, names in _ARGUMENTS.items():
-        facts[setting] = {name: getattr(args, name) for name in names.split()}
+        own = [name for name in names.split() if hasattr(args, name)]
+        facts[setting] = {name: getattr(args, name) for name in own}
     return json.loads(json.dumps(facts))  # as it will be read back: tuples are lists
 
 
@@ -197,12 +205,21 @@ def _dataset_facts(args: argparse.Namespace, rows: Dataset) -> dict[str, Any]:
     """Columns, config and digest; the name too, unless it is a folder, which may be moved."""
     source = args.train_data_dir if args.dataset_name is None else args.dataset_name
     folder = source if os.path.isdir(source) else None
+    text = getattr(args, "caption_column", getattr(args, "label_column", None))
     return {
         "name": None if folder else source,
         "config": args.dataset_config_name,
-        "columns": [args.image_column, args.caption_column],
-        "sha256": dataset_digest(rows, args.image_column, args.caption_column, folder),
+        "columns": [args.image_column] + ([] if text is None else [text]),
+        "sha256": dataset_digest(rows, args.image_column, text, folder),
     }
+
+
+def _ema_facts(args: argparse.Namespace) -> dict[str, Any]:
+    names = ("inv_gamma", "power", "max_decay", "warmup")
+    more = {name: value for name in names if (value := getattr(args, f"ema_{name}", None))}
+    facts = {"decay": args.ema_decay, "interval": args.ema_interval} | more if args.use_ema else {}
+    widths = getattr(args, "power_ema", None)
+    return facts | ({"power_ema": widths} if widths else {})
 
 
 def _setting(facts: Mapping[str, Any], setting: str) -> Any:

@@ -1,126 +1,39 @@
-"""Image and caption pairs: loading them, and reading any position of the endless training sequence.
+"""Training samples: reading any position of the endless training sequence.
 
-A sample's crop, mirroring, phrasing and caption dropout are functions of (seed, position), so the
-number of loader workers, of ranks and of interruptions changes nothing.
+A sample's crop, mirroring, phrasing and dropout of captions and classes are functions of (seed,
+position), so the number of loader workers, of ranks and of interruptions changes nothing.
 """
 
 from __future__ import annotations
 
-import glob
-import os
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import torch
-from datasets import Dataset, DatasetDict, Image, load_dataset
-from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
+from datasets import Dataset
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from diffusers_curriculum.randomness import host_generator
 from diffusers_curriculum.training.batch_plan import BatchPlan
-from diffusers_curriculum.training.data_checks import (
-    check_columns,
-    describe,
-    sample_name,
-    warn_of_unlisted_images,
-)
+from diffusers_curriculum.training.data_checks import describe, sample_name
 from diffusers_curriculum.training.errors import UsageError
 from diffusers_curriculum.training.stopping import ignore_stop_signals
-from diffusers_curriculum.training.transforms import ImageTransform, decode_image
+from diffusers_curriculum.training.transforms import (
+    ImageTransform,
+    decode_image,
+    decode_precisely,
+)
 
-
-def load_image_captions(
-    dataset_name: str | None = None,
-    dataset_config_name: str | None = None,
-    train_data_dir: str | None = None,
-    *,
-    cache_dir: str | None = None,
-    image_column: str = "image",
-    caption_column: str = "text",
-    max_train_samples: int | None = None,
-    seed: int = 0,
-) -> Dataset:
-    """Load the training split from the Hub, a local path or an image folder, images undecoded.
-
-    Args:
-        dataset_name: as `datasets.load_dataset` takes it; None reads `train_data_dir` as an image
-            folder with a metadata.jsonl or metadata.csv.
-        max_train_samples: keep this many samples, chosen by a shuffle with `seed`.
-
-    Returns:
-        The two columns; an image cell is {"path", "bytes"}.
-
-    Raises:
-        UsageError: nothing to load, not loadable, empty, or without the two columns.
-    """
-    if max_train_samples is not None and max_train_samples < 1:
-        raise UsageError(f"--max_train_samples is {max_train_samples}; it must be at least 1.")
-    splits = _load_splits(dataset_name, dataset_config_name, train_data_dir, cache_dir)
-    if "train" not in splits:
-        found = ", ".join(map(str, splits))
-        raise UsageError(f"--dataset_name {dataset_name!r} has no split 'train'; it has: {found}.")
-    dataset = splits["train"]
-    folder = _local_folder(dataset_name, train_data_dir)
-    check_columns(dataset.features, image_column, caption_column, folder)
-    if len(dataset) == 0:
-        raise UsageError(f"The data set {dataset_name or train_data_dir!r} has no samples.")
-    if folder is not None and dataset_name is None:
-        warn_of_unlisted_images(dataset, folder, ImageFolder.EXTENSIONS)
-    dataset = dataset.select_columns([image_column, caption_column])
-    if max_train_samples is not None:
-        dataset = dataset.shuffle(seed=seed).select(range(min(max_train_samples, len(dataset))))
-    return dataset.cast_column(image_column, Image(decode=False))
-
-
-def _local_folder(dataset_name: str | None, train_data_dir: str | None) -> str | None:
-    name = train_data_dir if dataset_name is None else dataset_name
-    return name if name is not None and os.path.isdir(name) else None
-
-
-def _load_splits(
-    name: str | None, config: str | None, folder: str | None, cache_dir: str | None
-) -> DatasetDict:
-    files = None if name is not None else {"train": os.path.join(_checked_folder(folder), "**")}
-    try:
-        if name is not None:
-            loaded = load_dataset(name, config, cache_dir=cache_dir, data_dir=folder)
-        else:
-            loaded = load_dataset("imagefolder", data_files=files, cache_dir=cache_dir)
-    # A broken metadata file makes the readers raise nearly any type, IndexError included.
-    except Exception as error:
-        flag, value, remedy = "--dataset_name", name, "Check its name, content and the connection."
-        if name is None:
-            flag, value = "--train_data_dir", folder
-            remedy = (
-                "Check its metadata.jsonl or metadata.csv: one entry per image, all of one form."
-            )
-        reason = describe(error).rstrip(".!")
-        raise UsageError(f"{flag} {value!r} cannot be loaded: {reason}. {remedy}") from error
-    return loaded if isinstance(loaded, DatasetDict) else DatasetDict()
-
-
-def _checked_folder(folder: str | None) -> str:
-    if folder is None:
-        raise UsageError("There is no training data: pass --dataset_name or --train_data_dir.")
-    if "://" in folder or (glob.has_magic(folder) and not os.path.exists(folder)):
-        return folder  # a remote address or a pattern: for datasets to resolve
-    if not os.path.isdir(folder):
-        raise UsageError(f"--train_data_dir {folder!r} is not a folder; check the path.")
-    if not any(_is_image(name) for _, _, names in os.walk(folder) for name in names):
-        raise UsageError(f"--train_data_dir {folder!r} has no images in it or in its subfolders.")
-    return glob.escape(folder)  # a folder may be called "cats [final]"
-
-
-def _is_image(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in ImageFolder.EXTENSIONS
+if TYPE_CHECKING:
+    from diffusers_curriculum.training.latent_cache import CachedLatents
 
 
 class ImageCaptionDataset(TorchDataset):
     """The training sequence: position p gives row `plan.index(p)`, augmented by (plan.seed, p).
 
     Args:
-        rows: what `load_image_captions` returned.
+        rows: what `sources.load_image_captions` returned.
         plan: the order of the samples.
         tokenizer: a transformers tokenizer.
         transform: geometry of the images.
@@ -156,7 +69,7 @@ class ImageCaptionDataset(TorchDataset):
         draws = host_generator(self.plan.seed, position, purpose="augment").random(5).tolist()
         caption = self._caption(cells[self.caption_column], *draws[3:])
         return {
-            "pixel_values": self.transform(self._image(cells[self.image_column], row), *draws[:3]),
+            "pixel_values": self.transform(_image(cells[self.image_column], row), *draws[:3]),
             "input_ids": self._tokens(caption),
         }
 
@@ -164,13 +77,6 @@ class ImageCaptionDataset(TorchDataset):
         if u_dropout < self.caption_dropout:
             return ""
         return caption if isinstance(caption, str) else caption[int(u_choice * len(caption))]
-
-    def _image(self, cell: dict[str, Any], row: int) -> Any:
-        try:
-            return decode_image(cell)
-        # A file may have changed since the check; whatever the decoder raises, name the file.
-        except Exception as error:
-            raise UsageError(f"{sample_name(cell, row)}: {describe(error)}") from error
 
     def _tokens(self, caption: str) -> torch.Tensor:
         tokens = self.tokenizer(
@@ -181,6 +87,78 @@ class ImageCaptionDataset(TorchDataset):
             return_tensors="pt",
         )
         return tokens.input_ids[0]
+
+
+class ImageDataset(TorchDataset):
+    """The training sequence of images, with classes if there are any: position p gives row
+    `plan.index(p)`, augmented by (plan.seed, p).
+
+    Args:
+        rows: what `sources.load_images` returned.
+        plan: the order of the samples.
+        transform: geometry of the images.
+        label_column: column of classes; None for images alone.
+        label_dropout: probability that a class is replaced by `null_label`, once per sample.
+        null_label: the class that stands for none.
+        latents: what to read instead of the images, which were encoded before.
+        precise: keep the precision of 16-bit images.
+
+    Raises:
+        UsageError: at construction for a dropout outside [0, 1]; on reading for an image that does
+            not decode, with its path.
+    """
+
+    def __init__(
+        self,
+        rows: Dataset,
+        plan: BatchPlan,
+        transform: ImageTransform,
+        *,
+        image_column: str = "image",
+        label_column: str | None = None,
+        label_dropout: float = 0.0,
+        null_label: int = 0,
+        latents: CachedLatents | None = None,
+        precise: bool = False,
+    ) -> None:
+        if not 0.0 <= label_dropout <= 1.0:
+            raise UsageError(f"The label dropout is {label_dropout}; it must lie in [0, 1].")
+        self.rows, self.plan, self.transform = rows, plan, transform
+        self.image_column, self.label_column = image_column, label_column
+        self.label_dropout, self.null_label, self.latents = label_dropout, null_label, latents
+        self.precise = precise
+
+    def __getitem__(self, position: int) -> dict[str, torch.Tensor]:
+        """Return pixel_values (3, R, R) float32 in [-1, 1], or mean and std (C, h, w) of cached
+        latents, and label () int64 if there are classes."""
+        row = self.plan.index(position)
+        # All four are drawn whatever the options: switching one does not change the others.
+        draws = host_generator(self.plan.seed, position, purpose="augment").random(4).tolist()
+        item = self._latents(row, *draws[1:3]) if self.latents else self._pixels(row, *draws[:3])
+        if self.label_column is not None:
+            dropped = draws[3] < self.label_dropout
+            label = self.null_label if dropped else self.rows[row][self.label_column]
+            item["label"] = torch.tensor(label)
+        return item
+
+    def _pixels(self, row: int, *draws: float) -> dict[str, torch.Tensor]:
+        cell = self.rows[row][self.image_column]
+        if self.precise:
+            pixels = _image(cell, row, decode_precisely)
+            return {"pixel_values": self.transform.precise(pixels, *draws)}
+        return {"pixel_values": self.transform(_image(cell, row), *draws)}
+
+    def _latents(self, row: int, u_crop: float, u_flip: float) -> dict[str, torch.Tensor]:
+        mean, std = self.latents.read(row, u_crop, u_flip)  # pyright: ignore
+        return {"mean": mean} if std is None else {"mean": mean, "std": std}
+
+
+def _image(cell: dict[str, Any], row: int, decode: Callable[..., Any] = decode_image) -> Any:
+    try:
+        return decode(cell)
+    # A file may have changed since the check; whatever the decoder raises, name the file.
+    except Exception as error:
+        raise UsageError(f"{sample_name(cell, row)}: {describe(error)}") from error
 
 
 class PlannedBatches:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, Features, Image, LargeList, List, Value
+from datasets import ClassLabel, Dataset, Features, Image, LargeList, List, Value
 
 from diffusers_curriculum.training.errors import UsageError
+from diffusers_curriculum.training.transforms import decode_image, refuse_bomb, resized_size
 
 logger = logging.getLogger(__name__)
 
@@ -30,22 +32,56 @@ def check_columns(
     Raises:
         UsageError: a missing column, or one of another type; names the columns found.
     """
-    for flag, column in (("--image_column", image_column), ("--caption_column", caption_column)):
-        if column not in features:
-            remedy = caption_hint(folder, column) if flag == "--caption_column" and folder else ""
-            raise UsageError(
-                f"{flag} {column!r} is not a column of the data set. Columns found: "
-                f"{', '.join(features)}. {remedy or f'Pass {flag} with one of these.'}"
-            )
+    check_image_column(features, image_column)
+    hint = caption_hint(folder, caption_column) if folder else ""
+    _check_there(features, "--caption_column", caption_column, hint)
+    if not _may_hold_text(features[caption_column]):
+        raise UsageError(
+            f"--caption_column {caption_column!r} holds {features[caption_column]}, neither "
+            f"strings nor lists of strings. Columns found: {_described(features)}."
+        )
+
+
+def check_image_column(features: Features, image_column: str) -> None:
+    """Check that the column exists and holds images.
+
+    Raises:
+        UsageError: it does not; names the columns found.
+    """
+    _check_there(features, "--image_column", image_column)
     if not isinstance(features[image_column], Image):
         raise UsageError(
             f"--image_column {image_column!r} holds {features[image_column]}, not images. "
             f"Columns found: {_described(features)}."
         )
-    if not _may_hold_text(features[caption_column]):
+
+
+def check_label_column(features: Features, label_column: str, folder: str | None = None) -> None:
+    """Check that the column exists and holds classes: `ClassLabel`, whole numbers or words.
+
+    Raises:
+        UsageError: it does not; names the columns found.
+    """
+    hint = (
+        f"Put the images of {folder!r} into one folder per class, or name the class of each in a "
+        "metadata.jsonl."
+    )
+    _check_there(features, "--label_column", label_column, hint if folder else "")
+    kind = features[label_column]
+    words = ("string", "large_string")
+    named = isinstance(kind, Value) and (kind.dtype in words or "int" in str(kind.dtype))
+    if not (named or isinstance(kind, ClassLabel)):
         raise UsageError(
-            f"--caption_column {caption_column!r} holds {features[caption_column]}, neither "
-            f"strings nor lists of strings. Columns found: {_described(features)}."
+            f"--label_column {label_column!r} holds {kind}, neither classes nor whole numbers nor "
+            f"words. Columns found: {_described(features)}."
+        )
+
+
+def _check_there(features: Features, flag: str, column: str, hint: str = "") -> None:
+    if column not in features:
+        raise UsageError(
+            f"{flag} {column!r} is not a column of the data set. Columns found: "
+            f"{', '.join(features)}. {hint or f'Pass {flag} with one of these.'}"
         )
 
 
@@ -98,6 +134,26 @@ def caption_fault(caption: Any) -> str | None:
         return "the list of captions is empty"
     wrong = next((c for c in caption if not isinstance(c, str)), "")
     return None if wrong == "" else f"the list of captions holds {wrong!r}, which is not a string"
+
+
+def image_fault(cell: dict[str, Any], resolution: int) -> str | None:
+    """Return why an image cannot be read and resized, None where it can."""
+    path = cell.get("path")
+    if cell.get("bytes") is None and path and os.path.exists(path) and not os.path.isfile(path):
+        return "it is not a file"  # opening a pipe would wait for ever
+    try:
+        image = decode_image(cell)
+        refuse_bomb(*resized_size(*image.size, resolution))
+    # Decoders raise nearly every type on broken input; whichever it is, it is what we look for.
+    except Exception as error:
+        return describe(error)
+    return None
+
+
+def label_fault(label: Any) -> str | None:
+    """Return what is wrong with a class, None where it is a number of a class."""
+    missing = label is None or (isinstance(label, int) and label < 0)  # the Hub's word for none
+    return "the class is missing" if missing else None
 
 
 def warn_of_unlisted_images(dataset: Dataset, folder: str, image_suffixes: Sequence[str]) -> None:

@@ -43,8 +43,8 @@ def installed(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
 
 
-def _check_model(name: str) -> None:
-    if name.startswith(("/", "./", "../", "~")) and not Path(name).is_dir():
+def _check_model(name: str | None) -> None:
+    if name is not None and name.startswith(("/", "./", "../", "~")) and not Path(name).is_dir():
         raise UsageError(
             f"--pretrained_model_name_or_path is {name}: there is no such folder. Give a folder "
             "with a saved pipeline, or the name of a repository on the Hub."
@@ -56,25 +56,27 @@ def _check_data(args: argparse.Namespace) -> None:
     if args.dataset_name is None and args.train_data_dir is None and args.show_timesteps is None:
         raise UsageError(
             "neither --dataset_name nor --train_data_dir is given: name a data set on the Hub, or "
-            "a folder of images with a metadata file."
+            f"{_wanted_folder(args)}."
         )
     # Together with --dataset_name the folder lies inside that data set, not on this machine.
     if args.train_data_dir is not None and args.dataset_name is None:
-        _check_data_folder(Path(args.train_data_dir))
+        _check_data_folder(Path(args.train_data_dir), _wanted_folder(args))
 
 
-def _check_data_folder(folder: Path) -> None:
+def _wanted_folder(args: argparse.Namespace) -> str:
+    if hasattr(args, "caption_column"):
+        return "a folder of images and a metadata file (metadata.jsonl or metadata.csv) of captions"
+    if hasattr(args, "label_column"):
+        return "a folder of images with one sub-folder per class"
+    return "a folder of images"
+
+
+def _check_data_folder(folder: Path, wanted: str) -> None:
     if not folder.is_dir():
         problem = "it is a file" if folder.exists() else "there is no such folder"
-        raise UsageError(
-            f"--train_data_dir is {folder}: {problem}. Give a folder of images and a metadata "
-            "file with their captions."
-        )
+        raise UsageError(f"--train_data_dir is {folder}: {problem}. Give {wanted}.")
     if not any(path.is_file() for path in folder.rglob("*")):
-        raise UsageError(
-            f"--train_data_dir is {folder}: the folder is empty. Put images and a metadata file "
-            "(metadata.jsonl or metadata.csv) there."
-        )
+        raise UsageError(f"--train_data_dir is {folder}: the folder is empty. Give {wanted}.")
 
 
 def _check_output(name: str) -> None:
@@ -145,7 +147,7 @@ def _check_hub(args: argparse.Namespace) -> None:
 
 
 def _check_kernels(args: argparse.Namespace) -> None:
-    if args.use_8bit_adam and not installed("bitsandbytes"):
+    if getattr(args, "use_8bit_adam", False) and not installed("bitsandbytes"):
         raise UsageError("--use_8bit_adam needs bitsandbytes: pip install it, or drop the flag.")
     if args.enable_xformers_memory_efficient_attention:
         _check_xformers("--enable_xformers_memory_efficient_attention")

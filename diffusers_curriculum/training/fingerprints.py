@@ -23,15 +23,16 @@ FROZEN_PARTS = ("text_encoder", "tokenizer", "vae")
 
 
 def dataset_digest(
-    rows: Dataset, image_column: str, caption_column: str, folder: str | None
+    rows: Dataset, image_column: str, text_column: str | None, folder: str | None
 ) -> str:
-    """SHA-256 over caption, file name and size in bytes of every row, in the order of the rows.
+    """SHA-256 over caption or class, file name and size in bytes of every row, in their order.
 
     The digest is the same in another cache or after the folder was moved. A selection by
     ``--max_train_samples`` is not covered: the number of samples and the seed tell it.
 
     Args:
-        rows: as ``load_image_captions`` returns them, images undecoded.
+        rows: as ``load_image_captions`` or ``load_images`` returns them, images undecoded.
+        text_column: of captions or classes; None where there is none.
         folder: the image folder, to which file names are taken relative; None for other sources,
             where only the last part of a name counts.
     """
@@ -39,9 +40,10 @@ def dataset_digest(
     table: Any = rows.data
     compute: Any = pyarrow.compute  # most of its names are made at import
     digest = hashlib.sha256()
-    pair = table.table.select([image_column, caption_column])
-    for batch in pair.to_batches(max_chunksize=1000):
-        images, captions = batch.column(0), batch.column(1).to_pylist()
+    columns = [image_column] if text_column is None else [image_column, text_column]
+    for batch in table.table.select(columns).to_batches(max_chunksize=1000):
+        images = batch.column(0)
+        captions = batch.column(1).to_pylist() if len(columns) > 1 else [None] * len(images)
         # the lengths stand in Arrow's offsets: the image bytes are not read
         sizes = compute.binary_length(compute.struct_field(images, "bytes")).to_pylist()
         paths = compute.struct_field(images, "path").to_pylist()

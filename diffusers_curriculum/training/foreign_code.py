@@ -14,7 +14,7 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidat
 
 from diffusers_curriculum.training.errors import UsageError
 
-_LIBRARIES = {"diffusers", "transformers"}
+_LIBRARIES = {"diffusers", "transformers", "diffusers_curriculum.models.vit_vq"}
 _KERNELS = ("attn_implementation", "_attn_implementation", "experts_implementation")
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
 _UNANSWERED = (OSError, ValueError, EntryNotFoundError, HfHubHTTPError, HFValidationError)

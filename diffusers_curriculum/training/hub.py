@@ -56,12 +56,15 @@ def repository_name(hub_model_id: str | None, output_dir: str | Path) -> str:
 
 
 def prepare_repository(
-    facts: CardFacts, *, token: str | None = None, api: HfApi | None = None
+    facts: CardFacts, *, token: str | None = None, private: bool = False, api: HfApi | None = None
 ) -> str:
     """Create the repository before training and return its full name, "owner/name".
 
     The card is built once for trial first, so that no run of hours ends in an error there and no
     empty repository is left behind by a bad name.
+
+    Args:
+        private: whether a new repository is hidden; one that is there stays as it is.
 
     Raises:
         HubError: bad name or licence, no token, or the Hub refused.
@@ -71,7 +74,8 @@ def prepare_repository(
     client = _client(token, api)
     advice = "check the name and that the token may write, or leave out --push_to_hub"
     with _explained(f"repository {facts.repo_id!r} could not be created", advice, client):
-        return client.create_repo(facts.repo_id, exist_ok=True).repo_id
+        settings: dict[str, Any] = {"private": True} if private else {}
+        return client.create_repo(facts.repo_id, exist_ok=True, **settings).repo_id
 
 
 def write_model_card(facts: CardFacts, output_dir: str | Path) -> Path:

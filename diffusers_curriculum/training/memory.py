@@ -75,7 +75,7 @@ def _remedies(args: argparse.Namespace) -> Iterator[str]:
         yield "--gradient_checkpointing: activations are computed twice instead of kept"
     if args.mixed_precision not in ("bf16", "fp16"):
         yield "--mixed_precision bf16: half the size of activations and frozen models"
-    if not args.use_8bit_adam:
+    if not getattr(args, "use_8bit_adam", True):
         yield "--use_8bit_adam: a quarter of the optimizer's state (needs bitsandbytes)"
     if args.use_ema and not args.offload_ema:
         yield "--offload_ema: the averaged weights wait on the host"

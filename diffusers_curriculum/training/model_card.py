@@ -54,17 +54,22 @@ class CardFacts:
     Attributes:
         repo_id: the repository, "name" or "owner/name".
         base_model: the pipeline that was fine-tuned; of a local one only the folder's name shows.
+            None: trained from scratch.
         dataset_name: the data set on the Hub, None for a local folder.
-        prompts: the validation prompts, in the order of the pictures.
+        prompts: the validation prompts or classes, in the order of the pictures.
         image_grid: the file name of the picture grid beside the card.
         train_batch_size: per process and micro-step.
         steps: optimizer steps.
         sampler: name and value of each thing to say about the timestep sampler.
         license: the user's word; by default that of the base model's card.
+        prompts_title: what the list of prompts is called.
+        usage: Python code that draws a picture, with ``{repo_id}`` and ``{prompt}`` where their
+            literals belong; None: a text-to-image pipeline's.
+        network: more to say about the network and its training.
     """
 
     repo_id: str
-    base_model: str
+    base_model: str | None = None
     dataset_name: str | None = None
     prompts: tuple[str, ...] = ()
     image_grid: str | None = None
@@ -79,6 +84,9 @@ class CardFacts:
     sampler: Mapping[str, object] = field(default_factory=dict)
     license: str | None = None
     tags: tuple[str, ...] = TEXT_TO_IMAGE_TAGS
+    prompts_title: str = "Validation prompts"
+    usage: str | None = None
+    network: Mapping[str, object] = field(default_factory=dict)
 
 
 def build_model_card(facts: CardFacts) -> ModelCard:
@@ -111,7 +119,7 @@ def check_repository_name(repo_id: str) -> None:
         )
 
 
-def resolve_license(base_model: str, given: str | None = None) -> str | None:
+def resolve_license(base_model: str | None, given: str | None = None) -> str | None:
     """The given licence, else the one in the base model's card, else None.
 
     Raises:
@@ -122,8 +130,10 @@ def resolve_license(base_model: str, given: str | None = None) -> str | None:
     return given or _license_of(base_model)
 
 
-def _license_of(base_model: str) -> str | None:
+def _license_of(base_model: str | None) -> str | None:
     """The licence that the base model's card names, None where none can be read."""
+    if base_model is None:
+        return None
     local = Path(base_model) / "README.md"
     found = os.path.isfile(local)
     if not found and _hub_name(base_model) is None:
@@ -146,11 +156,13 @@ def _hub_name(name: str | None) -> str | None:
 
 def _body(facts: CardFacts) -> str:
     parts = [
-        f"# Fine-tuned pipeline: {plain(facts.repo_id)}",
+        f"# {'Fine-tuned' if facts.base_model else 'Trained'} pipeline: {plain(facts.repo_id)}",
         _introduction(facts),
         _samples(facts),
         "## Usage",
-        _USAGE.format(repo_id=_literal(facts.repo_id), prompt=_literal(_prompt(facts))),
+        (facts.usage or _USAGE).format(
+            repo_id=_literal(facts.repo_id), prompt=_literal(_prompt(facts))
+        ),
         "## Training",
         _bullets(_training_facts(facts)),
     ]
@@ -160,16 +172,18 @@ def _body(facts: CardFacts) -> str:
 
 
 def _introduction(facts: CardFacts) -> str:
+    data = f"the data set {plain(facts.dataset_name)}" if facts.dataset_name else "a local data set"
+    if facts.base_model is None:
+        return f"Trained from scratch on {data} with diffusers-curriculum."
     local = os.path.exists(facts.base_model)
     base = Path(facts.base_model).resolve().name if local else facts.base_model
-    data = f"the data set {plain(facts.dataset_name)}" if facts.dataset_name else "a local data set"
     return f"Fine-tuned from {plain(base)} on {data} with diffusers-curriculum."
 
 
 def _samples(facts: CardFacts) -> str:
     picture = f"![Samples](./{_picture(facts.image_grid)})" if facts.image_grid else ""
     prompts = "\n".join(f"* {plain(prompt)}" for prompt in facts.prompts)
-    shown = f"Validation prompts:\n\n{prompts}" if prompts else ""
+    shown = f"{facts.prompts_title}:\n\n{prompts}" if prompts else ""
     return "\n\n".join(part for part in (picture, shown) if part)
 
 
@@ -189,6 +203,7 @@ def _training_facts(facts: CardFacts) -> dict[str, object]:
         "Resolution": facts.resolution,
         "Mixed precision": facts.mixed_precision,
         "Prediction type": facts.prediction_type,
+        **facts.network,
     }
     return {name: value for name, value in named.items() if value is not None}
 

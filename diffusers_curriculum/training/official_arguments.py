@@ -53,22 +53,26 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     """Where images and captions come from, and how images are cut."""
     group = parser.add_argument_group("data")
-    _add_source_arguments(group)
-    _add_image_arguments(group)
+    add_source_arguments(group)
+    group.add_argument(
+        "--caption_column", type=str, default="text", help="column with the captions"
+    )
+    add_image_arguments(group)
 
 
-def _add_source_arguments(group: argparse._ArgumentGroup) -> None:
+def add_source_arguments(group: argparse._ArgumentGroup) -> None:
+    """Which images, from where."""
     add = group.add_argument
     add("--dataset_name", type=str, help="data set on the Hub, or one that datasets can load")
     add("--dataset_config_name", type=str, help="configuration of that data set")
-    add("--train_data_dir", type=str, help="image folder with a metadata file that holds captions")
+    add("--train_data_dir", type=str, help="image folder; captions stand in its metadata file")
     add("--image_column", type=str, default="image", help="column with the images")
-    add("--caption_column", type=str, default="text", help="column with the captions")
     add("--max_train_samples", type=int, help="train on that many samples only, chosen by the seed")
     add("--cache_dir", type=str, help="folder for downloaded models and data sets")
 
 
-def _add_image_arguments(group: argparse._ArgumentGroup) -> None:
+def add_image_arguments(group: argparse._ArgumentGroup) -> None:
+    """How images are cut and read."""
     add = group.add_argument
     add("--resolution", type=int, default=512, help="side of the training images")
     add("--center_crop", action="store_true", help="crop the middle instead of a random place")

@@ -35,7 +35,17 @@ _NAMES = (
     # output and checkpoints
     "output_dir logging_dir report_to tracker_project_name push_to_hub hub_model_id license "
     "log_every timestep_plot_steps checkpointing_steps checkpoints_total_limit "
-    "resume_from_checkpoint nonfinite max_hours bad_samples bad_samples_limit allow_config_change"
+    "resume_from_checkpoint nonfinite max_hours bad_samples bad_samples_limit allow_config_change "
+    # class-conditional and unconditional training
+    "model_config model_config_name_or_path pretrained_vae_model_name_or_path cache_latents "
+    "latent_cache_dir latent_crops label_column label_dropout learned_variance formulation "
+    "ddpm_num_steps ddpm_beta_schedule ddpm_num_inference_steps flow_shift sigma_data sigma_min "
+    "sigma_max discrete_timesteps power_ema power_ema_snapshot_steps power_ema_dtype "
+    "ema_inv_gamma ema_power ema_max_decay no_pictures validation_classes guidance_scale "
+    "validation_images_per_class validation_inference_steps sampling_scheduler num_epochs "
+    "save_images_epochs save_model_epochs eval_batch_size overwrite_output_dir hub_private_repo "
+    "preserve_input_precision logger eval_steps eval_metrics eval_samples "
+    "eval_num_inference_steps eval_generation_batch_size eval_feature_model eval_feature_weights"
 )
 TRACKED = tuple(_NAMES.split())
 

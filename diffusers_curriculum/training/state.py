@@ -22,6 +22,7 @@ from diffusers_curriculum.training.optimizer_io import (
     optimizer_state,
     own_numbers,
 )
+from diffusers_curriculum.training.power_ema import PowerEMA
 from diffusers_curriculum.training.stateful import Stateful, load_part, starts_afresh
 from diffusers_curriculum.training.tensor_io import (
     check_tensors,
@@ -61,26 +62,28 @@ class TrainingState:
     state.write(folder, step))``, while the others wait; every process calls :meth:`read`.
 
     Attributes:
-        unet: the trained model, unwrapped; a diffusers model with ``save_pretrained``.
+        model: the trained model, unwrapped; a diffusers model with ``save_pretrained``.
+        sampler: a Stateful, or None where there is none.
         trackers: more state by name (letters, digits, underscores).
         model_name: the model's folder in a checkpoint; its average goes to ``<model_name>_ema``.
     """
 
-    unet: Any
+    model: Any
     optimizer: Optimizer
     lr_scheduler: Any
-    sampler: Stateful
+    sampler: Any
     ema: EMAModel | None = None
     scaler: torch.amp.GradScaler | None = None
     trackers: Mapping[str, Stateful] = field(default_factory=dict)
     model_name: str = "unet"
 
     def nbytes(self) -> int:
-        """Bytes of all tensors of models and optimizer: about the size of a checkpoint."""
+        """Bytes of models, averages and optimizer: about the size of a checkpoint."""
         entries = (entry for state in self.optimizer.state.values() for entry in state.values())
         shadows = self.ema.shadow_params if self.ema is not None else []
-        held = [*self.unet.state_dict().values(), *shadows, *entries]
-        return sum(item.nbytes for item in held if isinstance(item, Tensor))
+        held = [*self.model.state_dict().values(), *shadows, *entries]
+        more = sum(part.nbytes() for part in self.trackers.values() if isinstance(part, PowerEMA))
+        return more + sum(item.nbytes for item in held if isinstance(item, Tensor))
 
     def write(self, folder: str | Path, step: int) -> None:
         """Write the state after optimizer step ``step`` into an empty folder.
@@ -92,7 +95,7 @@ class TrainingState:
         folder = Path(folder)
         if self.ema is not None and self.ema.temp_stored_params is not None:
             raise RuntimeError("The averaged weights are swapped in: call ema.restore() first.")
-        self.unet.save_pretrained(folder / self.model_name)
+        self.model.save_pretrained(folder / self.model_name)
         document: dict[str, Any] = {"format": FORMAT, "step": step, "parts": {}}
         if self.ema is not None:
             document["ema"] = self._write_ema(self.ema, folder / f"{self.model_name}_ema")
@@ -186,13 +189,13 @@ class TrainingState:
 
     def _read_model(self, folder: Path, files: Mapping[str, Any]) -> Callable[[], object]:
         weights = _load_weights(folder, self.model_name, files)
-        check_tensors(weights, self.unet.state_dict(), self.model_name)
-        return partial(self.unet.load_state_dict, weights)
+        check_tensors(weights, self.model.state_dict(), self.model_name)
+        return partial(self.model.load_state_dict, weights)
 
     def _averaged(self, ema: EMAModel) -> dict[str, Tensor]:
         """The state dict of the average: its own parameters, the model's buffers."""
-        names = [name for name, _ in self.unet.named_parameters()]
-        return self.unet.state_dict() | dict(zip(names, ema.shadow_params, strict=True))
+        names = [name for name, _ in self.model.named_parameters()]
+        return self.model.state_dict() | dict(zip(names, ema.shadow_params, strict=True))
 
     def _write_ema(self, ema: EMAModel, folder: Path) -> dict[str, Any]:
         """Write what ``EMAModel.from_pretrained`` reads.
@@ -201,7 +204,7 @@ class TrainingState:
         random generator and casts the averages to that model's dtype.
         """
         numbers = {name: getattr(ema, name) for name in _EMA_NUMBERS}
-        self.unet.save_config(folder)
+        self.model.save_config(folder)
         config = read_json(folder / "config.json")
         loadable = {k: v for k, v in numbers.items() if k != "cur_decay_value"}
         loadable["min_decay"] = float(ema.min_decay)  # EMAModel refuses an integer
@@ -215,7 +218,7 @@ class TrainingState:
         name = f"{self.model_name}_ema"
         weights = _load_weights(folder, name, files)
         check_tensors(weights, self._averaged(ema), name)
-        ordered = [weights[key] for key, _ in self.unet.named_parameters()]
+        ordered = [weights[key] for key, _ in self.model.named_parameters()]
         return partial(_set_ema, ema, ordered, {**unpack(document["ema"], {}), **kept})
 
 

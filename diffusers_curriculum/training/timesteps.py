@@ -105,7 +105,7 @@ def build_objective(args: argparse.Namespace, sampler: TimestepSampler) -> Objec
         levels = levels.with_prediction_type(args.prediction_type)
     with usage_errors("--prediction_type"):
         objective = Objective(levels)
-    if args.dream_training and objective.prediction_type != "epsilon":
+    if getattr(args, "dream_training", False) and objective.prediction_type != "epsilon":
         raise UsageError(
             f"--dream_training needs an epsilon model, and this one predicts "
             f"{objective.prediction_type!r}: leave it out or pass --prediction_type epsilon."

@@ -41,14 +41,33 @@ def decode_image(cell: dict[str, Any]) -> Image.Image:
         ValueError: no image in the cell, more pixels than PIL's bomb limit, or pixels of no known
             range; PIL's own errors for what it cannot read.
     """
+    return _to_rgb(_upright(cell))
+
+
+def decode_precisely(cell: dict[str, Any]) -> np.ndarray:
+    """Decode one cell as :func:`decode_image` does, but keep the precision of 16-bit grey.
+
+    Returns:
+        (H, W, 3) float32 in [0, 1].
+
+    Raises:
+        ValueError: see :func:`decode_image`.
+    """
+    image = _upright(cell)
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        grey = _grey_values(image).astype(np.float32) / 65535
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    return np.asarray(_to_rgb(image), dtype=np.float32) / 255
+
+
+def _upright(cell: dict[str, Any]) -> Image.Image:
     content, path = cell.get("bytes"), cell.get("path")
     source = path if content is None else io.BytesIO(content)
     if source is None:
         raise ValueError("there is no image")
     with Image.open(source) as image:
         refuse_bomb(*image.size)
-        upright = ImageOps.exif_transpose(image)
-    return _to_rgb(upright)
+        return ImageOps.exif_transpose(image)
 
 
 def refuse_bomb(width: int, height: int) -> None:
@@ -62,13 +81,17 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise ValueError("floating-point pixels have no known range; save it with 8 or 16 bits")
     if image.mode == "I" or image.mode.startswith("I;16"):
-        grey = np.asarray(image).astype(np.int64)
-        if grey.min() < 0 or grey.max() > 65535:
-            raise ValueError("32-bit pixels have no known range; save it with 8 or 16 bits")
-        return Image.fromarray((grey // 257).astype(np.uint8)).convert("RGB")
+        return Image.fromarray((_grey_values(image) // 257).astype(np.uint8)).convert("RGB")
     if image.mode in ("P", "PA"):
         image = image.convert("RGBA")  # the same colours, without PIL's warning about transparency
     return image.convert("RGB")
+
+
+def _grey_values(image: Image.Image) -> np.ndarray:
+    grey = np.asarray(image).astype(np.int64)
+    if grey.min() < 0 or grey.max() > 65535:
+        raise ValueError("32-bit pixels have no known range; save it with 8 or 16 bits")
+    return grey
 
 
 def resized_size(width: int, height: int, resolution: int) -> tuple[int, int]:
@@ -121,6 +144,22 @@ class ImageTransform:
         if self.random_flip and u_flip < 0.5:
             image = ImageOps.mirror(image)
         return to_tensor(image)
+
+    def precise(
+        self, pixels: np.ndarray, u_top: float, u_left: float, u_flip: float
+    ) -> torch.Tensor:
+        """As a call, for (H, W, 3) float32 in [0, 1], each channel resized in float32."""
+        channels = [Image.fromarray(np.ascontiguousarray(pixels[..., c])) for c in range(3)]
+        size = resized_size(*channels[0].size, self.resolution)
+        left, top = self._offset(size[0], u_left), self._offset(size[1], u_top)
+        box = (left, top, left + self.resolution, top + self.resolution)
+        if size != channels[0].size:
+            filtered = INTERPOLATIONS[self.interpolation]
+            channels = [channel.resize(size, filtered) for channel in channels]
+        stacked = torch.stack([torch.from_numpy(np.array(c.crop(box))) for c in channels])
+        if self.random_flip and u_flip < 0.5:
+            stacked = stacked.flip(-1)
+        return stacked.sub_(0.5).div_(0.5)
 
     def _offset(self, side: int, u: float) -> int:
         slack = side - self.resolution

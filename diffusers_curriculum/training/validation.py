@@ -77,7 +77,9 @@ def with_prediction_type(scheduler: Any, prediction_type: str | None) -> Any:
     if prediction_type is None:
         return type(scheduler).from_config(scheduler.config)
     if "prediction_type" in scheduler.config:
-        name = {"flow": "flow_prediction"}.get(prediction_type, prediction_type)  # diffusers' word
+        # diffusers' words
+        words = {"flow": "flow_prediction", "edm": "epsilon"}
+        name = words.get(prediction_type, prediction_type)
         return type(scheduler).from_config(scheduler.config, prediction_type=name)
     if not prediction_type.startswith("flow"):
         raise ValueError(

@@ -1,9 +1,10 @@
-"""Export scikit-learn's scanned handwritten digits as an image folder with captions.
+"""Export scikit-learn's scanned handwritten digits as an image folder, with captions or by class.
 
 1,797 real 8x8 scans come with scikit-learn, so nothing is downloaded. 297 of them are kept apart:
-no model and no classifier of the demo is trained on those.
+no model and no classifier of the demos is trained on those.
 
     python examples/text_to_image/digits.py --output_dir digits --resolution 32
+    python examples/text_to_image/digits.py --output_dir classes --by_class --held_out_dir held_out
 """
 
 from __future__ import annotations
@@ -70,8 +71,7 @@ def export(output_dir: str | Path, resolution: int) -> int:
 
     Raises ValueError if `resolution` is not a positive multiple of 8.
     """
-    if resolution < 8 or resolution % 8:
-        raise ValueError(f"resolution={resolution}: take a positive multiple of 8, the scans' side")
+    _check(resolution)
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     train, _ = split()
@@ -83,6 +83,26 @@ def export(output_dir: str | Path, resolution: int) -> int:
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     (folder / "metadata.jsonl").write_text(lines, encoding="utf-8")
     return len(rows)
+
+
+def export_by_class(output_dir: str | Path, resolution: int, held_out: bool = False) -> int:
+    """Write the training scans (or those kept apart) as PNG files, one folder per digit, named in
+    words, and return their number.
+
+    Raises ValueError if `resolution` is not a positive multiple of 8.
+    """
+    _check(resolution)
+    digits = split()[1 if held_out else 0]
+    for index, (scan, label) in enumerate(zip(digits.scans, digits.labels, strict=True)):
+        folder = Path(output_dir, f"{label}_{WORDS[label]}")
+        folder.mkdir(parents=True, exist_ok=True)
+        to_image(scan, resolution).save(folder / f"{index:04d}.png")
+    return len(digits.labels)
+
+
+def _check(resolution: int) -> None:
+    if resolution < 8 or resolution % 8:
+        raise ValueError(f"resolution={resolution}: take a positive multiple of 8, the scans' side")
 
 
 def train_classifier() -> tuple[SVC, float]:
@@ -98,12 +118,18 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Export digits as a captioned image folder.")
     parser.add_argument("--output_dir", required=True)
     parser.add_argument("--resolution", type=int, default=32)
+    parser.add_argument("--by_class", action="store_true", help="a folder per digit, no captions")
+    parser.add_argument("--held_out_dir", help="export the scans kept apart, too")
     args = parser.parse_args(argv)
     try:
-        count = export(args.output_dir, args.resolution)
+        write = export_by_class if args.by_class else export
+        count = write(args.output_dir, args.resolution)
+        if args.held_out_dir:
+            export_by_class(args.held_out_dir, args.resolution, held_out=True)
     except ValueError as error:
         parser.error(str(error))
-    print(f"{count} captioned scans in {args.output_dir}, {HELD_OUT} kept apart")
+    kind = "scans by class" if args.by_class else "captioned scans"
+    print(f"{count} {kind} in {args.output_dir}, {HELD_OUT} kept apart")
     return 0
 
 

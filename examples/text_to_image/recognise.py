@@ -58,12 +58,12 @@ def judge(images: list[Image.Image], classifier: SVC) -> Samples:
     return Samples(images, answers == np.repeat(np.arange(10), len(images) // 10))
 
 
-def picture(samples: Samples) -> Image.Image:
-    """Return all samples as one picture, a row per digit."""
+def picture(samples: Samples, phrasings: bool = True) -> Image.Image:
+    """Return all samples as one picture, a row per digit; phrasings of prompts above if wanted."""
     columns = len(samples.images) // 10
     grid = Image.new("RGB", (LEFT + columns * CELL, TOP + 10 * CELL), "white")
     draw = ImageDraw.Draw(grid)
-    _label(draw, columns)
+    _label(draw, columns if phrasings else 0)
     for index, image in enumerate(samples.images):
         row, column = divmod(index, columns)
         left, top = LEFT + column * CELL, TOP + row * CELL
@@ -75,13 +75,13 @@ def picture(samples: Samples) -> Image.Image:
 
 
 def _label(draw: ImageDraw.ImageDraw, columns: int) -> None:
-    """Write the digits beside the rows and the phrasings above their columns."""
+    """Write the digits beside the rows, and the phrasings above their columns if there are any."""
     font = ImageFont.load_default(size=14)
     for digit in range(10):
         words = caption(digit, 3).removeprefix("the number ")
         draw.text((6, TOP + digit * CELL + CELL // 2 - 8), words, fill="black", font=font)
     width = columns // len(PHRASINGS) * CELL
-    for index, phrasing in enumerate(PHRASINGS):
+    for index, phrasing in enumerate(PHRASINGS if columns else ()):
         text = phrasing.format(word="..", number="..")
         draw.text((LEFT + index * width + 4, 7), text, fill="black", font=font)
 

@@ -17,10 +17,10 @@ import torch
 from PIL import Image
 
 import train_text_to_image_curriculum as script
-from diffusers_curriculum.training import bad_samples
+from diffusers_curriculum.training import data_checks
 from diffusers_curriculum.training.bad_samples import SKIPPED_FILE, find_bad_samples, usable_rows
-from diffusers_curriculum.training.data import load_image_captions
 from diffusers_curriculum.training.errors import UsageError
+from diffusers_curriculum.training.sources import load_image_captions
 from diffusers_curriculum.training.transforms import ImageTransform, decode_image
 from tests.reliability.bad_corpus import (
     BLOCKS,
@@ -191,7 +191,7 @@ def test_skipping_trains_as_if_the_bad_ones_had_never_been_there(
     assert [json.loads(line)["row"] for line in lines] == [3, 120]
 
     # A second start of the same run decodes the two bad ones only, and goes on
-    with mock.patch.object(bad_samples, "decode_image", wraps=decode_image) as decode:
+    with mock.patch.object(data_checks, "decode_image", wraps=decode_image) as decode:
         more = ("--max_train_steps", 3, "--resume_from_checkpoint", "latest")
         assert train([*argv, *map(str, more)]).numbers == [2]
     assert decode.call_count == 2

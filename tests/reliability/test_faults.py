@@ -119,7 +119,7 @@ def test_a_folder_that_cannot_be_written_is_told_before_anything_is_loaded(
 
     with (
         mock.patch.object(runtime.tempfile, "TemporaryFile", denied),
-        mock.patch.object(bench.module, "training_batches", side_effect=Resumed),
+        mock.patch.object(bench.loading, "training_batches", side_effect=Resumed),
     ):
         assert status(bench.argv(tmp_path, *EVERYTHING), bench.script) == 2
     told = capsys.readouterr().err
@@ -193,7 +193,7 @@ def test_missing_component_is_error(
         assert status([*argv, "checkpoint-4"], bench.script) == 2
         assert str(missing.relative_to(run / "checkpoint-4")) in capsys.readouterr().err
         with (
-            mock.patch.object(bench.module, "training_batches", side_effect=Resumed),
+            mock.patch.object(bench.loading, "training_batches", side_effect=Resumed),
             pytest.raises(Resumed),
             caplog.at_level(logging.WARNING),
         ):

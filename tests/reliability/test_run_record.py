@@ -29,7 +29,6 @@ from diffusers_curriculum.training.config_changes import (
     renewed_parts,
     run_facts,
 )
-from diffusers_curriculum.training.data import load_image_captions
 from diffusers_curriculum.training.errors import UsageError
 from diffusers_curriculum.training.fingerprints import (
     dataset_digest,
@@ -38,6 +37,7 @@ from diffusers_curriculum.training.fingerprints import (
 )
 from diffusers_curriculum.training.manifest import read_manifest
 from diffusers_curriculum.training.run_record import RunRecord
+from diffusers_curriculum.training.sources import load_image_captions
 from diffusers_curriculum.training.timesteps import build_objective, build_sampler
 from tests.scripts.small_runs import Bench, make_bench, status, write_images
 from tests.scripts.small_runs import train as run_script

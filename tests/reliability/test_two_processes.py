@@ -21,12 +21,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DDPMScheduler
 from diffusers.optimization import SchedulerType, get_scheduler
 from scipy import stats
 
-from diffusers_curriculum.training.arguments import parse_args
-from diffusers_curriculum.training.timesteps import build_sampler
+from diffusers_curriculum import TimestepSampler
 from tests.reliability.harness import ROOT
 from tests.reliability.two_processes import DEADLINE, Fault, Kill, Outcome, check_whole, launch
 from tests.scripts.small_runs import Bench, hashes
@@ -397,10 +395,7 @@ def test_ranks_draw_different_timesteps_and_noise(bench: Bench, tmp_path: Path) 
     steps, batch = 200, 2
     more = ("--max_train_steps", steps, "--timestep_sampler", "laplace", "--timestep_draw", "iid")
     job = finish(bench, tmp_path, *more, batch=batch)
-    sampler = build_sampler(
-        parse_args(bench.argv(tmp_path, *more)),
-        DDPMScheduler.from_pretrained(bench.pipeline, subfolder="scheduler"), 7, steps,
-    )  # fmt: skip
+    sampler = TimestepSampler.from_pretrained(str(tmp_path / "output"))  # what the run left
     told = [job.outcome.saw(rank) for rank in range(2)]
     slots = [[slot for seen in one.values() for slot in seen["slots"].values()] for one in told]
     tensors = [{slot["noise"] for slot in one} for one in slots]

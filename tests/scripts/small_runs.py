@@ -6,7 +6,7 @@ import hashlib
 import importlib
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +22,7 @@ from PIL import Image
 
 from diffusers_curriculum.models import TinySizes, make_tiny_pipeline
 from diffusers_curriculum.samplers import CurriculumTimestepSampler
-from diffusers_curriculum.training import runtime
+from diffusers_curriculum.training import image_job, runtime
 from diffusers_curriculum.training.monitor import Monitor
 
 SAMPLES = 18  # not a multiple of any global batch used here: steps straddle epochs
@@ -35,8 +35,13 @@ class Bench:
     """A training script, and the pipeline, data set and cache that all its runs here share.
 
     Attributes:
+        pipeline: the pipeline to fine-tune, or the config of the network to train.
         script: module with a ``main(argv)``, a ``training_step`` and an ``optimizer_step``.
         trained: folder of the trained model in pipelines and checkpoints.
+        model: the flag that ``pipeline`` is given by.
+        words: what a flag of the text-to-image script is called here; None where there is no such
+            flag, and it is left out with its values.
+        more: arguments of every run.
     """
 
     pipeline: Path
@@ -44,21 +49,38 @@ class Bench:
     cache: Path
     script: str = "train_text_to_image_curriculum"
     trained: str = "unet"
+    model: str = "--pretrained_model_name_or_path"
+    words: Mapping[str, str | None] = field(default_factory=dict)
+    more: tuple[str, ...] = ()
 
     @property
     def module(self) -> ModuleType:
         """The script."""
         return importlib.import_module(self.script)
 
+    @property
+    def loading(self) -> ModuleType:
+        """The module that makes the script's ``training_batches``."""
+        return self.module if hasattr(self.module, "training_batches") else image_job
+
     def argv(self, output_dir: Path, *more: object, batch: int = 2) -> list[str]:
         """A command line for this pipeline and data set; later arguments win."""
         return [
-            *("--pretrained_model_name_or_path", str(self.pipeline)),
+            *(self.model, str(self.pipeline)),
             *("--train_data_dir", str(self.images), "--cache_dir", str(self.cache)),
             *("--output_dir", str(output_dir), "--resolution", str(RESOLUTION)),
             *("--train_batch_size", str(batch), "--seed", "7", "--learning_rate", "1e-3"),
-            *map(str, more),
+            *(*self.more, *self._in_its_words(map(str, more))),
         ]
+
+    def _in_its_words(self, arguments: Iterable[str]) -> Iterator[str]:
+        kept = True
+        for argument in arguments:
+            if argument.startswith("--"):
+                argument = self.words.get(argument, argument)
+                kept = argument is not None
+            if kept and argument is not None:
+                yield argument
 
 
 @dataclass(frozen=True)
@@ -100,15 +122,81 @@ def make_bench(folder: Path) -> Bench:
     return Bench(folder / "pipeline", images, folder / "cache")
 
 
+TINY_DIT = {
+    "_class_name": "DiTTransformer2DModel",
+    "num_attention_heads": 2,
+    "attention_head_dim": 4,
+    "num_layers": 1,
+    "patch_size": 2,
+    "dropout": 0.1,  # drawn inside the network: keyed, too
+}
+TINY_UNET = {
+    "_class_name": "UNet2DModel",
+    "block_out_channels": [8, 8],
+    "down_block_types": ["DownBlock2D", "AttnDownBlock2D"],
+    "up_block_types": ["AttnUpBlock2D", "UpBlock2D"],
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "attention_head_dim": 4,
+}
+
+
+def make_class_bench(folder: Path) -> Bench:
+    """Write a data set with classes and the config of a DiT."""
+    return Bench(
+        write_json(folder / "dit.json", TINY_DIT),
+        write_images(folder / "images", SAMPLES),
+        folder / "cache",
+        "examples.class_conditional.train_class_conditional_curriculum",
+        "transformer",
+        "--model_config",
+        {"--caption_dropout": "--label_dropout", "--noise_offset": None},
+        ("--no_pictures",),
+    )
+
+
+def make_unconditional_bench(folder: Path) -> Bench:
+    """Write a data set and the config of a U-Net."""
+    return Bench(
+        write_json(folder / "unet.json", TINY_UNET),
+        write_images(folder / "images", SAMPLES),
+        folder / "cache",
+        "examples.unconditional.train_unconditional_curriculum",
+        "unet",
+        "--model_config_name_or_path",
+        {
+            "--caption_dropout": None,
+            "--noise_offset": None,
+            "--ema_decay": "--ema_max_decay",
+            "--num_train_epochs": "--num_epochs",
+        },
+        ("--no_pictures", "--lr_scheduler", "constant"),
+    )
+
+
+def write_json(path: Path, content: object) -> Path:
+    """Write a file, with its folders, and return its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content), "utf-8")
+    return path
+
+
 # Every training script of the project; the tests of the training envelope run over all of them.
-BENCHES: dict[str, Callable[[Path], Bench]] = {"text_to_image": make_bench}
+BENCHES: dict[str, Callable[[Path], Bench]] = {
+    "text_to_image": make_bench,
+    "class_conditional": make_class_bench,
+    "unconditional": make_unconditional_bench,
+}
 
 
 def write_images(folder: Path, count: int, size: int = 12) -> Path:
-    """Write random pictures with captions, and return their folder."""
+    """Write random pictures with captions and three classes, and return their folder."""
     folder.mkdir(parents=True)
     draw = np.random.default_rng(0)
-    rows = [{"file_name": f"{i:02d}.png", "text": f"picture number {i}"} for i in range(count)]
+    rows = [
+        {"file_name": f"{i:02d}.png", "text": f"picture number {i}", "label": i % 3}
+        for i in range(count)
+    ]
     for row in rows:
         pixels = draw.integers(0, 256, (size, size, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / row["file_name"])
@@ -198,6 +286,11 @@ def _noted(
         lr=run.lr_scheduler.get_last_lr()[0],
         stage=stage,
     )
+
+
+def trained_network(run: Any) -> Any:
+    """The network that a script's run trains, prepared by accelerate."""
+    return run.network if hasattr(run, "network") else run.models.unet
 
 
 def stage_of(sampler: Any, step: int) -> int:

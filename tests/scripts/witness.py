@@ -19,7 +19,7 @@ import train_text_to_image_curriculum as text_to_image
 from diffusers_curriculum import Objective
 from diffusers_curriculum.randomness import gaussian
 from diffusers_curriculum.training.optimizer_io import optimizer_state
-from tests.scripts.small_runs import stage_of, tensor_hash
+from tests.scripts.small_runs import stage_of, tensor_hash, trained_network
 
 
 def _nested() -> Any:
@@ -69,7 +69,7 @@ def witnessed(skew: bool = False, script: ModuleType = text_to_image) -> Iterato
         for i, slot in enumerate(slots):
             told.seen[step][slot] |= {
                 "image": tensor_hash(batch["pixel_values"][i]),
-                "condition": tensor_hash(batch["input_ids"][i]),
+                "condition": tensor_hash(_condition(batch)[i]),
                 "level": int(result[0][i]),
             }
         return result
@@ -91,6 +91,12 @@ def witnessed(skew: bool = False, script: ModuleType = text_to_image) -> Iterato
         yield told
 
 
+def _condition(batch: dict[str, Tensor]) -> Tensor:
+    """Captions, classes, or nothing."""
+    nothing = torch.zeros(len(batch["pixel_values"]))
+    return batch.get("input_ids", batch.get("label", nothing))
+
+
 _loss = Objective.loss
 
 
@@ -102,8 +108,8 @@ def _skewed(self: Objective, *args: Any) -> tuple[Tensor, Tensor]:
 
 def state_hash(run: Any) -> str:
     """SHA-256 of the states of sampler, model, average and optimizer."""
-    unet = run.accelerator.unwrap_model(run.models.unet)
-    held = list(run.sampler.state_dict().items()) + list(unet.state_dict().items())
+    network = run.accelerator.unwrap_model(trained_network(run))
+    held = list(run.sampler.state_dict().items()) + list(network.state_dict().items())
     held += list(optimizer_state(run.optimizer.optimizer)[0].items())
     held += list(enumerate(run.ema.shadow_params)) if run.ema else []
     digest = hashlib.sha256()

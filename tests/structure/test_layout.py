@@ -21,7 +21,12 @@ from tests.structure.layout import (
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / PACKAGE).rglob("*.py"))
-SCRIPTS = [ROOT / "train_text_to_image_curriculum.py"]
+SCRIPTS = [
+    ROOT / "train_text_to_image_curriculum.py",
+    ROOT / "examples/class_conditional/train_class_conditional_curriculum.py",
+    ROOT / "examples/unconditional/train_unconditional_curriculum.py",
+    ROOT / "examples/autoencoder/train_vit_vqgan.py",
+]
 TREES = parse(FILES, ROOT)
 MAY_PRINT = {"cli"}
 

@@ -10,9 +10,12 @@ from diffusers_curriculum.training import (
     argument_checks,
     arguments,
     environment_checks,
+    evaluation_arguments,
     timestep_arguments,
 )
+from diffusers_curriculum.training.class_arguments import build_class_parser
 from diffusers_curriculum.training.errors import ExitCode, UsageError
+from diffusers_curriculum.training.unconditional_arguments import build_unconditional_parser
 
 MODEL = "--pretrained_model_name_or_path some/model "
 BASE = MODEL + "--dataset_name some/data "
@@ -275,9 +278,11 @@ def test_installed_looks_without_importing():
 def test_every_number_has_a_bound():
     numeric = {
         action.dest
-        for action in arguments.build_parser()._actions
+        for parser in (arguments.build_parser(), build_class_parser(), build_unconditional_parser())
+        for action in parser._actions
         if action.type in (int, float) and action.nargs is None
     }
+    numeric -= set(evaluation_arguments._AT_LEAST) | {"eval_steps"}
     bounded = [name for bound in argument_checks.BOUNDS for name in bound.names.split()]
     assert sorted(bounded) == sorted(numeric - {"local_rank"})
 

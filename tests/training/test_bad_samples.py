@@ -16,7 +16,7 @@ from datasets import Dataset, Features, List, Value
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from diffusers_curriculum.training import bad_samples
+from diffusers_curriculum.training import bad_samples, data_checks
 from diffusers_curriculum.training.bad_samples import (
     CACHE_FILE,
     SKIPPED_FILE,
@@ -72,14 +72,14 @@ def output(tmp_path):
 @pytest.fixture
 def decoded(monkeypatch):
     """How many images have been decoded."""
-    count, decode, lock = [0], bad_samples.decode_image, threading.Lock()
+    count, decode, lock = [0], data_checks.decode_image, threading.Lock()
 
     def counting(cell):
         with lock:
             count[0] += 1
         return decode(cell)
 
-    monkeypatch.setattr(bad_samples, "decode_image", counting)
+    monkeypatch.setattr(data_checks, "decode_image", counting)
     return count
 
 
@@ -147,14 +147,14 @@ def test_an_interrupt_does_not_wait_for_the_rest(rows, decoded, monkeypatch):
         def update(self, n=1):
             raise KeyboardInterrupt
 
-    count = bad_samples.decode_image
+    count = data_checks.decode_image
 
     def slow(cell):
         time.sleep(0.01)
         return count(cell)
 
     monkeypatch.setattr(bad_samples, "tqdm", Bar)
-    monkeypatch.setattr(bad_samples, "decode_image", slow)
+    monkeypatch.setattr(data_checks, "decode_image", slow)
     with pytest.raises(KeyboardInterrupt):
         find_bad_samples(rows, workers=1, progress=False)
     assert decoded[0] < 80  # the chunk that was begun, and no further ones

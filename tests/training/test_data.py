@@ -14,12 +14,9 @@ from PIL import Image
 from scipy.stats import binomtest, chisquare
 
 from diffusers_curriculum.training.batch_plan import BatchPlan
-from diffusers_curriculum.training.data import (
-    ImageCaptionDataset,
-    load_image_captions,
-    training_batches,
-)
+from diffusers_curriculum.training.data import ImageCaptionDataset, training_batches
 from diffusers_curriculum.training.errors import UsageError
+from diffusers_curriculum.training.sources import load_image_captions
 from diffusers_curriculum.training.transforms import ImageTransform, to_tensor
 
 

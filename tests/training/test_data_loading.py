@@ -15,9 +15,9 @@ from datasets import Dataset, DatasetDict, Features, Value
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from diffusers_curriculum.training import data
-from diffusers_curriculum.training.data import load_image_captions
+from diffusers_curriculum.training import sources
 from diffusers_curriculum.training.errors import UsageError
+from diffusers_curriculum.training.sources import load_image_captions
 
 
 @pytest.fixture
@@ -162,7 +162,7 @@ def test_an_empty_data_set_is_refused(tmp_path, load, monkeypatch):
     empty.to_parquet(tmp_path / "a.parquet")
     with pytest.raises(UsageError, match="no data"):  # said by today's datasets library
         load(dataset_name=str(tmp_path))
-    monkeypatch.setattr(data, "load_dataset", lambda *_, **__: DatasetDict({"train": empty}))
+    monkeypatch.setattr(sources, "load_dataset", lambda *_, **__: DatasetDict({"train": empty}))
     with pytest.raises(UsageError, match="has no samples"):
         load(dataset_name="empty")
 

@@ -20,7 +20,7 @@ from diffusers_curriculum import (
     SequenceTimestepSampler,
     TimestepSampler,
 )
-from diffusers_curriculum.training import export
+from diffusers_curriculum.training import export, publishing
 from diffusers_curriculum.training.batch_plan import BatchPlan
 from diffusers_curriculum.training.components import Components
 from diffusers_curriculum.training.errors import UsageError
@@ -206,7 +206,7 @@ def test_a_push_prepares_the_repository_first(
         asked.append((facts.repo_id, token))
         return "somebody/sd-test"
 
-    monkeypatch.setattr(export, "prepare_repository", prepare)
+    monkeypatch.setattr(publishing, "prepare_repository", prepare)
     args = arguments(tmp_path, push_to_hub=True, hub_token="hf_x")
     assert publisher(args).repository == "somebody/sd-test"
     assert asked == [("sd-test", "hf_x")]
@@ -234,11 +234,11 @@ def test_a_scheduler_that_cannot_draw(tmp_path: Path, caplog: pytest.LogCaptureF
 
 def test_a_sampler_is_described() -> None:
     told = {"Timestep density": "laplace mu=1 b=2", "Timestep draw": "sobol"}
-    assert export.describe_sampler(sampler_of()) == told
+    assert publishing.describe_sampler(sampler_of()) == told
     curriculum = CurriculumTimestepSampler(
         sampler_of(), clusters=7, pacing="fixed", pacing_args={"stage_steps": 30}
     )
-    assert export.describe_sampler(curriculum) == told | {
+    assert publishing.describe_sampler(curriculum) == told | {
         "Curriculum": "easy_to_hard, 7 clusters, fixed stage_steps=30"
     }
 
@@ -246,11 +246,11 @@ def test_a_sampler_is_described() -> None:
 def test_samplers_without_one_density_are_described() -> None:
     scheduler = SCHEDULERS["sd"]()
     learning = LossProportionalTimestepSampler(scheduler)
-    told = export.describe_sampler(learning)
+    told = publishing.describe_sampler(learning)
     assert told == {"Timestep density": "loss_proportional", "Timestep draw": "stratified"}
     two = SequenceTimestepSampler.two_phase(scheduler, 5)
     expected = "normal mean=-1.6 std=2.0 until step 5, then uniform"
-    assert export.describe_sampler(two)["Timestep density"] == expected
+    assert publishing.describe_sampler(two)["Timestep density"] == expected
 
 
 def test_the_card_describes_the_run(tmp_path: Path, noted: Noted) -> None:

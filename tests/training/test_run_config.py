@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 
 from diffusers_curriculum.training import arguments
+from diffusers_curriculum.training.class_arguments import parse_class_args
 from diffusers_curriculum.training.run_config import TRACKED, tracker_config
+from diffusers_curriculum.training.unconditional_arguments import parse_unconditional_args
 
 BASE = ("--pretrained_model_name_or_path", "some/model", "--dataset_name", "some/data")
 # Arguments that say nothing about the result, and the one that is secret.
@@ -25,7 +27,10 @@ def test_an_argument_that_is_not_listed_is_not_tracked():
 
 
 def test_every_argument_is_either_tracked_or_left_out_on_purpose():
+    data = BASE[2:]
     names = set(vars(arguments.parse_args(BASE)))
+    names |= set(vars(parse_class_args(["--model_config", "DiT-S/2", *data])))
+    names |= set(vars(parse_unconditional_args(data)))
     assert set(TRACKED) == names - UNTRACKED
     assert len(TRACKED) == len(set(TRACKED))
 

@@ -68,7 +68,7 @@ def test_diffusers_loads_both_models(saved: Path) -> None:
     root, name = saved.parent, saved.name
     unet = UNet2DConditionModel.from_pretrained(root, subfolder=f"{name}/unet")
     for key, value in unet.state_dict().items():
-        assert torch.equal(value, state.unet.state_dict()[key]), key
+        assert torch.equal(value, state.model.state_dict()[key]), key
     average = EMAModel.from_pretrained(saved / "unet_ema", UNet2DConditionModel)
     assert average.optimization_step == 3
     assert average.decay == 0.97
@@ -109,8 +109,8 @@ def test_a_scaler_is_restored(tmp_path: Path) -> None:
 def test_frozen_parameters_and_several_groups(tmp_path: Path) -> None:
     def grouped(seed: int) -> TrainingState:
         state = make_state(seed)
-        state.unet.conv_in.requires_grad_(False)
-        first, *rest = [p for p in state.unet.parameters() if p.requires_grad]
+        state.model.conv_in.requires_grad_(False)
+        first, *rest = [p for p in state.model.parameters() if p.requires_grad]
         groups = [{"params": [first], "lr": 0.01}, {"params": rest, "betas": (0.5, 0.9)}]
         state.optimizer = torch.optim.AdamW(groups, lr=1e-3, amsgrad=True)
         state.lr_scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(state.optimizer, 9)
@@ -125,8 +125,8 @@ def test_frozen_parameters_and_several_groups(tmp_path: Path) -> None:
 
 def test_sharded_weights_are_read(tmp_path: Path) -> None:
     state, other = make_state(0, ema=False), make_state(1, ema=False)
-    whole = state.unet.save_pretrained
-    state.unet.save_pretrained = partial(whole, max_shard_size="20KB")
+    whole = state.model.save_pretrained
+    state.model.save_pretrained = partial(whole, max_shard_size="20KB")
     folder = save(tmp_path, state, 0)
     assert len(list((folder / "unet").glob("*.safetensors"))) > 1
     other.read(folder)

@@ -51,7 +51,7 @@ def other_sampler() -> TrainingState:
 
 def other_optimizer() -> TrainingState:
     state = make_state(1)
-    state.optimizer = torch.optim.SGD(state.unet.parameters(), lr=0.1)
+    state.optimizer = torch.optim.SGD(state.model.parameters(), lr=0.1)
     return state
 
 
@@ -97,7 +97,7 @@ def test_a_part_that_refuses_its_state_stops_the_rest(tmp_path: Path) -> None:
 def test_swapped_in_averages_are_not_saved_as_weights(tmp_path: Path) -> None:
     state = make_state(0)
     assert state.ema is not None
-    state.ema.store(state.unet.parameters())
+    state.ema.store(state.model.parameters())
     with pytest.raises(RuntimeError, match="restore"):
         save(tmp_path, state, 0)
     assert list(tmp_path.iterdir()) == []

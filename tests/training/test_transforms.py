@@ -15,6 +15,7 @@ from diffusers_curriculum.training.transforms import (
     INTERPOLATIONS,
     ImageTransform,
     decode_image,
+    decode_precisely,
     resized_size,
     to_tensor,
 )
@@ -179,3 +180,36 @@ def test_decompression_bomb_is_refused(monkeypatch):
 def test_no_image_at_all():
     with pytest.raises(ValueError, match="no image"):
         decode_image({"path": None, "bytes": None})
+
+
+# -- 16-bit images at their precision --------------------------------------------------------------
+
+
+def grey16(values: np.ndarray) -> dict[str, object]:
+    buffer = io.BytesIO()
+    Image.fromarray(values.astype(np.uint16)).save(buffer, "PNG")
+    return {"bytes": buffer.getvalue(), "path": None}
+
+
+def test_sixteen_bits_are_kept() -> None:
+    values = np.arange(0, 64, dtype=np.uint16).reshape(8, 8) * 3 + 20000  # closer than 8 bits tell
+    pixels = decode_precisely(grey16(values))
+    made = ImageTransform(8, center_crop=True).precise(pixels, 0.0, 0.0, 1.0)
+    expected = values.astype(np.float64) / 65535 * 2 - 1
+    assert made.shape == (3, 8, 8)
+    assert np.abs(made.numpy() - expected).max() < 1e-6
+    assert len(np.unique(made.numpy())) == 64
+    rounded = ImageTransform(8, center_crop=True)(decode_image(grey16(values)), 0.0, 0.0, 1.0)
+    assert len(np.unique(rounded.numpy())) < 5
+
+
+@pytest.mark.parametrize("draws", [(0.1, 0.9, 0.2), (0.8, 0.3, 0.7)])
+def test_the_geometry_is_that_of_eight_bits(draws: tuple[float, float, float]) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (20, 31, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise).save(buffer, "PNG")
+    cell = {"bytes": buffer.getvalue(), "path": None}
+    transform = ImageTransform(12, "bilinear", random_flip=True)
+    rounded = transform(decode_image(cell), *draws)
+    precise = transform.precise(decode_precisely(cell), *draws)
+    assert float((rounded - precise).abs().max()) <= 2.02 / 255  # PIL rounds twice, in [-1, 1]

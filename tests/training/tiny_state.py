@@ -83,13 +83,13 @@ def _train_step(state: TrainingState, step: int) -> float:
     x, target = torch.randn((2, 2, 2, 8, 8), generator=generator)
     context = torch.randn((2, 3, 8), generator=generator)
     t = torch.randint(0, 1000, (2,), generator=generator)
-    loss = (state.unet(x, t, context).sample - target).square().mean()
+    loss = (state.model(x, t, context).sample - target).square().mean()
     loss.backward()
     state.optimizer.step()
     state.lr_scheduler.step()
     state.optimizer.zero_grad()
     if state.ema is not None:
-        state.ema.step(state.unet.parameters())
+        state.ema.step(state.model.parameters())
     for part in (state.sampler, *state.trackers.values()):
         if isinstance(part, Sampler):
             part.observe(loss.item())
@@ -100,7 +100,7 @@ def bits(state: TrainingState) -> dict[str, Any]:
     """Everything that must be equal for two runs to be the same from here on."""
     ema = vars(state.ema) if state.ema is not None else {}
     return {
-        "unet": value_bits(state.unet.state_dict()),
+        "unet": value_bits(state.model.state_dict()),
         "optimizer": value_bits(state.optimizer.state_dict()),
         "lr_scheduler": value_bits(state.lr_scheduler.state_dict()),
         "sampler": value_bits(state.sampler.state_dict()),

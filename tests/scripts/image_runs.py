@@ -1,0 +1,102 @@
+"""Minuscule autoencoders, networks and command lines for every kind of image run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DiffusionPipeline, VQModel
+
+from diffusers_curriculum.models.vit_vq import ViTVQModel
+from diffusers_curriculum.pipelines import ClassConditionalPipeline, UnconditionalPipeline
+from tests.scripts.small_runs import TINY_DIT, TINY_UNET, write_images, write_json
+
+CLASS_SCRIPT = "examples.class_conditional.train_class_conditional_curriculum"
+UNCONDITIONAL_SCRIPT = "examples.unconditional.train_unconditional_curriculum"
+FORMULATIONS = {
+    "epsilon": ("--prediction_type", "epsilon"),
+    "v_prediction": ("--prediction_type", "v_prediction"),
+    "sample": ("--prediction_type", "sample"),
+    "flow": ("--formulation", "flow"),
+    "edm": ("--formulation", "edm"),
+}
+SPACES = ("pixels", "AutoencoderKL", "VQModel", "ViTVQModel")
+NETWORKS = {"dit": TINY_DIT, "unet": TINY_UNET}
+RESOLUTION = 8
+_BLOCKS: dict[str, Any] = {
+    "block_out_channels": (8, 8),
+    "down_block_types": ("DownEncoderBlock2D",) * 2,
+    "up_block_types": ("UpDecoderBlock2D",) * 2,
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+}
+
+
+@dataclass(frozen=True)
+class Materials:
+    """What the runs are made of, in one folder."""
+
+    folder: Path
+
+    def argv(self, output: Path, script: str, network: str, space: str, *more: object) -> list[str]:
+        """A command line of one of the two scripts."""
+        conditional = script == CLASS_SCRIPT
+        flag = "--model_config" if conditional else "--model_config_name_or_path"
+        words: list[object] = [
+            *(flag, self.folder / f"{network}.json", "--output_dir", output, "--seed", 3),
+            *("--train_data_dir", self.folder / "images", "--cache_dir", self.folder / "cache"),
+            *("--resolution", RESOLUTION, "--train_batch_size", 4, "--learning_rate", 1e-3),
+            *("--no_pictures", "--lr_warmup_steps", 0),
+        ]
+        if space != "pixels":
+            words += ["--pretrained_vae_model_name_or_path", self.folder / space]
+        return [str(word) for word in (*words, *more)]
+
+
+def make_materials(folder: Path) -> Materials:
+    """Write images, network configs and autoencoders with random weights."""
+    write_images(folder / "images", 18)
+    for name, config in NETWORKS.items():
+        write_json(folder / f"{name}.json", config)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        AutoencoderKL(**_BLOCKS, latent_channels=4, scaling_factor=1.3).save_pretrained(
+            folder / "AutoencoderKL"
+        )
+        VQModel(**_BLOCKS, latent_channels=4, num_vq_embeddings=16).save_pretrained(
+            folder / "VQModel"
+        )
+        tiny_vit_vq().save_pretrained(folder / "ViTVQModel")
+    return Materials(folder)
+
+
+def tiny_vit_vq() -> ViTVQModel:
+    """A ViT-VQGAN of 4 x 4 latents with 4 channels."""
+    sizes: dict[str, Any] = {f"{part}_depth": 1 for part in ("encoder", "decoder")}
+    for part in ("encoder", "decoder"):
+        sizes |= {f"{part}_dim": 8, f"{part}_heads": 2, f"{part}_mlp": 16}
+    return ViTVQModel(
+        image_size=RESOLUTION, patch_size=2, codebook_size=16, codebook_dim=4, **sizes
+    )
+
+
+def load_pipeline(folder: Path) -> Any:
+    """A pipeline that a run left, in one line as its card says."""
+    own = {kind.__name__: kind for kind in (ClassConditionalPipeline, UnconditionalPipeline)}
+    index: Any = DiffusionPipeline.load_config(str(folder))
+    name = index["_class_name"]
+    pipeline = own.get(name, DiffusionPipeline).from_pretrained(str(folder))
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def drawn(pipeline: Any, conditional: bool) -> np.ndarray:
+    """Three images of one seed, guided where there are classes."""
+    options: dict[str, Any] = {"num_inference_steps": 3, "output_type": "np"}
+    options |= {"generator": torch.Generator().manual_seed(5)}
+    if conditional:
+        return pipeline(class_labels=[0, 1, 2], guidance_scale=1.5, **options).images
+    return pipeline(batch_size=3, **options).images
