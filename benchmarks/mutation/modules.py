@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 PACKAGE = "diffusers_curriculum"
-FOLDERS = ("densities", "weighting", "samplers", "drop_in")
+FOLDERS = ("noise_levels", "densities", "weighting", "samplers", "drop_in")
 FILES = (
     "catalogue",
-    "noise_levels",
     "randomness",
     "clustering",
     "pacing",
     "objective",
     "learned_weighting",
+    "learned_variance",
     "inference_spacing",
 )
 CURRICULUM, ADAPTIVE = "tests/samplers/test_curriculum.py", "tests/samplers/test_adaptive*.py"
@@ -43,6 +43,9 @@ OWN: dict[str, Sequence[str]] = {
     "samplers/statistics": ("tests/samplers/test_adaptive_statistics.py", ADAPTIVE),
     "samplers/loss_based": (ADAPTIVE,),
     "samplers/adaptive_checks": (ADAPTIVE,),
+    "samplers/cells": ("tests/samplers/test_continuous.py",),
+    "noise_levels/levels": ("tests/test_noise_levels.py", "tests/samplers/test_continuous.py"),
+    "noise_levels/schedulers": ("tests/test_noise_levels.py",),
     "drop_in/snr": ("tests/drop_in/test_weights_and_snr.py",),
     "drop_in/weights": ("tests/drop_in/test_weights_and_snr.py",),
     "drop_in/binding": ("tests/drop_in/test_density.py",),
@@ -60,7 +63,8 @@ AROUND: dict[str, Sequence[str]] = {
     "randomness": (GOLDEN, *STATISTICS),
     "clustering": (CURRICULUM, GOLDEN),
     "pacing": (CURRICULUM, GOLDEN),
-    "objective": ("tests/weighting",),
+    "objective": ("tests/test_exactness.py", "tests/weighting"),
+    "learned_variance": ("tests/test_learned_variance.py",),
     "inference_spacing": ("tests/test_cli_preview.py",),
 }
 

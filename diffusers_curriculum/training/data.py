@@ -127,6 +127,8 @@ class ImageDataset(TorchDataset):
         self.image_column, self.label_column = image_column, label_column
         self.label_dropout, self.null_label, self.latents = label_dropout, null_label, latents
         self.precise = precise
+        # apart, as reading a whole row reads its image, too
+        self._labels = None if label_column is None else rows.select_columns([label_column])
 
     def __getitem__(self, position: int) -> dict[str, torch.Tensor]:
         """Return pixel_values (3, R, R) float32 in [-1, 1], or mean and std (C, h, w) of cached
@@ -135,9 +137,9 @@ class ImageDataset(TorchDataset):
         # All four are drawn whatever the options: switching one does not change the others.
         draws = host_generator(self.plan.seed, position, purpose="augment").random(4).tolist()
         item = self._latents(row, *draws[1:3]) if self.latents else self._pixels(row, *draws[:3])
-        if self.label_column is not None:
+        if self._labels is not None:
             dropped = draws[3] < self.label_dropout
-            label = self.null_label if dropped else self.rows[row][self.label_column]
+            label = self.null_label if dropped else self._labels[row][self.label_column]
             item["label"] = torch.tensor(label)
         return item
 

@@ -57,19 +57,22 @@ def check_image_column(features: Features, image_column: str) -> None:
 
 
 def check_label_column(features: Features, label_column: str, folder: str | None = None) -> None:
-    """Check that the column exists and holds classes: `ClassLabel`, whole numbers or words.
+    """Check that the column exists and holds classes: `ClassLabel`, numbers or words.
+
+    Whether numbers are whole, :func:`class_value` tells: with some missing they are read as floats.
 
     Raises:
         UsageError: it does not; names the columns found.
     """
     hint = (
-        f"Put the images of {folder!r} into one folder per class, or name the class of each in a "
-        "metadata.jsonl."
+        f"Put the images of {folder!r} into one folder per class (two or more, all equally deep), "
+        "or name the class of each in a metadata.jsonl."
     )
     _check_there(features, "--label_column", label_column, hint if folder else "")
     kind = features[label_column]
     words = ("string", "large_string")
-    named = isinstance(kind, Value) and (kind.dtype in words or "int" in str(kind.dtype))
+    numeric = isinstance(kind, Value) and kind.dtype.startswith(("int", "uint", "float"))
+    named = numeric or (isinstance(kind, Value) and kind.dtype in words)
     if not (named or isinstance(kind, ClassLabel)):
         raise UsageError(
             f"--label_column {label_column!r} holds {kind}, neither classes nor whole numbers nor "
@@ -148,6 +151,23 @@ def image_fault(cell: dict[str, Any], resolution: int) -> str | None:
     except Exception as error:
         return describe(error)
     return None
+
+
+def class_value(value: Any, column: str) -> int | str | None:
+    """Return what a cell of numbers or words says about the class; None where it is missing.
+
+    Raises:
+        UsageError: a number with a fraction.
+    """
+    if value is None or isinstance(value, str):
+        return value
+    if value != value or value < 0:  # NaN, or the Hub's word for none
+        return None
+    if value != int(value):
+        raise UsageError(
+            f"--label_column {column!r} holds {value}: classes are whole numbers or words."
+        )
+    return int(value)
 
 
 def label_fault(label: Any) -> str | None:

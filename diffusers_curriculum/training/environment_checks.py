@@ -21,6 +21,13 @@ TRACKERS = {
     "trackio": ("trackio",),
 }
 
+_LOCAL = ("/", "./", "../", "~")  # of names that cannot be those of a repository
+# What a local folder of each flag must hold.
+_MODELS = {
+    "pretrained_model_name_or_path": "a saved pipeline",
+    "pretrained_vae_model_name_or_path": "a saved autoencoder",
+}
+
 
 def check_environment(args: argparse.Namespace) -> None:
     """Refuse arguments that this machine cannot serve.
@@ -28,7 +35,9 @@ def check_environment(args: argparse.Namespace) -> None:
     Raises:
         UsageError: with the value and the remedy.
     """
-    _check_model(args.pretrained_model_name_or_path)
+    for flag, wanted in _MODELS.items():
+        _check_folder(flag, getattr(args, flag, None), wanted)
+    _check_config(args)
     _check_data(args)
     _check_output(args.output_dir)
     _check_resume(args.resume_from_checkpoint, args.output_dir)
@@ -43,11 +52,21 @@ def installed(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
 
 
-def _check_model(name: str | None) -> None:
-    if name is not None and name.startswith(("/", "./", "../", "~")) and not Path(name).is_dir():
+def _check_folder(flag: str, name: str | None, wanted: str) -> None:
+    if name is not None and name.startswith(_LOCAL) and not Path(name).is_dir():
         raise UsageError(
-            f"--pretrained_model_name_or_path is {name}: there is no such folder. Give a folder "
-            "with a saved pipeline, or the name of a repository on the Hub."
+            f"--{flag} is {name}: there is no such folder. Give a folder with {wanted}, or the "
+            "name of a repository on the Hub."
+        )
+
+
+def _check_config(args: argparse.Namespace) -> None:
+    flag = "model_config" if hasattr(args, "model_config") else "model_config_name_or_path"
+    name = getattr(args, flag, None)
+    if name is not None and name.startswith(_LOCAL) and not Path(name).exists():
+        raise UsageError(
+            f"--{flag} is {name}: there is no such file or folder. Give a config.json, its folder, "
+            "or the name of a repository on the Hub."
         )
 
 

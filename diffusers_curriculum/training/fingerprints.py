@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.compute
-from datasets import Dataset
+from datasets import ClassLabel, Dataset
 
 from diffusers_curriculum.noise_levels import NoiseLevels
 
@@ -25,10 +25,10 @@ FROZEN_PARTS = ("text_encoder", "tokenizer", "vae")
 def dataset_digest(
     rows: Dataset, image_column: str, text_column: str | None, folder: str | None
 ) -> str:
-    """SHA-256 over caption or class, file name and size in bytes of every row, in their order.
+    """SHA-256 over caption or class, file name and size in bytes of every row, in their order, the
+    names of the classes, and which of the rows are selected.
 
-    The digest is the same in another cache or after the folder was moved. A selection by
-    ``--max_train_samples`` is not covered: the number of samples and the seed tell it.
+    The digest is the same in another cache or after the folder was moved.
 
     Args:
         rows: as ``load_image_captions`` or ``load_images`` returns them, images undecoded.
@@ -41,6 +41,12 @@ def dataset_digest(
     compute: Any = pyarrow.compute  # most of its names are made at import
     digest = hashlib.sha256()
     columns = [image_column] if text_column is None else [image_column, text_column]
+    kind = None if text_column is None else rows.features[text_column]
+    if isinstance(kind, ClassLabel):
+        digest.update(json.dumps(kind.names).encode())
+    selected = rows._indices  # which rows of the table, None for all: no public name tells it
+    if selected is not None:
+        digest.update(selected.column(0).to_numpy().tobytes())
     for batch in table.table.select(columns).to_batches(max_chunksize=1000):
         images = batch.column(0)
         captions = batch.column(1).to_pylist() if len(columns) > 1 else [None] * len(images)
@@ -67,7 +73,7 @@ def model_identity(name: str, revision: str | None, variant: str | None) -> dict
 
 
 def schedule_identity(levels: NoiseLevels) -> dict[str, Any]:
-    """Family, number, range and digest of the noise levels.
+    """Family, number, range and digest of the noise levels, and EDM's sigma_data.
 
     The log-SNR counts to six decimals: its last bits depend on the processor.
     """
@@ -77,7 +83,7 @@ def schedule_identity(levels: NoiseLevels) -> dict[str, Any]:
         "levels": len(levels),
         "log_snr": f"{values[-1]} to {values[0]}",
         "sha256": hash_lines(values),
-    }
+    } | ({} if levels.sigma_data is None else {"sigma_data": levels.sigma_data})
 
 
 def hash_lines(lines: Iterable[str]) -> str:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import glob
 import os
+from typing import Any
 
-from datasets import ClassLabel, Dataset, DatasetDict, Image, load_dataset
+from datasets import ClassLabel, Dataset, DatasetDict, Image, load_dataset, load_from_disk
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
 from diffusers_curriculum.training.data_checks import (
     check_columns,
     check_image_column,
     check_label_column,
+    class_value,
     describe,
     warn_of_unlisted_images,
 )
 from diffusers_curriculum.training.errors import UsageError
+
+_SAVED = ("state.json", "dataset_dict.json")
 
 
 def load_image_captions(
@@ -32,8 +36,8 @@ def load_image_captions(
     """Load the training split from the Hub, a local path or an image folder, images undecoded.
 
     Args:
-        dataset_name: as `datasets.load_dataset` takes it; None reads `train_data_dir` as an image
-            folder with a metadata.jsonl or metadata.csv.
+        dataset_name: as `datasets.load_dataset` takes it, or a folder of `save_to_disk`; None reads
+            `train_data_dir` as an image folder with a metadata.jsonl or metadata.csv.
         max_train_samples: keep this many samples, chosen by a shuffle with `seed`.
 
     Returns:
@@ -64,8 +68,8 @@ def load_images(
     """Load the training split as images, with their classes if asked for, images undecoded.
 
     Args:
-        dataset_name: as `datasets.load_dataset` takes it; None reads `train_data_dir` as an image
-            folder, whose sub-folders are the classes.
+        dataset_name: as `datasets.load_dataset` takes it, or a folder of `save_to_disk`; None reads
+            `train_data_dir` as an image folder, whose sub-folders are the classes.
         label_column: column of classes, of numbers or words; None leaves classes out.
         max_train_samples: keep this many samples, chosen by a shuffle with `seed`.
 
@@ -92,10 +96,11 @@ def load_images(
 
 def _with_classes(dataset: Dataset, column: str) -> Dataset:
     """Words and numbers become classes, in sorted order; a missing one stays missing."""
-    values = sorted({value for value in dataset[column] if value is not None})
+    told = [class_value(value, column) for value in dataset[column]]
+    values = sorted({value for value in told if value is not None})
     names = [str(value) for value in values]
-    number = {value: index for index, value in enumerate(values)}
-    labels = [None if value is None else number[value] for value in dataset[column]]
+    number: dict[Any, int] = {value: index for index, value in enumerate(values)}
+    labels = [number.get(value) for value in told]
     bare = dataset.remove_columns(column)
     return bare.add_column(column, labels, feature=ClassLabel(names=names))
 
@@ -137,7 +142,10 @@ def _load_splits(
 ) -> DatasetDict:
     files = None if name is not None else {"train": os.path.join(_checked_folder(folder), "**")}
     try:
-        if name is not None:
+        if name is not None and _is_saved(name):
+            saved = load_from_disk(name)
+            loaded = DatasetDict({"train": saved}) if isinstance(saved, Dataset) else saved
+        elif name is not None:
             loaded = load_dataset(name, config, cache_dir=cache_dir, data_dir=folder)
         else:
             loaded = load_dataset("imagefolder", data_files=files, cache_dir=cache_dir)
@@ -152,6 +160,11 @@ def _load_splits(
         reason = describe(error).rstrip(".!")
         raise UsageError(f"{flag} {value!r} cannot be loaded: {reason}. {remedy}") from error
     return loaded if isinstance(loaded, DatasetDict) else DatasetDict()
+
+
+def _is_saved(folder: str) -> bool:
+    """Whether `save_to_disk` of a data set, or of several splits, wrote this folder."""
+    return any(os.path.isfile(os.path.join(folder, name)) for name in _SAVED)
 
 
 def _checked_folder(folder: str | None) -> str:

@@ -23,7 +23,7 @@ def train(steps: int, batch: int = 32, seed: int = 0) -> list[float]:
     for step in range(steps):
         clean = images[torch.arange(step * batch, (step + 1) * batch) % len(images)]
         noise = gaussian(clean.shape[1:], seed=seed, step=step, slots=slots, purpose="noise")
-        timesteps, levels, _ = sampler.sample(slots, step=step)
+        timesteps, levels, *_ = sampler.sample(slots, step=step)
         prediction = model(objective.add_noise(clean, noise, levels), timesteps).sample
         target = objective.target(clean, noise, levels)
         loss, loss_per_sample = objective.loss(prediction, target, weights[levels])

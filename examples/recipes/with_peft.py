@@ -25,7 +25,7 @@ def train(steps: int, batch: int = 32) -> list[float]:
     for step in range(steps):
         rows = torch.arange(step * batch, (step + 1) * batch) % len(images)
         clean, noise = images[rows], torch.randn(batch, 1, 8, 8)
-        timesteps, levels, _ = sampler.sample(batch, step=step)
+        timesteps, levels, *_ = sampler.sample(batch, step=step)
         prediction = model(objective.add_noise(clean, noise, levels), timesteps, labels[rows])[0]
         loss, _ = objective.loss(prediction, objective.target(clean, noise, levels))
         loss.backward()

@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
-import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
+
+from shell import run, short
 
 HERE = Path(__file__).resolve().parent
 SCRIPT = HERE.parent.parent / "train_text_to_image_curriculum.py"
@@ -28,7 +26,7 @@ def commands(folder: Path, train_steps: int, vae_steps: int) -> list[list[str]]:
     scans, tiny, trained = (str(folder / name) for name in ("digits", "tiny-sd", "sd-digits"))
     pictures = str(folder / "pictures")
     return [
-        ["python", _short(HERE / "digits.py"), "--output_dir", scans, "--resolution", RESOLUTION],
+        ["python", short(HERE / "digits.py"), "--output_dir", scans, "--resolution", RESOLUTION],
         [
             *("diffusers-curriculum", "make-tiny", "--train_data_dir", scans, "--output_dir", tiny),
             *("--resolution", RESOLUTION, "--vae_steps", str(vae_steps), "--seed", "0"),
@@ -37,7 +35,7 @@ def commands(folder: Path, train_steps: int, vae_steps: int) -> list[list[str]]:
             *("accelerate", "launch", "--num_processes", "1", "--num_machines", "1"),
             *("--mixed_precision", "no", "--dynamo_backend", "no"),
             *("--num_cpu_threads_per_process", os.environ.get("OMP_NUM_THREADS", "1")),
-            *(_short(SCRIPT), "--pretrained_model_name_or_path", tiny),
+            *(short(SCRIPT), "--pretrained_model_name_or_path", tiny),
             *("--train_data_dir", scans, "--output_dir", trained, "--resolution", RESOLUTION),
             *("--train_batch_size", "64", "--max_train_steps", str(train_steps)),
             *("--learning_rate", "1e-3", "--prediction_type", "v_prediction", "--use_ema"),
@@ -48,31 +46,10 @@ def commands(folder: Path, train_steps: int, vae_steps: int) -> list[list[str]]:
             *("--validation_steps", "500", "--log_every", "10", "--seed", "0"),
         ],
         [
-            *("python", _short(HERE / "recognise.py"), "--before", tiny, "--after", trained),
+            *("python", short(HERE / "recognise.py"), "--before", tiny, "--after", trained),
             *("--output_dir", pictures),
         ],
     ]
-
-
-def _short(path: Path) -> str:
-    """Return a path as it would be typed here, and in full where the folder is another one."""
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
-
-
-def run(command: list[str]) -> None:
-    """Show a command, run it with this Python environment's tools, stop the demo where it fails."""
-    tools = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    program = sys.executable if command[0] == "python" else shutil.which(command[0], path=tools)
-    if program is None:
-        raise SystemExit(f"{command[0]!r} is not installed: run `make install` first")
-    print(f"\n$ {shlex.join(command)}", flush=True)
-    start = time.monotonic()
-    # Quiet: without torchvision, transformers warns of a second image processor at every import.
-    surroundings = {"TRANSFORMERS_VERBOSITY": "error", **os.environ, "PATH": tools}
-    status = subprocess.run([program, *command[1:]], env=surroundings).returncode
-    if status:
-        raise SystemExit(f"the command above ended with status {status}; the demo stops here")
-    print(f"({time.monotonic() - start:.0f} s)", flush=True)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -324,7 +324,7 @@ def test_elastic_1_to_2_to_1(
 
     expected, told = one.outcome.together(), one.outcome.saw(0)
     assert all(sorted(slots) == list("0123") for slots in expected.values())
-    whats = {"image", "condition", "level", "noise", "noise_offset", "posterior"}
+    whats = {"image", "condition", "level", *bench.draws}
     assert all(what.keys() == whats for slots in expected.values() for what in slots.values())
     worst = 0.0
     for job, first in ((two, 4), (again, 8)):

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, VQModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DiffusionPipeline,
+    DiTPipeline,
+    DiTTransformer2DModel,
+    VQModel,
+)
+from PIL import Image
 
 from diffusers_curriculum.models.vit_vq import ViTVQModel
 from diffusers_curriculum.pipelines import ClassConditionalPipeline, UnconditionalPipeline
+from diffusers_curriculum.training.image_job import ImageJob
 from tests.scripts.small_runs import TINY_DIT, TINY_UNET, write_images, write_json
 
 CLASS_SCRIPT = "examples.class_conditional.train_class_conditional_curriculum"
@@ -100,3 +113,77 @@ def drawn(pipeline: Any, conditional: bool) -> np.ndarray:
     if conditional:
         return pipeline(class_labels=[0, 1, 2], guidance_scale=1.5, **options).images
     return pipeline(batch_size=3, **options).images
+
+
+def state_of(module: Any) -> dict[str, torch.Tensor]:
+    """A copy of the weights of a module."""
+    return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+
+
+@contextmanager
+def weights_after_each_step() -> Iterator[list[dict[str, torch.Tensor]]]:
+    """Note the trained weights after each optimizer step, as they are before anything is drawn."""
+    noted: list[dict[str, torch.Tensor]] = []
+    after_step = ImageJob.after_step
+
+    def noting(job: Any, *args: Any) -> None:
+        noted.append(state_of(job.network))
+        after_step(job, *args)
+
+    with mock.patch.object(ImageJob, "after_step", noting):
+        yield noted
+
+
+def write_class_folders(folder: Path, names: Sequence[str], each: int = 4) -> Path:
+    """Write random pictures in one folder per class, and return the folder of all."""
+    draw = np.random.default_rng(1)
+    for name in names:
+        (folder / name).mkdir(parents=True)
+        for number in range(each):
+            pixels = draw.integers(0, 256, (RESOLUTION, RESOLUTION, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{number}.png")
+    return folder
+
+
+def make_pretrained_dit(folder: Path, vae: Path, *, old: bool = False, outputs: int = 8) -> Path:
+    """Save a DiTPipeline with the settings of the public ones, but for its widths.
+
+    Args:
+        old: its transformer is called Transformer2DModel, as in checkpoints of before 2024.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(1)
+        network = DiTTransformer2DModel(
+            num_attention_heads=2,
+            attention_head_dim=4,
+            in_channels=4,
+            out_channels=outputs,
+            num_layers=2,
+            patch_size=2,
+            sample_size=RESOLUTION // 2,
+            num_embeds_ada_norm=1000,
+        )
+    names = {number: f"thing {number}, synonym {number}" for number in range(1000)}
+    autoencoder: Any = AutoencoderKL.from_pretrained(vae)
+    pipeline = DiTPipeline(network, autoencoder, DDIMScheduler(clip_sample=False), names)
+    pipeline.register_to_config(id2label=names)
+    pipeline.save_pretrained(folder)
+    if old:
+        _call_it_transformer_2d(folder)
+    return folder
+
+
+def _call_it_transformer_2d(folder: Path) -> None:
+    config, index = folder / "transformer/config.json", folder / "model_index.json"
+    settings = json.loads(config.read_text("utf-8")) | {
+        "_class_name": "Transformer2DModel",
+        "_diffusers_version": "0.12.0.dev0",
+        "cross_attention_dim": None,
+        "double_self_attention": False,
+        "num_vector_embeds": None,
+        "only_cross_attention": False,
+        "use_linear_projection": False,
+    }
+    write_json(config, settings)
+    parts = json.loads(index.read_text("utf-8"))
+    write_json(index, parts | {"transformer": ["diffusers", "Transformer2DModel"]})

@@ -42,6 +42,7 @@ class Bench:
         words: what a flag of the text-to-image script is called here; None where there is no such
             flag, and it is left out with its values.
         more: arguments of every run.
+        draws: purposes that the step draws for, whose values a witness notes.
     """
 
     pipeline: Path
@@ -52,6 +53,7 @@ class Bench:
     model: str = "--pretrained_model_name_or_path"
     words: Mapping[str, str | None] = field(default_factory=dict)
     more: tuple[str, ...] = ()
+    draws: frozenset[str] = frozenset({"noise"})
 
     @property
     def module(self) -> ModuleType:
@@ -119,7 +121,8 @@ def make_bench(folder: Path) -> Bench:
     """Write a data set and a pipeline for text-to-image training."""
     images = write_images(folder / "images", SAMPLES)
     make_tiny_pipeline(images, folder / "pipeline", resolution=RESOLUTION, vae_steps=0, sizes=SIZES)
-    return Bench(folder / "pipeline", images, folder / "cache")
+    draws = frozenset({"noise", "noise_offset", "posterior"})
+    return Bench(folder / "pipeline", images, folder / "cache", draws=draws)
 
 
 TINY_DIT = {

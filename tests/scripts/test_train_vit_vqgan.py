@@ -339,9 +339,10 @@ def test_a_resolution_that_the_critic_cannot_halve(
 
 def digits_argv(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *more: object) -> list[str]:
     """The command of the examples' README, with changes."""
-    monkeypatch.syspath_prepend(str(EXAMPLES))
-    digits_folders = importlib.import_module("digits_folders")
-    digits_folders.main(["--output_dir", str(tmp_path / "digits"), "--resolution", "32"])
+    monkeypatch.syspath_prepend(str(EXAMPLES.parent / "text_to_image"))
+    digits = importlib.import_module("digits")
+    digits.export_by_class(tmp_path / "digits" / "train", 32)
+    digits.export_by_class(tmp_path / "digits" / "held_out", 32, held_out=True)
     text = (EXAMPLES / "README.md").read_text("utf-8")
     command = (
         text.split("launch examples/autoencoder/train_vit_vqgan.py", 1)[1]

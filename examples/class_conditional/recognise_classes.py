@@ -3,7 +3,7 @@
 Prints one line, `recognised after=.. n=.. guidance=.. classifier=..`, and writes one picture: a row
 per digit, a column per sample, a red frame around what was not recognised as the row's digit.
 
-    python examples/class_conditional/recognise.py --pipeline dit-digits --output_dir .
+    python examples/class_conditional/recognise_classes.py --pipeline dit-digits --output_dir .
 """
 
 from __future__ import annotations
