@@ -41,12 +41,12 @@ def commands(folder: Path, latents: str, train_steps: int) -> list[list[str]]:
             *("accelerate", "launch", "--num_processes", "1", "--num_machines", "1"),
             *("--mixed_precision", "no", "--dynamo_backend", "no"),
             *("--num_cpu_threads_per_process", os.environ.get("OMP_NUM_THREADS", "1")),
-            *(short(SCRIPT), "--model_config", short(HERE / "dit_digits.json")),
+            *(short(SCRIPT), *network(latents)),
             *("--pretrained_vae_model_name_or_path", autoencoder, "--cache_latents"),
             *("--train_data_dir", scans, "--output_dir", trained, "--resolution", RESOLUTION),
             *("--train_batch_size", "64", "--max_train_steps", str(train_steps)),
             *("--learning_rate", "1e-3", "--lr_scheduler", "cosine", "--lr_warmup_steps", "50"),
-            *("--prediction_type", "v_prediction", "--use_ema", "--ema_decay", "0.995"),
+            *("--use_ema", "--ema_decay", "0.995"),
             *("--timestep_sampler", "laplace", "--timestep_sampler_args", "mu=0", "b=0.5"),
             *("--timestep_draw", "stratified", "--curriculum", "difficulty"),
             *("--curriculum_clusters", "10", "--curriculum_patience", "15"),
@@ -58,6 +58,20 @@ def commands(folder: Path, latents: str, train_steps: int) -> list[list[str]]:
             *("--output_dir", str(folder / "pictures")),
         ],
     ]
+
+
+def network(latents: str) -> list[str]:
+    """Return the flags that say which DiT is trained, and what it predicts.
+
+    A patch of two by two vectors of the ViT-VQGAN holds 128 numbers, as many as the DiT is wide:
+    too many for it to let the noise through, as a prediction of noise or v must; x0 it can tell.
+    """
+    if latents == "kl":
+        config, more = "dit_digits.json", ["--prediction_type", "v_prediction"]
+    else:
+        config = "dit_digits_patch2.json"
+        more = ["--prediction_type", "sample", "--loss_weighting", "unit_v"]
+    return ["--model_config", short(HERE / config), *more]
 
 
 def make_kl(scans: str, held_out: str, output_dir: str) -> list[str]:

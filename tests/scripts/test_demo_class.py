@@ -37,6 +37,7 @@ def test_the_demo_trains_with_flags_the_script_accepts(
     export, make, train, judge = demo.commands(tmp_path, latents, demo.TRAIN_STEPS)
     (tmp_path / "digits" / "0").mkdir(parents=True)
     (tmp_path / "digits" / "0" / "a.png").touch()
+    (tmp_path / "autoencoder").mkdir()
     args = parse_class_args(train[train.index(demo.short(demo.SCRIPT)) + 1 :])
     assert args.train_data_dir == export[export.index("--output_dir") + 1]
     made = make[make.index("--output_dir") + 1]
