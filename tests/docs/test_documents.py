@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = sorted([ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")])
+GLOBS = ("docs/*.md", "benchmarks/*.md", "examples/*/README.md")
+DOCUMENTS = sorted([ROOT / "README.md", *(file for glob in GLOBS for file in ROOT.glob(glob))])
 TEXTS = {str(path.relative_to(ROOT)): path.read_text("utf-8") for path in DOCUMENTS}
 
 
@@ -48,11 +50,23 @@ def test_named_tests_exist() -> None:
     assert not named - defined - {path.stem for path in (ROOT / "tests").rglob("test_*.py")}
 
 
-def test_flags_in_commands_exist() -> None:
+def script_parsers() -> dict[str, Any]:
     from diffusers_curriculum.training.arguments import build_parser
+    from diffusers_curriculum.training.class_arguments import build_class_parser
+    from diffusers_curriculum.training.unconditional_arguments import build_unconditional_parser
 
-    known = {option for action in build_parser()._actions for option in action.option_strings}
-    commands = [code for _, code in blocks("bash") if "train_text_to_image_curriculum" in code]
+    return {
+        "train_text_to_image_curriculum": build_parser(),
+        "train_class_conditional_curriculum": build_class_parser(),
+        "train_unconditional_curriculum": build_unconditional_parser(),
+    }
+
+
+@pytest.mark.parametrize("script", script_parsers())
+def test_flags_in_commands_exist(script: str) -> None:
+    actions = script_parsers()[script]._actions
+    known = {option for action in actions for option in action.option_strings}
+    commands = [code for _, code in blocks("bash") if script in code]
     used = {flag for code in commands for flag in re.findall(r"--\w+", code)}
     assert commands
     assert used <= known

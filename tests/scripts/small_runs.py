@@ -75,6 +75,10 @@ class Bench:
             *(*self.more, *self._in_its_words(map(str, more))),
         ]
 
+    def train(self, output_dir: Path, *more: object, batch: int = 2, **options: Any) -> Record:
+        """Run the script to its end; see :func:`train`."""
+        return train(self.argv(output_dir, *more, batch=batch), script=self.script, **options)
+
     def _in_its_words(self, arguments: Iterable[str]) -> Iterator[str]:
         kept = True
         for argument in arguments:
@@ -153,7 +157,8 @@ def make_class_bench(folder: Path) -> Bench:
         "examples.class_conditional.train_class_conditional_curriculum",
         "transformer",
         "--model_config",
-        {"--caption_dropout": "--label_dropout", "--noise_offset": None},
+        {"--caption_dropout": "--label_dropout", "--noise_offset": None}
+        | {"--validation_prompts": None},
         ("--no_pictures",),
     )
 
@@ -170,6 +175,7 @@ def make_unconditional_bench(folder: Path) -> Bench:
         {
             "--caption_dropout": None,
             "--noise_offset": None,
+            "--validation_prompts": None,
             "--ema_decay": "--ema_max_decay",
             "--num_train_epochs": "--num_epochs",
         },

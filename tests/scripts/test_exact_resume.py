@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
-import train_text_to_image_curriculum as script
+from tests.reliability.harness import ROOT
 from tests.scripts.small_runs import (
+    BENCHES,
     SAMPLES,
     Bench,
     Record,
@@ -25,6 +27,7 @@ from tests.scripts.small_runs import (
 )
 
 STEPS = 24  # more than five epochs of 4.5 steps
+ENVIRONMENT = {"PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
 LAST = f"checkpoint-{STEPS}"
 SOME = {1, 4, 5, 9, 14, 18, 22, 23}  # in every run of the tests; the others in the full tier
 EVERYTHING = (
@@ -45,11 +48,18 @@ class Reference:
     record: Record
 
 
+@pytest.fixture(scope="module", params=BENCHES)
+def bench(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    """Each training script, with a model, a data set and a cache folder."""
+    torch.set_num_threads(1)
+    return BENCHES[request.param](tmp_path_factory.mktemp("bench"))
+
+
 @pytest.fixture(scope="module")
 def reference(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Reference:
     """Two dozen steps with everything that has a state, a checkpoint after each."""
     folder = tmp_path_factory.mktemp("reference")
-    return Reference(folder, train(bench.argv(folder, *EVERYTHING, "--checkpointing_steps", 1)))
+    return Reference(folder, bench.train(folder, *EVERYTHING, "--checkpointing_steps", 1))
 
 
 def resumed_from(reference: Reference, step: int, folder: Path) -> Path:
@@ -65,7 +75,7 @@ def optimizer_steps(checkpoint: Path) -> set[int]:
     return {int(value) for name, value in state.items() if name.endswith("step")}
 
 
-def test_the_reference_has_something_to_lose(reference: Reference) -> None:
+def test_the_reference_has_something_to_lose(bench: Bench, reference: Reference) -> None:
     stages = [step.stage for step in reference.record.steps]
     assert len(set(stages)) >= 3
     assert stages == sorted(stages)
@@ -73,8 +83,9 @@ def test_the_reference_has_something_to_lose(reference: Reference) -> None:
     assert len({step.lr for step in reference.record.steps}) > STEPS // 2
     assert checkpoint_names(reference.folder) == {f"checkpoint-{k + 1}" for k in range(STEPS)}
     saved = hashes(reference.folder / f"checkpoint-{STEPS}")
-    expected = {"unet/diffusion_pytorch_model.safetensors", "optimizer.safetensors"}
-    expected |= {"unet_ema/diffusion_pytorch_model.safetensors", "sampler.safetensors"}
+    weights = "diffusion_pytorch_model.safetensors"
+    expected = {f"{bench.trained}/{weights}", "optimizer.safetensors"}
+    expected |= {f"{bench.trained}_ema/{weights}", "sampler.safetensors"}
     assert expected < saved.keys()
     assert len({saved[name] for name in expected}) == len(expected)
 
@@ -89,11 +100,11 @@ def test_resume_from_every_step_bits(
 ) -> None:
     folder = resumed_from(reference, stopped, tmp_path)
     rest = ("--resume_from_checkpoint", "latest", "--checkpointing_steps", STEPS)
-    record = train(bench.argv(folder, *EVERYTHING, *rest))
+    record = bench.train(folder, *EVERYTHING, *rest)
     assert record.numbers == list(range(stopped, STEPS))
     assert record.steps == reference.record.steps[stopped:]
     assert hashes(folder / LAST) == hashes(reference.folder / LAST)
-    assert hashes(folder / "unet") == hashes(reference.folder / "unet")
+    assert hashes(folder / bench.trained) == hashes(reference.folder / bench.trained)
     # The reports do not notice either: a window that was open when the run stopped goes on.
     later = [entry for entry in reference.record.logged if entry[0] > stopped]
     assert record.logged == later
@@ -106,8 +117,9 @@ def test_a_fresh_process_goes_on_bit_for_bit(
     folder = resumed_from(reference, 5, tmp_path)
     rest = ("--resume_from_checkpoint", "latest", "--checkpointing_steps", STEPS)
     subprocess.run(
-        [sys.executable, script.__file__, *bench.argv(folder, *EVERYTHING, *rest)],
-        env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        [sys.executable, str(bench.module.__file__), *bench.argv(folder, *EVERYTHING, *rest)],
+        env=os.environ
+        | {"PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
         check=True,
         capture_output=True,
         timeout=200,
@@ -118,7 +130,7 @@ def test_a_fresh_process_goes_on_bit_for_bit(
 def test_resuming_a_wrong_state_would_be_seen(
     bench: Bench, reference: Reference, tmp_path: Path
 ) -> None:
-    other = train(bench.argv(tmp_path, *EVERYTHING, "--seed", 8))
+    other = bench.train(tmp_path, *EVERYTHING, "--seed", 8)
     assert not set(other.losses) & set(reference.record.losses)
 
 
@@ -128,10 +140,11 @@ def test_a_finished_run_makes_no_step_and_still_exports(
 ) -> None:
     folder = resumed_from(reference, STEPS, tmp_path)
     more = ("--resume_from_checkpoint", "latest", "--validation_prompts", "a", "b")
-    record = train(bench.argv(folder, *EVERYTHING, *more), pictures=True)
+    record = bench.train(folder, *EVERYTHING, *more, pictures=True)
     assert record.steps == []
-    assert hashes(folder / "unet") == hashes(reference.folder / "unet")
-    expected = {"model_index.json", "README.md", "val_imgs_grid.png", "timesteps.png"}
+    assert hashes(folder / bench.trained) == hashes(reference.folder / bench.trained)
+    expected = {"model_index.json", "README.md", "timesteps.png"}
+    expected |= set() if "--no_pictures" in bench.more else {"val_imgs_grid.png"}
     assert expected <= {path.name for path in folder.iterdir()}
 
 
@@ -140,7 +153,7 @@ def test_a_run_past_its_end_makes_no_step(
 ) -> None:
     folder = resumed_from(reference, 8, tmp_path)
     arguments = (*EVERYTHING, "--max_train_steps", 5, "--curriculum_max_share", 9)
-    record = train(bench.argv(folder, *arguments, "--resume_from_checkpoint", "latest"))
+    record = bench.train(folder, *arguments, "--resume_from_checkpoint", "latest")
     assert record.steps == []
     assert checkpoint_names(folder) == {"checkpoint-8"}
     assert (folder / "model_index.json").is_file()
@@ -161,18 +174,18 @@ def test_optimizer_steps_equal_max_train_steps(
     in_an_epoch = -(-SAMPLES // (batch * accumulation))
     wanted = 5 if length == "--max_train_steps" else in_an_epoch
     if resumed:
-        train(bench.argv(tmp_path, *shared, "--max_train_steps", 1, "--checkpointing_steps", 1,
-                         batch=batch))  # fmt: skip
+        bench.train(tmp_path, *shared, "--max_train_steps", 1, "--checkpointing_steps", 1,
+                         batch=batch)  # fmt: skip
     rest = (*shared, length, number, "--checkpointing_steps", 1)
     rest += ("--resume_from_checkpoint", "latest")
-    record = train(bench.argv(tmp_path, *rest, batch=batch))
+    record = bench.train(tmp_path, *rest, batch=batch)
     assert record.numbers == list(range(int(resumed), wanted))
     assert checkpoint_names(tmp_path) == {f"checkpoint-{k + 1}" for k in range(wanted)}
     assert optimizer_steps(tmp_path / f"checkpoint-{wanted}") == {wanted}
 
 
 def test_epochs_that_do_not_divide_are_rounded_up(bench: Bench, tmp_path: Path) -> None:
-    record = train(bench.argv(tmp_path, "--num_train_epochs", 2, batch=5))
+    record = bench.train(tmp_path, "--num_train_epochs", 2, batch=5)
     assert len(record.steps) == 8  # 36 samples in batches of 5
 
 
@@ -183,17 +196,15 @@ def test_latest_without_checkpoints_starts_at_the_beginning(
     bench: Bench, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level("INFO"):
-        record = train(
-            bench.argv(tmp_path, "--max_train_steps", 1, "--resume_from_checkpoint", "latest")
-        )
+        record = bench.train(tmp_path, "--max_train_steps", 1, "--resume_from_checkpoint", "latest")
     assert record.numbers == [0]
     assert "starting from the beginning" in caplog.text
 
 
 def test_latest_takes_the_newest_by_number(bench: Bench, tmp_path: Path) -> None:
-    train(bench.argv(tmp_path, "--max_train_steps", 10, "--checkpointing_steps", 1))
+    bench.train(tmp_path, "--max_train_steps", 10, "--checkpointing_steps", 1)
     rest = ("--max_train_steps", 11, "--resume_from_checkpoint", "latest")
-    assert train(bench.argv(tmp_path, *rest)).numbers == [10]
+    assert bench.train(tmp_path, *rest).numbers == [10]
 
 
 def test_a_bare_name_means_one_in_the_output_folder(
@@ -203,7 +214,7 @@ def test_a_bare_name_means_one_in_the_output_folder(
     (tmp_path / "checkpoint-10").mkdir()  # in the working directory: a trap
     monkeypatch.chdir(tmp_path)
     more = ("--resume_from_checkpoint", "checkpoint-10")
-    assert train(bench.argv(tmp_path / "run", *EVERYTHING, *more)).numbers == list(range(10, STEPS))
+    assert bench.train(tmp_path / "run", *EVERYTHING, *more).numbers == list(range(10, STEPS))
 
 
 @pytest.mark.parametrize("relative", [False, True])
@@ -217,9 +228,9 @@ def test_resume_path_is_literal(
     before = hashes(reference.folder)
     monkeypatch.chdir(reference.folder)
     name = "./checkpoint-10" if relative else str(reference.folder / "checkpoint-10")
-    record = train(bench.argv(tmp_path / "new", *EVERYTHING, "--resume_from_checkpoint", name))
+    record = bench.train(tmp_path / "new", *EVERYTHING, "--resume_from_checkpoint", name)
     assert record.steps == reference.record.steps[10:]
-    assert hashes(tmp_path / "new" / "unet") == hashes(reference.folder / "unet")
+    assert hashes(tmp_path / "new" / bench.trained) == hashes(reference.folder / bench.trained)
     assert hashes(reference.folder) == before  # the other run is only read
 
 
@@ -228,7 +239,7 @@ def test_a_missing_checkpoint_is_refused(
     bench: Bench, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     more = ("--max_train_steps", 1, "--resume_from_checkpoint", name)
-    assert status(bench.argv(tmp_path, *more)) == 2
+    assert status(bench.argv(tmp_path, *more), bench.script) == 2
     message = capsys.readouterr().err
     assert name in message
     assert "Give latest" in message
@@ -254,7 +265,7 @@ def test_another_run_is_not_gone_on_with(
 ) -> None:
     folder = resumed_from(reference, 5, tmp_path)
     more = (*EVERYTHING, "--resume_from_checkpoint", "latest", *changed)
-    assert status(bench.argv(folder, *more)) == 2
+    assert status(bench.argv(folder, *more), bench.script) == 2
     assert told in capsys.readouterr().err
 
 
@@ -271,7 +282,7 @@ def test_the_seed_of_the_first_run_is_remembered(
 @pytest.mark.parametrize("limit", [1, 2])
 def test_checkpoints_total_limit_keeps_the_newest(bench: Bench, tmp_path: Path, limit: int) -> None:
     more = ("--max_train_steps", 5, "--checkpointing_steps", 1, "--checkpoints_total_limit", limit)
-    train(bench.argv(tmp_path, *more))
+    bench.train(tmp_path, *more)
     assert checkpoint_names(tmp_path) == {f"checkpoint-{5 - i}" for i in range(limit)}
 
 
