@@ -20,7 +20,9 @@ from diffusers_curriculum.pipelines import ClassConditionalPipeline
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "text_to_image"))
 from digits import WORDS, train_classifier
-from recognise import judge, picture
+from recognise import Samples, judge, picture
+
+SHOWN = 20  # samples of each digit in the picture
 
 
 def load(folder: str) -> DiffusionPipeline:
@@ -48,6 +50,12 @@ def generate(pipeline: DiffusionPipeline, args: argparse.Namespace) -> list[Imag
     return images
 
 
+def first_of_each(samples: Samples, each: int) -> Samples:
+    """Return the first samples of each digit, as many as a picture shows."""
+    kept = [digit * each + n for digit in range(len(WORDS)) for n in range(min(each, SHOWN))]
+    return Samples([samples.images[i] for i in kept], samples.recognised[kept])
+
+
 def main(argv: list[str] | None = None) -> int:
     """Judge a pipeline from the command line."""
     parser = argparse.ArgumentParser(description="Count the generated digits that are recognised.")
@@ -62,7 +70,8 @@ def main(argv: list[str] | None = None) -> int:
     images = generate(load(args.pipeline), args)
     samples = judge(images, classifier)
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    picture(samples, phrasings=False).save(args.output_dir / "digits_by_class.png")
+    grid = picture(first_of_each(samples, args.samples), phrasings=False)
+    grid.save(args.output_dir / "digits_by_class.png")
     print(
         f"recognised after={samples.share:.2f} n={len(images)} guidance={args.guidance_scale:g}"
         f" classifier={right:.2f}"

@@ -275,7 +275,7 @@ def test_the_seed_of_the_first_run_is_remembered(
     folder = resumed_from(reference, 10, tmp_path)
     argv = bench.argv(folder, *EVERYTHING, "--resume_from_checkpoint", "latest")
     place = argv.index("--seed")
-    record = train(argv[:place] + argv[place + 2 :])
+    record = train(argv[:place] + argv[place + 2 :], script=bench.script)
     assert record.steps == reference.record.steps[10:]
 
 
