@@ -82,14 +82,21 @@ class LatentSpace:
         Raises:
             ValueError: its config.json names no known autoencoder, or it cannot be read.
         """
-        kind = str(read_config(path, revision, subfolder).get("_class_name"))
-        if kind not in KINDS:
-            raise ValueError(
-                f"{path!r} holds a {kind}, which is no known autoencoder: give the folder of one "
-                f"of {', '.join(KINDS)} (of a pipeline: its subfolder 'vae')."
-            )
+        kind = _known_kind(read_config(path, revision, subfolder), path)
         vae = load_model(KINDS[kind], path, revision, variant, subfolder, dtype)
         return cls.of(vae.requires_grad_(False).eval(), batch_size)
+
+    @classmethod
+    def empty(cls, path: str, subfolder: str | None = None) -> LatentSpace:
+        """Return the latent space of an autoencoder without its weights, for its shapes alone.
+
+        Raises:
+            ValueError: its config.json names no known autoencoder, or it cannot be read.
+        """
+        config = read_config(path, None, subfolder)
+        kind = _known_kind(config, path)
+        with torch.device("meta"):
+            return cls.of(KINDS[kind].from_config(config))
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Moments:
@@ -180,6 +187,16 @@ class LatentSpace:
             for name in ("latents_mean", "latents_std")
         )
         return scale / std, mean
+
+
+def _known_kind(config: dict[str, Any], path: str) -> str:
+    kind = str(config.get("_class_name"))
+    if kind not in KINDS:
+        raise ValueError(
+            f"{path!r} holds a {kind}, which is no known autoencoder: give the folder of one of "
+            f"{', '.join(KINDS)} (of a pipeline: its subfolder 'vae')."
+        )
+    return kind
 
 
 def _check_shifts(vae: Any, kind: str) -> None:

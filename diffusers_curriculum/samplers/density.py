@@ -70,7 +70,8 @@ class DensityTimestepSampler(TimestepSampler):
         self._law = masses / masses.sum() if density != "uniform" else masses
         if continuous and density != "uniform":
             self._cells = {CPU: Cells.of_density(levels, self.density)}
-        if self.floor == 0 and density != "uniform":
+        as_published = levels.family == "edm" and density in ("edm", "edm2")  # with no floor
+        if self.floor == 0 and density != "uniform" and not as_published:
             _warn_of_untrained_ends(self.density, levels)
         if self.floor > 0 and not bool(masses.all()):
             logger.warning(

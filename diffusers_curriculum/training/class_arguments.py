@@ -20,6 +20,7 @@ from diffusers_curriculum.training.image_arguments import (
     add_network_arguments,
     add_power_ema_arguments,
     check_image_arguments,
+    check_network_name,
     settle_formulation,
 )
 from diffusers_curriculum.training.official_arguments import (
@@ -47,9 +48,15 @@ CLASS_DEPENDENCES = (
         lambda a: a.pretrained_model_name_or_path is not None,
     ),
     Dependence(
-        "validation_classes guidance_scale validation_images_per_class validation_inference_steps",
-        "--validation_steps or --validation_epochs, or pictures at the end (drop --no_pictures)",
+        "validation_classes validation_images_per_class validation_inference_steps "
+        "validation_steps validation_epochs",
+        "pictures (drop --no_pictures)",
         lambda a: not a.no_pictures,
+    ),
+    Dependence(
+        "guidance_scale",
+        "pictures (drop --no_pictures) or --eval_steps",
+        lambda a: not a.no_pictures or a.eval_steps is not None,
     ),
 )
 
@@ -63,6 +70,7 @@ def parse_class_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """
     args = parse_checked(build_class_parser(), argv, CLASS_DEPENDENCES, settle_formulation)
     check_image_arguments(args)
+    check_network_name("model_config", args.model_config)
     if args.model_config is None and args.pretrained_model_name_or_path is None:
         raise UsageError(
             "neither --model_config nor --pretrained_model_name_or_path is given: name a network "
@@ -161,7 +169,12 @@ def _add_picture_arguments(parser: argparse.ArgumentParser) -> None:
         help="numbers or names of the classes that are drawn (default: the first ten)",
     )
     add("--validation_images_per_class", type=int, default=8, help="pictures of each")
-    add("--guidance_scale", type=float, default=1.5, help="classifier-free guidance of pictures")
+    add(
+        "--guidance_scale",
+        type=float,
+        default=1.5,
+        help="classifier-free guidance of pictures and of metrics",
+    )
     add("--validation_inference_steps", type=int, default=50, help="denoising steps per picture")
     add("--validation_epochs", type=int, default=10, help="epochs between pictures")
     add(

@@ -28,6 +28,7 @@ from diffusers_curriculum.training.fingerprints import (
     model_identity,
     schedule_identity,
 )
+from diffusers_curriculum.training.stateful import POWER_EMA
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ EFFECTS = {
     "seed": "another order of the data and other draws from here on",
     "global_batch": "another place in the data: samples of this epoch may repeat or be left out",
     "dataset": "another order of the data: samples of this epoch may repeat or be left out",
-    "model": "the network comes from the checkpoint, text encoder and VAE from the new base model",
+    "model": "the network comes from the checkpoint, the frozen models from the new base model",
     "schedule": "the network meets other noise levels; sampler and loss statistics start afresh",
     "prediction_type": "the network has to learn another target",
     "sampler": "the new sampler starts afresh, a curriculum at its first stage",
@@ -44,7 +45,7 @@ EFFECTS = {
     "objective": "noise is made in the new way from here on",
     "images": "images and captions are prepared in the new way from here on",
     "optimizer": "moments and position in the schedule stay, the new numbers hold from here on",
-    "ema": "the average stays, the new numbers hold from here on",
+    "ema": "the average stays, the new numbers hold from here on; other widths start afresh",
 }
 # The parts of TrainingState that start afresh, or take this run's numbers, after a change.
 _RENEWED = {
@@ -53,6 +54,7 @@ _RENEWED = {
     "schedule": ("sampler", "trackers"),
     "optimizer": ("optimizer",),
     "ema": ("ema",),
+    "ema.power_ema": (POWER_EMA,),
 }
 _ARGUMENTS = {
     "objective": "noise_offset input_perturbation dream_training dream_detail_preservation "
@@ -198,6 +200,7 @@ def check_names(allowed: Collection[str]) -> None:
 def renewed_parts(changed: Collection[Difference]) -> frozenset[str]:
     """The parts that :meth:`TrainingState.read` shall not take from the checkpoint."""
     settings = {difference.setting for difference in changed}
+    settings |= {difference.name for difference in changed}
     return frozenset(part for setting in settings for part in _RENEWED.get(setting, ()))
 
 

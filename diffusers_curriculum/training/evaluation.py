@@ -42,6 +42,7 @@ class EvaluationSettings:
         every: optimizer steps between evaluations.
         metrics: names from `METRICS`.
         samples: images generated; as many training images are looked at, or all if fewer.
+        steps: denoising steps of each; noted beside the numbers, as is the guidance.
         batch_size: images generated, and read, at once.
         seed: chooses the training images, and the subsets of KID.
         last_step: evaluated too; None: unknown.
@@ -50,6 +51,8 @@ class EvaluationSettings:
     every: int
     metrics: tuple[str, ...]
     samples: int = 1000
+    steps: int = 50
+    guidance_scale: float | None = None
     batch_size: int = 32
     seed: int = 0
     last_step: int | None = None
@@ -61,6 +64,8 @@ class EvaluationSettings:
             every=args.eval_steps,
             metrics=tuple(args.eval_metrics),
             samples=args.eval_samples,
+            steps=args.eval_num_inference_steps,
+            guidance_scale=getattr(args, "guidance_scale", None),
             batch_size=args.eval_generation_batch_size,
             seed=seed,
             last_step=last_step,
@@ -134,6 +139,8 @@ class Evaluator:
     def _facts(self) -> dict[str, Any]:
         return {
             "samples": self.settings.samples,
+            "inference_steps": self.settings.steps,
+            "guidance_scale": self.settings.guidance_scale,
             "training_images": self.real_count,
             "networks": dict(self.network_of),
         }

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import argparse
+import logging
+from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import diffusers
-import torch
 from diffusers import (
     DDPMScheduler,
     DiffusionPipeline,
     EDMEulerScheduler,
     FlowMatchEulerDiscreteScheduler,
-    SchedulerMixin,
 )
 
 from diffusers_curriculum.noise_levels import NoiseLevels
-from diffusers_curriculum.pipelines.denoising import LEARNED_VARIANCE, denoise
 from diffusers_curriculum.training.errors import UsageError
 from diffusers_curriculum.training.foreign_code import refuse_foreign_code
-from diffusers_curriculum.training.validation import with_prediction_type
+from diffusers_curriculum.training.sampling_schedulers import (
+    sampling_scheduler,
+    schedule_settings,
+    scheduler_class,
+)
+
+logger = logging.getLogger(__name__)
 
 FAMILIES = {"ddpm": "vp", "flow": "flow", "edm": "edm"}
 # Standard deviation of the data that EDM's preconditioning assumes: in pixels, and in latents,
@@ -48,19 +53,37 @@ def pipeline_index(args: argparse.Namespace) -> dict[str, Any]:
         UsageError: it cannot be read, or brings code of its own.
     """
     path = args.pretrained_model_name_or_path
-    if path is None:
-        return {}
+    return {} if path is None else dict(_read_index(path, args.revision))
+
+
+@lru_cache(maxsize=4)  # asked for several times at the start, each time a request to the Hub
+def _read_index(path: str, revision: str | None) -> Mapping[str, Any]:
     if not Path(path).is_dir() and Path(path).exists():
         raise UsageError(f"--pretrained_model_name_or_path {path!r} is a file: give its folder.")
-    refuse_foreign_code(path, args.revision)
+    refuse_foreign_code(path, revision)
     try:
-        index: Any = DiffusionPipeline.load_config(path, revision=args.revision)
+        index: Any = DiffusionPipeline.load_config(path, revision=revision)
     except (OSError, ValueError) as error:
         raise UsageError(
-            f"--pretrained_model_name_or_path {path!r} cannot be read ({error}). Give a folder or "
-            "Hub id of a saved pipeline."
+            f"--pretrained_model_name_or_path {path!r} cannot be read "
+            f"({' '.join(str(error).split())}). Give a folder or Hub id of a saved pipeline."
         ) from error
-    return dict(index)
+    return index
+
+
+def sigma_data_of(args: argparse.Namespace) -> float:
+    """The standard deviation of the data that EDM's preconditioning assumes.
+
+    Raises:
+        UsageError: the pretrained pipeline cannot be read.
+    """
+    if args.sigma_data is not None:
+        return args.sigma_data
+    own = None if args.pretrained_model_name_or_path is None else _own_scheduler(args)
+    if own is not None and "sigma_data" in own.config:
+        return float(own.config["sigma_data"])
+    vae = args.pretrained_vae_model_name_or_path or any(pipeline_index(args).get("vae") or ())
+    return SIGMA_DATA[not vae]
 
 
 def formulation_of(args: argparse.Namespace) -> str:
@@ -87,8 +110,12 @@ def build_schedulers(args: argparse.Namespace, *, pixels: bool, default_vp: str)
     """
     own = None if args.pretrained_model_name_or_path is None else _own_scheduler(args)
     if own is not None and NoiseLevels.from_scheduler(own).family != FAMILIES[args.formulation]:
+        logger.warning(
+            "--formulation %s replaces the noise levels of the pretrained pipeline, and what its "
+            "network predicts", args.formulation,
+        )  # fmt: skip
         own = None
-    settings = _settings(args, own is None, pixels)
+    settings = schedule_settings(own) | _settings(args, own is None, pixels)
     kinds = {"ddpm": DDPMScheduler, "flow": FlowMatchEulerDiscreteScheduler}
     kind: Any = kinds.get(args.formulation, EDMEulerScheduler)
     base = {} if own is None else dict(own.config)
@@ -96,9 +123,9 @@ def build_schedulers(args: argparse.Namespace, *, pixels: bool, default_vp: str)
         training = kind.from_config(base, **settings)
     except (ValueError, NotImplementedError) as error:
         raise UsageError(f"--formulation {args.formulation}: {error}") from error
-    defaults = {"ddpm": default_vp if own is None else type(own).__name__}
-    name = args.sampling_scheduler or defaults.get(args.formulation) or kind.__name__
-    return training, _sampling(args, name, training)
+    fresh = default_vp if args.formulation == "ddpm" else kind.__name__
+    name = args.sampling_scheduler or (fresh if own is None else type(own).__name__)
+    return training, sampling_scheduler(args, name, training)
 
 
 def _settings(args: argparse.Namespace, fresh: bool, pixels: bool) -> dict[str, Any]:
@@ -108,8 +135,8 @@ def _settings(args: argparse.Namespace, fresh: bool, pixels: bool) -> dict[str, 
         value = getattr(args, flag)
         if fresh or value != neutral:
             given[name] = value
-    if args.formulation == "edm" and fresh and args.sigma_data is None:
-        given["sigma_data"] = SIGMA_DATA[pixels]
+    if args.formulation == "edm" and fresh:
+        given |= _edm_of_this_scale(args, given)
     if args.formulation == "ddpm":
         if args.prediction_type is not None:
             given["prediction_type"] = args.prediction_type
@@ -118,61 +145,25 @@ def _settings(args: argparse.Namespace, fresh: bool, pixels: bool) -> dict[str, 
     return given
 
 
+def _edm_of_this_scale(args: argparse.Namespace, given: Mapping[str, Any]) -> dict[str, Any]:
+    """EDM's range of noise is meant for data of standard deviation 0.5; other data have other
+    noise, unless the flags say which."""
+    data = sigma_data_of(args)
+    settings: dict[str, Any] = {"sigma_data": data}
+    for name in ("sigma_min", "sigma_max"):
+        default = _SETTINGS["edm"][name][1]
+        settings[name] = default * data / 0.5 if given[name] == default else given[name]
+    return settings
+
+
 def _own_scheduler(args: argparse.Namespace) -> Any:
     path, index = args.pretrained_model_name_or_path, pipeline_index(args)
     named = index.get("scheduler")
     name = str(named[1]) if isinstance(named, list | tuple) and len(named) == 2 else ""
-    kind = _scheduler_class(name, f"--pretrained_model_name_or_path {path!r}: its scheduler")
+    kind = scheduler_class(name, f"--pretrained_model_name_or_path {path!r}: its scheduler")
     try:
         return kind.from_pretrained(path, subfolder="scheduler", revision=args.revision)
     except (OSError, ValueError) as error:
         raise UsageError(
             f"--pretrained_model_name_or_path {path!r}: its scheduler cannot be loaded ({error})."
         ) from error
-
-
-def _scheduler_class(name: str, what: str) -> Any:
-    kind = getattr(diffusers, name, None)
-    if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin)):
-        raise UsageError(
-            f"{what} is {name!r}, which is no scheduler of diffusers: give one such as "
-            "DDIMScheduler, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler or "
-            "EDMEulerScheduler."
-        )
-    return kind
-
-
-def _sampling(args: argparse.Namespace, name: str, training: Any) -> Any:
-    """The scheduler for sampling, if it can sample what is trained."""
-    kind = _scheduler_class(name, "--sampling_scheduler")
-    levels = NoiseLevels.from_scheduler(training)
-    config = dict(training.config)
-    if args.learned_variance == "vlb" and kind is DDPMScheduler:
-        config["variance_type"] = "learned_range"
-    try:
-        scheduler = with_prediction_type(kind.from_config(config), levels.prediction_type)
-        family = NoiseLevels.from_scheduler(scheduler).family
-    except (ValueError, NotImplementedError, TypeError) as error:
-        raise UsageError(f"--sampling_scheduler {name}: {error}") from error
-    fault = _fault(scheduler)
-    if family != levels.family or fault is not None:
-        raise UsageError(
-            f"--sampling_scheduler {name} cannot sample --formulation {args.formulation} with "
-            f"prediction type {levels.prediction_type!r} ({fault or f'it is of family {family}'}): "
-            "leave it out, or give one that can."
-        )
-    return scheduler
-
-
-def _fault(scheduler: Any) -> str | None:
-    """Why a scheduler cannot sample, or None; found by a few steps, as some refuse only then."""
-    probe = type(scheduler).from_config(scheduler.config)
-    learned = scheduler.config.get("variance_type") in LEARNED_VARIANCE
-    try:
-        denoise(
-            lambda latents, timesteps, progress: torch.cat([latents] * (2 if learned else 1), 1),
-            probe, torch.zeros(1, 4, 8, 8), 4, torch.Generator().manual_seed(0), tokens=64,
-        )  # fmt: skip
-    except Exception as error:  # whatever a scheduler raises, it would raise after hours too
-        return f"{type(error).__name__}: {error}"
-    return None

@@ -6,6 +6,8 @@ Importing this module loads no model code.
 from __future__ import annotations
 
 import argparse
+import math
+import re
 
 from diffusers_curriculum.training.argument_checks import Dependence
 from diffusers_curriculum.training.errors import UsageError
@@ -41,7 +43,11 @@ IMAGE_DEPENDENCES = (
         "images to train on (drop --cache_latents)",
         lambda a: not a.cache_latents,
     ),
-    Dependence("latent_cache_dir latent_crops", "--cache_latents", lambda a: a.cache_latents),
+    Dependence(
+        "latent_cache_dir latent_cache_dtype latent_crops",
+        "--cache_latents",
+        lambda a: a.cache_latents,
+    ),
     Dependence(
         "power_ema_snapshot_steps power_ema_dtype", "--power_ema", lambda a: bool(a.power_ema)
     ),
@@ -62,6 +68,12 @@ def add_network_arguments(parser: argparse.ArgumentParser) -> None:
         help="encode every image once and keep mean and std of its latents on disk",
     )
     add("--latent_cache_dir", help="folder for them (default: latents in --output_dir)")
+    add(
+        "--latent_cache_dtype",
+        choices=("float32", "float16"),
+        default="float32",
+        help="number format of the files",
+    )
     add("--latent_crops", type=int, default=1, help="random crops kept of each image")
 
 
@@ -106,15 +118,18 @@ def add_power_ema_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         nargs="+",
         metavar="SIGMA_REL",
-        help="widths of averages for a choice after training (arXiv 2312.02696), such as 0.05 0.1",
+        help="widths of averages for a choice after training (arXiv 2312.02696), such as 0.05 0.1; "
+        "without --use_ema the first is drawn and exported",
     )
     add(
-        "--power_ema_snapshot_steps", type=int, default=1000, help="optimizer steps between copies"
+        "--power_ema_snapshot_steps",
+        type=int,
+        help="optimizer steps between copies of them (default: 64 copies in all)",
     )
     add(
         "--power_ema_dtype",
         choices=("float32", "float16"),
-        default="float32",
+        default="float16",
         help="number format of the copies",
     )
 
@@ -130,10 +145,40 @@ def settle_formulation(args: argparse.Namespace) -> None:
 
         args.formulation = formulation_of(args)
     args.formulation = args.formulation or "ddpm"
-    if args.timestep_sampler is None:
-        args.timestep_sampler = "edm" if args.formulation == "edm" else "uniform"
-        if args.timestep_sampler == "edm" and args.timestep_floor is None:
-            args.timestep_floor = 0.0
+    if args.timestep_sampler is not None:
+        return
+    args.timestep_sampler = "uniform"
+    if args.formulation == "edm" and args.timestep_bias_strategy == "none":
+        _settle_log_normal(args)
+
+
+def _settle_log_normal(args: argparse.Namespace) -> None:
+    """The paper's law is meant for data of standard deviation 0.5; other data have other noise."""
+    from diffusers_curriculum.training.formulations import sigma_data_of
+
+    args.timestep_sampler = "edm"
+    if args.timestep_sampler_args is None:
+        shift = math.log(sigma_data_of(args) / 0.5)
+        args.timestep_sampler_args = [f"p_mean={-1.2 + shift:.6g}"] if shift else None
+    if args.timestep_floor is None:
+        args.timestep_floor = 0.0
+
+
+_DIT_NAME = re.compile(r"dit-?\w+/\d+", re.IGNORECASE)
+_DIT_SIZE = re.compile(r"DiT-(S|B|L|XL)/[1-9]\d*")
+
+
+def check_network_name(flag: str, name: str | None) -> None:
+    """Refuse a misspelt size of DiT, which would be looked for on the Hub.
+
+    Raises:
+        UsageError: with the sizes there are.
+    """
+    if name is not None and _DIT_NAME.fullmatch(name) and not _DIT_SIZE.fullmatch(name):
+        raise UsageError(
+            f"--{flag} is {name}: write DiT-S/2, DiT-B/2, DiT-L/2 or DiT-XL/2, with any patch size "
+            "that divides the latents."
+        )
 
 
 def check_image_arguments(args: argparse.Namespace) -> None:

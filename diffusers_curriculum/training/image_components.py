@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import logging
 import re
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from diffusers.training_utils import EMAModel
 
 from diffusers_curriculum.models.latent_space import LatentSpace
 from diffusers_curriculum.models.loading import read_config
+from diffusers_curriculum.models.network_config import Asked, complete_config
 from diffusers_curriculum.models.networks import (
     build_network,
     learns_variance,
@@ -40,10 +42,13 @@ class ImageModels:
     Attributes:
         network: trained, float32.
         space: what it is trained on; its autoencoder is frozen, in the dtype of mixed precision.
+        kept: the autoencoder in float32, as it is saved; on the CPU, and the same one where it is
+            not trained with in half precision.
     """
 
     network: Any
     space: LatentSpace
+    kept: Any
 
 
 def autoencoder_source(args: argparse.Namespace) -> tuple[str, str | None] | None:
@@ -72,11 +77,30 @@ def load_space(args: argparse.Namespace, device: torch.device, dtype: torch.dtyp
     with usage_errors("--pretrained_vae_model_name_or_path"):
         if source is None:
             return LatentSpace.of(None)
-        revision = args.revision if source[0] == args.pretrained_model_name_or_path else None
-        space = LatentSpace.load(source[0], revision, subfolder=source[1], dtype=dtype)
+        path, subfolder = source
+        revision = _revision(args, path)
+        space = LatentSpace.load(path, revision, subfolder=subfolder, dtype=dtype)
         space.shape(args.resolution)
     space.model.to(device)
     return space
+
+
+def check_network(args: argparse.Namespace, labelled: bool) -> None:
+    """Look at the network's name, and at what it would be given, before anything is loaded.
+
+    Raises:
+        UsageError: no such network, or a patch or resolution that does not divide.
+    """
+    flag = "model_config" if hasattr(args, "model_config") else "model_config_name_or_path"
+    config = getattr(args, flag) or "UNet"
+    source = autoencoder_source(args)
+    with usage_errors("--pretrained_vae_model_name_or_path"):
+        channels, side, _ = (
+            LatentSpace.of(None) if source is None else LatentSpace.empty(*source)
+        ).shape(args.resolution)
+    if args.pretrained_model_name_or_path is None and _SIZE_NAME.fullmatch(config):
+        with usage_errors(f"--{flag}"):
+            complete_config(config, Asked(channels, None, side, 1 if labelled else None))
 
 
 def make_network(
@@ -184,14 +208,33 @@ def model_facts(args: argparse.Namespace, classes: int | None) -> dict[str, Any]
     elif config is not None and not _SIZE_NAME.fullmatch(config):
         with usage_errors(f"--{flag}"):
             facts["config"] = hash_config(read_config(config))
-    source = autoencoder_source(args)
-    facts["autoencoder"] = None if source is None else autoencoder_identity(*source)
+    facts["autoencoder"] = autoencoder_identity(args)
     return facts
 
 
-def autoencoder_identity(path: str, subfolder: str | None) -> Any:
-    """What tells an autoencoder: a name on the Hub, or file names and sizes of a folder."""
-    return _identity(str(Path(path, subfolder)) if subfolder and Path(path).is_dir() else path)
+def autoencoder_identity(args: argparse.Namespace) -> Any:
+    """What tells the autoencoder: a name on the Hub, or SHA-256 of the files of a folder, as two of
+    one architecture differ in nothing else. None for pixels."""
+    source = autoencoder_source(args)
+    if source is None:
+        return None
+    path, subfolder = source
+    folder = Path(path, subfolder or "")
+    if not folder.is_dir():
+        return {"name": path, "subfolder": subfolder, "revision": _revision(args, path)}
+    names = ("config.json", "*.safetensors", "*.safetensors.index.json")
+    files = sorted(file for name in names for file in folder.glob(name))
+    return hash_lines(f"{file.name} {_sha256(file)}" for file in files)
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def _revision(args: argparse.Namespace, path: str) -> str | None:
+    """--revision is one of the pretrained pipeline's repository."""
+    return args.revision if path == args.pretrained_model_name_or_path else None
 
 
 def _identity(path: str, revision: str | None = None) -> Any:

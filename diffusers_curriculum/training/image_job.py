@@ -7,12 +7,14 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from diffusers_curriculum.training import image_components as parts
 from diffusers_curriculum.training import runtime, timesteps
 from diffusers_curriculum.training.config_changes import check_same_run, renewed_parts, run_facts
 from diffusers_curriculum.training.data import ImageDataset, training_batches
+from diffusers_curriculum.training.evaluation_record import read_metrics
 from diffusers_curriculum.training.evaluation_setup import make_evaluator, training_images
 from diffusers_curriculum.training.image_publishing import ImagePublisher
 from diffusers_curriculum.training.image_setup import (
@@ -33,6 +35,7 @@ from diffusers_curriculum.training.stopping import StopRequest
 from diffusers_curriculum.training.validation import ema_weights
 
 POWER_EMA_FOLDER = "power_ema"
+SNAPSHOTS = 64  # of the power-function averages, unless a flag says how often
 
 
 class ImageJob:
@@ -68,6 +71,7 @@ class ImageJob:
         resumed = read_manifest(checkpoint)["facts"] if checkpoint else None
         seed = runtime.agree_on_seed(args.seed, resumed, args.allow_config_change)
         levels = choose_levels(args, seed, default_vp)
+        parts.check_network(args, labelled=hasattr(args, "label_column"))
         self.data = load_data(args, accelerator, seed)
         self.plan, sampler, objective = self.data.plan, levels.sampler, levels.objective
         steps = self.plan.steps_for_epochs(args.num_train_epochs)
@@ -84,7 +88,6 @@ class ImageJob:
         # Models
         self.run, models = load_models(args, accelerator, seed, levels, self.data.classes)
         self.network, self.publisher.models = models.network, models
-        self.latents = cached_latents(args, accelerator, self.data, models.space)
         self.average = self.run.ema or self.run.power
         real = training_images(
             self.data.rows, args.resolution, args.image_interpolation_mode, args.image_column
@@ -92,6 +95,7 @@ class ImageJob:
         self.evaluator = make_evaluator(
             args, accelerator, real, len(self.data.rows), seed, args.max_train_steps
         )
+        self.latents = cached_latents(args, accelerator, self.data, models.space)
 
         # Reports and checkpoints
         if accelerator.is_main_process:
@@ -139,10 +143,12 @@ class ImageJob:
         timesteps.warn_of_terminal_snr(run.objective, run.weights)
         runtime.log_run({"examples": data.plan.num_samples, "classes": data.classes,
                          "batch per update": data.plan.total, "seed": run.seed,
-                         "space": run.space.kind, "updates": args.max_train_steps,
+                         "space": run.space.kind, "network": type(self.network).__name__,
+                         "formulation": args.formulation, "updates": args.max_train_steps,
                          "first update": self.start})  # fmt: skip
         self.record.start()
         self.monitor.start(self.start)
+        self._make_up_metrics()
         return training_batches(
             dataset, data.plan, self.start, args.max_train_steps, args.dataloader_num_workers,
             pin_memory=self.accelerator.device.type == "cuda",
@@ -168,15 +174,29 @@ class ImageJob:
             raise self.stop.stopped()
         if self.publisher.is_due(self.plan, step):
             self.publisher.validate(self.publisher.models, self.network, self.average, done)
+        if hasattr(self.args, "save_model_epochs"):
+            self.publisher.keep(self.network, self.average, self.plan, step)
+        if done < self.args.max_train_steps:  # at the end, all is saved first
+            self._evaluate(done)
+
+    def _evaluate(self, done: int) -> None:
         if self.evaluator is not None and self.evaluator.is_due(done):
             with ema_weights(self.average, self.network):  # pyright: ignore[reportArgumentType]
                 steps = self.args.eval_num_inference_steps
                 self.evaluator.evaluate(self.publisher.images(self.network, steps), done)
-        if hasattr(self.args, "save_model_epochs"):
-            self.publisher.keep(self.network, self.average, self.plan, step)
+
+    def _make_up_metrics(self) -> None:
+        """Those of the step that a run goes on from, where it was stopped before them."""
+        if self.evaluator is None:
+            return
+        missing = [self.start not in read_metrics(Path(self.args.output_dir))]
+        broadcast_object_list(missing)  # the main process may be the only one to see the file
+        if missing[0] and self.start < self.args.max_train_steps:
+            self._evaluate(self.start)
 
     def _snapshot(self, done: int) -> None:
         power, every = self.run.power, self.args.power_ema_snapshot_steps
+        every = every or max(1, self.args.max_train_steps // SNAPSHOTS)
         due = done % every == 0 or done == self.args.max_train_steps
         if power and due and self.accelerator.is_main_process:
             power.snapshot(Path(self.args.output_dir, POWER_EMA_FOLDER), done)
@@ -185,5 +205,6 @@ class ImageJob:
         """Save and publish."""
         self.monitor.finish(self.args.output_dir)
         self.publisher.finish(self.network, self.average)
+        self._evaluate(self.args.max_train_steps)
         self.record.finish(self.args.max_train_steps)
         self.accelerator.end_training()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -24,10 +25,13 @@ from diffusers_curriculum.randomness import key
 from diffusers_curriculum.samplers import TimestepSampler
 from diffusers_curriculum.training.batch_plan import BatchPlan
 from diffusers_curriculum.training.errors import UsageError
-from diffusers_curriculum.training.hub import CardFacts, push
-from diffusers_curriculum.training.image_components import ImageModels, folder_name, load_space
+from diffusers_curriculum.training.hub import CardFacts, HubError, push
+from diffusers_curriculum.training.image_components import ImageModels, folder_name
 from diffusers_curriculum.training.publishing import BasePublisher, epoch_is_due
+from diffusers_curriculum.training.sampling_schedulers import check_steps, most_steps
 from diffusers_curriculum.training.validation import ema_weights, evaluation_mode
+
+logger = logging.getLogger(__name__)
 
 CLASS_TAGS = ("class-conditional", "image-generation", "diffusers", "diffusers-training")
 UNCONDITIONAL_TAGS = ("unconditional-image-generation", "diffusers", "diffusers-training")
@@ -37,7 +41,7 @@ _USAGE = """\
 from {module} import {kind}
 
 pipeline = {kind}.from_pretrained({{repo_id}})
-image = {call}.images[0]
+image = pipeline({given}).images[0]
 image.save("image.png")
 ```"""
 
@@ -72,6 +76,18 @@ class ImagePublisher(BasePublisher):
         super().__init__(args, accelerator, sampler, prediction_type)
 
     # -- what is drawn ---------------------------------------------------------------------------
+
+    def _check_sampling(self) -> None:
+        args = self.args
+        flags = [] if args.no_pictures else [self._steps_flag]
+        flags += [] if args.eval_steps is None else ["eval_num_inference_steps"]
+        for flag in flags:
+            check_steps(self.scheduler, getattr(args, flag), f"--{flag}")
+
+    @property
+    def _steps_flag(self) -> str:
+        without = self.id2label is None
+        return "ddpm_num_inference_steps" if without else "validation_inference_steps"
 
     @property
     def captions(self) -> Sequence[str]:
@@ -108,8 +124,15 @@ class ImagePublisher(BasePublisher):
             self.sampler.save_pretrained(str(folder))
             self._save_card([], folder)
             if self.args.push_to_hub:
-                push(folder, self.repository, token=self.args.hub_token)
+                self._push_if_it_can(folder)
         self.accelerator.wait_for_everyone()
+
+    def _push_if_it_can(self, folder: Path) -> None:
+        """A Hub that does not answer is no reason to end the training."""
+        try:
+            push(folder, self.repository, token=self.args.hub_token)
+        except HubError as error:
+            logger.warning("%s The training goes on.", error)
 
     def _pipeline(self, network: Any) -> Any:
         """A pipeline around what is in memory, whatever its dtypes."""
@@ -123,22 +146,22 @@ class ImagePublisher(BasePublisher):
         return self._pipeline(network)
 
     def _final_pipeline(self, network: Any) -> Any:
-        vae = self.models.space.model if self.models else None
-        if vae is not None and vae.dtype != torch.float32:  # trained in half, kept in full
-            vae = load_space(self.args, torch.device("cpu"), torch.float32).model
+        vae = self.models.kept if self.models else None
         return fitting_pipeline(network, vae, self.scheduler, self.id2label)
 
     def _draw(self, build: Any) -> list[Image]:
         args = self.args
+        steps = getattr(args, self._steps_flag)
         if self.id2label is None:
-            labels, count, steps = None, args.eval_batch_size, args.ddpm_num_inference_steps
+            labels, count = None, args.eval_batch_size
         else:
             each = args.validation_images_per_class
             labels = [label for label in self.classes for _ in range(each)]
-            count, steps = len(labels), args.validation_inference_steps
-        pipeline, parts = build(), []
-        for first in range(0, count, _PICTURES_AT_ONCE):
-            numbers = range(first, min(first + _PICTURES_AT_ONCE, count))
+            count = len(labels)
+        logger.info("Drawing %d pictures in %d steps (--no_pictures: none).", count, steps)
+        pipeline, parts, at_once = build(), [], min(_PICTURES_AT_ONCE, args.train_batch_size)
+        for first in range(0, count, at_once):
+            numbers = range(first, min(first + at_once, count))
             own = None if labels is None else [labels[number] for number in numbers]
             parts.append(self._sampled(pipeline, numbers, own, steps, "picture"))
         pictures = (np.concatenate(parts) * 255).round().astype(np.uint8)
@@ -149,14 +172,15 @@ class ImagePublisher(BasePublisher):
     ) -> np.ndarray:
         """(B, H, W, 3) in [0, 1], one keyed generator on the CPU for each image."""
         pipeline.to(self.accelerator.device)
-        pipeline.set_progress_bar_config(disable=True)
+        shown = purpose == "picture" and self.accelerator.is_local_main_process
+        pipeline.set_progress_bar_config(disable=not shown, leave=False, desc="Drawing")
         generators = [
             torch.Generator().manual_seed(key(self.seed, number, purpose=purpose) >> 65)
             for number in numbers
         ]
         call = partial(pipeline, generator=generators, num_inference_steps=steps, output_type="np")
         modules = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
-        with evaluation_mode(*modules), self.accelerator.autocast(), _own_randomness():
+        with evaluation_mode(*modules), self.accelerator.autocast(), _own_randomness(generators):
             if labels is None:
                 return call(batch_size=len(numbers)).images
             return call(class_labels=labels, guidance_scale=self.args.guidance_scale).images
@@ -167,16 +191,19 @@ class ImagePublisher(BasePublisher):
         facts, conditional = self._shared_facts(), self.id2label is not None
         if not conditional:
             facts["prompts"] = ()
-        space = self.args.pretrained_vae_model_name_or_path
+        vae = self.args.pretrained_vae_model_name_or_path
+        if vae is not None and Path(vae).exists():  # of a local one only the folder's name shows
+            vae = Path(vae).resolve().name
+        kinds = {}
+        if self.models is not None:
+            space, network = self.models.space.kind, type(self.models.network).__name__
+            kinds = {"Network": network, "Trained on": "pixels" if space == "pixels" else "latents"}
         return CardFacts(
             **facts,
             tags=CLASS_TAGS if conditional else UNCONDITIONAL_TAGS,
             prompts_title="Classes, one row each",
             usage=self._usage(),
-            network={
-                "Formulation": self.args.formulation,
-                "Autoencoder": Path(space).name if space else "the pipeline's own, or none",
-            },
+            network={**kinds, "Autoencoder": vae, "Formulation": self.args.formulation},
         )
 
     def _usage(self) -> str | None:
@@ -184,11 +211,12 @@ class ImagePublisher(BasePublisher):
             return None
         kind = type(self._final_pipeline(self.models.network))
         module = "diffusers" if kind.__module__.startswith("diffusers.") else kind.__module__
-        call = "pipeline()"
+        steps = min(getattr(self.args, self._steps_flag), most_steps(self.scheduler))
+        given = f"num_inference_steps={steps}"
         if self.id2label is not None:
-            scale = self.args.guidance_scale
-            call = f"pipeline(class_labels=[{min(self.id2label)}], guidance_scale={scale})"
-        return _USAGE.format(module=module, kind=kind.__name__, call=call)
+            label, scale = min(self.id2label), self.args.guidance_scale
+            given = f"class_labels=[{label}], guidance_scale={scale}, {given}"
+        return _USAGE.format(module=module, kind=kind.__name__, given=given)
 
 
 def _chosen(given: Sequence[str] | None, id2label: Mapping[int, str]) -> list[int]:
@@ -208,7 +236,9 @@ def _chosen(given: Sequence[str] | None, id2label: Mapping[int, str]) -> list[in
 
 
 @contextmanager
-def _own_randomness() -> Any:
-    """Schedulers and networks may draw from the global generator; it is put back."""
+def _own_randomness(generators: Sequence[torch.Generator]) -> Iterator[None]:
+    """Some pipelines draw the noise of their steps from the global generator: it begins at the seed
+    of the first image, and is put back."""
     with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generators[0].initial_seed())
         yield

@@ -4,11 +4,13 @@ and models, in the order in which they can fail."""
 from __future__ import annotations
 
 import argparse
+import copy
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
 from diffusers.training_utils import EMAModel
@@ -21,11 +23,12 @@ from diffusers_curriculum.learned_weighting import LearnedLossWeights
 from diffusers_curriculum.models.latent_space import LatentSpace
 from diffusers_curriculum.models.networks import check_conditioning, null_class, takes_labels
 from diffusers_curriculum.objective import Objective
-from diffusers_curriculum.samplers import TimestepSampler
+from diffusers_curriculum.samplers import TimestepSample, TimestepSampler
 from diffusers_curriculum.training import image_components as parts
 from diffusers_curriculum.training import optimization, runtime, timesteps
 from diffusers_curriculum.training.bad_samples import usable_rows
 from diffusers_curriculum.training.batch_plan import BatchPlan
+from diffusers_curriculum.training.errors import UsageError
 from diffusers_curriculum.training.fingerprints import dataset_digest
 from diffusers_curriculum.training.formulations import build_schedulers
 from diffusers_curriculum.training.guard import FiniteGuard
@@ -35,6 +38,7 @@ from diffusers_curriculum.training.sources import load_images
 from diffusers_curriculum.training.transforms import ImageTransform
 
 LATENTS_FOLDER = "latents"
+CROP_SEED = 0  # of cached crops, so that runs of other seeds may share a cache
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,17 @@ class ImageRun:
     ema: EMAModel | None
     power: PowerEMA | None
 
+    def loss_weights(self, levels: TimestepSample) -> Tensor | None:
+        """(B,) weights of the samples' losses, importance included; None where all are 1."""
+        weight = None
+        if self.weights is not None:
+            weight = self.weights[levels.indices]
+            if levels.log_snr is not None and self.learned is None:
+                weight = timesteps.exact_weights(self.args, self.objective, levels.log_snr, weight)
+        if self.sampler.exponent > 0:
+            weight = levels.importance if weight is None else weight * levels.importance
+        return weight
+
 
 def choose_levels(args: argparse.Namespace, seed: int, default_vp: str) -> Levels:
     """Schedulers, sampler, objective and weights; loads no model.
@@ -109,6 +124,11 @@ def choose_levels(args: argparse.Namespace, seed: int, default_vp: str) -> Level
         UsageError: the arguments do not go together.
     """
     pixels = parts.autoencoder_source(args) is None
+    if pixels and args.cache_latents:
+        raise UsageError(
+            "--cache_latents has no effect in pixels: give --pretrained_vae_model_name_or_path, or "
+            "drop it."
+        )
     scheduler, inference = build_schedulers(args, pixels=pixels, default_vp=default_vp)
     sampler = timesteps.build_sampler(args, scheduler, seed, args.max_train_steps)
     objective = timesteps.build_objective(args, sampler)
@@ -169,7 +189,13 @@ def load_models(
         UsageError: a model that cannot be loaded or does not fit.
     """
     device, dtype = accelerator.device, runtime.frozen_dtype(accelerator)
-    space = parts.load_space(args, device, dtype)
+    # What is encoded once is encoded in full; and the whole pipeline can be saved at any time.
+    space = parts.load_space(args, torch.device("cpu"), torch.float32)
+    kept = space.model
+    if space.model is not None:
+        half = dtype != torch.float32 and not args.cache_latents
+        model = copy.deepcopy(kept).to(dtype) if half else kept
+        space = LatentSpace.of(model.to(device))
     network = parts.make_network(args, space, classes, seed)
     with timesteps.usage_errors("--formulation"):
         check_conditioning(network, levels.sampler.levels.timesteps)
@@ -186,7 +212,7 @@ def load_models(
         None if levels.weights is None else levels.weights.to(device), levels.learned,
         optimizer, FiniteGuard(accelerator, optimizer, args.nonfinite), lr_scheduler, *averages,
     )  # fmt: skip
-    return run, parts.ImageModels(network, space)
+    return run, parts.ImageModels(network, space, kept)
 
 
 def image_transform(args: argparse.Namespace) -> ImageTransform:
@@ -204,21 +230,19 @@ def cached_latents(
     Raises:
         UsageError: see :func:`cache_latents`.
     """
-    source = parts.autoencoder_source(args)
-    if not args.cache_latents or source is None:
+    if not args.cache_latents:
         return None
     folder = args.train_data_dir if args.dataset_name is None else None
-    dtype = runtime.frozen_dtype(accelerator)
     fingerprint = {
-        "autoencoder": parts.autoencoder_identity(*source),
+        "autoencoder": parts.autoencoder_identity(args),
         "data": dataset_digest(data.rows, args.image_column, data.label_column, folder),
-        "precision": str(dtype),
     }
     return cache_latents(
         data.rows, space, image_transform(args), fingerprint=fingerprint,
         folder=args.latent_cache_dir or Path(args.output_dir, LATENTS_FOLDER),
         image_column=args.image_column, crops=args.latent_crops, flip=args.random_flip,
-        seed=data.plan.seed, batch_size=args.train_batch_size, device=accelerator.device,
+        seed=CROP_SEED, batch_size=args.train_batch_size, device=accelerator.device,
+        dtype=args.latent_cache_dtype,
         progress=accelerator.is_local_main_process, rank=accelerator.process_index,
         world_size=accelerator.num_processes, wait=accelerator.wait_for_everyone,
     )  # fmt: skip

@@ -224,7 +224,9 @@ def _narrowed(name: str, average: Tensor, dtype: torch.dtype) -> Tensor:
     """A contiguous copy on the CPU."""
     tensor = average.to("cpu", dtype).contiguous()
     if not torch.isfinite(tensor).all():
-        raise ValueError(f"the average of {name} is not finite in {dtype}: use float32.")
+        raise UsageError(
+            f"the average of {name} is not finite in {dtype}: use --power_ema_dtype float32."
+        )
     return tensor
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +26,10 @@ from diffusers_curriculum.training.hub import (
     repository_name,
     write_model_card,
 )
+from diffusers_curriculum.training.memory import is_out_of_memory
 from diffusers_curriculum.training.validation import ema_weights, image_grid, log_images
+
+logger = logging.getLogger(__name__)
 
 GRID_FILE = "val_imgs_grid.png"
 
@@ -124,12 +128,22 @@ class BasePublisher:
             with ema_weights(ema, network):
                 pipeline = self._final_pipeline(network)
                 pipeline.save_pretrained(folder)
-                images = self._draw(lambda: pipeline) if self.captions else []
+                images = self._drawn_if_it_can(pipeline) if self.captions else []
             self.sampler.save_pretrained(str(folder))
             self._save_card(images, folder)
             if self.args.push_to_hub:
                 push(folder, self.repository, token=self.args.hub_token)
         self.accelerator.wait_for_everyone()
+
+    def _drawn_if_it_can(self, pipeline: Any) -> list[Image]:
+        """The pictures; without them the card and the upload are still made."""
+        try:
+            return self._draw(lambda: pipeline)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            logger.warning("Memory ran out while drawing: the pipeline is saved without pictures.")
+            return []
 
     def _save_card(self, images: list[Image], folder: Path) -> None:
         facts = self._facts()

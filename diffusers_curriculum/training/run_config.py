@@ -38,7 +38,8 @@ _NAMES = (
     "resume_from_checkpoint nonfinite max_hours bad_samples bad_samples_limit allow_config_change "
     # class-conditional and unconditional training
     "model_config model_config_name_or_path pretrained_vae_model_name_or_path cache_latents "
-    "latent_cache_dir latent_crops label_column label_dropout learned_variance formulation "
+    "latent_cache_dir latent_cache_dtype latent_crops label_column label_dropout "
+    "learned_variance formulation "
     "ddpm_num_steps ddpm_beta_schedule ddpm_num_inference_steps flow_shift sigma_data sigma_min "
     "sigma_max discrete_timesteps power_ema power_ema_snapshot_steps power_ema_dtype "
     "ema_inv_gamma ema_power ema_max_decay no_pictures validation_classes guidance_scale "

@@ -143,8 +143,7 @@ def _load_splits(
     files = None if name is not None else {"train": os.path.join(_checked_folder(folder), "**")}
     try:
         if name is not None and _is_saved(name):
-            saved = load_from_disk(name)
-            loaded = DatasetDict({"train": saved}) if isinstance(saved, Dataset) else saved
+            loaded = _load_saved(name, config, folder)
         elif name is not None:
             loaded = load_dataset(name, config, cache_dir=cache_dir, data_dir=folder)
         else:
@@ -165,6 +164,16 @@ def _load_splits(
 def _is_saved(folder: str) -> bool:
     """Whether `save_to_disk` of a data set, or of several splits, wrote this folder."""
     return any(os.path.isfile(os.path.join(folder, name)) for name in _SAVED)
+
+
+def _load_saved(name: str, config: str | None, folder: str | None) -> DatasetDict:
+    if config is not None or folder is not None:
+        raise ValueError(
+            "it was written by save_to_disk, and has no configurations or folders to choose from: "
+            "drop --dataset_config_name and --train_data_dir"
+        )
+    saved = load_from_disk(name)
+    return DatasetDict({"train": saved}) if isinstance(saved, Dataset) else saved
 
 
 def _checked_folder(folder: str | None) -> str:

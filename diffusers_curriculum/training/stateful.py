@@ -7,6 +7,8 @@ from typing import Any, Protocol
 
 from diffusers_curriculum.training.manifest import CheckpointError
 
+POWER_EMA = "tracker_power_ema"
+
 
 class Stateful(Protocol):
     """Anything whose state is tensors, plain numbers, strings, and lists and dicts of them."""
@@ -17,8 +19,10 @@ class Stateful(Protocol):
 
 
 def starts_afresh(name: str, renew: Collection[str]) -> bool:
-    """Whether a part is not to be taken from the checkpoint; "trackers" means all of them."""
-    return name in renew or ("trackers" in renew and name.startswith("tracker_"))
+    """Whether a part is not to be taken from the checkpoint; "trackers" means all of them but the
+    averaged weights, which are no statistics."""
+    statistics = name.startswith("tracker_") and name != POWER_EMA
+    return name in renew or ("trackers" in renew and statistics)
 
 
 def load_part(part: Stateful, state: dict[str, Any], name: str) -> None:

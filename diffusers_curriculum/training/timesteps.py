@@ -19,6 +19,8 @@ from diffusers_curriculum.samplers import CurriculumTimestepSampler, TimestepSam
 from diffusers_curriculum.training.base_samplers import UNCERTAINTY, build_base
 from diffusers_curriculum.training.errors import UsageError
 from diffusers_curriculum.weighting import loss_weights
+from diffusers_curriculum.weighting.register import WHOLE_SCHEDULE
+from diffusers_curriculum.weighting.tables import log_weight
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +80,25 @@ def build_loss_weights(args: argparse.Namespace, objective: Objective) -> Tensor
             args.loss_weighting, objective.levels, objective.prediction_type,
             **args.loss_weighting_args,
         )  # fmt: skip
+
+
+def exact_weights(
+    args: argparse.Namespace, objective: Objective, log_snr: Tensor, of_cells: Tensor
+) -> Tensor:
+    """Weights (B,) float32 of levels that were drawn continuously.
+
+    Args:
+        log_snr: (B,) of the levels.
+        of_cells: (B,) weights of their cells; taken where a weight depends on the whole schedule
+            (the options ``measure``, ``normalise`` and ``terminal_weight``, or "speed").
+    """
+    settings = args.loss_weighting_args
+    if args.loss_weighting in WHOLE_SCHEDULE or {"measure", "normalise", "terminal_weight"} & set(
+        settings
+    ):
+        return of_cells
+    kind, levels = objective.prediction_type, objective.levels
+    return log_weight(args.loss_weighting, log_snr, kind, levels=levels, **settings).exp().float()
 
 
 def build_learned_weights(

@@ -20,6 +20,7 @@ from diffusers_curriculum.training.image_arguments import (
     add_network_arguments,
     add_power_ema_arguments,
     check_image_arguments,
+    check_network_name,
     settle_formulation,
 )
 from diffusers_curriculum.training.official_unconditional import add_official_unconditional
@@ -38,6 +39,11 @@ UNCONDITIONAL_DEPENDENCES = (
         "--pretrained_model_name_or_path",
         lambda a: a.pretrained_model_name_or_path is not None,
     ),
+    Dependence(
+        "eval_batch_size ddpm_num_inference_steps save_images_epochs validation_steps",
+        "pictures (drop --no_pictures)",
+        lambda a: not a.no_pictures,
+    ),
     Dependence("hub_private_repo", "--push_to_hub", lambda a: a.push_to_hub),
 )
 
@@ -55,8 +61,10 @@ def parse_unconditional_args(argv: Sequence[str] | None = None) -> argparse.Name
     parser = build_unconditional_parser()
     args = parse_checked(parser, argv, UNCONDITIONAL_DEPENDENCES, _settle)
     check_image_arguments(args)
+    check_network_name("model_config_name_or_path", args.model_config_name_or_path)
     _settle_prediction(args, parser.get_default("prediction_type"))
     args.num_train_epochs = args.num_epochs
+    _settle_denoising(args, parser)
     given, config = args.pretrained_model_name_or_path, args.model_config_name_or_path
     if given is not None and config is not None:
         raise UsageError(
@@ -131,6 +139,17 @@ def _settle_prediction(args: argparse.Namespace, default: str) -> None:
         args.prediction_type = None
     if args.prediction_type == "sample" and args.loss_weighting == "none":
         args.loss_weighting = "unit_epsilon"
+
+
+def _settle_denoising(args: argparse.Namespace, parser: OfficialFirstParser) -> None:
+    """1,000 steps are meant for DDPM; a flow and EDM need few. Metrics of DDPM need as many as its
+    pictures, which another sampler would not."""
+    drawn, measured = "ddpm_num_inference_steps", "eval_num_inference_steps"
+    if args.formulation != "ddpm" and getattr(args, drawn) == parser.get_default(drawn):
+        setattr(args, drawn, parser.get_default(measured))
+    ancestral = args.formulation == "ddpm" and args.sampling_scheduler is None
+    if ancestral and getattr(args, measured) == parser.get_default(measured):
+        setattr(args, measured, getattr(args, drawn))
 
 
 def _settle(args: argparse.Namespace) -> None:

@@ -68,10 +68,7 @@ def training_step(
     prediction, variance = output.tensor_split([latents.shape[1]], dim=1)
 
     # Loss and gradients
-    weight = None if run.weights is None else run.weights[levels.indices]
-    if run.sampler.exponent > 0:
-        weight = levels.importance if weight is None else weight * levels.importance
-    loss, losses = run.objective.loss(prediction, target, weight)
+    loss, losses = run.objective.loss(prediction, target, run.loss_weights(levels))
     if run.bound is not None:
         bound = run.bound.loss(prediction.detach(), variance, latents, noisy, levels.indices)
         loss = loss + (bound * levels.importance).mean()

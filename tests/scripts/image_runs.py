@@ -165,7 +165,8 @@ def make_pretrained_dit(folder: Path, vae: Path, *, old: bool = False, outputs: 
         )
     names = {number: f"thing {number}, synonym {number}" for number in range(1000)}
     autoencoder: Any = AutoencoderKL.from_pretrained(vae)
-    pipeline = DiTPipeline(network, autoencoder, DDIMScheduler(clip_sample=False), names)
+    scheduler: Any = DDIMScheduler(clip_sample=False)
+    pipeline = DiTPipeline(network, autoencoder, scheduler, names)
     pipeline.register_to_config(id2label=names)
     pipeline.save_pretrained(folder)
     if old:

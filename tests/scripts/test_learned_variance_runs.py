@@ -38,7 +38,7 @@ def materials(tmp_path_factory: pytest.TempPathFactory) -> Materials:
 
 
 def bits_of_a_network_of_zeros(index: int, noise: np.ndarray) -> float:
-    """L_t of arXiv 2102.09672, eq. 6, in bits per dimension, where epsilon and v are predicted 0."""
+    """L_t of arXiv 2102.09672, eq. 6, in bits per dimension, of predictions 0 of epsilon and v."""
     betas = np.linspace(1e-4, 0.02, 1000, dtype=np.float64)
     bar = np.cumprod(1 - betas)
     beta, before, now = betas[index], bar[index - 1], bar[index]
@@ -97,7 +97,8 @@ def test_only_a_variance_preserving_process_has_the_term(
 
 # -- the pipeline ----------------------------------------------------------------------------------
 
-KINDS = [  # script, network, space, --learned_variance, more, pipeline, whether it uses the variance
+# script, network, space, --learned_variance, more, pipeline, whether that uses the variance
+KINDS = [
     (UNCONDITIONAL_SCRIPT, "unet", "pixels", "vlb", (), DDPMPipeline, True),
     (UNCONDITIONAL_SCRIPT, "unet", "pixels", "ignore", (), UnconditionalPipeline, False),
     (UNCONDITIONAL_SCRIPT, "dit", "VQModel", "vlb", (), UnconditionalPipeline, True),

@@ -157,7 +157,9 @@ def test_label_dropout_trains_the_null_class_of_dit_pipeline(
     ]
     assert finite(train([str(word) for word in words], script=CLASS_SCRIPT))
 
-    first = build_network(str(path), channels=4, sample_size=RESOLUTION // 2, num_classes=10, seed=3)
+    first = build_network(
+        str(path), channels=4, sample_size=RESOLUTION // 2, num_classes=10, seed=3
+    )
     moved = (label_rows(weights_of(tmp_path / "run")) - label_rows(state_of(first))).abs().amax(1)
     assert len(moved) == NULL + 1
     assert bool((moved[:10] > 0).all())
