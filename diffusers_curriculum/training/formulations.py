@@ -53,10 +53,17 @@ def pipeline_index(args: argparse.Namespace) -> dict[str, Any]:
         UsageError: it cannot be read, or brings code of its own.
     """
     path = args.pretrained_model_name_or_path
-    return {} if path is None else dict(_read_index(path, args.revision))
+    if path is None:
+        return {}
+    read = _read_index if Path(path).exists() else _ask_for_index
+    return dict(read(path, args.revision))
 
 
-@lru_cache(maxsize=4)  # asked for several times at the start, each time a request to the Hub
+@lru_cache(maxsize=4)  # wanted several times at the start, each time a request to the Hub
+def _ask_for_index(path: str, revision: str | None) -> Mapping[str, Any]:
+    return _read_index(path, revision)
+
+
 def _read_index(path: str, revision: str | None) -> Mapping[str, Any]:
     if not Path(path).is_dir() and Path(path).exists():
         raise UsageError(f"--pretrained_model_name_or_path {path!r} is a file: give its folder.")
@@ -136,7 +143,7 @@ def _settings(args: argparse.Namespace, fresh: bool, pixels: bool) -> dict[str, 
         if fresh or value != neutral:
             given[name] = value
     if args.formulation == "edm" and fresh:
-        given |= _edm_of_this_scale(args, given)
+        given |= _edm_of_this_scale(args.sigma_data or SIGMA_DATA[pixels], given)
     if args.formulation == "ddpm":
         if args.prediction_type is not None:
             given["prediction_type"] = args.prediction_type
@@ -145,10 +152,9 @@ def _settings(args: argparse.Namespace, fresh: bool, pixels: bool) -> dict[str, 
     return given
 
 
-def _edm_of_this_scale(args: argparse.Namespace, given: Mapping[str, Any]) -> dict[str, Any]:
+def _edm_of_this_scale(data: float, given: Mapping[str, Any]) -> dict[str, Any]:
     """EDM's range of noise is meant for data of standard deviation 0.5; other data have other
     noise, unless the flags say which."""
-    data = sigma_data_of(args)
     settings: dict[str, Any] = {"sigma_data": data}
     for name in ("sigma_min", "sigma_max"):
         default = _SETTINGS["edm"][name][1]

@@ -153,7 +153,8 @@ def test_the_code_of_the_cards_names_the_pipeline_and_runs(uploaded: tuple[Path,
         programs.append(str(here / "use.py"))
     run_python(RUNNER, *programs)
     for program in programs:
-        assert Image.open(Path(program).parent / "image.png").size == (RESOLUTION, RESOLUTION)
+        with Image.open(Path(program).parent / "image.png") as image:
+            assert image.size == (RESOLUTION, RESOLUTION)
 
 
 def test_class_names_stay_text_in_the_card(uploaded: tuple[Path, FakeHub]) -> None:

@@ -199,6 +199,8 @@ def test_values_go_to_the_trackers_and_the_file(tmp_path: Path) -> None:
         "step": 10,
         **values,
         "samples": 21,
+        "inference_steps": 50,
+        "guidance_scale": None,
         "training_images": 21,
         "networks": dict.fromkeys(["kid", "precision_recall", "fid"], "patches"),
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import shlex
 import subprocess
 import sys
@@ -216,3 +217,54 @@ def test_the_command_line_itself_loads_no_model_code(module: Any) -> None:
 
 def test_no_flag_of_the_class_conditional_script_lacks_help() -> None:
     assert all(action.help for action in build_class_parser()._actions)
+
+
+# -- what a review found ---------------------------------------------------------------------------
+
+
+def test_edm_in_latents_has_the_noise_of_its_data() -> None:
+    vae = ["--pretrained_vae_model_name_or_path", "some/vae", "--formulation", "edm"]
+    args = parse_class_args([*CLASS, *vae])
+    assert args.timestep_sampler_args == {"p_mean": pytest.approx(-1.2 + math.log(2), abs=1e-5)}
+    args = parse_class_args([*CLASS, *vae, "--sigma_data", "0.5"])
+    assert args.timestep_sampler_args == {}
+    chosen = [*vae, "--timestep_sampler", "edm"]  # by name: as the catalogue says
+    assert parse_class_args([*CLASS, *chosen]).timestep_sampler_args == {}
+
+
+def test_bias_flags_replace_the_log_normal_law() -> None:
+    line = "--formulation edm --timestep_bias_strategy later"
+    assert parse_class_args([*CLASS, *line.split()]).timestep_sampler == "timestep_bias"
+
+
+def test_guidance_of_metrics_needs_no_pictures() -> None:
+    line = "--no_pictures --guidance_scale 4 --eval_steps 5 --eval_metrics kid"
+    model = ["--eval_feature_model", "some/classifier"]
+    assert parse_class_args([*CLASS, *line.split(), *model]).guidance_scale == 4
+
+
+@pytest.mark.parametrize(
+    ("line", "drawn", "measured"),
+    [
+        ("", 1000, 1000),
+        ("--ddpm_num_inference_steps 200", 200, 200),
+        ("--sampling_scheduler DDIMScheduler", 1000, 50),
+        ("--formulation flow", 50, 50),
+        ("--formulation edm --ddpm_num_inference_steps 18", 18, 50),
+    ],
+)
+def test_denoising_steps_fit_the_process(line: str, drawn: int, measured: int) -> None:
+    args = parse_unconditional_args([*DATA, *line.split()])
+    assert (args.ddpm_num_inference_steps, args.eval_num_inference_steps) == (drawn, measured)
+
+
+@pytest.mark.parametrize("name", ["dit-b/2", "DiT-Q/2", "DiTB/2", "DiT-B/0"])
+def test_a_misspelt_size_is_not_looked_for_on_the_hub(name: str) -> None:
+    with pytest.raises(UsageError, match=f"--model_config is {name}: write DiT-S/2"):
+        parse_class_args(["--model_config", name, *DATA])
+
+
+@pytest.mark.parametrize("flag", ["validation_steps", "validation_epochs"])
+def test_pictures_that_are_never_drawn_are_not_timed(flag: str) -> None:
+    with pytest.raises(UsageError, match=f"--{flag} is 3.*--no_pictures"):
+        parse_class_args([*CLASS, "--no_pictures", f"--{flag}", "3"])
