@@ -78,6 +78,7 @@ def test_trains_resumes_exports_and_draws_again(
     # The exported pipelines draw the same, and what they draw depends on the seed and the class
     conditional = script == CLASS_SCRIPT
     first, second = (drawn(load_pipeline(output), conditional) for output in (whole, part))
-    assert np.array_equal(first, second)
+    # the weights are the same bits, but kernels may round otherwise at other addresses in memory
+    assert np.abs(first - second).max() < 1e-5
     assert np.isfinite(first).all()
     assert first.std() > 0
