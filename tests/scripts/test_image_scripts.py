@@ -26,7 +26,8 @@ from tests.scripts.small_runs import finite, hashes, train
 
 STEPS, STOPPED = 50, 23
 EVERYTHING = (
-    *("--max_train_steps", STEPS, "--use_ema", "--random_flip", "--power_ema", 0.1),
+    *("--max_train_steps", STEPS, "--use_ema", "--random_flip"),
+    *("--power_ema", 0.1, "--power_ema_snapshot_steps", 25),
     *("--curriculum", "difficulty", "--curriculum_clusters", 4, "--curriculum_patience", 2),
     *("--curriculum_max_share", 1, "--timestep_draw", "stratified"),
 )
