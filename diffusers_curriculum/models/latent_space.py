@@ -87,13 +87,15 @@ class LatentSpace:
         return cls.of(vae.requires_grad_(False).eval(), batch_size)
 
     @classmethod
-    def empty(cls, path: str, subfolder: str | None = None) -> LatentSpace:
+    def empty(
+        cls, path: str, revision: str | None = None, subfolder: str | None = None
+    ) -> LatentSpace:
         """Return the latent space of an autoencoder without its weights, for its shapes alone.
 
         Raises:
             ValueError: its config.json names no known autoencoder, or it cannot be read.
         """
-        config = read_config(path, None, subfolder)
+        config = read_config(path, revision, subfolder)
         kind = _known_kind(config, path)
         with torch.device("meta"):
             return cls.of(KINDS[kind].from_config(config))

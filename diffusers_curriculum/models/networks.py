@@ -78,8 +78,8 @@ def without_label_dropout(network: Any) -> Any:
     """Switch the label dropout inside `network` off, in place, and return the network.
 
     diffusers' DiT draws it anew in every block and from the global generator, so that a sample is
-    hardly ever without a label throughout; use :func:`drop_labels` on the labels instead. The null
-    class keeps its row.
+    hardly ever without a label throughout; give it :func:`null_class` as the label instead. The
+    null class keeps its row.
     """
     for module in network.modules():
         if isinstance(module, LabelEmbedding):
@@ -118,25 +118,6 @@ def null_class(network: Any) -> int:
 def learns_variance(network: Any) -> bool:
     """Whether `network` gives a variance besides its prediction: twice as many channels."""
     return network.config.get("out_channels") == 2 * network.config["in_channels"]
-
-
-def drop_labels(labels: Tensor, u: Tensor, probability: float, null: int) -> Tensor:
-    """Return `labels` with `null` where `u` is below `probability` (arXiv 2207.12598).
-
-    Args:
-        labels: (B,) int64.
-        u: (B,) uniforms in [0, 1).
-
-    Raises:
-        ValueError: a probability outside [0, 1], or another number of uniforms than of labels.
-    """
-    if not 0.0 <= probability <= 1.0:
-        raise ValueError(f"probability={probability} is none: give a number from 0 to 1.")
-    if labels.shape != u.shape:
-        raise ValueError(
-            f"{tuple(u.shape)} uniforms for {tuple(labels.shape)} labels: give one per label."
-        )
-    return torch.where(u.to(labels.device) < probability, null, labels)
 
 
 def check_conditioning(network: Any, timesteps: Tensor) -> None:

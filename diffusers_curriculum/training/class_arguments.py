@@ -112,6 +112,7 @@ def build_class_parser() -> OfficialFirstParser:
     ):
         add(parser)
     parser.seal_official()
+    parser.add_argument("--ema_decay", type=float, default=0.9999, help="decay of the average")
     for add in (
         _add_process_arguments,
         add_formulation_arguments,
@@ -156,7 +157,6 @@ def _add_process_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"course of the noise: {', '.join(BETA_SCHEDULES)}",
     )
     add("--snr_gamma", type=float, help="min-SNR loss weighting with this gamma; 5 is usual")
-    parser.add_argument("--ema_decay", type=float, default=0.9999, help="decay of the average")
 
 
 def _add_picture_arguments(parser: argparse.ArgumentParser) -> None:

@@ -87,8 +87,9 @@ def sigma_data_of(args: argparse.Namespace) -> float:
     if args.sigma_data is not None:
         return args.sigma_data
     own = None if args.pretrained_model_name_or_path is None else _own_scheduler(args)
-    if own is not None and "sigma_data" in own.config:
-        return float(own.config["sigma_data"])
+    assumed = None if own is None else NoiseLevels.from_scheduler(own).sigma_data
+    if assumed is not None:
+        return assumed
     vae = args.pretrained_vae_model_name_or_path or any(pipeline_index(args).get("vae") or ())
     return SIGMA_DATA[not vae]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,10 +28,9 @@ from diffusers_curriculum.training.formulations import pipeline_index
 from diffusers_curriculum.training.power_ema import PowerEMA
 from diffusers_curriculum.training.timesteps import usage_errors
 
-logger = logging.getLogger(__name__)
-
 NETWORK_FOLDERS = ("transformer", "unet")
 _SIZE_NAME = re.compile(r"DiT-\w+/\d+|UNet")
+_DEFAULT = "UNet"  # as in diffusers' train_unconditional.py
 
 
 @dataclass
@@ -67,8 +65,8 @@ def autoencoder_source(args: argparse.Namespace) -> tuple[str, str | None] | Non
     return args.pretrained_model_name_or_path, "vae"
 
 
-def load_space(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> LatentSpace:
-    """The latent space to train in, on ``device``.
+def load_space(args: argparse.Namespace) -> LatentSpace:
+    """The latent space to train in, in float32 on the CPU.
 
     Raises:
         UsageError: the autoencoder cannot be loaded, or does not fit --resolution.
@@ -78,10 +76,8 @@ def load_space(args: argparse.Namespace, device: torch.device, dtype: torch.dtyp
         if source is None:
             return LatentSpace.of(None)
         path, subfolder = source
-        revision = _revision(args, path)
-        space = LatentSpace.load(path, revision, subfolder=subfolder, dtype=dtype)
+        space = LatentSpace.load(path, _revision(args, path), subfolder=subfolder)
         space.shape(args.resolution)
-    space.model.to(device)
     return space
 
 
@@ -91,16 +87,22 @@ def check_network(args: argparse.Namespace, labelled: bool) -> None:
     Raises:
         UsageError: no such network, or a patch or resolution that does not divide.
     """
-    flag = "model_config" if hasattr(args, "model_config") else "model_config_name_or_path"
-    config = getattr(args, flag) or "UNet"
-    source = autoencoder_source(args)
+    flag, config = _asked_network(args)
+    source, space = autoencoder_source(args), LatentSpace.of(None)
     with usage_errors("--pretrained_vae_model_name_or_path"):
-        channels, side, _ = (
-            LatentSpace.of(None) if source is None else LatentSpace.empty(*source)
-        ).shape(args.resolution)
-    if args.pretrained_model_name_or_path is None and _SIZE_NAME.fullmatch(config):
-        with usage_errors(f"--{flag}"):
-            complete_config(config, Asked(channels, None, side, 1 if labelled else None))
+        if source is not None:
+            space = LatentSpace.empty(source[0], _revision(args, source[0]), source[1])
+        channels, side, _ = space.shape(args.resolution)
+    if args.pretrained_model_name_or_path is None and _SIZE_NAME.fullmatch(config or _DEFAULT):
+        with usage_errors(flag):
+            asked = Asked(channels, None, side, 1 if labelled else None)
+            complete_config(config or _DEFAULT, asked)
+
+
+def _asked_network(args: argparse.Namespace) -> tuple[str, str | None]:
+    """The flag that names a network to train from scratch, and its value."""
+    name = "model_config" if hasattr(args, "model_config") else "model_config_name_or_path"
+    return f"--{name}", getattr(args, name)
 
 
 def make_network(
@@ -118,10 +120,10 @@ def make_network(
     wanted = channels * (1 + (args.learned_variance != "none"))
     if args.pretrained_model_name_or_path is not None:
         return _pretrained(args, channels, side, classes)
-    flag = "model_config" if hasattr(args, "model_config") else "model_config_name_or_path"
-    with usage_errors(f"--{flag}"):
+    flag, config = _asked_network(args)
+    with usage_errors(flag):
         return build_network(
-            getattr(args, flag) or "UNet", channels=channels, out_channels=wanted,
+            config or _DEFAULT, channels=channels, out_channels=wanted,
             sample_size=side, num_classes=classes, seed=seed,
         )  # fmt: skip
 
@@ -200,13 +202,12 @@ def folder_name(network: Any) -> str:
 
 def model_facts(args: argparse.Namespace, classes: int | None) -> dict[str, Any]:
     """What tells the network and its frozen autoencoder; cheap, and without loading either."""
-    flag = "model_config" if hasattr(args, "model_config") else "model_config_name_or_path"
-    config = getattr(args, flag)
+    flag, config = _asked_network(args)
     facts: dict[str, Any] = {"classes": classes, "pipeline": None, "config": config}
     if args.pretrained_model_name_or_path is not None:
         facts["pipeline"] = _identity(args.pretrained_model_name_or_path, args.revision)
     elif config is not None and not _SIZE_NAME.fullmatch(config):
-        with usage_errors(f"--{flag}"):
+        with usage_errors(flag):
             facts["config"] = hash_config(read_config(config))
     facts["autoencoder"] = autoencoder_identity(args)
     return facts

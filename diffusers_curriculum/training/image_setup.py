@@ -190,7 +190,7 @@ def load_models(
     """
     device, dtype = accelerator.device, runtime.frozen_dtype(accelerator)
     # What is encoded once is encoded in full; and the whole pipeline can be saved at any time.
-    space = parts.load_space(args, torch.device("cpu"), torch.float32)
+    space = parts.load_space(args)
     kept = space.model
     if space.model is not None:
         half = dtype != torch.float32 and not args.cache_latents

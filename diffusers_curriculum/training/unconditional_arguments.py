@@ -23,6 +23,7 @@ from diffusers_curriculum.training.image_arguments import (
     check_network_name,
     settle_formulation,
 )
+from diffusers_curriculum.training.official_arguments import IMAGE_INTERPOLATION_MODES
 from diffusers_curriculum.training.official_unconditional import add_official_unconditional
 from diffusers_curriculum.training.timestep_arguments import (
     add_curriculum_arguments,
@@ -120,7 +121,7 @@ def _add_further_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--image_interpolation_mode",
         default="bilinear",
-        choices=("bicubic", "bilinear", "box", "hamming", "lanczos", "nearest", "nearest_exact"),
+        choices=IMAGE_INTERPOLATION_MODES,
         help="filter used to resize images",
     )
     add(

@@ -75,25 +75,17 @@ def build_parser() -> OfficialFirstParser:
     _add_loss_arguments(parser)
     _add_loop_arguments(parser)
     # no average is kept: what explains a lack of memory asks for these
-    parser.set_defaults(use_ema=False, offload_ema=False)
+    parser.set_defaults(use_ema=False, offload_ema=False, resolution=256)
     return parser
 
 
 def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("data").add_argument
-    add("--dataset_name", help="data set on the Hub, or one that datasets can load")
-    add("--dataset_config_name", help="configuration of that data set")
-    add("--train_data_dir", help="folder of images; sub-folders are looked into")
-    add("--validation_data_dir", help="folder of images kept apart, for PSNR and pictures")
-    add("--image_column", default="image", help="column with the images")
-    add("--max_train_samples", type=int, help="train on that many samples, chosen by the seed")
-    add("--cache_dir", help="folder for downloaded models and data sets")
-    add("--resolution", type=int, default=256, help="side of the training images")
-    add("--center_crop", action="store_true", help="crop the middle instead of a random place")
-    add("--random_flip", action="store_true", help="mirror each image with probability 1/2")
-    modes = list(official.IMAGE_INTERPOLATION_MODES)
-    add("--image_interpolation_mode", default="lanczos", choices=modes, help="filter for resizing")
-    add("--dataloader_num_workers", type=int, default=0, help="processes that load images")
+    group = parser.add_argument_group("data")
+    official.add_source_arguments(group)
+    group.add_argument(
+        "--validation_data_dir", help="folder of images kept apart, for PSNR and pictures"
+    )
+    official.add_image_arguments(group)
 
 
 def _add_precision_arguments(parser: argparse.ArgumentParser) -> None:

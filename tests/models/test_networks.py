@@ -19,7 +19,6 @@ from diffusers_curriculum.models.network_config import Asked, complete_config
 from diffusers_curriculum.models.networks import (
     build_network,
     check_conditioning,
-    drop_labels,
     learns_variance,
     load_network,
     null_class,
@@ -233,24 +232,6 @@ def test_label_dropout_inside_is_off_and_draws_nothing(tmp_path: Path) -> None:
     plain(torch.zeros(64, 3, 8, 8), torch.zeros(64), class_labels=labels)
     assert not torch.equal(before, torch.get_rng_state())  # what diffusers does of itself
     assert without_label_dropout(plain) is plain
-
-
-def test_labels_are_dropped_where_the_uniform_is_below() -> None:
-    labels = torch.tensor([3, 1, 4, 1])
-    u = torch.tensor([0.0, 0.0999, 0.1, 0.9], dtype=torch.float64)
-    assert drop_labels(labels, u, 0.1, 1000).tolist() == [1000, 1000, 4, 1]
-    assert drop_labels(labels, u, 0.0, 1000).tolist() == [3, 1, 4, 1]
-    assert drop_labels(labels, u, 1.0, 1000).tolist() == [1000] * 4
-    assert drop_labels(labels, u, 0.1, 1000).dtype == torch.int64
-    assert labels.tolist() == [3, 1, 4, 1]
-
-
-@pytest.mark.parametrize("probability", [-0.1, 1.1, math.nan])
-def test_a_wrong_dropout_is_told(probability: float) -> None:
-    with pytest.raises(ValueError, match="give a number from 0 to 1"):
-        drop_labels(torch.tensor([1]), torch.tensor([0.5]), probability, 10)
-    with pytest.raises(ValueError, match="give one per label"):
-        drop_labels(torch.tensor([1, 2]), torch.tensor([0.5]), 0.1, 10)
 
 
 # -- configs ---------------------------------------------------------------------------------------

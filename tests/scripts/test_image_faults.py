@@ -98,6 +98,16 @@ def test_the_pipeline_is_saved_though_the_autoencoder_has_gone(
     assert all(torch.equal(saved[name], value) for name, value in original.items())
 
 
+@pytest.mark.parametrize("cached", [False, True])
+def test_half_precision_encodes_in_half_unless_it_is_once_for_all(
+    materials: Materials, tmp_path: Path, cached: bool
+) -> None:
+    more = ("--mixed_precision", "bf16", *(("--cache_latents",) if cached else ()))
+    record = train(argv(materials, tmp_path, *more), script=CLASS_SCRIPT)
+    wanted = torch.float32 if cached else torch.bfloat16
+    assert {p.dtype for p in record.last.space.model.parameters()} == {wanted}
+
+
 def test_a_hub_that_is_away_does_not_end_the_training(
     materials: Materials, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

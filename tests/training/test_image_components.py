@@ -52,7 +52,7 @@ def parsed(*line: object, conditional: bool = True) -> argparse.Namespace:
 
 
 def made(args: argparse.Namespace, classes: int | None = 3, seed: int = 0) -> Any:
-    return parts.make_network(args, parts.load_space(args, CPU, torch.float32), classes, seed)
+    return parts.make_network(args, parts.load_space(args), classes, seed)
 
 
 # -- the space -------------------------------------------------------------------------------------
@@ -64,9 +64,9 @@ def made(args: argparse.Namespace, classes: int | None = 3, seed: int = 0) -> An
 )
 def test_an_autoencoder_makes_the_space(folder: Path, name: str, shape: tuple[int, ...]) -> None:
     args = parsed("--model_config", "DiT-S/2", "--pretrained_vae_model_name_or_path", folder / name)
-    space = parts.load_space(args, CPU, torch.bfloat16)
+    space = parts.load_space(args)
     assert (space.kind, space.shape(8)) == (name, shape)
-    assert {p.dtype for p in space.model.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in space.model.parameters()} == {torch.float32}
     assert not any(p.requires_grad for p in space.model.parameters())
 
 
@@ -80,8 +80,8 @@ def test_where_the_autoencoder_comes_from(folder: Path) -> None:
     assert parts.autoencoder_source(parsed(*base, *flag, own)) == (own, "vae")
     assert parts.autoencoder_source(parsed(*pipeline)) == (own, "vae")
     assert parts.autoencoder_source(parsed(*pipeline, *flag, other)) == (other, None)
-    assert parts.load_space(parsed(*pipeline), CPU, torch.float32).kind == "AutoencoderKL"
-    assert parts.load_space(parsed(*base), CPU, torch.float32).kind == "pixels"
+    assert parts.load_space(parsed(*pipeline)).kind == "AutoencoderKL"
+    assert parts.load_space(parsed(*base)).kind == "pixels"
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_a_space_that_does_not_fit_is_refused(
     line = ("--model_config", "DiT-S/2", "--pretrained_vae_model_name_or_path", folder / place)
     args = parsed(*line, "--resolution", resolution)
     with pytest.raises(UsageError, match=f"(?s)--pretrained_vae_model_name_or_path: .*{told}"):
-        parts.load_space(args, CPU, torch.float32)
+        parts.load_space(args)
 
 
 # -- the network -----------------------------------------------------------------------------------
