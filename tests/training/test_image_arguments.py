@@ -232,6 +232,15 @@ def test_edm_in_latents_has_the_noise_of_its_data() -> None:
     assert parse_class_args([*CLASS, *chosen]).timestep_sampler_args == {}
 
 
+@pytest.mark.parametrize("sigma_data", [0.5, 0.8])
+def test_edm_goes_on_with_the_noise_of_its_pipeline(tmp_path: Path, sigma_data: float) -> None:
+    folder = saved_unconditional(tmp_path, EDMEulerScheduler(sigma_data=sigma_data))
+    args = parse_unconditional_args([*DATA, "--pretrained_model_name_or_path", str(folder)])
+    shift = math.log(sigma_data / 0.5)
+    expected = {"p_mean": pytest.approx(-1.2 + shift, abs=1e-5)} if shift else {}
+    assert args.timestep_sampler_args == expected
+
+
 def test_bias_flags_replace_the_log_normal_law() -> None:
     line = "--formulation edm --timestep_bias_strategy later"
     assert parse_class_args([*CLASS, *line.split()]).timestep_sampler == "timestep_bias"

@@ -12,6 +12,7 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, DiTTransformer2DModel, UNet2DModel
 from diffusers.training_utils import EMAModel
 
+from diffusers_curriculum.models.latent_space import LatentSpace
 from diffusers_curriculum.models.networks import build_network, null_class, num_classes
 from diffusers_curriculum.pipelines import ClassConditionalPipeline
 from diffusers_curriculum.training import image_components as parts
@@ -249,3 +250,37 @@ def test_a_ready_network_trains(folder: Path) -> None:
     assert network.training
     assert all(p.requires_grad for p in network.parameters())
     assert network.is_gradient_checkpointing
+
+
+# -- a repository on the Hub -----------------------------------------------------------------------
+
+
+def on_the_hub(monkeypatch: pytest.MonkeyPatch) -> argparse.Namespace:
+    """A pipeline of the Hub at a revision; its index is there, and the rest is noted."""
+    index = {"vae": ["diffusers", "AutoencoderKL"], "transformer": ["diffusers", "x"]}
+    monkeypatch.setattr(parts, "pipeline_index", lambda args: index)
+    args = parsed("--model_config", "DiT-S/2")
+    args.model_config, args.pretrained_model_name_or_path = None, "some/pipeline"
+    args.revision = "abc123"
+    return args
+
+
+def test_the_revision_tells_an_autoencoder_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    args = on_the_hub(monkeypatch)
+    expected = {"name": "some/pipeline", "subfolder": "vae", "revision": "abc123"}
+    assert parts.autoencoder_identity(args) == expected
+    args.pretrained_vae_model_name_or_path = "some/vae"  # another repository: no revision of it
+    expected = {"name": "some/vae", "subfolder": None, "revision": None}
+    assert parts.autoencoder_identity(args) == expected
+
+
+def test_the_autoencoder_is_looked_at_in_its_revision(monkeypatch: pytest.MonkeyPatch) -> None:
+    args, asked = on_the_hub(monkeypatch), []
+
+    def empty(path: str, revision: str | None, subfolder: str | None) -> LatentSpace:
+        asked.append((path, revision, subfolder))
+        return LatentSpace.of(None)
+
+    monkeypatch.setattr(LatentSpace, "empty", empty)
+    parts.check_network(args, labelled=True)
+    assert asked == [("some/pipeline", "abc123", "vae")]
