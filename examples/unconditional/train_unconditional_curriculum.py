@@ -91,8 +91,8 @@ def optimizer_step(
     run.lr_scheduler.step()
 
     # Average the weights
-    network = accelerator.unwrap_model(run.network)
     if run.ema is not None and (step + 1) % args.ema_interval == 0:
+        network = accelerator.unwrap_model(run.network)
         optimization.update_ema(run.ema, network.parameters(), accelerator.device, args.offload_ema)
     if run.power is not None:
         run.power.update(step + 1)
