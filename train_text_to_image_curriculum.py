@@ -29,26 +29,32 @@ from diffusers_curriculum import LearnedLossWeights, Objective, Slots, TimestepS
 from diffusers_curriculum.analysis.preview import make_preview
 from diffusers_curriculum.analysis.show import show
 from diffusers_curriculum.randomness import gaussian, key
-from diffusers_curriculum.training import components as parts
-from diffusers_curriculum.training import optimization, runtime, timesteps
-from diffusers_curriculum.training.arguments import parse_args
-from diffusers_curriculum.training.bad_samples import usable_rows
-from diffusers_curriculum.training.batch_plan import BatchPlan
-from diffusers_curriculum.training.checkpoint import clean_temporary, find_checkpoint
-from diffusers_curriculum.training.config_changes import check_same_run, renewed_parts, run_facts
-from diffusers_curriculum.training.data import ImageCaptionDataset, training_batches
-from diffusers_curriculum.training.export import Publisher
-from diffusers_curriculum.training.guard import FiniteGuard
-from diffusers_curriculum.training.manifest import read_manifest
-from diffusers_curriculum.training.memory import out_of_memory_explained
-from diffusers_curriculum.training.monitor import Monitor
-from diffusers_curriculum.training.run_config import tracker_config
-from diffusers_curriculum.training.run_record import RunRecord
-from diffusers_curriculum.training.saving import Saver
-from diffusers_curriculum.training.sources import load_image_captions
-from diffusers_curriculum.training.state import TrainingState
-from diffusers_curriculum.training.stopping import StopRequest
-from diffusers_curriculum.training.transforms import ImageTransform
+from diffusers_curriculum.training.arguments.run_config import tracker_config
+from diffusers_curriculum.training.arguments.text_to_image import parse_args
+from diffusers_curriculum.training.checkpoint.checkpoints import clean_temporary, find_checkpoint
+from diffusers_curriculum.training.checkpoint.record import RunRecord
+from diffusers_curriculum.training.checkpoint.same_run import (
+    check_same_run,
+    renewed_parts,
+    run_facts,
+)
+from diffusers_curriculum.training.checkpoint.saving import Saver
+from diffusers_curriculum.training.checkpoint.state import TrainingState
+from diffusers_curriculum.training.data.bad_samples import usable_rows
+from diffusers_curriculum.training.data.dataset import ImageCaptionDataset, training_batches
+from diffusers_curriculum.training.data.plan import BatchPlan
+from diffusers_curriculum.training.data.sources import load_image_captions
+from diffusers_curriculum.training.data.transforms import ImageTransform
+from diffusers_curriculum.training.levels import timesteps
+from diffusers_curriculum.training.loop.guard import FiniteGuard
+from diffusers_curriculum.training.loop.monitor import Monitor
+from diffusers_curriculum.training.parts import optimizers as optimization
+from diffusers_curriculum.training.parts import stable_diffusion as parts
+from diffusers_curriculum.training.process import runtime
+from diffusers_curriculum.training.process.memory import out_of_memory_explained
+from diffusers_curriculum.training.process.stopping import StopRequest
+from diffusers_curriculum.training.publish.text_to_image import Publisher
+from diffusers_curriculum.training.storage.manifest import read_manifest
 
 
 @dataclass

@@ -22,7 +22,7 @@ from diffusers_curriculum import (
     TimestepSampler,
 )
 from diffusers_curriculum.cli import build_parser, main
-from diffusers_curriculum.training import arguments
+from diffusers_curriculum.training.arguments import text_to_image as arguments
 from diffusers_curriculum.weighting import loss_weights
 from tests.floors_fixtures import SD
 

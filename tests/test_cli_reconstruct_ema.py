@@ -13,8 +13,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from diffusers_curriculum.cli import main
-from diffusers_curriculum.training.ema_reconstruction import gamma_of
-from diffusers_curriculum.training.power_ema import PowerEMA
+from diffusers_curriculum.training.parts.averages import PowerEMA
+from diffusers_curriculum.training.parts.reconstruction import gamma_of
 
 STEPS = 120
 WEIGHTS = "diffusion_pytorch_model.safetensors"

@@ -15,7 +15,7 @@ import torch
 from benchmarks.gpu.findings import Findings, check
 from benchmarks.gpu.script_runs import pipeline_and_images, run_script
 from benchmarks.gpu.settings import Settings
-from diffusers_curriculum.training.manifest import read_manifest
+from diffusers_curriculum.training.storage.manifest import read_manifest
 
 STEPS, STOP = 8, 4
 ENVIRONMENT = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}  # must be set before CUDA starts

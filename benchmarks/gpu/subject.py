@@ -18,11 +18,12 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from benchmarks.gpu.findings import NOT_INSTALLED, Unavailable, check
-from diffusers_curriculum.training import optimization, timesteps
-from diffusers_curriculum.training.arguments import build_parser
-from diffusers_curriculum.training.batch_plan import BatchPlan
-from diffusers_curriculum.training.components import Components
-from diffusers_curriculum.training.guard import FiniteGuard
+from diffusers_curriculum.training.arguments.text_to_image import build_parser
+from diffusers_curriculum.training.data.plan import BatchPlan
+from diffusers_curriculum.training.levels import timesteps
+from diffusers_curriculum.training.loop.guard import FiniteGuard
+from diffusers_curriculum.training.parts import optimizers as optimization
+from diffusers_curriculum.training.parts.stable_diffusion import Components
 from train_text_to_image_curriculum import Run
 
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -13,7 +13,7 @@ import torch
 from benchmarks.gpu import subject
 from benchmarks.gpu.findings import NOT_APPLICABLE, CheckError, Findings, Unavailable
 from benchmarks.gpu.settings import Settings
-from diffusers_curriculum.training.monitor import Monitor
+from diffusers_curriculum.training.loop.monitor import Monitor
 from train_text_to_image_curriculum import optimizer_step
 
 SAMPLERS = {

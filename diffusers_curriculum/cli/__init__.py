@@ -94,7 +94,7 @@ def _add_verify(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 def _verify(args: argparse.Namespace) -> Answer:
     """Check a run; imported here so that `--help` need not wait."""
-    from diffusers_curriculum.training.verify import inspect_run, report_table
+    from diffusers_curriculum.training.checkpoint.verify import inspect_run, report_table
 
     reports = inspect_run(args.run_dir)
     return Answer(report_table(reports), 0 if reports[-1].whole else 1)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffusers_curriculum.cli.answer import Answer
-from diffusers_curriculum.training.arguments import build_parser, parse_args
+from diffusers_curriculum.training.arguments.text_to_image import build_parser, parse_args
 
 if TYPE_CHECKING:
     from diffusers_curriculum.analysis.preview import Preview
@@ -102,7 +102,7 @@ def _one(args: argparse.Namespace, source: Source, flags: Sequence[Sequence[str]
     """The preview for one set of training flags; a sampler's config stands for them."""
     from diffusers_curriculum.analysis.preview import make_preview
     from diffusers_curriculum.samplers import TimestepSampler
-    from diffusers_curriculum.training import timesteps
+    from diffusers_curriculum.training.levels import timesteps
 
     own = parse_args([*_NEUTRAL.split(), *(word for flag in flags for word in flag)])
     made = {flag[0] for flag in flags} & _sampler_flags()

@@ -14,7 +14,7 @@ from diffusers_curriculum.cli.answer import Answer
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from diffusers_curriculum.training.ema_reconstruction import Reconstruction
+    from diffusers_curriculum.training.parts.reconstruction import Reconstruction
 
 SNAPSHOTS = "power_ema"
 NETWORKS = ("transformer", "unet")
@@ -47,11 +47,11 @@ def add_reconstruct_ema(commands: argparse._SubParsersAction[argparse.ArgumentPa
 
 def _reconstruct(args: argparse.Namespace) -> Answer:
     """Check all that can be checked, then write; imported late so that `--help` need not wait."""
-    from diffusers_curriculum.training.checkpoint_folders import aside, publish, sync_tree
-    from diffusers_curriculum.training.ema_reconstruction import (
+    from diffusers_curriculum.training.parts.reconstruction import (
         plan_reconstruction,
         reconstructed,
     )
+    from diffusers_curriculum.training.storage.folders import aside, publish, sync_tree
 
     run, output = Path(args.run_dir), Path(args.output_dir).resolve()
     parts = _parts(run)
@@ -110,7 +110,7 @@ def _check_output(output: Path, taken: list[Path]) -> None:
 
 def _check_model(network: Path, plan: Reconstruction) -> None:
     """Refuse snapshots of another model than the pipeline's."""
-    from diffusers_curriculum.training.power_ema import config_hash
+    from diffusers_curriculum.training.parts.averages import config_hash
 
     if config_hash(_read_object(network / "config.json")) != plan.snapshots[0].config:
         raise ValueError(

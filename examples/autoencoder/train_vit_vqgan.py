@@ -28,23 +28,24 @@ from vqgan_results import Results
 
 from diffusers_curriculum.models.vit_vq import ViTVQModel
 from diffusers_curriculum.randomness import host_generator, key
-from diffusers_curriculum.training import optimization, runtime
-from diffusers_curriculum.training.bad_samples import usable_rows
-from diffusers_curriculum.training.batch_plan import BatchPlan
-from diffusers_curriculum.training.checkpoint import clean_temporary, find_checkpoint
-from diffusers_curriculum.training.config_changes import check_same_run, renewed_parts
-from diffusers_curriculum.training.data import ImageDataset, training_batches
+from diffusers_curriculum.training.arguments.run_config import tracker_config
+from diffusers_curriculum.training.checkpoint.checkpoints import clean_temporary, find_checkpoint
+from diffusers_curriculum.training.checkpoint.record import RunRecord
+from diffusers_curriculum.training.checkpoint.same_run import check_same_run, renewed_parts
+from diffusers_curriculum.training.checkpoint.saving import Saver
+from diffusers_curriculum.training.checkpoint.state import TrainingState
+from diffusers_curriculum.training.data.bad_samples import usable_rows
+from diffusers_curriculum.training.data.dataset import ImageDataset, training_batches
+from diffusers_curriculum.training.data.plan import BatchPlan
+from diffusers_curriculum.training.data.sources import load_images
+from diffusers_curriculum.training.data.transforms import ImageTransform
 from diffusers_curriculum.training.errors import UsageError
-from diffusers_curriculum.training.guard import FiniteGuard
-from diffusers_curriculum.training.manifest import read_manifest
-from diffusers_curriculum.training.memory import out_of_memory_explained
-from diffusers_curriculum.training.run_config import tracker_config
-from diffusers_curriculum.training.run_record import RunRecord
-from diffusers_curriculum.training.saving import Saver
-from diffusers_curriculum.training.sources import load_images
-from diffusers_curriculum.training.state import TrainingState
-from diffusers_curriculum.training.stopping import StopRequest
-from diffusers_curriculum.training.transforms import ImageTransform
+from diffusers_curriculum.training.loop.guard import FiniteGuard
+from diffusers_curriculum.training.parts import optimizers as optimization
+from diffusers_curriculum.training.process import runtime
+from diffusers_curriculum.training.process.memory import out_of_memory_explained
+from diffusers_curriculum.training.process.stopping import StopRequest
+from diffusers_curriculum.training.storage.manifest import read_manifest
 
 
 @dataclass

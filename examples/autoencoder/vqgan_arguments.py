@@ -14,14 +14,14 @@ from typing import Any
 from datasets import Dataset
 
 from diffusers_curriculum.models.vit_vq import VIT_VQ_SIZES, ViTVQModel, vit_vq_config
-from diffusers_curriculum.training import official_arguments as official
-from diffusers_curriculum.training.argument_checks import BOUNDS, LR_SCHEDULERS, Bound
-from diffusers_curriculum.training.argument_parser import OfficialFirstParser
-from diffusers_curriculum.training.batch_plan import BatchPlan
-from diffusers_curriculum.training.environment_checks import TRACKERS, installed
+from diffusers_curriculum.training.arguments import official
+from diffusers_curriculum.training.arguments.checks import BOUNDS, LR_SCHEDULERS, Bound
+from diffusers_curriculum.training.arguments.key_values import parse_key_values
+from diffusers_curriculum.training.arguments.parser import OfficialFirstParser
+from diffusers_curriculum.training.data.plan import BatchPlan
 from diffusers_curriculum.training.errors import UsageError
-from diffusers_curriculum.training.fingerprints import dataset_digest
-from diffusers_curriculum.training.key_values import parse_key_values
+from diffusers_curriculum.training.process.environment import TRACKERS, installed
+from diffusers_curriculum.training.storage.fingerprints import dataset_digest
 
 OWN_BOUNDS = (
     Bound("at least 1", lambda x: x >= 1, "r1_interval discriminator_width measure_samples"),

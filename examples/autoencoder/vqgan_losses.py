@@ -20,9 +20,9 @@ from diffusers_curriculum.models.discriminator import (
 from diffusers_curriculum.models.perceptual import PerceptualDistance
 from diffusers_curriculum.models.reconstruction import logit_laplace_loss
 from diffusers_curriculum.randomness import key
+from diffusers_curriculum.training.checkpoint.optimizer import load_optimizer_state, optimizer_state
 from diffusers_curriculum.training.errors import UsageError
-from diffusers_curriculum.training.guard import FiniteGuard
-from diffusers_curriculum.training.optimizer_io import load_optimizer_state, optimizer_state
+from diffusers_curriculum.training.loop.guard import FiniteGuard
 
 Losses = dict[str, Tensor]
 

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from vqgan_losses import Guards
 
 from diffusers_curriculum.models.vector_quantiser import VectorQuantiser
-from diffusers_curriculum.training.tracking import RunningMean
+from diffusers_curriculum.training.loop.tracking import RunningMean
 
 
 class Monitor:

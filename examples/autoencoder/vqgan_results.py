@@ -20,9 +20,9 @@ from torch import Tensor
 from diffusers_curriculum.models.reconstruction import psnr, squared_errors
 from diffusers_curriculum.models.vector_quantiser import codebook_usage
 from diffusers_curriculum.models.vit_vq import ViTVQModel
-from diffusers_curriculum.training.atomic_text import write_atomically
-from diffusers_curriculum.training.batch_plan import BatchPlan
-from diffusers_curriculum.training.transforms import ImageTransform, decode_image
+from diffusers_curriculum.training.data.plan import BatchPlan
+from diffusers_curriculum.training.data.transforms import ImageTransform, decode_image
+from diffusers_curriculum.training.storage.atomic_text import write_atomically
 
 logger = logging.getLogger(__name__)
 

@@ -22,14 +22,15 @@ from torch import Tensor
 
 from diffusers_curriculum import Slots
 from diffusers_curriculum.randomness import gaussian, key
-from diffusers_curriculum.training import optimization, runtime
-from diffusers_curriculum.training.batch_plan import BatchPlan
-from diffusers_curriculum.training.checkpoint import clean_temporary, find_checkpoint
-from diffusers_curriculum.training.image_job import ImageJob
-from diffusers_curriculum.training.image_setup import ImageRun, show_timesteps
-from diffusers_curriculum.training.memory import out_of_memory_explained
-from diffusers_curriculum.training.stopping import StopRequest
-from diffusers_curriculum.training.unconditional_arguments import parse_unconditional_args
+from diffusers_curriculum.training.arguments.unconditional import parse_unconditional_args
+from diffusers_curriculum.training.checkpoint.checkpoints import clean_temporary, find_checkpoint
+from diffusers_curriculum.training.data.plan import BatchPlan
+from diffusers_curriculum.training.loop.image_job import ImageJob
+from diffusers_curriculum.training.loop.image_setup import ImageRun, show_timesteps
+from diffusers_curriculum.training.parts import optimizers as optimization
+from diffusers_curriculum.training.process import runtime
+from diffusers_curriculum.training.process.memory import out_of_memory_explained
+from diffusers_curriculum.training.process.stopping import StopRequest
 
 SAMPLING_SCHEDULER = "DDPMScheduler"  # of a variance preserving process, unless a flag says another
 

@@ -51,9 +51,9 @@ def test_named_tests_exist() -> None:
 
 
 def script_parsers() -> dict[str, Any]:
-    from diffusers_curriculum.training.arguments import build_parser
-    from diffusers_curriculum.training.class_arguments import build_class_parser
-    from diffusers_curriculum.training.unconditional_arguments import build_unconditional_parser
+    from diffusers_curriculum.training.arguments.class_conditional import build_class_parser
+    from diffusers_curriculum.training.arguments.text_to_image import build_parser
+    from diffusers_curriculum.training.arguments.unconditional import build_unconditional_parser
 
     return {
         "train_text_to_image_curriculum": build_parser(),
@@ -77,7 +77,7 @@ def test_tables_name_every_density_and_weighting() -> None:
     from diffusers_curriculum.densities import DENSITIES
     from diffusers_curriculum.pacing import PACINGS
     from diffusers_curriculum.randomness import DRAWS
-    from diffusers_curriculum.training.base_samplers import LEARNING
+    from diffusers_curriculum.training.levels.samplers import LEARNING
     from diffusers_curriculum.weighting import WEIGHTINGS
 
     named = set(re.findall(r"`(\w+)`", TEXTS["README.md"]))

@@ -25,7 +25,7 @@ from statistics import median
 from typing import Any
 from unittest import mock
 
-from diffusers_curriculum.training.manifest import verify_checkpoint
+from diffusers_curriculum.training.storage.manifest import verify_checkpoint
 from tests.reliability import trial
 from tests.scripts.small_runs import Bench, checkpoint_names, hashes
 

@@ -17,11 +17,15 @@ import torch
 from PIL import Image
 
 import train_text_to_image_curriculum as script
-from diffusers_curriculum.training import data_checks
-from diffusers_curriculum.training.bad_samples import SKIPPED_FILE, find_bad_samples, usable_rows
+from diffusers_curriculum.training.data import checks as data_checks
+from diffusers_curriculum.training.data.bad_samples import (
+    SKIPPED_FILE,
+    find_bad_samples,
+    usable_rows,
+)
+from diffusers_curriculum.training.data.sources import load_image_captions
+from diffusers_curriculum.training.data.transforms import ImageTransform, decode_image
 from diffusers_curriculum.training.errors import UsageError
-from diffusers_curriculum.training.sources import load_image_captions
-from diffusers_curriculum.training.transforms import ImageTransform, decode_image
 from tests.reliability.bad_corpus import (
     BLOCKS,
     COLOURS,

@@ -17,8 +17,9 @@ from unittest import mock
 import pytest
 import torch
 
-from diffusers_curriculum.training import runtime, saving
-from diffusers_curriculum.training.manifest import verify_checkpoint
+from diffusers_curriculum.training.checkpoint import saving
+from diffusers_curriculum.training.process import runtime
+from diffusers_curriculum.training.storage.manifest import verify_checkpoint
 from tests.scripts.small_runs import Bench, checkpoint_names, hashes, status, train
 
 pytestmark = pytest.mark.reliability

@@ -17,11 +17,11 @@ import torch
 from diffusers import DDPMScheduler
 
 from diffusers_curriculum import NoiseLevels
-from diffusers_curriculum.training import run_record
-from diffusers_curriculum.training.arguments import parse_args
-from diffusers_curriculum.training.batch_plan import BatchPlan
-from diffusers_curriculum.training.checkpoint import CheckpointError, save_checkpoint
-from diffusers_curriculum.training.config_changes import (
+from diffusers_curriculum.training.arguments.text_to_image import parse_args
+from diffusers_curriculum.training.checkpoint import record as run_record
+from diffusers_curriculum.training.checkpoint.checkpoints import CheckpointError, save_checkpoint
+from diffusers_curriculum.training.checkpoint.record import RunRecord
+from diffusers_curriculum.training.checkpoint.same_run import (
     EFFECTS,
     Difference,
     check_same_run,
@@ -29,16 +29,16 @@ from diffusers_curriculum.training.config_changes import (
     renewed_parts,
     run_facts,
 )
+from diffusers_curriculum.training.data.plan import BatchPlan
+from diffusers_curriculum.training.data.sources import load_image_captions
 from diffusers_curriculum.training.errors import UsageError
-from diffusers_curriculum.training.fingerprints import (
+from diffusers_curriculum.training.levels.timesteps import build_objective, build_sampler
+from diffusers_curriculum.training.storage.fingerprints import (
     dataset_digest,
     model_identity,
     schedule_identity,
 )
-from diffusers_curriculum.training.manifest import read_manifest
-from diffusers_curriculum.training.run_record import RunRecord
-from diffusers_curriculum.training.sources import load_image_captions
-from diffusers_curriculum.training.timesteps import build_objective, build_sampler
+from diffusers_curriculum.training.storage.manifest import read_manifest
 from tests.scripts.small_runs import Bench, make_bench, status, write_images
 from tests.scripts.small_runs import train as run_script
 from tests.training.tiny_state import bits, make_state, train

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from diffusers_curriculum.cli import main
-from diffusers_curriculum.training.checkpoint import find_checkpoint, save_checkpoint
-from diffusers_curriculum.training.manifest import versions
-from diffusers_curriculum.training.verify import describe_config, inspect_run
+from diffusers_curriculum.training.checkpoint.checkpoints import find_checkpoint, save_checkpoint
+from diffusers_curriculum.training.checkpoint.verify import describe_config, inspect_run
+from diffusers_curriculum.training.storage.manifest import versions
 from tests.training.small_checkpoints import write
 
 pytestmark = pytest.mark.reliability

@@ -25,8 +25,9 @@ import scipy.io  # noqa: F401
 import torch
 import torch.utils.tensorboard
 
-from diffusers_curriculum.training import runtime, saving
-from diffusers_curriculum.training.monitor import Monitor
+from diffusers_curriculum.training.checkpoint import saving
+from diffusers_curriculum.training.loop.monitor import Monitor
+from diffusers_curriculum.training.process import runtime
 from tests.scripts.small_runs import Bench, reset_accelerate, stage_of
 
 importlib.import_module(Bench.script)  # any other script is imported where it is run

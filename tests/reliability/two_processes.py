@@ -25,8 +25,8 @@ from unittest import mock
 import torch
 
 from diffusers_curriculum import Objective
-from diffusers_curriculum.training import runtime
-from diffusers_curriculum.training.manifest import verify_checkpoint
+from diffusers_curriculum.training.process import runtime
+from diffusers_curriculum.training.storage.manifest import verify_checkpoint
 from tests.reliability import harness
 from tests.reliability.harness import Start, events
 from tests.reliability.trial import Journal, journalled

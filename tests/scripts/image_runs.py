@@ -24,7 +24,7 @@ from PIL import Image
 
 from diffusers_curriculum.models.vit_vq import ViTVQModel
 from diffusers_curriculum.pipelines import ClassConditionalPipeline, UnconditionalPipeline
-from diffusers_curriculum.training.image_job import ImageJob
+from diffusers_curriculum.training.loop.image_job import ImageJob
 from tests.scripts.small_runs import TINY_DIT, TINY_UNET, write_images, write_json
 
 CLASS_SCRIPT = "examples.class_conditional.train_class_conditional_curriculum"

@@ -22,8 +22,9 @@ from PIL import Image
 
 from diffusers_curriculum.models import TinySizes, make_tiny_pipeline
 from diffusers_curriculum.samplers import CurriculumTimestepSampler
-from diffusers_curriculum.training import image_job, runtime
-from diffusers_curriculum.training.monitor import Monitor
+from diffusers_curriculum.training.loop import image_job
+from diffusers_curriculum.training.loop.monitor import Monitor
+from diffusers_curriculum.training.process import runtime
 
 SAMPLES = 18  # not a multiple of any global batch used here: steps straddle epochs
 RESOLUTION = 8

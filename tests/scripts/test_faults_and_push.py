@@ -14,7 +14,7 @@ from diffusers import UNet2DConditionModel
 
 import train_text_to_image_curriculum as script
 from diffusers_curriculum import training
-from diffusers_curriculum.training import hub
+from diffusers_curriculum.training.publish import hub
 from tests.scripts.small_runs import Bench, checkpoint_names, status, train
 
 TOKEN = "hf_ThisIsTheSecretOfTheTest"

@@ -14,9 +14,10 @@ import torch
 from diffusers import AutoencoderKL
 
 from diffusers_curriculum import Objective
-from diffusers_curriculum.training import image_publishing, timesteps
-from diffusers_curriculum.training.hub import HubError
-from diffusers_curriculum.training.image_publishing import ImagePublisher
+from diffusers_curriculum.training.levels import timesteps
+from diffusers_curriculum.training.publish import images as image_publishing
+from diffusers_curriculum.training.publish.hub import HubError
+from diffusers_curriculum.training.publish.images import ImagePublisher
 from tests.scripts.image_runs import (
     CLASS_SCRIPT,
     UNCONDITIONAL_SCRIPT,
@@ -122,8 +123,8 @@ def test_a_hub_that_is_away_does_not_end_the_training(
     line = materials.argv(tmp_path, UNCONDITIONAL_SCRIPT, "unet", "pixels", *more)
     with (
         mock.patch.object(image_publishing, "push", away),
-        mock.patch("diffusers_curriculum.training.publishing.push"),
-        mock.patch("diffusers_curriculum.training.publishing.prepare_repository"),
+        mock.patch("diffusers_curriculum.training.publish.publisher.push"),
+        mock.patch("diffusers_curriculum.training.publish.publisher.prepare_repository"),
         caplog.at_level("WARNING"),
     ):
         record = train(line, script=UNCONDITIONAL_SCRIPT)

@@ -15,13 +15,10 @@ from typing import Any
 import pytest
 import torch
 
-from diffusers_curriculum.training import (
-    environment_checks,
-    image_components,
-    image_job,
-    image_setup,
-    runtime,
-)
+from diffusers_curriculum.training.loop import image_job, image_setup
+from diffusers_curriculum.training.parts import images as image_components
+from diffusers_curriculum.training.process import environment as environment_checks
+from diffusers_curriculum.training.process import runtime
 from tests.scripts.image_runs import (
     CLASS_SCRIPT,
     UNCONDITIONAL_SCRIPT,

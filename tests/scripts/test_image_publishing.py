@@ -18,10 +18,10 @@ from safetensors.torch import load_file
 
 from diffusers_curriculum.cli import main as cli
 from diffusers_curriculum.randomness import key
-from diffusers_curriculum.training import publishing
-from diffusers_curriculum.training.ema_reconstruction import gamma_of
-from diffusers_curriculum.training.image_job import ImageJob
-from diffusers_curriculum.training.image_publishing import ImagePublisher
+from diffusers_curriculum.training.loop.image_job import ImageJob
+from diffusers_curriculum.training.parts.reconstruction import gamma_of
+from diffusers_curriculum.training.publish import publisher as publishing
+from diffusers_curriculum.training.publish.images import ImagePublisher
 from tests.scripts.image_runs import (
     CLASS_SCRIPT,
     RESOLUTION,
@@ -45,7 +45,6 @@ def opened(path: Path) -> Image.Image:
     """A picture, read whole."""
     with Image.open(path) as image:
         return image.copy()
-
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffusers_curriculum.training import image_job
+from diffusers_curriculum.training.loop import image_job
 from tests.scripts.image_runs import (
     CLASS_SCRIPT,
     FORMULATIONS,

@@ -16,7 +16,7 @@ from torch import Tensor
 
 import train_text_to_image_curriculum as script
 from diffusers_curriculum import Objective
-from diffusers_curriculum.training import optimization
+from diffusers_curriculum.training.parts import optimizers as optimization
 from tests.scripts.small_runs import Bench, train
 
 

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 import train_text_to_image_curriculum as script
-from diffusers_curriculum.training import components, runtime
+from diffusers_curriculum.training.parts import stable_diffusion as components
+from diffusers_curriculum.training.process import runtime
 from tests.scripts.small_runs import Bench, status
 
 

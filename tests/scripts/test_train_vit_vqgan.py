@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from diffusers_curriculum.models.vit_vq import ViTVQModel
 from diffusers_curriculum.training.errors import UsageError
-from diffusers_curriculum.training.stopping import Stopped
+from diffusers_curriculum.training.process.stopping import Stopped
 from tests.scripts.small_runs import reset_accelerate, write_images
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "autoencoder"

@@ -18,7 +18,7 @@ from torch import Tensor
 import train_text_to_image_curriculum as text_to_image
 from diffusers_curriculum import Objective
 from diffusers_curriculum.randomness import gaussian
-from diffusers_curriculum.training.optimizer_io import optimizer_state
+from diffusers_curriculum.training.checkpoint.optimizer import optimizer_state
 from tests.scripts.small_runs import stage_of, tensor_hash, trained_network
 
 

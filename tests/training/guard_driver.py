@@ -17,8 +17,8 @@ import torch
 from accelerate import Accelerator
 
 from diffusers_curriculum.training.errors import NonFiniteError
-from diffusers_curriculum.training.guard import FiniteGuard
-from diffusers_curriculum.training.stopping import StopRequest
+from diffusers_curriculum.training.loop.guard import FiniteGuard
+from diffusers_curriculum.training.process.stopping import StopRequest
 
 STEPS = 6
 NAN_INPUT = (2, 1)  # step and rank: gradients become NaN everywhere

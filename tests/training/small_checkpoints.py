@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from diffusers_curriculum.training.checkpoint import save_checkpoint
+from diffusers_curriculum.training.checkpoint.checkpoints import save_checkpoint
 
 
 def write(folder: Path, content: str = "weights") -> None:

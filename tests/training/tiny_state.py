@@ -12,7 +12,7 @@ from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import Tensor
 
-from diffusers_curriculum.training.state import TrainingState
+from diffusers_curriculum.training.checkpoint.state import TrainingState
 
 
 class Sampler:

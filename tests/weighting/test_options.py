@@ -307,7 +307,7 @@ def test_an_own_weighting_by_name() -> None:
 
 
 def test_parameters_as_the_command_line_gives_them() -> None:
-    from diffusers_curriculum.training.key_values import parse_key_values
+    from diffusers_curriculum.training.arguments.key_values import parse_key_values
 
     words = ["gamma=3", "measure=log_snr", "normalise=true", "terminal_weight=1"]
     given = parse_key_values("--loss_weighting_args", words)

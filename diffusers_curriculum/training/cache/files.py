@@ -1,0 +1,132 @@
+"""A latent cache on disk, how it is read and checked: ``manifest.json, mean.npy, std.npy``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from diffusers_curriculum.training.errors import UsageError
+from diffusers_curriculum.training.storage.fingerprints import flattened
+from diffusers_curriculum.training.storage.manifest import (
+    MANIFEST,
+    CheckpointError,
+    find_faults,
+    read_manifest,
+)
+
+MEAN, STD = "mean.npy", "std.npy"
+
+
+@dataclass(frozen=True)
+class CachedLatents:
+    """Latents on disk; every process that reads maps the files for itself.
+
+    Attributes:
+        folder: of the cache.
+        fingerprint: what it was made from.
+    """
+
+    folder: Path
+    fingerprint: Mapping[str, Any]
+
+    @cached_property
+    def mean(self) -> NDArray[Any]:
+        """(N, crops, flips, C, h, w), mapped read-only."""
+        return np.load(self.folder / MEAN, mmap_mode="r", allow_pickle=False)
+
+    @cached_property
+    def std(self) -> NDArray[Any] | None:
+        """As `mean`; None where the encoder has no deviation."""
+        path = self.folder / STD
+        return np.load(path, mmap_mode="r", allow_pickle=False) if path.is_file() else None
+
+    def __len__(self) -> int:
+        return len(self.mean)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # a map would travel to loader workers as a copy of the whole file
+        return CachedLatents, (self.folder, dict(self.fingerprint))
+
+    def read(self, row: int, u_crop: float, u_flip: float) -> tuple[Tensor, Tensor | None]:
+        """Mean and deviation (C, h, w), float32, of the variant that two uniforms in [0, 1) select.
+
+        As in ``ImageTransform``, an image is mirrored where ``u_flip < 1/2``, if at all.
+
+        Raises:
+            IndexError: there is no such row.
+        """
+        count, crops, flips = self.mean.shape[:3]
+        if not 0 <= row < count:
+            raise IndexError(f"row {row} is not in the latent cache, which has {count} rows.")
+        variant = row, int(u_crop * crops), int(flips == 2 and u_flip < 0.5)
+        deviation = None if self.std is None else _tensor(self.std[variant])
+        return _tensor(self.mean[variant]), deviation
+
+
+def open_cache(
+    folder: Path, fingerprint: Mapping[str, Any], hashes: bool = True
+) -> CachedLatents | None:
+    """The cache in a folder, None where there is none yet.
+
+    Args:
+        hashes: compare the files' SHA-256; otherwise only their sizes.
+
+    Raises:
+        UsageError: it was made from something else, is damaged, or is no cache.
+    """
+    if not os.path.lexists(folder) or (folder.is_dir() and not any(folder.iterdir())):
+        return None
+    if not (folder / MANIFEST).is_file():
+        raise UsageError(f"{folder} exists and is no latent cache: give another folder.")
+    try:
+        manifest = read_manifest(folder)
+    except CheckpointError:
+        raise UsageError(f"{folder / MANIFEST} is damaged: delete {folder}.") from None
+    if "latents" not in manifest["facts"]:
+        raise UsageError(f"{folder} is a checkpoint and no latent cache: give another folder.")
+    saved = manifest["facts"]["latents"]
+    _refuse_other(folder, saved, fingerprint)
+    faults = find_faults(folder, manifest) if hashes else _wrong_sizes(folder, manifest["files"])
+    if faults:
+        raise UsageError(
+            f"The latent cache {folder} is damaged: {'; '.join(faults)}. Delete it, and it is made "
+            "again."
+        )
+    return CachedLatents(folder, saved)
+
+
+def _refuse_other(folder: Path, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    old, new = ({k: v for n in part for k, v in flattened(part[n], n)} for part in (saved, wanted))
+    names = sorted(name for name in old | new if old.get(name) != new.get(name))
+    if names:
+        told = "; ".join(f"{name}: {old.get(name)!r}, now {new.get(name)!r}" for name in names)
+        raise UsageError(
+            f"The latent cache {folder} was made from something else ({told}). Give another "
+            "folder, or delete it."
+        )
+
+
+def _wrong_sizes(folder: Path, files: Mapping[str, Any]) -> list[str]:
+    sizes = {name: size_of(folder / name) for name in files}
+    return [
+        f"{name} has {sizes[name]} bytes instead of {entry['size']}"
+        for name, entry in files.items()
+        if sizes[name] != entry["size"]
+    ]
+
+
+def _tensor(array: NDArray[Any]) -> Tensor:
+    return torch.from_numpy(np.array(array, dtype=np.float32))
+
+
+def size_of(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else -1

@@ -1,0 +1,180 @@
+"""Checkpoints that survive kills, full disks and flipped bits.
+
+A checkpoint is written aside, hashed, synced to disk, renamed, and only then do old ones go.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from diffusers_curriculum.training.errors import UsageError
+from diffusers_curriculum.training.storage.folders import (
+    aside,
+    checkpoints,
+    clean_temporary,
+    is_real_folder,
+    publish,
+    rotate,
+    sync_tree,
+)
+from diffusers_curriculum.training.storage.manifest import (
+    CheckpointError,
+    verify_checkpoint,
+    write_manifest,
+)
+
+__all__ = [
+    "CheckpointError",
+    "DiskFullError",
+    "checkpoints",
+    "clean_temporary",
+    "find_checkpoint",
+    "save_checkpoint",
+    "verify_checkpoint",
+]
+
+logger = logging.getLogger(__name__)
+
+# EFBIG: the process's file size limit; EDQUOT: the user's quota.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class DiskFullError(OSError):
+    """There is no room for a checkpoint.
+
+    Attributes:
+        needed: bytes that the checkpoint takes, as far as known.
+        free: bytes that were free.
+    """
+
+    def __init__(self, path: Path, needed: int, free: int, cause: object) -> None:
+        super().__init__(
+            f"No space for {path}: it needs about {needed:,} bytes, {free:,} are free ({cause}). "
+            "Older checkpoints are intact. Free some space or raise the quota or file size limit, "
+            "keep fewer with --checkpoints_total_limit, or choose another --output_dir; then "
+            "resume from latest."
+        )
+        self.errno, self.needed, self.free = errno.ENOSPC, needed, free
+
+
+def save_checkpoint(
+    output_dir: str | Path,
+    step: int,
+    write: Callable[[Path], object],
+    facts: Mapping[str, Any],
+    total_limit: int | None = None,
+    bytes_needed: int | None = None,
+) -> Path:
+    """Save ``output_dir/checkpoint-<step>`` whole or not at all; call it on the main process only.
+
+    Args:
+        write: gets an empty folder and writes the artefacts into it.
+        facts: plain data for the manifest (world size, config hash).
+        total_limit: how many checkpoints stay; older ones are deleted after the save.
+        bytes_needed: size to come, if known: too little space is then noticed before writing.
+
+    Raises:
+        DiskFullError: no space; what was written is removed, older checkpoints are untouched.
+        UsageError: a bad ``total_limit`` or ``step``.
+        CheckpointError: the name is taken by something that is not a folder.
+    """
+    if total_limit is not None and total_limit < 1:
+        raise UsageError(f"total_limit={total_limit} must be at least 1, or None to keep all.")
+    if step < 0:
+        raise UsageError(f"step={step} must not be negative.")
+    root = Path(output_dir).resolve()
+    root.mkdir(parents=True, exist_ok=True)
+    final = root / f"checkpoint-{step}"
+    if os.path.lexists(final) and not is_real_folder(final):
+        raise CheckpointError(f"{final} exists and is not a folder: move it away.")
+    with _written_aside(final, bytes_needed) as folder:
+        write(folder)
+        write_manifest(folder, step, facts)
+        sync_tree(folder)
+        publish(folder, final)
+    rotate(final, total_limit)
+    return final
+
+
+@contextlib.contextmanager
+def _written_aside(final: Path, bytes_needed: int | None) -> Iterator[Path]:
+    """A temporary folder beside ``final`` that is gone afterwards, whatever happens."""
+    folder = aside(final, "tmp")
+    try:
+        _require_space(final, bytes_needed or 0)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        yield folder
+    except Exception as error:
+        if _error_number(error) not in _FULL or isinstance(error, DiskFullError):
+            raise
+        free = shutil.disk_usage(final.parent).free
+        needed = bytes_needed or max(map(_size, [folder, *checkpoints(final.parent)]))
+        raise DiskFullError(final, needed, free, error) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _require_space(final: Path, bytes_needed: int) -> None:
+    free = shutil.disk_usage(final.parent).free
+    if free < bytes_needed:
+        raise DiskFullError(final, bytes_needed, free, "checked before writing")
+
+
+def _error_number(error: Exception) -> int | None:
+    """The errno of an error; safetensors has it only in its message."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else None
+
+
+def find_checkpoint(output_dir: str | Path, request: str) -> Path | None:
+    """The checkpoint to resume from, verified.
+
+    Args:
+        request: "latest": the newest whole one in ``output_dir``, None if there is none; damaged
+            ones are skipped with a warning. A name without separator: that one in ``output_dir``.
+            Anything else: a path, taken literally.
+
+    Raises:
+        CheckpointError: a checkpoint asked for by name is missing or damaged.
+    """
+    if request == "latest":
+        return _latest(Path(output_dir))
+    bare = not any(sep in request for sep in (os.sep, os.altsep) if sep)
+    path = Path(output_dir, request) if bare else Path(request).expanduser()
+    path = path.resolve()
+    if not path.is_dir():
+        raise CheckpointError(
+            f"The checkpoint {request!r} does not exist: there is no folder {path}. Give latest, "
+            f"a name inside {Path(output_dir).resolve()}, or the path of a checkpoint."
+        )
+    verify_checkpoint(path)
+    logger.info("Resuming from %s.", path)
+    return path
+
+
+def _latest(output_dir: Path) -> Path | None:
+    for folder in reversed(checkpoints(output_dir.resolve())):
+        try:
+            verify_checkpoint(folder)
+        except CheckpointError as error:
+            logger.warning("Skipped %s: %s", folder.name, error)
+        else:
+            logger.info("Resuming from %s.", folder)
+            return folder
+    logger.info("No whole checkpoint in %s: starting from the beginning.", output_dir.resolve())
+    return None
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

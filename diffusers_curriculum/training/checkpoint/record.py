@@ -1,0 +1,123 @@
+"""run.json: what was run, with what, and when; readable without this package.
+
+It tells and decides nothing: what a resumed run is compared with stands in the checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import platform
+from collections.abc import Collection, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from diffusers_curriculum.training.arguments.run_config import tracker_config
+from diffusers_curriculum.training.checkpoint.same_run import Difference
+from diffusers_curriculum.training.storage.atomic_text import write_atomically
+from diffusers_curriculum.training.storage.manifest import versions
+
+logger = logging.getLogger(__name__)
+
+FILE = "run.json"
+FORMAT = 1
+
+
+class RunRecord:
+    """The record of one run, with one session for each start of the program.
+
+    A session holds when it started and ended (UTC), how, its steps, the arguments without secrets
+    (the allow-list that trackers get), versions, and the changes that were allowed. A session that
+    was killed keeps the outcome "running" and no end. A record that cannot be written is told in
+    the log: it must not end a run whose checkpoints are safe.
+
+    Args:
+        output_dir: folder of run.json.
+        args: the command line.
+        facts: what the manifests of this session's checkpoints hold.
+        first_step: optimizer step that it starts at.
+        resumed_from: the checkpoint, None for a new run.
+        changed: differences to that checkpoint.
+        enabled: whether this process writes; the main one does.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | Path,
+        args: argparse.Namespace,
+        facts: Mapping[str, Any],
+        first_step: int = 0,
+        resumed_from: str | Path | None = None,
+        changed: Collection[Difference] = (),
+        enabled: bool = True,
+    ) -> None:
+        self.path, self._enabled = Path(output_dir, FILE), enabled
+        self._facts = dict(facts)
+        self._earlier: list[dict[str, Any]] = []
+        self._session: dict[str, Any] = {
+            "started": _now(),
+            "ended": None,
+            "outcome": "running",
+            "first_step": first_step,
+            "last_step": None,
+            "resumed_from": None if resumed_from is None else str(resumed_from),
+            "changed": [str(difference) for difference in changed],
+            "world_size": facts.get("world_size"),
+            "arguments": tracker_config(args),
+            "versions": {"python": platform.python_version(), **versions()},
+        }
+
+    def start(self) -> None:
+        """Write the session down as running, before the first step."""
+        if self._enabled:
+            self._earlier = _earlier_sessions(self.path)
+            self._write()
+
+    def finish(self, last_step: int, outcome: str = "done") -> None:
+        """Write how the session ended.
+
+        Args:
+            last_step: optimizer steps that the run has behind it.
+            outcome: "done", or why it stopped before.
+        """
+        self._session |= {"ended": _now(), "outcome": outcome, "last_step": last_step}
+        if self._enabled:
+            self._write()
+
+    def _write(self) -> None:
+        document = {
+            "format": FORMAT,
+            "facts": self._facts,
+            "sessions": [*self._earlier, self._session],
+        }
+        try:
+            write_atomically(self.path, json.dumps(document, indent=2) + "\n")
+        except OSError as error:
+            logger.warning("%s was not written (%s); training goes on.", self.path, error)
+
+
+def _earlier_sessions(path: Path) -> list[dict[str, Any]]:
+    """The sessions recorded so far; a record that cannot be read is moved aside, not lost."""
+    try:
+        sessions = json.loads(path.read_text("utf-8"))["sessions"]
+        if isinstance(sessions, list):
+            return sessions
+        reason = "it holds no list of sessions"
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        reason = f"{type(error).__name__}: {error}"
+    kept = path.with_name(f"{path.name}.unreadable")
+    logger.warning("%s cannot be read (%s): kept as %s.", path, reason, kept.name)
+    try:
+        os.replace(path, kept)
+    except OSError as error:
+        logger.warning("%s could not be moved aside (%s).", path, error)
+    return []
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

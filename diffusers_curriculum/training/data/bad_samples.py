@@ -1,0 +1,241 @@
+"""Every sample is looked at before step 0; those that cannot be trained on stop the run or are
+left out of it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from tqdm.auto import tqdm
+
+from diffusers_curriculum.training.data.checked_images import (
+    CheckedImages,
+    described_check,
+    image_key,
+    read_checked,
+    write_checked,
+)
+from diffusers_curriculum.training.data.checks import (
+    caption_fault,
+    image_fault,
+    label_fault,
+    sample_name,
+)
+from diffusers_curriculum.training.errors import UsageError
+from diffusers_curriculum.training.storage.atomic_text import write_atomically
+
+logger = logging.getLogger(__name__)
+
+POLICIES = ("raise", "skip")
+CACHE_FILE = "checked_images.json"
+SKIPPED_FILE = "skipped_samples.jsonl"
+_CHUNK = 16  # rows read at once: embedded images are held in memory, a call per row is slow
+
+
+@dataclass(frozen=True)
+class BadSample:
+    """One sample that cannot be trained on.
+
+    Attributes:
+        row: row of the data set that was checked.
+        path: path of the image file, None where the image has none.
+        reason: what is wrong with it.
+    """
+
+    row: int
+    path: str | None
+    reason: str
+
+    @property
+    def name(self) -> str:
+        """Return how messages call it: its path, quoted, or its row."""
+        return sample_name({"path": self.path}, self.row)
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a look at some rows gave.
+
+    Attributes:
+        bad: the samples that cannot be trained on, by rising row.
+        fresh: keys of the good images that were not known before.
+    """
+
+    bad: list[BadSample]
+    fresh: list[str]
+
+
+def usable_rows(
+    dataset: Dataset,
+    image_column: str = "image",
+    caption_column: str | None = "text",
+    *,
+    label_column: str | None = None,
+    policy: str = "raise",
+    limit: float = 0.01,
+    output_dir: str | Path,
+    resolution: int = 512,
+    cache: str | Path | None = None,
+    progress: bool = True,
+    rank: int = 0,
+    world_size: int = 1,
+    gather: Callable[[list[Any]], list[Any]] = list,
+) -> Dataset:
+    """Look at every sample, each process at its share, and return those to train on, in order.
+
+    All processes return the same rows or raise. What was skipped stands in
+    ``output_dir/skipped_samples.jsonl``, one ``{"path", "row", "reason"}`` per line.
+
+    Args:
+        dataset: rows with the image column undecoded, as `load_image_captions` returns them.
+        caption_column, label_column: looked at where they are not None.
+        policy: "raise" refuses any bad sample, "skip" leaves them out.
+        limit: largest share of bad samples that may be skipped, in [0, 1].
+        resolution: training resolution in pixels; an image so long that resizing its shorter side
+            to it passes PIL's pixel limit is bad.
+        cache: file that remembers good images; None is ``output_dir/checked_images.json``.
+        gather: joins the lists of all processes, such as ``accelerate.utils.gather_object``.
+
+    Raises:
+        UsageError: one message that lists every bad sample, where there are more than allowed; an
+            unknown policy; no sample left; the list of skipped samples cannot be written.
+    """
+    if policy not in POLICIES:
+        raise UsageError(f"--bad_samples is {policy!r}: choose from {', '.join(POLICIES)}.")
+    path, total = Path(cache or Path(output_dir, CACHE_FILE)), len(dataset)
+    known = read_checked(path, resolution)
+    found = find_bad_samples(
+        dataset,
+        image_column,
+        caption_column,
+        label_column=label_column,
+        resolution=resolution,
+        rows=range(total * rank // world_size, total * (rank + 1) // world_size),
+        known=known,
+        progress=progress,
+    )
+    fresh, bad = gather(found.fresh), sorted(gather(found.bad), key=lambda sample: sample.row)
+    if rank == 0 and fresh:
+        write_checked(path, known, fresh)
+    refuse_bad_samples(bad, total, policy=policy, limit=limit, listed=rank == 0)
+    if rank == 0:
+        _log_skipped(bad, total, Path(output_dir, SKIPPED_FILE))
+    unusable = {sample.row for sample in bad}
+    return dataset.select([r for r in range(total) if r not in unusable]) if bad else dataset
+
+
+def find_bad_samples(
+    dataset: Dataset,
+    image_column: str = "image",
+    caption_column: str | None = "text",
+    *,
+    label_column: str | None = None,
+    resolution: int = 512,
+    rows: range | None = None,
+    known: CheckedImages | None = None,
+    workers: int | None = None,
+    progress: bool = True,
+) -> Findings:
+    """Decode every image that is not known to be good, and look at every caption and class.
+
+    Args:
+        caption_column, label_column: looked at where they are not None.
+        rows: consecutive rows to look at; None is all.
+        known: images that need not be decoded again; None is none.
+        workers: threads; None is one per core, at most 8.
+        progress: whether to show a bar.
+    """
+    rows = range(len(dataset)) if rows is None else rows
+    seen = known or CheckedImages(described_check(resolution))
+    findings = Findings([], [])
+    columns = ((caption_column, caption_fault), (label_column, label_fault))
+    told = {column: fault for column, fault in columns if column is not None}
+
+    def look(chunk: range) -> Findings:
+        cells = dataset[chunk.start : chunk.stop]
+        faults = ([fault(cell) for cell in cells[column]] for column, fault in told.items())
+        return _look_at(zip(chunk, cells[image_column], *faults, strict=True), resolution, seen)
+
+    chunks = [rows[i : i + _CHUNK] for i in range(0, len(rows), _CHUNK)]
+    with (
+        ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool,
+        tqdm(total=len(rows), desc="Checking samples", disable=not progress, leave=False) as bar,
+    ):
+        # Ctrl-C ends the loop, and with it the map, which drops the chunks that nobody has begun.
+        for chunk, part in zip(chunks, pool.map(look, chunks), strict=True):
+            findings.bad.extend(part.bad)
+            findings.fresh.extend(part.fresh)
+            bar.update(len(chunk))
+    return findings
+
+
+def _look_at(samples: Iterator[tuple[Any, ...]], resolution: int, known: CheckedImages) -> Findings:
+    findings = Findings([], [])
+    for row, cell, *faults in samples:
+        key = image_key(cell)  # before decoding: a file that changes meanwhile gets another key
+        fault = None if key in known.keys else image_fault(cell or {}, resolution)
+        if fault is None and key is not None and key not in known.keys:
+            findings.fresh.append(key)
+        reasons = "; ".join(reason for reason in (fault, *faults) if reason)
+        if reasons:
+            findings.bad.append(BadSample(row, (cell or {}).get("path"), reasons))
+    return findings
+
+
+def refuse_bad_samples(
+    bad: Sequence[BadSample],
+    total: int,
+    *,
+    policy: str = "raise",
+    limit: float = 0.01,
+    listed: bool = True,
+) -> None:
+    """Raise if there are more bad samples among ``total`` than the policy allows, or no good ones.
+
+    Args:
+        listed: whether the message lists them; one process of several is enough.
+
+    Raises:
+        UsageError: one message that lists every bad sample on a line of its own.
+    """
+    # A quotient, not limit * total: 0.29 * 100 is less than 29.
+    allowed = policy == "skip" and len(bad) < total and len(bad) / total <= limit
+    if not bad or allowed:
+        return
+    head = f"{len(bad)} of {total} samples cannot be used"
+    if policy == "raise":
+        head += "; repair or remove them, or leave them out with --bad_samples skip"
+    elif len(bad) < total:
+        head += f", more than --bad_samples_limit {limit:g} allows; repair or remove them"
+    names = [f"  {sample}" for sample in bad] if listed else ["  (listed by the first process)"]
+    raise UsageError("\n".join([f"{head}:", *names]))
+
+
+def _log_skipped(bad: Sequence[BadSample], total: int, path: Path) -> None:
+    """Write the list of skipped samples, or remove one that no longer holds."""
+    lines = (
+        json.dumps({"path": sample.path, "row": sample.row, "reason": sample.reason}) + "\n"
+        for sample in bad
+    )
+    try:
+        if bad:
+            write_atomically(path, "".join(lines))
+        else:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"the list of skipped samples cannot be written ({error}): free some space, or choose "
+            "another --output_dir."
+        ) from error
+    if bad:
+        logger.warning("%d of %d samples are left out; see %s.", len(bad), total, path)

@@ -1,0 +1,211 @@
+"""Training samples: reading any position of the endless training sequence.
+
+A sample's crop, mirroring, phrasing and dropout of captions and classes are functions of (seed,
+position), so the number of loader workers, of ranks and of interruptions changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from datasets import Dataset
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from diffusers_curriculum.randomness import host_generator
+from diffusers_curriculum.training.data.checks import describe, sample_name
+from diffusers_curriculum.training.data.plan import BatchPlan
+from diffusers_curriculum.training.data.transforms import (
+    ImageTransform,
+    decode_image,
+    decode_precisely,
+)
+from diffusers_curriculum.training.errors import UsageError
+from diffusers_curriculum.training.process.stopping import ignore_stop_signals
+
+if TYPE_CHECKING:
+    from diffusers_curriculum.training.cache.latents import CachedLatents
+
+
+class ImageCaptionDataset(TorchDataset):
+    """The training sequence: position p gives row `plan.index(p)`, augmented by (plan.seed, p).
+
+    Args:
+        rows: what `sources.load_image_captions` returned.
+        plan: the order of the samples.
+        tokenizer: a transformers tokenizer.
+        transform: geometry of the images.
+        caption_dropout: probability that a caption is replaced by the empty one.
+
+    Raises:
+        UsageError: at construction for a dropout outside [0, 1]; on reading for an image that does
+            not decode, with its path.
+    """
+
+    def __init__(
+        self,
+        rows: Dataset,
+        plan: BatchPlan,
+        tokenizer: Any,
+        transform: ImageTransform,
+        *,
+        image_column: str = "image",
+        caption_column: str = "text",
+        caption_dropout: float = 0.0,
+    ) -> None:
+        if not 0.0 <= caption_dropout <= 1.0:
+            raise UsageError(f"The caption dropout is {caption_dropout}; it must lie in [0, 1].")
+        self.rows, self.plan, self.tokenizer, self.transform = rows, plan, tokenizer, transform
+        self.image_column, self.caption_column = image_column, caption_column
+        self.caption_dropout = caption_dropout
+
+    def __getitem__(self, position: int) -> dict[str, torch.Tensor]:
+        """Return pixel_values (3, R, R) float32 in [-1, 1] and input_ids (L,) int64."""
+        row = self.plan.index(position)
+        cells = self.rows[row]
+        # All five are drawn whatever the options: switching one does not change the others.
+        draws = host_generator(self.plan.seed, position, purpose="augment").random(5).tolist()
+        caption = self._caption(cells[self.caption_column], *draws[3:])
+        return {
+            "pixel_values": self.transform(_image(cells[self.image_column], row), *draws[:3]),
+            "input_ids": self._tokens(caption),
+        }
+
+    def _caption(self, caption: Any, u_choice: float, u_dropout: float) -> str:
+        if u_dropout < self.caption_dropout:
+            return ""
+        return caption if isinstance(caption, str) else caption[int(u_choice * len(caption))]
+
+    def _tokens(self, caption: str) -> torch.Tensor:
+        tokens = self.tokenizer(
+            caption,
+            max_length=self.tokenizer.model_max_length,
+            padding="max_length",
+            truncation=True,
+            return_tensors="pt",
+        )
+        return tokens.input_ids[0]
+
+
+class ImageDataset(TorchDataset):
+    """The training sequence of images, with classes if there are any: position p gives row
+    `plan.index(p)`, augmented by (plan.seed, p).
+
+    Args:
+        rows: what `sources.load_images` returned.
+        plan: the order of the samples.
+        transform: geometry of the images.
+        label_column: column of classes; None for images alone.
+        label_dropout: probability that a class is replaced by `null_label`, once per sample.
+        null_label: the class that stands for none.
+        latents: what to read instead of the images, which were encoded before.
+        precise: keep the precision of 16-bit images.
+
+    Raises:
+        UsageError: at construction for a dropout outside [0, 1]; on reading for an image that does
+            not decode, with its path.
+    """
+
+    def __init__(
+        self,
+        rows: Dataset,
+        plan: BatchPlan,
+        transform: ImageTransform,
+        *,
+        image_column: str = "image",
+        label_column: str | None = None,
+        label_dropout: float = 0.0,
+        null_label: int = 0,
+        latents: CachedLatents | None = None,
+        precise: bool = False,
+    ) -> None:
+        if not 0.0 <= label_dropout <= 1.0:
+            raise UsageError(f"The label dropout is {label_dropout}; it must lie in [0, 1].")
+        self.rows, self.plan, self.transform = rows, plan, transform
+        self.image_column, self.label_column = image_column, label_column
+        self.label_dropout, self.null_label, self.latents = label_dropout, null_label, latents
+        self.precise = precise
+        # apart, as reading a whole row reads its image, too
+        self._labels = None if label_column is None else rows.select_columns([label_column])
+
+    def __getitem__(self, position: int) -> dict[str, torch.Tensor]:
+        """Return pixel_values (3, R, R) float32 in [-1, 1], or mean and std (C, h, w) of cached
+        latents, and label () int64 if there are classes."""
+        row = self.plan.index(position)
+        # All four are drawn whatever the options: switching one does not change the others.
+        draws = host_generator(self.plan.seed, position, purpose="augment").random(4).tolist()
+        item = self._latents(row, *draws[1:3]) if self.latents else self._pixels(row, *draws[:3])
+        if self._labels is not None:
+            dropped = draws[3] < self.label_dropout
+            label = self.null_label if dropped else self._labels[row][self.label_column]
+            item["label"] = torch.tensor(label)
+        return item
+
+    def _pixels(self, row: int, *draws: float) -> dict[str, torch.Tensor]:
+        cell = self.rows[row][self.image_column]
+        if self.precise:
+            pixels = _image(cell, row, decode_precisely)
+            return {"pixel_values": self.transform.precise(pixels, *draws)}
+        return {"pixel_values": self.transform(_image(cell, row), *draws)}
+
+    def _latents(self, row: int, u_crop: float, u_flip: float) -> dict[str, torch.Tensor]:
+        mean, std = self.latents.read(row, u_crop, u_flip)  # pyright: ignore
+        return {"mean": mean} if std is None else {"mean": mean, "std": std}
+
+
+def _image(cell: dict[str, Any], row: int, decode: Callable[..., Any] = decode_image) -> Any:
+    try:
+        return decode(cell)
+    # A file may have changed since the check; whatever the decoder raises, name the file.
+    except Exception as error:
+        raise UsageError(f"{sample_name(cell, row)}: {describe(error)}") from error
+
+
+class PlannedBatches:
+    """A batch sampler: the positions of every micro-batch of one rank, in order."""
+
+    def __init__(self, plan: BatchPlan, start_step: int, max_train_steps: int) -> None:
+        self.plan, self.steps = plan, range(start_step, max_train_steps)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in self.steps:
+            for micro in range(self.plan.accumulation):
+                yield list(self.plan.positions(step, micro))
+
+    def __len__(self) -> int:
+        return len(self.steps) * self.plan.accumulation
+
+
+def training_batches(
+    dataset: TorchDataset,
+    plan: BatchPlan,
+    start_step: int,
+    max_train_steps: int,
+    num_workers: int = 0,
+    pin_memory: bool = False,
+) -> Iterator[dict[str, torch.Tensor]]:
+    """Iterate over this rank's micro-batches of the steps start_step ... max_train_steps - 1.
+
+    One iterator serves the whole run, so that workers start once. The global generators are
+    neither read nor changed.
+
+    Args:
+        dataset: indexed by sample position.
+        num_workers: loader processes; 0 loads in this one.
+
+    Yields:
+        The dataset's dict with a leading axis of plan.batch_size; accumulation of them per step.
+    """
+    loader = DataLoader(
+        dataset,
+        batch_sampler=PlannedBatches(plan, start_step, max_train_steps),
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        prefetch_factor=2 if num_workers else None,
+        persistent_workers=num_workers > 0,
+        worker_init_fn=ignore_stop_signals,
+        generator=torch.Generator().manual_seed(0),  # else the loader draws from the global one
+    )
+    return iter(loader)

@@ -1,0 +1,92 @@
+"""From a command line to an evaluator: the training images and the feature networks."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+
+from diffusers_curriculum.metrics.choices import metrics_by_network, networks_of
+from diffusers_curriculum.metrics.features import FeatureNetwork, load_feature_network
+from diffusers_curriculum.metrics.preprocessing import FeatureNetworkError
+from diffusers_curriculum.training.data.checks import describe, sample_name
+from diffusers_curriculum.training.data.transforms import ImageTransform, decode_image
+from diffusers_curriculum.training.errors import UsageError
+from diffusers_curriculum.training.evaluation.evaluator import EvaluationSettings, Evaluator, Images
+
+
+def training_images(
+    rows: Dataset, resolution: int, interpolation: str, image_column: str = "image"
+) -> Images:
+    """Return what reads training images by row, cropped in the middle and not mirrored.
+
+    Args:
+        rows: with undecoded images.
+
+    Raises:
+        UsageError: on reading, for an image that does not decode, with its path.
+    """
+    transform = ImageTransform(resolution, interpolation, center_crop=True)
+
+    def read(row: int) -> Tensor:
+        cell = rows[row][image_column]
+        try:
+            return transform(decode_image(cell), 0.0, 0.0, 1.0)
+        # A file may have changed since the check; whatever the decoder raises, name the file.
+        except Exception as error:
+            raise UsageError(f"{sample_name(cell, row)}: {describe(error)}") from error
+
+    return lambda numbers: (torch.stack([read(row) for row in numbers]) + 1) / 2
+
+
+def load_networks(
+    args: argparse.Namespace, accelerator: Any
+) -> tuple[dict[str, FeatureNetwork], dict[str, str]]:
+    """Load the networks of the metrics asked for; the main process downloads, the others wait.
+
+    Returns:
+        Networks by name, and the name of each metric's.
+
+    Raises:
+        UsageError: the metric, what is missing and the remedy.
+    """
+    network_of = networks_of(args.eval_metrics, args.eval_feature_model)
+    networks = {}
+    for name, metrics in metrics_by_network(network_of).items():
+        try:
+            with accelerator.local_main_process_first():
+                networks[name] = load_feature_network(
+                    name, inception_weights=args.eval_feature_weights
+                )
+        except FeatureNetworkError as error:
+            raise UsageError(f"--eval_metrics {' '.join(metrics)}: {error}") from error
+    return networks, network_of
+
+
+def make_evaluator(
+    args: argparse.Namespace,
+    accelerator: Any,
+    real: Images,
+    real_count: int,
+    seed: int,
+    last_step: int | None = None,
+) -> Evaluator | None:
+    """Return the evaluator of a checked command line, None where no metrics are asked for.
+
+    Args:
+        real: the training images by row, as from ``training_images``.
+        real_count: number of rows.
+        seed: agreed on by all processes.
+        last_step: number of steps of the run, after which the model is evaluated too.
+
+    Raises:
+        UsageError: a network that cannot be had, or too few training images.
+    """
+    if args.eval_steps is None:
+        return None
+    settings = EvaluationSettings.of(args, seed, last_step)
+    networks, network_of = load_networks(args, accelerator)
+    return Evaluator(accelerator, settings, networks, network_of, real, real_count, args.output_dir)

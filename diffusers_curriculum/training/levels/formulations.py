@@ -1,0 +1,176 @@
+"""From the command line to noise schedulers: variance preserving, flow matching or EDM."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from diffusers import (
+    DDPMScheduler,
+    DiffusionPipeline,
+    EDMEulerScheduler,
+    FlowMatchEulerDiscreteScheduler,
+)
+
+from diffusers_curriculum.noise_levels import NoiseLevels
+from diffusers_curriculum.training.errors import UsageError
+from diffusers_curriculum.training.levels.sampling import (
+    sampling_scheduler,
+    schedule_settings,
+    scheduler_class,
+)
+from diffusers_curriculum.training.process.foreign_code import refuse_foreign_code
+
+logger = logging.getLogger(__name__)
+
+FAMILIES = {"ddpm": "vp", "flow": "flow", "edm": "edm"}
+# Standard deviation of the data that EDM's preconditioning assumes: in pixels, and in latents,
+# whose scaling factor makes it about 1.
+SIGMA_DATA = {True: 0.5, False: 1.0}
+# The scheduler's setting for each flag, and the value that means "as it is".
+_SETTINGS = {
+    "ddpm": {
+        "ddpm_num_steps": ("num_train_timesteps", 1000),
+        "ddpm_beta_schedule": ("beta_schedule", "linear"),
+    },
+    "flow": {"flow_shift": ("shift", 1.0)},
+    "edm": {
+        "sigma_min": ("sigma_min", 0.002),
+        "sigma_max": ("sigma_max", 80.0),
+        "sigma_data": ("sigma_data", None),
+    },
+}
+
+
+def pipeline_index(args: argparse.Namespace) -> dict[str, Any]:
+    """The model_index.json of --pretrained_model_name_or_path, empty without one.
+
+    Raises:
+        UsageError: it cannot be read, or brings code of its own.
+    """
+    path = args.pretrained_model_name_or_path
+    if path is None:
+        return {}
+    read = _read_index if Path(path).exists() else _ask_for_index
+    return dict(read(path, args.revision))
+
+
+@lru_cache(maxsize=4)  # wanted several times at the start, each time a request to the Hub
+def _ask_for_index(path: str, revision: str | None) -> Mapping[str, Any]:
+    return _read_index(path, revision)
+
+
+def _read_index(path: str, revision: str | None) -> Mapping[str, Any]:
+    if not Path(path).is_dir() and Path(path).exists():
+        raise UsageError(f"--pretrained_model_name_or_path {path!r} is a file: give its folder.")
+    refuse_foreign_code(path, revision)
+    try:
+        index: Any = DiffusionPipeline.load_config(path, revision=revision)
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"--pretrained_model_name_or_path {path!r} cannot be read "
+            f"({' '.join(str(error).split())}). Give a folder or Hub id of a saved pipeline."
+        ) from error
+    return index
+
+
+def sigma_data_of(args: argparse.Namespace) -> float:
+    """The standard deviation of the data that EDM's preconditioning assumes.
+
+    Raises:
+        UsageError: the pretrained pipeline cannot be read.
+    """
+    if args.sigma_data is not None:
+        return args.sigma_data
+    own = None if args.pretrained_model_name_or_path is None else _own_scheduler(args)
+    assumed = None if own is None else NoiseLevels.from_scheduler(own).sigma_data
+    if assumed is not None:
+        return assumed
+    vae = args.pretrained_vae_model_name_or_path or any(pipeline_index(args).get("vae") or ())
+    return SIGMA_DATA[not vae]
+
+
+def formulation_of(args: argparse.Namespace) -> str:
+    """The formulation of a pretrained pipeline.
+
+    Raises:
+        UsageError: its scheduler cannot be read.
+    """
+    family = NoiseLevels.from_scheduler(_own_scheduler(args)).family
+    return next(name for name, kind in FAMILIES.items() if kind == family)
+
+
+def build_schedulers(args: argparse.Namespace, *, pixels: bool, default_vp: str) -> tuple[Any, Any]:
+    """The scheduler that adds noise in training, and the one of pictures and pipeline.
+
+    A pretrained pipeline's own, with what the flags change, if it has the formulation asked for.
+
+    Args:
+        pixels: whether images are trained on, and not latents.
+        default_vp: class for sampling a variance preserving process.
+
+    Raises:
+        UsageError: a class that is none, cannot sample this formulation, or refuses a setting.
+    """
+    own = None if args.pretrained_model_name_or_path is None else _own_scheduler(args)
+    if own is not None and NoiseLevels.from_scheduler(own).family != FAMILIES[args.formulation]:
+        logger.warning(
+            "--formulation %s replaces the noise levels of the pretrained pipeline, and what its "
+            "network predicts", args.formulation,
+        )  # fmt: skip
+        own = None
+    settings = schedule_settings(own) | _settings(args, own is None, pixels)
+    kinds = {"ddpm": DDPMScheduler, "flow": FlowMatchEulerDiscreteScheduler}
+    kind: Any = kinds.get(args.formulation, EDMEulerScheduler)
+    base = {} if own is None else dict(own.config)
+    try:
+        training = kind.from_config(base, **settings)
+    except (ValueError, NotImplementedError) as error:
+        raise UsageError(f"--formulation {args.formulation}: {error}") from error
+    fresh = default_vp if args.formulation == "ddpm" else kind.__name__
+    name = args.sampling_scheduler or (fresh if own is None else type(own).__name__)
+    return training, sampling_scheduler(args, name, training)
+
+
+def _settings(args: argparse.Namespace, fresh: bool, pixels: bool) -> dict[str, Any]:
+    """Settings of the training scheduler: all for a fresh one, else those that a flag changes."""
+    given = {}
+    for flag, (name, neutral) in _SETTINGS[args.formulation].items():
+        value = getattr(args, flag)
+        if fresh or value != neutral:
+            given[name] = value
+    if args.formulation == "edm" and fresh:
+        given |= _edm_of_this_scale(args.sigma_data or SIGMA_DATA[pixels], given)
+    if args.formulation == "ddpm":
+        if args.prediction_type is not None:
+            given["prediction_type"] = args.prediction_type
+        if fresh:
+            given["clip_sample"] = pixels
+    return given
+
+
+def _edm_of_this_scale(data: float, given: Mapping[str, Any]) -> dict[str, Any]:
+    """EDM's range of noise is meant for data of standard deviation 0.5; other data have other
+    noise, unless the flags say which."""
+    settings: dict[str, Any] = {"sigma_data": data}
+    for name in ("sigma_min", "sigma_max"):
+        default = _SETTINGS["edm"][name][1]
+        settings[name] = default * data / 0.5 if given[name] == default else given[name]
+    return settings
+
+
+def _own_scheduler(args: argparse.Namespace) -> Any:
+    path, index = args.pretrained_model_name_or_path, pipeline_index(args)
+    named = index.get("scheduler")
+    name = str(named[1]) if isinstance(named, list | tuple) and len(named) == 2 else ""
+    kind = scheduler_class(name, f"--pretrained_model_name_or_path {path!r}: its scheduler")
+    try:
+        return kind.from_pretrained(path, subfolder="scheduler", revision=args.revision)
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"--pretrained_model_name_or_path {path!r}: its scheduler cannot be loaded ({error})."
+        ) from error

@@ -1,0 +1,112 @@
+"""The scheduler of pictures and pipelines, and whether it can sample what is trained."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import DDPMScheduler, SchedulerMixin
+
+from diffusers_curriculum.noise_levels import NoiseLevels
+from diffusers_curriculum.pipelines.denoising import LEARNED_VARIANCE, denoise
+from diffusers_curriculum.training.errors import UsageError
+from diffusers_curriculum.training.publish.pictures import with_prediction_type
+
+# What the levels of a variance preserving process come from; classes differ in their defaults, and
+# diffusers hands a default value on as "the default".
+_SCHEDULE = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
+
+
+def scheduler_class(name: str, what: str) -> Any:
+    kind = getattr(diffusers, name, None)
+    if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin)):
+        raise UsageError(
+            f"{what} is {name!r}, which is no scheduler of diffusers: give one such as "
+            "DDIMScheduler, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler or "
+            "EDMEulerScheduler."
+        )
+    return kind
+
+
+def sampling_scheduler(args: argparse.Namespace, name: str, training: Any) -> Any:
+    """The scheduler for sampling, if it can sample what is trained."""
+    kind = scheduler_class(name, "--sampling_scheduler")
+    levels = NoiseLevels.from_scheduler(training)
+    settings = schedule_settings(training)
+    if args.learned_variance == "vlb" and kind is DDPMScheduler:
+        settings["variance_type"] = "learned_range"
+    try:
+        scheduler = kind.from_config(dict(training.config), **settings)
+        scheduler = with_prediction_type(scheduler, levels.prediction_type)
+        found = NoiseLevels.from_scheduler(scheduler)
+    except (ValueError, NotImplementedError, TypeError) as error:
+        raise UsageError(
+            f"--sampling_scheduler {name}: {error}. Give another --sampling_scheduler, such as "
+            f"{type(training).__name__}, or change what it refuses."
+        ) from error
+    fault = _fault(scheduler) or _difference(levels, found)
+    if fault is not None:
+        raise UsageError(
+            f"--sampling_scheduler {name} cannot sample --formulation {args.formulation} with "
+            f"prediction type {levels.prediction_type!r} ({fault}): leave it out, or give one that "
+            "can."
+        )
+    return scheduler
+
+
+def schedule_settings(scheduler: Any) -> dict[str, Any]:
+    """The settings that the noise levels of ``scheduler`` come from, by their values."""
+    if scheduler is None or NoiseLevels.from_scheduler(scheduler).family != "vp":
+        return {}
+    return {name: scheduler.config[name] for name in _SCHEDULE if name in scheduler.config}
+
+
+def most_steps(scheduler: Any) -> float:
+    """Denoising steps that a scheduler can do; only a table of noise levels has an end."""
+    levels = NoiseLevels.from_scheduler(scheduler)
+    return len(levels) if levels.family == "vp" else math.inf
+
+
+def check_steps(scheduler: Any, steps: int, flag: str) -> None:
+    """Raise UsageError where a scheduler cannot do that many, or that few, denoising steps."""
+    probe = type(scheduler).from_config(scheduler.config)
+    shift = {"mu": 0.0} if probe.config.get("use_dynamic_shifting") else {}
+    most = most_steps(probe)
+    try:
+        if steps > most:
+            raise ValueError(f"it knows {most} noise levels")
+        probe.set_timesteps(steps, **shift)
+    except (ValueError, IndexError, RuntimeError) as error:
+        raise UsageError(
+            f"{flag} is {steps}, which {type(probe).__name__} cannot do ({error}): give another "
+            "number of denoising steps."
+        ) from error
+
+
+def _difference(trained: NoiseLevels, sampled: NoiseLevels) -> str | None:
+    """Why a network trained on one schedule is not asked right on another, or None."""
+    if sampled.family != trained.family:
+        return f"it is of family {sampled.family}"
+    if trained.family != "vp":  # there the network is told the noise level itself
+        return None
+    # A terminal SNR of zero is a very small one where a scheduler divides by it.
+    both = [levels.log_snr.clamp(min=-16.0) for levels in (trained, sampled)]
+    same = len(trained) == len(sampled) and torch.allclose(*both, rtol=1e-3, atol=1e-3)
+    return None if same else "it makes other noise levels of the same settings"
+
+
+def _fault(scheduler: Any) -> str | None:
+    """Why a scheduler cannot sample, or None; found by a few steps, as some refuse only then."""
+    probe = type(scheduler).from_config(scheduler.config)
+    learned = scheduler.config.get("variance_type") in LEARNED_VARIANCE
+    try:
+        denoise(
+            lambda latents, timesteps, progress: torch.cat([latents] * (2 if learned else 1), 1),
+            probe, torch.zeros(1, 4, 8, 8), 4, torch.Generator().manual_seed(0), tokens=64,
+        )  # fmt: skip
+    except Exception as error:  # whatever a scheduler raises, it would raise after hours too
+        return f"{type(error).__name__}: {error}"
+    return None

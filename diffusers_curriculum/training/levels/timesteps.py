@@ -1,0 +1,202 @@
+"""From the command line to a timestep sampler and loss weights."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffusers_curriculum.learned_weighting import LearnedLossWeights
+from diffusers_curriculum.objective import Objective
+from diffusers_curriculum.pacing import PLATEAU_STAGE, Pacing
+from diffusers_curriculum.samplers import CurriculumTimestepSampler, TimestepSampler
+from diffusers_curriculum.training.errors import UsageError
+from diffusers_curriculum.training.levels.samplers import UNCERTAINTY, build_base
+from diffusers_curriculum.weighting import loss_weights
+from diffusers_curriculum.weighting.register import WHOLE_SCHEDULE
+from diffusers_curriculum.weighting.tables import log_weight
+
+logger = logging.getLogger(__name__)
+
+# The sampler's arguments for each pacing, by the name of the flag without "curriculum_".
+_PACING_FLAGS = {
+    "patience": ("patience", "min_delta", "smoothing", "min_stage_steps", "max_stage_steps"),
+    "fixed": ("stage_steps",),
+    "linear": ("total_steps",),
+    "cosine": ("total_steps",),
+    "root": ("total_steps",),
+}
+
+
+def build_sampler(
+    args: argparse.Namespace, scheduler: Any, seed: int, max_train_steps: int | None
+) -> TimestepSampler:
+    """The sampler that the command line asks for.
+
+    Args:
+        scheduler: the training noise scheduler.
+        seed: of all draws.
+        max_train_steps: length of the run, against which a curriculum is checked; None if unknown.
+
+    Raises:
+        UsageError: the sampler refuses the arguments, or the curriculum is too long for the run.
+    """
+    with usage_errors("--timestep_sampler"):
+        base = build_base(args, scheduler, seed)
+    if args.curriculum == "none":
+        return base
+    with usage_errors("--curriculum"):
+        sampler = CurriculumTimestepSampler(
+            base,
+            clusters=args.curriculum_clusters,
+            clustering=args.curriculum_clustering,
+            clustering_args=_clustering_args(args),
+            pacing=args.curriculum_pacing,
+            pacing_args=_pacing_args(args),
+            order=args.curriculum_order,
+            within=args.curriculum_within,
+        )
+    if max_train_steps is not None:
+        check_length(args, sampler, max_train_steps)
+    return sampler
+
+
+def build_loss_weights(args: argparse.Namespace, objective: Objective) -> Tensor | None:
+    """(T,) loss weights on the objective's own target, or None for none and for learned ones.
+
+    Raises:
+        UsageError: the weighting refuses the arguments or is infinite on this schedule.
+    """
+    if args.loss_weighting == UNCERTAINTY:
+        return None
+    with usage_errors("--loss_weighting"):
+        return loss_weights(
+            args.loss_weighting, objective.levels, objective.prediction_type,
+            **args.loss_weighting_args,
+        )  # fmt: skip
+
+
+def exact_weights(
+    args: argparse.Namespace, objective: Objective, log_snr: Tensor, of_cells: Tensor
+) -> Tensor:
+    """Weights (B,) float32 of levels that were drawn continuously.
+
+    Args:
+        log_snr: (B,) of the levels.
+        of_cells: (B,) weights of their cells; taken where a weight depends on the whole schedule
+            (the options ``measure``, ``normalise`` and ``terminal_weight``, or "speed").
+    """
+    settings = args.loss_weighting_args
+    if args.loss_weighting in WHOLE_SCHEDULE or {"measure", "normalise", "terminal_weight"} & set(
+        settings
+    ):
+        return of_cells
+    kind, levels = objective.prediction_type, objective.levels
+    return log_weight(args.loss_weighting, log_snr, kind, levels=levels, **settings).exp().float()
+
+
+def build_learned_weights(
+    args: argparse.Namespace, objective: Objective, seed: int
+) -> LearnedLossWeights | None:
+    """Weights that are learned beside the model, for --loss_weighting uncertainty.
+
+    Raises:
+        UsageError: an unknown argument or a number out of range.
+    """
+    if args.loss_weighting != UNCERTAINTY:
+        return None
+    with usage_errors("--loss_weighting"):
+        return LearnedLossWeights(objective.levels, seed=seed, **args.loss_weighting_args)
+
+
+def build_objective(args: argparse.Namespace, sampler: TimestepSampler) -> Objective:
+    """The objective for --prediction_type, by default the scheduler's own.
+
+    Raises:
+        UsageError: the schedule has no such prediction type.
+    """
+    levels = sampler.levels
+    if args.prediction_type is not None:
+        levels = levels.with_prediction_type(args.prediction_type)
+    with usage_errors("--prediction_type"):
+        objective = Objective(levels)
+    if getattr(args, "dream_training", False) and objective.prediction_type != "epsilon":
+        raise UsageError(
+            f"--dream_training needs an epsilon model, and this one predicts "
+            f"{objective.prediction_type!r}: leave it out or pass --prediction_type epsilon."
+        )
+    return objective
+
+
+def check_length(args: argparse.Namespace, sampler: TimestepSampler, max_train_steps: int) -> None:
+    """Refuse a curriculum that is too long for the run; see :func:`check_curriculum_fits`."""
+    if isinstance(sampler, CurriculumTimestepSampler):
+        share = args.curriculum_max_share
+        check_curriculum_fits(sampler.pacing, sampler.stages, max_train_steps, share)
+
+
+def check_curriculum_fits(pacing: Pacing, stages: int, max_train_steps: int, share: float) -> None:
+    """Refuse a curriculum whose hard clusters would open late or never.
+
+    Raises:
+        UsageError: its expected length exceeds ``share`` of the run.
+    """
+    expected, allowed = pacing.expected_steps(stages), share * max_train_steps
+    if expected <= allowed:
+        return
+    patience = math.floor(allowed / (PLATEAU_STAGE * max(1, stages - 1)))
+    remedy = (
+        f"--curriculum_patience {patience}"
+        if pacing.name == "patience" and patience >= 1
+        else "fewer --curriculum_clusters or a faster pacing"
+    )
+    raise UsageError(
+        f"the curriculum of {stages} clusters is expected to take {expected:.0f} of "
+        f"{max_train_steps} steps before the cleanest noise levels are trained, more than "
+        f"--curriculum_max_share {share}: use {remedy}, more steps, or a larger share."
+    )
+
+
+@contextmanager
+def usage_errors(flag: str) -> Iterator[None]:
+    """Turn the library's ValueError into a UsageError that names the flag."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{flag}: {error}") from error
+
+
+def warn_of_terminal_snr(objective: Objective, weights: Tensor | None) -> None:
+    """Log what a level of zero SNR means for this objective, if the schedule has one."""
+    terminal = objective.levels.log_snr == -torch.inf
+    if not bool(terminal.any()):
+        return
+    if objective.prediction_type == "epsilon":
+        logger.warning(
+            "the schedule has zero terminal SNR, where an epsilon prediction says nothing about "
+            "the image: --prediction_type v_prediction is meant for it"
+        )
+    if weights is not None and not bool(weights.cpu()[terminal].any()):
+        logger.warning(
+            "the loss weight is 0 at zero terminal SNR, which is thus never trained: "
+            "--loss_weighting_args terminal_weight=1 gives it one"
+        )
+
+
+def _clustering_args(args: argparse.Namespace) -> dict[str, Any]:
+    given = {"boundaries": args.curriculum_boundaries, "min_size": args.curriculum_min_size}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _pacing_args(args: argparse.Namespace) -> dict[str, Any]:
+    names = _PACING_FLAGS[args.curriculum_pacing]
+    given = {name: getattr(args, f"curriculum_{name}") for name in names}
+    return {name: value for name, value in given.items() if value is not None}

@@ -1,0 +1,245 @@
+"""Networks and latent spaces of class-conditional and unconditional training."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.training_utils import EMAModel
+
+from diffusers_curriculum.models.latent_space import LatentSpace
+from diffusers_curriculum.models.loading import read_config
+from diffusers_curriculum.models.network_config import Asked, complete_config
+from diffusers_curriculum.models.networks import (
+    build_network,
+    learns_variance,
+    load_network,
+    num_classes,
+    takes_labels,
+)
+from diffusers_curriculum.training.errors import UsageError
+from diffusers_curriculum.training.levels.formulations import pipeline_index
+from diffusers_curriculum.training.levels.timesteps import usage_errors
+from diffusers_curriculum.training.parts.averages import PowerEMA
+from diffusers_curriculum.training.storage.fingerprints import hash_config, hash_lines
+
+NETWORK_FOLDERS = ("transformer", "unet")
+_SIZE_NAME = re.compile(r"DiT-\w+/\d+|UNet")
+_DEFAULT = "UNet"  # as in diffusers' train_unconditional.py
+
+
+@dataclass
+class ImageModels:
+    """The models of an image run.
+
+    Attributes:
+        network: trained, float32.
+        space: what it is trained on; its autoencoder is frozen, in the dtype of mixed precision.
+        kept: the autoencoder in float32, as it is saved; on the CPU, and the same one where it is
+            not trained with in half precision.
+    """
+
+    network: Any
+    space: LatentSpace
+    kept: Any
+
+
+def autoencoder_source(args: argparse.Namespace) -> tuple[str, str | None] | None:
+    """Path and subfolder of the autoencoder, None for pixels.
+
+    Raises:
+        UsageError: the pretrained pipeline cannot be read.
+    """
+    given = args.pretrained_vae_model_name_or_path
+    if given is not None:
+        inside = Path(given, "vae", "config.json").is_file()
+        return given, "vae" if inside and not Path(given, "config.json").is_file() else None
+    named = pipeline_index(args).get("vae")
+    if not (isinstance(named, list | tuple) and any(named)):
+        return None
+    return args.pretrained_model_name_or_path, "vae"
+
+
+def load_space(args: argparse.Namespace) -> LatentSpace:
+    """The latent space to train in, in float32 on the CPU.
+
+    Raises:
+        UsageError: the autoencoder cannot be loaded, or does not fit --resolution.
+    """
+    source = autoencoder_source(args)
+    with usage_errors("--pretrained_vae_model_name_or_path"):
+        if source is None:
+            return LatentSpace.of(None)
+        path, subfolder = source
+        space = LatentSpace.load(path, _revision(args, path), subfolder=subfolder)
+        space.shape(args.resolution)
+    return space
+
+
+def check_network(args: argparse.Namespace, labelled: bool) -> None:
+    """Look at the network's name, and at what it would be given, before anything is loaded.
+
+    Raises:
+        UsageError: no such network, or a patch or resolution that does not divide.
+    """
+    flag, config = _asked_network(args)
+    source, space = autoencoder_source(args), LatentSpace.of(None)
+    with usage_errors("--pretrained_vae_model_name_or_path"):
+        if source is not None:
+            space = LatentSpace.empty(source[0], _revision(args, source[0]), source[1])
+        channels, side, _ = space.shape(args.resolution)
+    if args.pretrained_model_name_or_path is None and _SIZE_NAME.fullmatch(config or _DEFAULT):
+        with usage_errors(flag):
+            asked = Asked(channels, None, side, 1 if labelled else None)
+            complete_config(config or _DEFAULT, asked)
+
+
+def _asked_network(args: argparse.Namespace) -> tuple[str, str | None]:
+    """The flag that names a network to train from scratch, and its value."""
+    name = "model_config" if hasattr(args, "model_config") else "model_config_name_or_path"
+    return f"--{name}", getattr(args, name)
+
+
+def make_network(
+    args: argparse.Namespace, space: LatentSpace, classes: int | None, seed: int
+) -> Any:
+    """The network to train, float32 on the CPU: built from its config, or loaded.
+
+    Args:
+        classes: of the data; None for unconditional training.
+
+    Raises:
+        UsageError: it does not fit the latents, the classes or --learned_variance.
+    """
+    channels, side, _ = space.shape(args.resolution)
+    wanted = channels * (1 + (args.learned_variance != "none"))
+    if args.pretrained_model_name_or_path is not None:
+        return _pretrained(args, channels, side, classes)
+    flag, config = _asked_network(args)
+    with usage_errors(flag):
+        return build_network(
+            config or _DEFAULT, channels=channels, out_channels=wanted,
+            sample_size=side, num_classes=classes, seed=seed,
+        )  # fmt: skip
+
+
+def _pretrained(args: argparse.Namespace, channels: int, side: int, classes: int | None) -> Any:
+    path, index = args.pretrained_model_name_or_path, pipeline_index(args)
+    flag = f"--pretrained_model_name_or_path {path!r}"
+    named = [name for name in NETWORK_FOLDERS if any(index.get(name) or ())]
+    if len(named) != 1:
+        raise UsageError(f"{flag} has no transformer or unet to train: give an image pipeline.")
+    where = {"revision": args.revision, "variant": args.variant, "subfolder": named[0]}
+    with usage_errors("--pretrained_model_name_or_path"):
+        network = load_network(path, **where)
+    size = network.config["sample_size"]
+    if (network.config["in_channels"], size) not in ((channels, side), (channels, None)):
+        raise UsageError(
+            f"{flag}: its network takes {network.config['in_channels']} channels of side {size}, "
+            f"and --resolution {args.resolution} gives {channels} of side {side}: change "
+            "--resolution or the autoencoder."
+        )
+    learns = learns_variance(network)
+    if learns != (args.learned_variance != "none"):
+        remedy = "vlb (train it) or ignore (leave it)" if learns else "none"
+        raise UsageError(
+            f"{flag}: its network has {network.config['out_channels']} output channels, but "
+            f"--learned_variance is {args.learned_variance}: give {remedy}."
+        )
+    if classes is not None and (not takes_labels(network) or num_classes(network) < classes):
+        raise UsageError(
+            f"{flag}: its network knows {num_classes(network)} classes, and the data has {classes}."
+        )
+    return network
+
+
+def ready(args: argparse.Namespace, network: Any, device: torch.device) -> Any:
+    """Put the network on ``device``, in training mode, with the kernels asked for."""
+    network.requires_grad_(True).train().to(device)
+    if args.enable_xformers_memory_efficient_attention:
+        network.enable_xformers_memory_efficient_attention()
+    if args.gradient_checkpointing:
+        network.enable_gradient_checkpointing()
+    return network
+
+
+def make_averages(
+    args: argparse.Namespace, network: Any, device: torch.device
+) -> tuple[EMAModel | None, PowerEMA | None]:
+    """The moving average and the power-function averages that are asked for."""
+    ema, power = None, None
+    if args.use_ema:
+        warmup = {}
+        if hasattr(args, "ema_power"):  # as in diffusers' train_unconditional.py
+            warmup = {"inv_gamma": args.ema_inv_gamma, "power": args.ema_power}
+            warmup |= {"use_ema_warmup": True}
+        ema = EMAModel(
+            network.parameters(),
+            decay=args.ema_decay,
+            model_cls=type(network),
+            model_config=network.config,
+            foreach=args.foreach_ema,
+            **warmup,
+        )
+        ema.to("cpu" if args.offload_ema else device)
+    if args.power_ema:
+        power = PowerEMA(
+            network.named_parameters(), args.power_ema,
+            config=dict(network.config), dtype=args.power_ema_dtype,
+        )  # fmt: skip
+    return ema, power
+
+
+def folder_name(network: Any) -> str:
+    """The network's folder in pipelines and checkpoints: "transformer" or "unet"."""
+    return NETWORK_FOLDERS[type(network).__name__ == "UNet2DModel"]
+
+
+def model_facts(args: argparse.Namespace, classes: int | None) -> dict[str, Any]:
+    """What tells the network and its frozen autoencoder; cheap, and without loading either."""
+    flag, config = _asked_network(args)
+    facts: dict[str, Any] = {"classes": classes, "pipeline": None, "config": config}
+    if args.pretrained_model_name_or_path is not None:
+        facts["pipeline"] = _identity(args.pretrained_model_name_or_path, args.revision)
+    elif config is not None and not _SIZE_NAME.fullmatch(config):
+        with usage_errors(flag):
+            facts["config"] = hash_config(read_config(config))
+    facts["autoencoder"] = autoencoder_identity(args)
+    return facts
+
+
+def autoencoder_identity(args: argparse.Namespace) -> Any:
+    """What tells the autoencoder: a name on the Hub, or SHA-256 of the files of a folder, as two of
+    one architecture differ in nothing else. None for pixels."""
+    source = autoencoder_source(args)
+    if source is None:
+        return None
+    path, subfolder = source
+    folder = Path(path, subfolder or "")
+    if not folder.is_dir():
+        return {"name": path, "subfolder": subfolder, "revision": _revision(args, path)}
+    names = ("config.json", "*.safetensors", "*.safetensors.index.json")
+    files = sorted(file for name in names for file in folder.glob(name))
+    return hash_lines(f"{file.name} {_sha256(file)}" for file in files)
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def _revision(args: argparse.Namespace, path: str) -> str | None:
+    """--revision is one of the pretrained pipeline's repository."""
+    return args.revision if path == args.pretrained_model_name_or_path else None
+
+
+def _identity(path: str, revision: str | None = None) -> Any:
+    if not Path(path).is_dir():
+        return {"name": path, "revision": revision}
+    files = [f for f in Path(path).iterdir() if f.is_file()]
+    return hash_lines(str((f.name, f.stat().st_size)) for f in sorted(files))

@@ -1,0 +1,143 @@
+"""Starting and ending a training process."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import secrets
+import sys
+import tempfile
+from collections.abc import Callable, Collection, Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import datasets
+import diffusers
+import torch
+import transformers
+from accelerate import Accelerator
+from accelerate.utils import (
+    InitProcessGroupKwargs,
+    ProjectConfiguration,
+    broadcast_object_list,
+)
+
+from diffusers_curriculum.training.checkpoint.checkpoints import DiskFullError
+from diffusers_curriculum.training.errors import ExitCode, NonFiniteError, UsageError
+from diffusers_curriculum.training.process.stopping import Stopped
+
+logger = logging.getLogger(__name__)
+
+
+def exit_status(run: Callable[[], object]) -> int:
+    """Run to the end, and tell the outcome as an exit status with one message on stderr."""
+    try:
+        run()
+    except UsageError as error:
+        return _failed(error, ExitCode.USAGE)
+    except NonFiniteError as error:
+        return _failed(error, ExitCode.NONFINITE)
+    except DiskFullError as error:
+        return _failed(error, ExitCode.DISK)
+    except Stopped as stopped:
+        logger.info("%s", stopped)
+        return stopped.status
+    return ExitCode.DONE
+
+
+def _failed(error: Exception, code: ExitCode) -> int:
+    sys.stderr.write(f"error: {error}\n")
+    return code
+
+
+def make_accelerator(args: argparse.Namespace) -> Accelerator:
+    """The accelerator of the run, with logging set up; nothing assumes a kind of device."""
+    project = ProjectConfiguration(
+        project_dir=args.output_dir, logging_dir=os.path.join(args.output_dir, args.logging_dir)
+    )
+    accelerator = Accelerator(
+        gradient_accumulation_steps=args.gradient_accumulation_steps,
+        mixed_precision=args.mixed_precision,
+        log_with=args.report_to,
+        project_config=project,
+        # the others wait while the main process looks at a large data set, or draws
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=2))],
+    )
+    if accelerator.device.type == "mps":
+        accelerator.native_amp = False
+    if args.allow_tf32:
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.allow_tf32 = True
+    _set_up_logging(accelerator)
+    return accelerator
+
+
+def _set_up_logging(accelerator: Accelerator) -> None:
+    main = accelerator.is_local_main_process
+    logging.basicConfig(
+        format="%(asctime)s - %(levelname)s - %(name)s - %(message)s",
+        datefmt="%m/%d/%Y %H:%M:%S",
+        level=logging.INFO if main else logging.WARNING,
+    )
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for library in (datasets, transformers, diffusers):
+        quiet = library.utils.logging
+        (quiet.set_verbosity_warning if main else quiet.set_verbosity_error)()
+
+
+def frozen_dtype(accelerator: Accelerator) -> torch.dtype:
+    """The dtype of frozen models: that of mixed precision, from the flag or the launcher."""
+    kinds = {"fp16": torch.float16, "bf16": torch.bfloat16}
+    return kinds.get(accelerator.mixed_precision, torch.float32)
+
+
+def agree_on_seed(
+    seed: int | None, resumed: Mapping[str, Any] | None, allowed: Collection[str] = ()
+) -> int:
+    """The seed of the run on all processes: the given one, the resumed run's, or a fresh one.
+
+    Args:
+        allowed: settings that may change; "seed" is one.
+
+    Raises:
+        UsageError: the given seed is not that of the run to resume.
+    """
+    before = None if resumed is None else int(resumed["seed"])
+    if before is not None and seed not in (None, before) and "seed" not in allowed:
+        raise UsageError(
+            f"--seed is {seed}, but the run to resume has seed {before}: data order and draws "
+            f"would not go on. Leave --seed out, pass --seed {before}, or accept it with "
+            "--allow_config_change seed."
+        )
+    known = next((s for s in (seed, before) if s is not None), None)
+    chosen = [secrets.randbits(31) if known is None else known]
+    return broadcast_object_list(chosen)[0]
+
+
+def prepare_output(accelerator: Accelerator, output_dir: str, clean: Callable[[str], None]) -> None:
+    """Make the output folder and clear up what a killed save left, once, before anyone reads.
+
+    Raises:
+        UsageError: nothing can be written there.
+    """
+    if accelerator.is_main_process:
+        try:
+            Path(output_dir).mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=output_dir):
+                pass
+            clean(output_dir)
+        except OSError as error:
+            raise UsageError(
+                f"--output_dir {output_dir} cannot be written: {error.strerror}. Make it writable "
+                "or give another folder."
+            ) from error
+    accelerator.wait_for_everyone()
+
+
+def log_run(facts: Mapping[str, Any]) -> None:
+    """Log what is about to be trained."""
+    logger.info("***** Running training *****")
+    for name, value in facts.items():
+        logger.info("  %s = %s", name, value)

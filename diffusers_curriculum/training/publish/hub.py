@@ -1,0 +1,170 @@
+"""Pushing a finished pipeline to the Hub: everything that can fail fails before training.
+
+Call these from the main process only. A token is given or comes from the login; it is passed to
+the client and neither stored nor logged. What leaves the machine is a list of known files.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import CommitOperationAdd, HfApi, get_token
+
+from diffusers_curriculum.training.publish.card import (
+    CardFacts,
+    HubError,
+    build_model_card,
+    check_repository_name,
+)
+
+__all__ = [
+    "CardFacts",
+    "HubError",
+    "build_model_card",
+    "files_to_upload",
+    "prepare_repository",
+    "push",
+    "repository_name",
+    "write_model_card",
+]
+
+logger = logging.getLogger(__name__)
+
+COMMIT_MESSAGE = "End of training"
+_LORA_WEIGHTS = "pytorch_lora_weights.safetensors"
+_ROOT_FILES = re.compile(
+    r"README\.md|model_index\.json|timestep_sampler_config\.json|"
+    + re.escape(_LORA_WEIGHTS)
+    + r"|\w[\w.-]*\.png"
+)
+_COMPONENT_FILES = re.compile(
+    r"(\w+_)?config\.json|tokenizer\.json|vocab\.(json|txt)|merges\.txt|special_tokens_map\.json|"
+    r"added_tokens\.json|(spiece|tokenizer|sentencepiece\.bpe)\.model|"
+    r"\w[\w.-]*\.safetensors(\.index(\.\w+)?\.json)?"
+)
+
+
+def repository_name(hub_model_id: str | None, output_dir: str | Path) -> str:
+    """The repository to push to: the given one, else the name of the output folder."""
+    return hub_model_id or Path(output_dir).resolve().name
+
+
+def prepare_repository(
+    facts: CardFacts, *, token: str | None = None, private: bool = False, api: HfApi | None = None
+) -> str:
+    """Create the repository before training and return its full name, "owner/name".
+
+    The card is built once for trial first, so that no run of hours ends in an error there and no
+    empty repository is left behind by a bad name.
+
+    Args:
+        private: whether a new repository is hidden; one that is there stays as it is.
+
+    Raises:
+        HubError: bad name or licence, no token, or the Hub refused.
+    """
+    check_repository_name(facts.repo_id)
+    build_model_card(facts)
+    client = _client(token, api)
+    advice = "check the name and that the token may write, or leave out --push_to_hub"
+    with _explained(f"repository {facts.repo_id!r} could not be created", advice, client):
+        settings: dict[str, Any] = {"private": True} if private else {}
+        return client.create_repo(facts.repo_id, exist_ok=True, **settings).repo_id
+
+
+def write_model_card(facts: CardFacts, output_dir: str | Path) -> Path:
+    """Write README.md into the output folder and return its path."""
+    path = Path(output_dir) / "README.md"
+    build_model_card(facts).save(path)
+    return path
+
+
+def push(
+    output_dir: str | Path, repo_id: str, *, token: str | None = None, api: HfApi | None = None
+) -> str:
+    """Upload the pipeline in one commit and return the commit's address.
+
+    Raises:
+        HubError: nothing to upload, no token, or the Hub refused; the folder is left as it was.
+    """
+    check_repository_name(repo_id)
+    folder = Path(output_dir)
+    additions = [CommitOperationAdd(name, folder / name) for name in files_to_upload(folder)]
+    client = _client(token, api)
+    advice = f"the pipeline is whole in {str(folder)!r}, upload it again when the Hub answers"
+    with _explained(f"upload to {repo_id!r} failed", advice, client):
+        commit = client.create_commit(repo_id, additions, commit_message=COMMIT_MESSAGE)
+    logger.info("uploaded %d files to %s", len(additions), repo_id)
+    return str(commit.commit_url)
+
+
+def files_to_upload(output_dir: str | Path) -> list[str]:
+    """The files of a saved pipeline that may leave the machine, as sorted relative paths.
+
+    Only files known by name in the folder itself and in the components that model_index.json
+    lists: no checkpoints, logs, run files, hidden files or links.
+
+    Raises:
+        HubError: the folder holds neither a pipeline nor LoRA weights.
+    """
+    folder = Path(output_dir)
+    names = [path.name for path in _regular_files(folder) if _ROOT_FILES.fullmatch(path.name)]
+    if not {"model_index.json", _LORA_WEIGHTS} & set(names):
+        raise HubError(f"{str(folder)!r} holds no pipeline: neither model_index.json nor LoRA")
+    for component in _components(folder):
+        files = _regular_files(folder / component)
+        names += [f"{component}/{f.name}" for f in files if _COMPONENT_FILES.fullmatch(f.name)]
+    return sorted(names)
+
+
+def _components(folder: Path) -> list[str]:
+    """The sub-folders that model_index.json names as components."""
+    index = folder / "model_index.json"
+    entries: dict[str, Any] = json.loads(index.read_text("utf-8")) if index.is_file() else {}
+    return [
+        name
+        for name, value in entries.items()
+        if re.fullmatch(r"[A-Za-z]\w*", name) and isinstance(value, list) and any(value)
+    ]
+
+
+def _regular_files(folder: Path) -> list[Path]:
+    if folder.is_symlink() or not folder.is_dir():
+        return []
+    return [path for path in folder.iterdir() if path.is_file() and not path.is_symlink()]
+
+
+def _client(token: str | None, api: HfApi | None) -> HfApi:
+    client = api or HfApi(token=token.strip() if token else None)
+    if not (client.token or get_token()):
+        raise HubError("no token for the Hub; run `hf auth login` or set HF_TOKEN, and start again")
+    return client
+
+
+@contextmanager
+def _explained(what: str, advice: str, client: HfApi) -> Iterator[None]:
+    """Turn whatever the client or its HTTP library raises into one readable HubError.
+
+    The error it came from is dropped: HTTP libraries quote a header that they refuse, token and
+    all, and a traceback would show it.
+    """
+    try:
+        yield
+    except Exception as error:
+        first = (str(error).strip().splitlines() or ["no message"])[0]
+        reason = _without_token(first, client)
+        raise HubError(f"{what} ({type(error).__name__}: {reason}); {advice}") from None
+
+
+def _without_token(text: str, client: HfApi) -> str:
+    """A message without the token, and without anything that follows "Bearer"."""
+    for token in (client.token, get_token()):
+        if isinstance(token, str) and token:
+            text = text.replace(token, "***")
+    return re.sub(r"(?i)(bearer\s+)[^\s'\"]+", r"\1***", text)

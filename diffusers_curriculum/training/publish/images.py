@@ -1,0 +1,244 @@
+"""Pictures, images for metrics, and the pipeline of class-conditional and unconditional runs."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL.Image import Image
+from PIL.Image import fromarray as image_of
+from torch import Tensor, nn
+
+from diffusers_curriculum.pipelines import (
+    ClassConditionalPipeline,
+    UnconditionalPipeline,
+    fitting_pipeline,
+)
+from diffusers_curriculum.randomness import key
+from diffusers_curriculum.samplers import TimestepSampler
+from diffusers_curriculum.training.data.plan import BatchPlan
+from diffusers_curriculum.training.errors import UsageError
+from diffusers_curriculum.training.levels.sampling import check_steps, most_steps
+from diffusers_curriculum.training.parts.images import ImageModels, folder_name
+from diffusers_curriculum.training.publish.hub import CardFacts, HubError, push
+from diffusers_curriculum.training.publish.pictures import ema_weights, evaluation_mode
+from diffusers_curriculum.training.publish.publisher import BasePublisher, epoch_is_due
+
+logger = logging.getLogger(__name__)
+
+CLASS_TAGS = ("class-conditional", "image-generation", "diffusers", "diffusers-training")
+UNCONDITIONAL_TAGS = ("unconditional-image-generation", "diffusers", "diffusers-training")
+_PICTURES_AT_ONCE = 64
+_USAGE = """\
+```python
+from {module} import {kind}
+
+pipeline = {kind}.from_pretrained({{repo_id}})
+image = pipeline({given}).images[0]
+image.save("image.png")
+```"""
+
+
+class ImagePublisher(BasePublisher):
+    """Publishes what a network trained on images draws; see :class:`BasePublisher`.
+
+    Args:
+        scheduler: for sampling.
+        seed: of the pictures, which depend on nothing else.
+        id2label: class to name; None for unconditional training.
+
+    Raises:
+        HubError: the name or licence is not acceptable, or the Hub refused.
+        UsageError: --validation_classes names a class that there is not.
+    """
+
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        accelerator: Any,
+        scheduler: Any,
+        sampler: TimestepSampler,
+        prediction_type: str,
+        seed: int,
+        id2label: Mapping[int, str] | None,
+    ) -> None:
+        self.scheduler, self.seed = scheduler, seed
+        self.id2label = None if id2label is None else dict(id2label)
+        self.classes = [] if id2label is None else _chosen(args.validation_classes, id2label)
+        self.models: ImageModels | None = None
+        super().__init__(args, accelerator, sampler, prediction_type)
+
+    # -- what is drawn ---------------------------------------------------------------------------
+
+    def _check_sampling(self) -> None:
+        args = self.args
+        flags = [] if args.no_pictures else [self._steps_flag]
+        flags += [] if args.eval_steps is None else ["eval_num_inference_steps"]
+        for flag in flags:
+            check_steps(self.scheduler, getattr(args, flag), f"--{flag}")
+
+    @property
+    def _steps_flag(self) -> str:
+        without = self.id2label is None
+        return "ddpm_num_inference_steps" if without else "validation_inference_steps"
+
+    @property
+    def captions(self) -> Sequence[str]:
+        if self.args.no_pictures:
+            return []
+        if self.id2label is not None:
+            return [self.id2label[label] for label in self.classes]
+        count = self.args.eval_batch_size  # rows of a grid that is about square
+        rows = max(r for r in range(1, count + 1) if count % r == 0 and r * r <= count)
+        return [f"row {number}" for number in range(1, rows + 1)]
+
+    def images(self, network: Any, steps: int) -> Callable[[Sequence[int]], Tensor]:
+        """Numbers of samples to images (B, 3, H, W) in [0, 1], for metrics: each number has its own
+        noise, and the classes in turn."""
+        count = len(self.id2label or ()) or None
+
+        def generate(numbers: Sequence[int]) -> Tensor:
+            labels = None if count is None else [number % count for number in numbers]
+            arrays = self._sampled(self._pipeline(network), numbers, labels, steps, "metrics")
+            return torch.from_numpy(arrays).permute(0, 3, 1, 2).float()
+
+        return generate
+
+    def keep(self, network: Any, ema: Any, plan: BatchPlan, step: int) -> None:
+        """Save the pipeline, and push it if asked to, where an epoch ends that is a multiple of
+        --save_model_epochs."""
+        due = epoch_is_due(plan, step, self.args.save_model_epochs)
+        if not due or step + 1 == self.args.max_train_steps:
+            return
+        if self.accelerator.is_main_process:
+            folder = Path(self.args.output_dir)
+            with ema_weights(ema, network):
+                self._final_pipeline(network).save_pretrained(folder)
+            self.sampler.save_pretrained(str(folder))
+            self._save_card([], folder)
+            if self.args.push_to_hub:
+                self._push_if_it_can(folder)
+        self.accelerator.wait_for_everyone()
+
+    def _push_if_it_can(self, folder: Path) -> None:
+        """A Hub that does not answer is no reason to end the training."""
+        try:
+            push(folder, self.repository, token=self.args.hub_token)
+        except HubError as error:
+            logger.warning("%s The training goes on.", error)
+
+    def _pipeline(self, network: Any) -> Any:
+        """A pipeline around what is in memory, whatever its dtypes."""
+        vae = self.models.space.model if self.models else None
+        parts = {folder_name(network): network, "vae": vae}
+        if self.id2label is None:
+            return UnconditionalPipeline(self.scheduler, **parts)
+        return ClassConditionalPipeline(self.scheduler, id2label=self.id2label, **parts)
+
+    def _validation_pipeline(self, models: ImageModels, network: Any) -> Any:
+        return self._pipeline(network)
+
+    def _final_pipeline(self, network: Any) -> Any:
+        vae = self.models.kept if self.models else None
+        return fitting_pipeline(network, vae, self.scheduler, self.id2label)
+
+    def _draw(self, build: Any) -> list[Image]:
+        args = self.args
+        steps = getattr(args, self._steps_flag)
+        if self.id2label is None:
+            labels, count = None, args.eval_batch_size
+        else:
+            each = args.validation_images_per_class
+            labels = [label for label in self.classes for _ in range(each)]
+            count = len(labels)
+        logger.info("Drawing %d pictures in %d steps (--no_pictures: none).", count, steps)
+        pipeline, parts, at_once = build(), [], min(_PICTURES_AT_ONCE, args.train_batch_size)
+        for first in range(0, count, at_once):
+            numbers = range(first, min(first + at_once, count))
+            own = None if labels is None else [labels[number] for number in numbers]
+            parts.append(self._sampled(pipeline, numbers, own, steps, "picture"))
+        pictures = (np.concatenate(parts) * 255).round().astype(np.uint8)
+        return [image_of(picture) for picture in pictures]
+
+    def _sampled(
+        self, pipeline: Any, numbers: Sequence[int], labels: Any, steps: int, purpose: str
+    ) -> np.ndarray:
+        """(B, H, W, 3) in [0, 1], one keyed generator on the CPU for each image."""
+        pipeline.to(self.accelerator.device)
+        shown = purpose == "picture" and self.accelerator.is_local_main_process
+        pipeline.set_progress_bar_config(disable=not shown, leave=False, desc="Drawing")
+        generators = [
+            torch.Generator().manual_seed(key(self.seed, number, purpose=purpose) >> 65)
+            for number in numbers
+        ]
+        call = partial(pipeline, generator=generators, num_inference_steps=steps, output_type="np")
+        modules = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
+        with evaluation_mode(*modules), self.accelerator.autocast(), _own_randomness(generators):
+            if labels is None:
+                return call(batch_size=len(numbers)).images
+            return call(class_labels=labels, guidance_scale=self.args.guidance_scale).images
+
+    # -- what is told ----------------------------------------------------------------------------
+
+    def _facts(self) -> CardFacts:
+        facts, conditional = self._shared_facts(), self.id2label is not None
+        if not conditional:
+            facts["prompts"] = ()
+        vae = self.args.pretrained_vae_model_name_or_path
+        if vae is not None and Path(vae).exists():  # of a local one only the folder's name shows
+            vae = Path(vae).resolve().name
+        kinds = {}
+        if self.models is not None:
+            space, network = self.models.space.kind, type(self.models.network).__name__
+            kinds = {"Network": network, "Trained on": "pixels" if space == "pixels" else "latents"}
+        return CardFacts(
+            **facts,
+            tags=CLASS_TAGS if conditional else UNCONDITIONAL_TAGS,
+            prompts_title="Classes, one row each",
+            usage=self._usage(),
+            network={**kinds, "Autoencoder": vae, "Formulation": self.args.formulation},
+        )
+
+    def _usage(self) -> str | None:
+        if self.models is None:  # the card is only tried
+            return None
+        kind = type(self._final_pipeline(self.models.network))
+        module = "diffusers" if kind.__module__.startswith("diffusers.") else kind.__module__
+        steps = min(getattr(self.args, self._steps_flag), most_steps(self.scheduler))
+        given = f"num_inference_steps={steps}"
+        if self.id2label is not None:
+            label, scale = min(self.id2label), self.args.guidance_scale
+            given = f"class_labels=[{label}], guidance_scale={scale}, {given}"
+        return _USAGE.format(module=module, kind=kind.__name__, given=given)
+
+
+def _chosen(given: Sequence[str] | None, id2label: Mapping[int, str]) -> list[int]:
+    """The classes to draw: numbers or names, by default the first ten."""
+    if given is None:
+        return sorted(id2label)[:10]
+    by_name = {name: number for number, name in id2label.items()}
+    numbers = [by_name.get(word, int(word) if word.isdecimal() else -1) for word in given]
+    unknown = [word for word, number in zip(given, numbers, strict=True) if number not in id2label]
+    if unknown:
+        some = ", ".join(f"{number} ({name})" for number, name in list(id2label.items())[:10])
+        raise UsageError(
+            f"--validation_classes {' '.join(unknown)}: there is no such class; the data has "
+            f"{len(id2label)}, such as {some}."
+        )
+    return numbers
+
+
+@contextmanager
+def _own_randomness(generators: Sequence[torch.Generator]) -> Iterator[None]:
+    """Some pipelines draw the noise of their steps from the global generator: it begins at the seed
+    of the first image, and is put back."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generators[0].initial_seed())
+        yield

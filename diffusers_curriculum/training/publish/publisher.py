@@ -1,0 +1,208 @@
+"""What every run leaves: pictures on the way, then the pipeline, its card, its upload."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from PIL.Image import Image
+
+from diffusers_curriculum.samplers import (
+    CurriculumTimestepSampler,
+    SequenceTimestepSampler,
+    TimestepSampler,
+)
+from diffusers_curriculum.samplers.configs import plain_config
+from diffusers_curriculum.training.data.plan import BatchPlan
+from diffusers_curriculum.training.process.memory import is_out_of_memory
+from diffusers_curriculum.training.publish.hub import (
+    CardFacts,
+    build_model_card,
+    prepare_repository,
+    push,
+    repository_name,
+    write_model_card,
+)
+from diffusers_curriculum.training.publish.pictures import ema_weights, image_grid, log_images
+
+logger = logging.getLogger(__name__)
+
+GRID_FILE = "val_imgs_grid.png"
+
+
+class BasePublisher:
+    """Validation pictures, the final pipeline, its model card, and its push to the Hub.
+
+    Made before training: a card or a repository that cannot be made is told then. All processes
+    call the same methods; the main one acts, and the others wait for it. A subclass says what is
+    drawn and what is saved.
+
+    Args:
+        args: the command line.
+        accelerator: of the run.
+        sampler: described in the card, and saved beside the pipeline.
+        prediction_type: what the network predicts.
+
+    Raises:
+        HubError: the name or licence is not acceptable, or the Hub refused.
+        UsageError: pictures are wanted that cannot be drawn.
+    """
+
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        accelerator: Any,
+        sampler: TimestepSampler,
+        prediction_type: str,
+    ) -> None:
+        self.args, self.accelerator = args, accelerator
+        self.sampler, self.prediction_type = sampler, prediction_type
+        self._check_sampling()
+        self.repository = repository_name(args.hub_model_id, args.output_dir)
+        build_model_card(self._facts())
+        if args.push_to_hub and accelerator.is_main_process:
+            more: dict[str, Any] = {"token": args.hub_token}
+            more |= {"private": True} if getattr(args, "hub_private_repo", False) else {}
+            self.repository = prepare_repository(self._facts(), **more)
+        accelerator.wait_for_everyone()
+
+    # -- what a subclass says --------------------------------------------------------------------
+
+    @property
+    def captions(self) -> Sequence[str]:
+        """A caption for each row of pictures; none for no pictures."""
+        raise NotImplementedError
+
+    def _check_sampling(self) -> None:
+        """Refuse pictures that cannot be drawn."""
+
+    def _validation_pipeline(self, models: Any, network: Any) -> Any:
+        """A pipeline around models that are in memory."""
+        raise NotImplementedError
+
+    def _final_pipeline(self, network: Any) -> Any:
+        """The pipeline to keep."""
+        raise NotImplementedError
+
+    def _draw(self, build: Any) -> list[Image]:
+        """Pictures, row by row, of the pipeline that ``build()`` makes."""
+        raise NotImplementedError
+
+    def _facts(self) -> CardFacts:
+        """What the model card tells."""
+        raise NotImplementedError
+
+    # -- what all share --------------------------------------------------------------------------
+
+    def is_due(self, plan: BatchPlan, step: int) -> bool:
+        """Whether pictures are wanted after optimizer step ``step``: every --validation_steps, else
+        whenever an epoch ends whose number is a multiple of --validation_epochs."""
+        if not self.captions or step + 1 == self.args.max_train_steps:
+            return False
+        if self.args.validation_steps is not None:
+            return (step + 1) % self.args.validation_steps == 0
+        return epoch_is_due(plan, step, self.args.validation_epochs)
+
+    def validate(self, models: Any, network: Any, ema: Any, step: int) -> None:
+        """Draw and log the pictures, with the averaged weights if any."""
+        if self.accelerator.is_main_process:
+            with ema_weights(ema, network):
+                images = self._draw(lambda: self._validation_pipeline(models, network))
+            log_images(self.accelerator, "validation", images, self.captions, step)
+        self.accelerator.wait_for_everyone()
+
+    def finish(self, network: Any, ema: Any) -> None:
+        """Save the pipeline (averaged weights if any), its sampler config, pictures and card, and
+        push it if asked to.
+
+        Raises:
+            HubError: the upload failed; everything is saved by then.
+        """
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            folder = Path(self.args.output_dir)
+            with ema_weights(ema, network):
+                pipeline = self._final_pipeline(network)
+                pipeline.save_pretrained(folder)
+                images = self._drawn_if_it_can(pipeline) if self.captions else []
+            self.sampler.save_pretrained(str(folder))
+            self._save_card(images, folder)
+            if self.args.push_to_hub:
+                push(folder, self.repository, token=self.args.hub_token)
+        self.accelerator.wait_for_everyone()
+
+    def _drawn_if_it_can(self, pipeline: Any) -> list[Image]:
+        """The pictures; without them the card and the upload are still made."""
+        try:
+            return self._draw(lambda: pipeline)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            logger.warning("Memory ran out while drawing: the pipeline is saved without pictures.")
+            return []
+
+    def _save_card(self, images: list[Image], folder: Path) -> None:
+        facts = self._facts()
+        if images:
+            image_grid(images, self.captions).save(folder / GRID_FILE)
+            log_images(self.accelerator, "test", images, self.captions, self.args.max_train_steps)
+            facts = replace(facts, image_grid=GRID_FILE)
+        write_model_card(facts, folder)
+
+    def _shared_facts(self) -> dict[str, Any]:
+        args = self.args
+        return {
+            "repo_id": self.repository,
+            "base_model": args.pretrained_model_name_or_path,
+            "dataset_name": args.dataset_name,
+            "prompts": tuple(self.captions),
+            "prediction_type": self.prediction_type,
+            "resolution": args.resolution,
+            "train_batch_size": args.train_batch_size,
+            "gradient_accumulation_steps": args.gradient_accumulation_steps,
+            "num_processes": self.accelerator.num_processes,
+            "learning_rate": args.learning_rate,
+            "steps": args.max_train_steps,
+            "mixed_precision": self.accelerator.mixed_precision,
+            "sampler": describe_sampler(self.sampler) | {"Loss weighting": args.loss_weighting},
+            "license": args.license,
+        }
+
+
+def epoch_is_due(plan: BatchPlan, step: int, every: int) -> bool:
+    """Whether an epoch ends in optimizer step ``step`` whose number is a multiple of ``every``."""
+    before, after = plan.epochs_finished(step - 1) if step else 0, plan.epochs_finished(step)
+    return any(epoch % every == 0 for epoch in range(before, after))
+
+
+def describe_sampler(sampler: TimestepSampler) -> dict[str, object]:
+    """What a reader of the model card wants to know of a sampler."""
+    base = sampler.base if isinstance(sampler, CurriculumTimestepSampler) else sampler
+    told: dict[str, object] = {
+        "Timestep density": _law(base),
+        "Timestep draw": sampler.draw,
+    }
+    if isinstance(sampler, CurriculumTimestepSampler):
+        pacing = " ".join(f"{k}={v}" for k, v in sampler.config["pacing_args"].items())
+        told["Curriculum"] = (
+            f"{sampler.order}, {sampler.stages} clusters, {sampler.pacing.name} {pacing}"
+        )
+    return told
+
+
+def _law(sampler: TimestepSampler) -> str:
+    """A density with its parameters, or what else the law comes from."""
+    if isinstance(sampler, SequenceTimestepSampler):
+        steps = [f"until step {phase['until']}, then" for phase in sampler.config["phases"][:-1]]
+        laws = [_law(phase) for phase in sampler.samplers]
+        told = [f"{law} {end}" for law, end in zip(laws, steps, strict=False)]
+        return " ".join([*told, laws[-1]])
+    config = plain_config(sampler)
+    parameters = " ".join(f"{k}={v}" for k, v in config.get("density_args", {}).items())
+    entry = getattr(sampler, "entry", None)
+    name = config.get("density") or (entry.name if entry else type(sampler).__name__)
+    return f"{name} {parameters}".strip()

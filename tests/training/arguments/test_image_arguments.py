@@ -1,0 +1,284 @@
+"""The command lines of class-conditional and unconditional training."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from diffusers import DDPMPipeline, DDPMScheduler, EDMEulerScheduler, UNet2DModel
+
+from diffusers_curriculum.pipelines import UnconditionalPipeline
+from diffusers_curriculum.training.arguments import class_conditional as class_arguments
+from diffusers_curriculum.training.arguments import text_to_image as arguments
+from diffusers_curriculum.training.arguments import unconditional as unconditional_arguments
+from diffusers_curriculum.training.arguments.class_conditional import (
+    build_class_parser,
+    parse_class_args,
+)
+from diffusers_curriculum.training.arguments.unconditional import (
+    build_unconditional_parser,
+    parse_unconditional_args,
+)
+from diffusers_curriculum.training.errors import UsageError
+
+FIXTURE = Path(__file__).parents[2] / "fixtures" / "official_flags.json"
+PACKAGE = Path(arguments.__file__).parents[2]
+OFFICIAL: list[dict[str, Any]] = json.loads(FIXTURE.read_text())["train_unconditional.py"]
+CLASS = ("--model_config", "DiT-S/2", "--dataset_name", "some/data")
+DATA = ("--dataset_name", "some/data")
+TYPES = {"int": int, "float": float, "str": str, None: None}
+
+
+# -- the official flags of train_unconditional.py --------------------------------------------------
+
+
+def unconditional_actions() -> dict[str, argparse.Action]:
+    return {action.option_strings[-1]: action for action in build_unconditional_parser()._actions}
+
+
+def test_the_fixture_holds_the_45_official_flags() -> None:
+    assert len({fact["flag"] for fact in OFFICIAL}) == 45
+
+
+@pytest.mark.parametrize("fact", OFFICIAL, ids=lambda fact: fact["flag"])
+def test_official_flag_is_kept(fact: dict[str, Any]) -> None:
+    action = unconditional_actions()[fact["flag"]]
+    is_switch = isinstance(action, argparse._StoreTrueAction)
+    assert is_switch == (fact["action"] == "store_true")
+    assert action.default == fact["default"]
+    assert type(action.default) is type(fact["default"])
+    assert action.required == fact["required"]
+    assert action.nargs == (0 if is_switch else fact["nargs"])
+    assert action.type == TYPES[fact["type"]]
+    assert set(fact["choices"] or ()) <= set(action.choices or ())
+    assert bool(action.choices) == bool(fact["choices"])
+
+
+@pytest.mark.parametrize("fact", OFFICIAL, ids=lambda fact: fact["flag"])
+def test_official_abbreviations_mean_the_same(fact: dict[str, Any]) -> None:
+    official = argparse.ArgumentParser()
+    for other in OFFICIAL:
+        official.add_argument(other["flag"], action="store_true")
+    ours, flags = build_unconditional_parser(), [other["flag"] for other in OFFICIAL]
+    for length in range(3, len(fact["flag"])):
+        prefix = fact["flag"][:length]
+        matches = [flag for flag in [*flags, "--help"] if flag.startswith(prefix)]
+        if len(matches) == 1:
+            assert ours.resolve(prefix) == fact["flag"]
+
+
+def test_the_official_readme_commands_parse() -> None:
+    flowers = (
+        '--dataset_name="huggan/flowers-102-categories" --output_dir="ddpm-ema-flowers-64" '
+        "--mixed_precision no --push_to_hub --hub_model_id owner/flowers --resolution=64 "
+        "--center_crop --random_flip --train_batch_size=16 --num_epochs=100 --use_ema "
+        "--gradient_accumulation_steps=1 --learning_rate=1e-4 --lr_warmup_steps=500"
+    )
+    args = parse_unconditional_args(shlex.split(flowers))
+    assert (args.num_train_epochs, args.report_to, args.ema_decay) == (100, "tensorboard", 0.9999)
+    assert (args.formulation, args.prediction_type, args.loss_weighting) == (
+        "ddpm", "epsilon", "none",
+    )  # fmt: skip
+
+
+def test_x0_is_weighted_by_the_snr_as_officially() -> None:
+    args = parse_unconditional_args([*DATA, "--prediction_type", "sample"])
+    assert args.loss_weighting == "unit_epsilon"
+    chosen = [*DATA, "--prediction_type", "sample", "--loss_weighting", "unit_sample"]
+    assert parse_unconditional_args(chosen).loss_weighting == "unit_sample"
+
+
+# -- defaults that depend on one another -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("parse", [parse_class_args, parse_unconditional_args])
+@pytest.mark.parametrize(
+    ("more", "sampler", "floor"),
+    [
+        ("", "uniform", 0.1),
+        ("--formulation flow", "uniform", 0.1),
+        ("--formulation edm", "edm", 0.0),  # log-normal, as in the paper
+        ("--formulation edm --timestep_floor 0.2", "edm", 0.2),
+        ("--formulation edm --timestep_sampler laplace", "laplace", 0.1),
+    ],
+)
+def test_what_is_drawn_by_default(parse: Any, more: str, sampler: str, floor: float) -> None:
+    base = CLASS if parse is parse_class_args else DATA
+    args = parse([*base, *more.split()])
+    assert (args.timestep_sampler, args.timestep_floor) == (sampler, floor)
+    assert args.prediction_type == (
+        "epsilon" if parse is parse_unconditional_args and "formulation" not in more else None
+    )
+
+
+def saved_unconditional(folder: Path, scheduler: Any) -> Path:
+    unet = UNet2DModel(
+        sample_size=8, block_out_channels=(8,), down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",), norm_num_groups=4, layers_per_block=1,
+    )  # fmt: skip
+    kind = DDPMPipeline if isinstance(scheduler, DDPMScheduler) else UnconditionalPipeline
+    kind(unet=unet, scheduler=scheduler).save_pretrained(folder)
+    return folder
+
+
+def test_the_formulation_is_that_of_the_pretrained_pipeline(tmp_path: Path) -> None:
+    edm = saved_unconditional(tmp_path / "edm", EDMEulerScheduler())
+    args = parse_unconditional_args([*DATA, "--pretrained_model_name_or_path", str(edm)])
+    assert (args.formulation, args.timestep_sampler, args.prediction_type) == ("edm", "edm", None)
+    v = saved_unconditional(tmp_path / "v", DDPMScheduler(prediction_type="v_prediction"))
+    args = parse_unconditional_args([*DATA, "--pretrained_model_name_or_path", str(v)])
+    assert (args.formulation, args.prediction_type) == ("ddpm", None)
+
+
+# -- wrong command lines ---------------------------------------------------------------------------
+
+
+SHARED_MISTAKES = {
+    "--flow_shift 3": "--flow_shift is 3.0.*--formulation flow",
+    "--formulation flow --flow_shift 0": "--flow_shift is 0.0.*above 0",
+    "--sigma_data 1": "--sigma_data is 1.0.*--formulation edm",
+    "--formulation edm --sigma_min 9 --sigma_max 3": "--sigma_min is 9.0.*smaller",
+    "--formulation edm --prediction_type sample": "--prediction_type.*--formulation ddpm",
+    "--formulation flow --learned_variance vlb": "--learned_variance vlb.*ignore",
+    "--ddpm_beta_schedule lineal": "--ddpm_beta_schedule is 'lineal'.*squaredcos_cap_v2",
+    "--discrete_timesteps": "--discrete_timesteps.*--formulation flow or edm",
+    "--cache_latents": "--cache_latents.*--pretrained_vae_model_name_or_path",
+    "--latent_crops 2": "--latent_crops is 2.*--cache_latents",
+    "--power_ema 0.5": "--power_ema is 0.5.*0.28",
+    "--power_ema_snapshot_steps 5": "--power_ema_snapshot_steps is 5.*--power_ema",
+    "--revision main": "--revision is main.*--pretrained_model_name_or_path",
+    "--eval_samples 7": "--eval_samples",
+    "--eval_steps 7": "--eval_metrics",
+    "--train_data_dir /nowhere/at/all": None,
+}
+
+
+@pytest.mark.parametrize("parse", [parse_class_args, parse_unconditional_args])
+@pytest.mark.parametrize("line", [line for line, told in SHARED_MISTAKES.items() if told])
+def test_a_mistake_is_told_with_its_remedy(parse: Any, line: str) -> None:
+    base = CLASS if parse is parse_class_args else DATA
+    with pytest.raises(UsageError, match=f"(?s){SHARED_MISTAKES[line]}"):
+        parse([*base, *line.split()])
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("--dataset_name some/data", "--model_config nor --pretrained_model_name_or_path"),
+        ("--model_config DiT-S/2 --dataset_name d --pretrained_model_name_or_path x/y "
+         "--formulation ddpm", "both say which network"),
+        ("--model_config DiT-S/2", "neither --dataset_name nor --train_data_dir.*sub-folder per"),
+        ("--model_config DiT-S/2 --dataset_name d --label_dropout 2", "--label_dropout is 2.0"),
+        ("--model_config DiT-S/2 --dataset_name d --no_pictures --guidance_scale 3",
+         "--guidance_scale is 3.0.*no_pictures"),
+    ],
+)  # fmt: skip
+def test_mistakes_of_the_class_conditional_script(line: str, told: str) -> None:
+    with pytest.raises(UsageError, match=f"(?s){told}"):
+        parse_class_args(line.split())
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("--ema_power 0.5", "--ema_power is 0.5.*--use_ema"),
+        ("--hub_private_repo", "--hub_private_repo.*--push_to_hub"),
+        ("--num_epochs 0", "--num_epochs is 0.*at least 1"),
+    ],
+)
+def test_mistakes_of_the_unconditional_script(line: str, told: str) -> None:
+    with pytest.raises(UsageError, match=f"(?s){told}"):
+        parse_unconditional_args([*DATA, *line.split()])
+
+
+def test_a_config_and_a_pipeline_exclude_each_other(tmp_path: Path) -> None:
+    folder = saved_unconditional(tmp_path, DDPMScheduler())
+    line = ["--pretrained_model_name_or_path", str(folder), "--model_config_name_or_path", "UNet"]
+    with pytest.raises(UsageError, match="both say which network"):
+        parse_unconditional_args([*DATA, *line])
+
+
+@pytest.mark.parametrize("module", [class_arguments, unconditional_arguments])
+def test_the_command_line_itself_loads_no_model_code(module: Any) -> None:
+    code = f"""if True:
+        import sys, types
+        package = types.ModuleType("diffusers_curriculum")
+        package.__path__ = [{str(PACKAGE)!r}]
+        sys.modules["diffusers_curriculum"] = package
+        import {module.__name__}
+        heavy = {{"diffusers", "transformers", "accelerate", "datasets", "torch"}}
+        print(sorted(heavy & set(sys.modules)))
+    """
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == "[]", told.stderr
+
+
+def test_no_flag_of_the_class_conditional_script_lacks_help() -> None:
+    assert all(action.help for action in build_class_parser()._actions)
+
+
+# -- what a review found ---------------------------------------------------------------------------
+
+
+def test_edm_in_latents_has_the_noise_of_its_data() -> None:
+    vae = ["--pretrained_vae_model_name_or_path", "some/vae", "--formulation", "edm"]
+    args = parse_class_args([*CLASS, *vae])
+    assert args.timestep_sampler_args == {"p_mean": pytest.approx(-1.2 + math.log(2), abs=1e-5)}
+    args = parse_class_args([*CLASS, *vae, "--sigma_data", "0.5"])
+    assert args.timestep_sampler_args == {}
+    chosen = [*vae, "--timestep_sampler", "edm"]  # by name: as the catalogue says
+    assert parse_class_args([*CLASS, *chosen]).timestep_sampler_args == {}
+
+
+@pytest.mark.parametrize("sigma_data", [0.5, 0.8])
+def test_edm_goes_on_with_the_noise_of_its_pipeline(tmp_path: Path, sigma_data: float) -> None:
+    folder = saved_unconditional(tmp_path, EDMEulerScheduler(sigma_data=sigma_data))
+    args = parse_unconditional_args([*DATA, "--pretrained_model_name_or_path", str(folder)])
+    shift = math.log(sigma_data / 0.5)
+    expected = {"p_mean": pytest.approx(-1.2 + shift, abs=1e-5)} if shift else {}
+    assert args.timestep_sampler_args == expected
+
+
+def test_bias_flags_replace_the_log_normal_law() -> None:
+    line = "--formulation edm --timestep_bias_strategy later"
+    assert parse_class_args([*CLASS, *line.split()]).timestep_sampler == "timestep_bias"
+
+
+def test_guidance_of_metrics_needs_no_pictures() -> None:
+    line = "--no_pictures --guidance_scale 4 --eval_steps 5 --eval_metrics kid"
+    model = ["--eval_feature_model", "some/classifier"]
+    assert parse_class_args([*CLASS, *line.split(), *model]).guidance_scale == 4
+
+
+@pytest.mark.parametrize(
+    ("line", "drawn", "measured"),
+    [
+        ("", 1000, 1000),
+        ("--ddpm_num_inference_steps 200", 200, 200),
+        ("--sampling_scheduler DDIMScheduler", 1000, 50),
+        ("--formulation flow", 50, 50),
+        ("--formulation edm --ddpm_num_inference_steps 18", 18, 50),
+    ],
+)
+def test_denoising_steps_fit_the_process(line: str, drawn: int, measured: int) -> None:
+    args = parse_unconditional_args([*DATA, *line.split()])
+    assert (args.ddpm_num_inference_steps, args.eval_num_inference_steps) == (drawn, measured)
+
+
+@pytest.mark.parametrize("name", ["dit-b/2", "DiT-Q/2", "DiTB/2", "DiT-B/0"])
+def test_a_misspelt_size_is_not_looked_for_on_the_hub(name: str) -> None:
+    with pytest.raises(UsageError, match=f"--model_config is {name}: write DiT-S/2"):
+        parse_class_args(["--model_config", name, *DATA])
+
+
+@pytest.mark.parametrize("flag", ["validation_steps", "validation_epochs"])
+def test_pictures_that_are_never_drawn_are_not_timed(flag: str) -> None:
+    with pytest.raises(UsageError, match=f"--{flag} is 3.*--no_pictures"):
+        parse_class_args([*CLASS, "--no_pictures", f"--{flag}", "3"])

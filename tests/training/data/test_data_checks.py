@@ -1,0 +1,59 @@
+"""A missing column comes with its remedy, a wrong caption with what it is."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from datasets import Features, List, Value
+from datasets import Image as ImageFeature
+
+from diffusers_curriculum.training.data.checks import (
+    caption_fault,
+    check_columns,
+)
+from diffusers_curriculum.training.errors import UsageError
+
+
+@pytest.mark.parametrize("caption", ["", "text", ["a"], ("a", "b"), np.array(["a", "b"])])
+def test_usable_captions(caption):
+    assert caption_fault(caption) is None
+
+
+@pytest.mark.parametrize(
+    ("caption", "shown"),
+    [(7, "7 is neither"), ({"en": "a"}, "neither"), (["a", 2], "holds 2"), (["a", ["b"]], "holds")],
+)
+def test_unusable_captions(caption, shown):
+    assert shown in str(caption_fault(caption))
+
+
+KINDS = Features(
+    {
+        "image": ImageFeature(),
+        "text": Value("string"),
+        "many": List(Value("large_string")),
+        "score": Value("float32"),
+        "scores": List(Value("int64")),
+    }
+)
+
+
+@pytest.mark.parametrize("caption", ["text", "many"])
+def test_good_columns_pass(caption):
+    check_columns(KINDS, "image", caption)
+
+
+@pytest.mark.parametrize(
+    ("image", "caption", "shown"),
+    [
+        ("img", "text", "--image_column 'img' is not a column.*image, text, many, score"),
+        ("image", "caption", "--caption_column 'caption' is not a column.*image, text, many"),
+        ("text", "many", "--image_column 'text' holds Value.*not images.*image \\(Image"),
+        ("image", "score", "--caption_column 'score' holds Value.*neither strings nor lists"),
+        ("image", "scores", "--caption_column 'scores' holds List.*neither strings nor lists"),
+        ("image", "image", "--caption_column 'image' holds Image.*neither strings nor lists"),
+    ],
+)
+def test_wrong_columns_are_named_with_the_columns_found(image, caption, shown):
+    with pytest.raises(UsageError, match=shown):
+        check_columns(KINDS, image, caption)

@@ -1,0 +1,237 @@
+"""What a run reports: every sample counted once, at the right step, and never a NaN passed over."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from diffusers_curriculum import CurriculumTimestepSampler, DensityTimestepSampler, TimestepSampler
+from diffusers_curriculum.training.errors import NonFiniteError
+from diffusers_curriculum.training.loop.guard import FiniteGuard
+from diffusers_curriculum.training.loop.monitor import Monitor
+from tests.floors_fixtures import SCHEDULERS
+from tests.training.fake_accelerator import FakeAccelerator
+
+
+def density() -> TimestepSampler:
+    return DensityTimestepSampler.from_scheduler(SCHEDULERS["sd"](), density="uniform")
+
+
+def curriculum(**pacing: Any) -> CurriculumTimestepSampler:
+    return CurriculumTimestepSampler(density(), clusters=4, pacing="patience", pacing_args=pacing)
+
+
+def monitor_of(
+    sampler: TimestepSampler | None = None,
+    *,
+    steps: int = 8,
+    log_every: int = 4,
+    plot_every: int = 100,
+    **accelerator: Any,
+) -> tuple[Monitor, FakeAccelerator]:
+    fake = FakeAccelerator(**accelerator)
+    chosen = density() if sampler is None else sampler
+    guard = FiniteGuard(fake, torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], fused=True))
+    return Monitor(fake, chosen, None, steps, log_every, plot_every, guard), fake
+
+
+def feed(monitor: Monitor, steps: range, rate: float = 0.5, size: int = 5) -> list[float]:
+    """Steps with losses step + 1, and the reports that are due."""
+    for step in steps:
+        losses = torch.full((size,), float(step + 1))
+        indices = torch.arange(size) * 200
+        monitor.add(step, losses.double().mean(), indices, losses, torch.tensor(1.0))
+        monitor.after_step(step + 1, rate)
+    return [float(step + 1) for step in steps]
+
+
+def test_reports_come_every_log_every_steps_and_at_the_end() -> None:
+    monitor, fake = monitor_of(steps=10)
+    feed(monitor, range(10))
+    assert [step for step, _ in fake.logged] == [4, 8, 10]
+
+
+def test_train_loss_is_the_mean_since_the_last_report() -> None:
+    monitor, fake = monitor_of()
+    feed(monitor, range(8), rate=0.25)
+    assert [values["train_loss"] for _, values in fake.logged] == [2.5, 6.5]
+    assert {values["lr"] for _, values in fake.logged} == {0.25}
+
+
+@pytest.mark.parametrize("log_every", [3, 4, 8])
+def test_every_sample_is_counted_once(log_every: int) -> None:
+    # a window that lies across the middle of the run as well
+    monitor, fake = monitor_of(log_every=log_every)
+    feed(monitor, range(8))
+    counts = [
+        value
+        for _, values in fake.logged
+        for name, value in values.items()
+        if name.startswith("count_log_snr/")
+    ]
+    assert sum(counts) == 8 * 5
+    assert 0 not in counts
+
+
+def test_losses_are_told_by_noise_level() -> None:
+    monitor, fake = monitor_of(log_every=8)
+    feed(monitor, range(8))
+    ((_, values),) = fake.logged
+    means = {k: v for k, v in values.items() if k.startswith("loss_log_snr/")}
+    assert len(means) == len({k for k in values if k.startswith("count_log_snr/")}) > 3
+    assert all(mean == pytest.approx(4.5) for mean in means.values())
+
+
+def test_pictures_tell_what_was_learnt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    drawn: dict[str, Any] = {}
+
+    def plot(edges: Any, losses: Any, counts: Any) -> Any:
+        drawn.update(losses=losses, counts=counts)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("diffusers_curriculum.training.loop.monitor.plot_loss_by_noise_level", plot)
+    monitor, _ = monitor_of()
+    feed(monitor, range(8))
+    with pytest.raises(KeyboardInterrupt):
+        monitor.finish(str(tmp_path))
+    told = drawn["losses"].items()
+    seen = {name: [v for v in means if not math.isnan(v)] for name, means in told}
+    assert seen["first half"] == pytest.approx([2.5] * len(seen["first half"]))
+    assert seen["second half"] == pytest.approx([6.5] * len(seen["second half"]))
+    assert sum(drawn["counts"]) == 8 * 5
+
+
+def test_finish_leaves_two_pictures(tmp_path: Path) -> None:
+    monitor, _ = monitor_of(curriculum())
+    monitor.start(0)
+    feed(monitor, range(8))
+    monitor.finish(str(tmp_path))
+    assert {p.name for p in tmp_path.iterdir()} == {"timesteps.png", "loss_per_noise_level.png"}
+    for path in tmp_path.iterdir():
+        with Image.open(path) as picture:
+            assert picture.size > (400, 300)
+
+
+def test_only_the_main_process_leaves_pictures(tmp_path: Path) -> None:
+    monitor, _ = monitor_of(main=False)
+    feed(monitor, range(8))
+    monitor.finish(str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_density_is_sent_to_trackers_now_and_then() -> None:
+    monitor, fake = monitor_of(plot_every=4)
+    feed(monitor, range(8))
+    images = fake.trackers[0].writer.images
+    assert [(tag, step) for tag, _, step in images] == [("timesteps", 4), ("timesteps", 8)]
+    assert images[0][1][3] == 3
+
+
+# -- curriculum ------------------------------------------------------------------------------------
+
+
+def test_stage_range_and_patience_are_reported(caplog: pytest.LogCaptureFixture) -> None:
+    sampler = curriculum(patience=2)
+    monitor, fake = monitor_of(sampler, log_every=1, steps=100)
+    monitor.start(0)
+    with caplog.at_level("INFO"):
+        for step in range(5):
+            losses = torch.full((3,), 1.0)
+            indices = sampler.sample(3, step=step).indices
+            sampler.observe(indices, losses, step)
+            monitor.add(step, losses.mean(), indices, losses, None)
+            monitor.after_step(step + 1, 0.1)
+    stages = [values["curriculum/stage"] for _, values in fake.logged]
+    # the first loss is a record, the next two are not: the stage of the step after the report
+    assert stages == [1, 1, 2, 2, 2]
+    assert [values["curriculum/patience_counter"] for _, values in fake.logged] == [0, 1, 0, 0, 1]
+    low, high = sampler.open_range(2)
+    assert fake.logged[-1][1]["curriculum/log_snr_low"] == low
+    assert fake.logged[-1][1]["curriculum/log_snr_high"] == high
+    (message,) = [r.message for r in caplog.records if "stage" in r.message]
+    assert message == f"stage 2 of 4 since step 3: log-SNR {low:.2f} to {high:.2f}"
+
+
+def test_the_bar_shows_loss_rate_stage_and_range() -> None:
+    monitor, _ = monitor_of(curriculum(), log_every=2)
+    monitor.start(3)
+    assert monitor.bar.n == 3
+    shown: dict[str, str] = {}
+    monitor.bar.set_postfix = shown.update
+    feed(monitor, range(3, 6), rate=0.001)
+    assert monitor.bar.n == 6
+    monitor.bar.close()
+    assert shown.keys() == {"loss", "lr", "stage", "log_snr"}
+    assert shown["stage"] == "1/4"
+    assert shown["lr"] == "1.00e-03"
+    assert shown["loss"] == "5.5000"
+
+
+def test_no_curriculum_no_stage() -> None:
+    monitor, fake = monitor_of()
+    feed(monitor, range(4))
+    assert not any(name.startswith("curriculum") for name in fake.logged[0][1])
+
+
+# -- faults ----------------------------------------------------------------------------------------
+
+
+def test_a_fault_ends_the_run_at_the_next_report() -> None:
+    monitor, fake = monitor_of(log_every=4)
+    feed(monitor, range(3))
+    monitor.guard.step([torch.tensor(math.nan)], None)
+    with pytest.raises(NonFiniteError, match=r"by step 4.*--learning_rate"):
+        feed(monitor, range(3, 4))
+    assert fake.logged == []
+
+
+def test_left_out_updates_spoil_no_mean_and_are_told() -> None:
+    monitor, fake = monitor_of(log_every=4)
+    monitor.guard.mode = "skip"
+    feed(monitor, range(3))
+    monitor.guard.step([torch.tensor(math.nan)], None)
+    losses = torch.tensor([4.0, math.nan])
+    monitor.add(3, losses.mean(), torch.tensor([0, 200]), losses, torch.tensor(math.inf))
+    monitor.after_step(4, 0.5)
+    values = fake.logged[0][1]
+    assert values["skipped_updates"] == 1
+    assert values["train_loss"] == 2.0  # of steps 1 to 3
+    assert values["grad_norm"] == 1.0
+    assert all(math.isfinite(value) for value in values.values())
+
+
+def test_adding_reads_nothing_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monitor, _ = monitor_of()
+
+    def read(*args: Any) -> Any:
+        raise AssertionError("the host waited for the device")
+
+    for name in ("item", "tolist", "__bool__", "__float__", "__int__", "cpu", "numpy"):
+        monkeypatch.setattr(torch.Tensor, name, read)
+    losses = torch.ones(3)
+    monitor.add(0, losses.mean(), torch.tensor([1, 2, 3]), losses, torch.tensor(1.0))
+    with pytest.raises(AssertionError, match="waited"):
+        monitor.report(1, 0.1)
+
+
+# -- state -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stopped", range(1, 8))
+def test_reports_go_on_as_if_nothing_had_happened(stopped: int) -> None:
+    whole, expected = monitor_of(log_every=3)
+    feed(whole, range(8))
+    first, early = monitor_of(log_every=3)
+    feed(first, range(stopped))
+    second, late = monitor_of(log_every=3)
+    for name, part in second.stateful.items():
+        part.load_state_dict(first.stateful[name].state_dict())
+    feed(second, range(stopped, 8))
+    assert early.logged + late.logged == expected.logged
+    for one, other in zip(second.halves, whole.halves, strict=True):
+        assert one.summary().counts == other.summary().counts

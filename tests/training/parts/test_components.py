@@ -1,0 +1,251 @@
+"""Every part of a pipeline comes from one revision and variant, and only the UNet is trained."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DDPMScheduler,
+    EDMEulerScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+from transformers import CLIPTextModel
+
+from diffusers_curriculum.models import TinySizes, make_tiny_pipeline
+from diffusers_curriculum.training.errors import UsageError
+from diffusers_curriculum.training.parts import stable_diffusion as components
+
+CPU = torch.device("cpu")
+SIZES = TinySizes((8, 8), (8, 8), text_width=8, text_length=8, groups=4)
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A minuscule pipeline."""
+    folder = tmp_path_factory.mktemp("parts") / "pipeline"
+    make_tiny_pipeline(None, folder, resolution=8, vae_steps=0, sizes=SIZES)
+    return folder
+
+
+def arguments(path: Path | str, **changes: Any) -> argparse.Namespace:
+    settings: dict[str, Any] = {
+        "pretrained_model_name_or_path": str(path),
+        "revision": None,
+        "variant": None,
+        "non_ema_revision": None,
+        "enable_xformers_memory_efficient_attention": False,
+        "gradient_checkpointing": False,
+        "use_ema": False,
+        "ema_decay": 0.9,
+        "foreach_ema": False,
+        "offload_ema": False,
+    }
+    return argparse.Namespace(**(settings | changes))
+
+
+def load(args: argparse.Namespace, dtype: torch.dtype = torch.float32) -> components.Components:
+    return components.load_components(args, components.load_tokenizer(args), CPU, dtype)
+
+
+def with_config(pipeline: Path, folder: Path, config: dict[str, Any]) -> Path:
+    """The pipeline's scheduler folder alone, with another config."""
+    shutil.copytree(pipeline / "scheduler", folder / "scheduler")
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
+    return folder
+
+
+# -- schedulers ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("own", "training"),
+    [
+        (DDPMScheduler(beta_schedule="squaredcos_cap_v2"), DDPMScheduler),
+        (PNDMScheduler(beta_end=0.01, skip_prk_steps=True), DDPMScheduler),
+        (DDIMScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True), DDPMScheduler),
+        (FlowMatchEulerDiscreteScheduler(shift=3.0), FlowMatchEulerDiscreteScheduler),
+        (EDMEulerScheduler(sigma_max=60.0), EDMEulerScheduler),
+    ],
+    ids=lambda value: getattr(value, "__name__", type(value).__name__),
+)
+def test_two_schedulers_with_the_settings_of_the_pipeline(
+    tmp_path: Path, own: Any, training: type
+) -> None:
+    own.save_pretrained(tmp_path / "scheduler")
+    adding, sampling = components.load_schedulers(arguments(tmp_path))
+    assert type(adding) is training
+    assert type(sampling) is type(own)
+    for name, value in own.config.items():
+        if not name.startswith("_"):
+            assert sampling.config[name] == value
+            assert adding.config.get(name, value) == value
+
+
+@pytest.mark.parametrize("name", ["AutoencoderKL", "MyScheduler", "os", "None"])
+def test_a_class_that_is_no_scheduler(pipeline: Path, tmp_path: Path, name: str) -> None:
+    folder = with_config(pipeline, tmp_path, {"_class_name": name})
+    with pytest.raises(UsageError, match=f"{name!r} is not in diffusers"):
+        components.load_schedulers(arguments(folder))
+
+
+# -- models ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_unet_trains_in_float32_and_the_rest_is_frozen(
+    pipeline: Path, dtype: torch.dtype
+) -> None:
+    models = load(arguments(pipeline), dtype)
+    assert {p.dtype for p in models.unet.parameters()} == {torch.float32}
+    assert all(p.requires_grad for p in models.unet.parameters())
+    assert models.unet.training
+    for frozen in (models.vae, models.text_encoder):
+        assert {p.dtype for p in frozen.parameters()} == {dtype}
+        assert not any(p.requires_grad for p in frozen.parameters())
+        assert not frozen.training
+
+
+def test_the_models_are_those_of_the_folder(pipeline: Path) -> None:
+    models = load(arguments(pipeline))
+    saved = StableDiffusionPipeline.from_pretrained(pipeline)
+    for name in ("unet", "vae", "text_encoder"):
+        ours, theirs = (x.state_dict() for x in (getattr(models, name), getattr(saved, name)))
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    assert models.tokenizer("a b").input_ids == saved.tokenizer("a b").input_ids
+
+
+def test_gradient_checkpointing_is_switched_on(pipeline: Path) -> None:
+    assert load(arguments(pipeline, gradient_checkpointing=True)).unet.is_gradient_checkpointing
+    assert not load(arguments(pipeline)).unet.is_gradient_checkpointing
+
+
+def test_xformers_is_switched_on_for_the_unet(
+    pipeline: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[type] = []
+    name = "enable_xformers_memory_efficient_attention"
+    monkeypatch.setattr(UNet2DConditionModel, name, lambda self: asked.append(type(self)))
+    load(arguments(pipeline, **{name: True}))
+    assert asked == [UNet2DConditionModel]
+
+
+def test_all_parts_come_from_one_revision_and_variant(
+    pipeline: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, dict[str, Any]] = {}
+
+    def spied(kind: Any) -> None:
+        original = kind.from_pretrained
+
+        def from_pretrained(path: Any, **kwargs: Any) -> Any:
+            asked[kwargs["subfolder"]] = kwargs
+            plain = {k: v for k, v in kwargs.items() if k not in ("revision", "variant")}
+            return original(path, **plain)
+
+        monkeypatch.setattr(kind, "from_pretrained", from_pretrained)
+
+    for kind in (CLIPTextModel, AutoencoderKL, UNet2DConditionModel):
+        spied(kind)
+    spied(components.CLIPTokenizer)
+    load(arguments(pipeline, revision="r1", variant="fp16", non_ema_revision="r2"))
+    assert asked.keys() == {"tokenizer", "text_encoder", "vae", "unet"}
+    assert {name: kw["revision"] for name, kw in asked.items()} == {
+        "tokenizer": "r1",
+        "text_encoder": "r1",
+        "vae": "r1",
+        "unet": "r2",
+    }
+    assert {kw["variant"] for name, kw in asked.items() if name != "tokenizer"} == {"fp16"}
+
+
+@pytest.mark.parametrize("part", ["scheduler", "tokenizer", "text_encoder", "vae", "unet"])
+def test_a_missing_part_is_named(pipeline: Path, tmp_path: Path, part: str) -> None:
+    folder = tmp_path / "broken"
+    shutil.copytree(pipeline, folder)
+    shutil.rmtree(folder / part)
+    args = arguments(folder)
+    told = rf"broken'.*its {part} cannot be loaded.*--revision"
+    with pytest.raises(UsageError, match=told):
+        components.load_schedulers(args) if part == "scheduler" else load(args)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_tokenizer_without_words_or_length_is_refused(
+    pipeline: Path, tmp_path: Path, name: str
+) -> None:
+    # transformers would make one of two tokens, for which all captions are the same
+    folder = tmp_path / "broken"
+    shutil.copytree(pipeline, folder)
+    (folder / "tokenizer" / name).unlink()
+    with pytest.raises(UsageError, match=r"its tokenizer cannot be loaded .*is missing"):
+        components.load_tokenizer(arguments(folder))
+    assert len(components.load_tokenizer(arguments(pipeline))) > 500
+
+
+# -- the average -----------------------------------------------------------------------------------
+
+
+def test_no_average_unless_asked_for(pipeline: Path) -> None:
+    args = arguments(pipeline)
+    assert components.make_ema(args, load(args).unet, CPU) is None
+
+
+@pytest.mark.parametrize("foreach", [False, True])
+def test_the_average_starts_from_the_weights(pipeline: Path, foreach: bool) -> None:
+    args = arguments(pipeline, use_ema=True, foreach_ema=foreach)
+    unet = load(args).unet
+    ema = components.make_ema(args, unet, CPU)
+    assert ema is not None
+    pairs = list(zip(ema.shadow_params, unet.parameters(), strict=True))
+    assert all(torch.equal(mean, weight) for mean, weight in pairs)
+    assert all(mean.data_ptr() != weight.data_ptr() for mean, weight in pairs)
+    assert (ema.decay, ema.foreach) == (0.9, foreach)
+
+
+def test_the_average_of_another_revision_starts_from_that(
+    pipeline: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = arguments(pipeline, use_ema=True)
+    unet = load(args).unet
+    original = UNet2DConditionModel.from_pretrained
+
+    def from_pretrained(path: Any, **kwargs: Any) -> Any:
+        averaged: Any = original(path, subfolder=kwargs["subfolder"])
+        for parameter in averaged.parameters():
+            torch.nn.init.constant_(parameter, 3.0)
+        return averaged
+
+    monkeypatch.setattr(UNet2DConditionModel, "from_pretrained", from_pretrained)
+    args.non_ema_revision = "non_ema"
+    ema = components.make_ema(args, unet, CPU)
+    assert ema is not None
+    assert all(bool((mean == 3).all()) for mean in ema.shadow_params)
+
+
+# -- export ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_the_final_pipeline(pipeline: Path, kind: str) -> None:
+    args = arguments(pipeline)
+    models = load(args, torch.bfloat16)
+    final = components.final_pipeline(args, models.unet, kind)
+    assert final.unet is models.unet
+    assert final.scheduler.config.prediction_type == kind
+    # the frozen parts as they were, not as they were rounded for training
+    assert final.vae.dtype == final.text_encoder.dtype == torch.float32
+    saved = AutoencoderKL.from_pretrained(pipeline, subfolder="vae").state_dict()
+    ours = final.vae.state_dict()
+    assert all(torch.equal(ours[key], saved[key]) for key in saved)

@@ -1,0 +1,157 @@
+"""How a process starts and ends: exit statuses, one seed for all, and what may not be resumed."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState, PartialState
+
+from diffusers_curriculum.training.checkpoint.checkpoints import CheckpointError, DiskFullError
+from diffusers_curriculum.training.errors import NonFiniteError, UsageError
+from diffusers_curriculum.training.process import runtime
+from diffusers_curriculum.training.publish.hub import HubError
+from tests.training.fake_accelerator import FakeAccelerator
+
+
+@pytest.fixture(autouse=True)
+def _fresh_accelerate() -> Iterator[None]:
+    """No accelerator before, and none left behind."""
+    states = (AcceleratorState, GradientState, PartialState)
+    for state in states:
+        state._reset_state()
+    yield
+    for state in states:
+        state._reset_state()
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (None, 0),
+        (UsageError("wrong"), 2),
+        (CheckpointError("damaged"), 2),
+        (HubError("refused"), 2),
+        (NonFiniteError("NaN"), 3),
+        (DiskFullError(Path("here"), 10, 5, "full"), 4),
+    ],
+)
+def test_exit_statuses(
+    error: Exception | None, expected: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run() -> None:
+        if error is not None:
+            raise error
+
+    assert runtime.exit_status(run) == expected
+    told = capsys.readouterr()
+    assert told.err == ("" if error is None else f"error: {error}\n")
+    assert told.out == ""
+
+
+@pytest.mark.parametrize("error", [ValueError("ours"), OSError("theirs"), KeyboardInterrupt()])
+def test_other_errors_keep_their_traceback(error: BaseException) -> None:
+    def run() -> None:
+        raise error
+
+    with pytest.raises(type(error)):
+        runtime.exit_status(run)
+
+
+def arguments(tmp_path: Path, **changes: Any) -> argparse.Namespace:
+    settings: dict[str, Any] = {
+        "output_dir": str(tmp_path),
+        "logging_dir": "logs",
+        "gradient_accumulation_steps": 3,
+        "mixed_precision": None,
+        "report_to": "tensorboard",
+        "allow_tf32": False,
+    }
+    return argparse.Namespace(**(settings | changes))
+
+
+def test_the_accelerator_follows_the_command_line(tmp_path: Path) -> None:
+    accelerator = runtime.make_accelerator(arguments(tmp_path, mixed_precision="bf16"))
+    assert accelerator.gradient_accumulation_steps == 3
+    assert accelerator.mixed_precision == "bf16"
+    assert accelerator.project_configuration.logging_dir == str(tmp_path / "logs")
+    assert runtime.frozen_dtype(accelerator) == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("precision", "expected"),
+    [("no", torch.float32), ("fp16", torch.float16), ("bf16", torch.bfloat16)],
+)
+def test_frozen_models_take_the_launchers_precision(precision: str, expected: torch.dtype) -> None:
+    accelerator: Any = FakeAccelerator()
+    accelerator.mixed_precision = precision
+    assert runtime.frozen_dtype(accelerator) == expected
+
+
+@pytest.fixture
+def tf32() -> Iterator[Any]:
+    """The switches, off before and as they were afterwards."""
+    switches: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [switch.allow_tf32 for switch in switches]
+    for switch in switches:
+        switch.allow_tf32 = False
+    yield switches
+    for switch, value in zip(switches, before, strict=True):
+        switch.allow_tf32 = value
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+def test_tf32_is_a_choice(tmp_path: Path, tf32: Any, wanted: bool) -> None:
+    runtime.make_accelerator(arguments(tmp_path, allow_tf32=wanted))
+    assert [switch.allow_tf32 for switch in tf32] == [wanted, wanted]
+
+
+def test_libraries_are_quieted(tmp_path: Path) -> None:
+    logging.getLogger("httpx").setLevel(logging.INFO)
+    runtime.make_accelerator(arguments(tmp_path))
+    assert logging.getLogger("httpx").level == logging.WARNING
+
+
+def test_a_given_seed_is_taken() -> None:
+    assert runtime.agree_on_seed(5, None) == 5
+    assert runtime.agree_on_seed(0, None) == 0
+
+
+def test_without_a_seed_each_run_has_its_own() -> None:
+    seeds = {runtime.agree_on_seed(None, None) for _ in range(5)}
+    assert len(seeds) == 5
+    assert all(0 <= seed < 2**31 for seed in seeds)
+
+
+@pytest.mark.parametrize("seed", [None, 7])
+def test_a_resumed_run_keeps_its_seed(seed: int | None) -> None:
+    assert runtime.agree_on_seed(seed, {"seed": 7}) == 7
+
+
+@pytest.mark.parametrize("seed", [0, 8])
+def test_a_resumed_run_refuses_another_seed(seed: int) -> None:
+    with pytest.raises(UsageError, match=rf"--seed is {seed}.*--seed 7"):
+        runtime.agree_on_seed(seed, {"seed": 7})
+    assert runtime.agree_on_seed(seed, {"seed": 7}, ["seed"]) == seed
+
+
+@pytest.mark.parametrize("main", [True, False])
+def test_one_process_prepares_the_output_folder(tmp_path: Path, main: bool) -> None:
+    accelerator: Any = FakeAccelerator(main)
+    cleaned: list[str] = []
+    folder = tmp_path / "a" / "b"
+    runtime.prepare_output(accelerator, str(folder), cleaned.append)
+    assert folder.is_dir() == main
+    assert cleaned == ([str(folder)] if main else [])
+    assert accelerator.waits == 1
+
+
+def test_the_run_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        runtime.log_run({"examples": 12, "seed": 3})
+    assert [r.message.strip() for r in caplog.records[1:]] == ["examples = 12", "seed = 3"]

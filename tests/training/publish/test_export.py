@@ -1,0 +1,264 @@
+"""When pictures are drawn, with which weights, and what is left after a run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers.training_utils import EMAModel
+from PIL import Image
+
+from diffusers_curriculum import (
+    CurriculumTimestepSampler,
+    DensityTimestepSampler,
+    LossProportionalTimestepSampler,
+    SequenceTimestepSampler,
+    TimestepSampler,
+)
+from diffusers_curriculum.training.data.plan import BatchPlan
+from diffusers_curriculum.training.errors import UsageError
+from diffusers_curriculum.training.parts.stable_diffusion import Components
+from diffusers_curriculum.training.publish import publisher as publishing
+from diffusers_curriculum.training.publish import text_to_image as export
+from diffusers_curriculum.training.publish.hub import HubError
+from tests.floors_fixtures import SCHEDULERS
+from tests.training.fake_accelerator import FakeAccelerator
+
+
+def arguments(tmp_path: Path, **changes: Any) -> argparse.Namespace:
+    settings: dict[str, Any] = {
+        "output_dir": str(tmp_path / "sd-test"),
+        "hub_model_id": None,
+        "push_to_hub": False,
+        "hub_token": None,
+        "validation_prompts": None,
+        "validation_steps": None,
+        "validation_epochs": 2,
+        "max_train_steps": 100,
+        "pretrained_model_name_or_path": str(tmp_path / "base"),
+        "dataset_name": None,
+        "resolution": 8,
+        "train_batch_size": 4,
+        "gradient_accumulation_steps": 1,
+        "learning_rate": 1e-4,
+        "loss_weighting": "min_snr",
+        "license": None,
+        "seed": 5,
+    }
+    return argparse.Namespace(**(settings | changes))
+
+
+def sampler_of() -> TimestepSampler:
+    return DensityTimestepSampler.from_scheduler(
+        SCHEDULERS["sd"](), density="laplace", density_args={"mu": 1, "b": 2}, draw="sobol"
+    )
+
+
+def publisher(
+    args: argparse.Namespace, *, main: bool = True, scheduler: Any = None, kind: str = "epsilon"
+) -> export.Publisher:
+    Path(args.output_dir).mkdir(exist_ok=True)
+    chosen = DDPMScheduler() if scheduler is None else scheduler
+    return export.Publisher(args, FakeAccelerator(main), chosen, sampler_of(), kind)
+
+
+def due(args: argparse.Namespace, plan: BatchPlan, steps: int) -> list[int]:
+    """Steps after which pictures are due, counted from 1."""
+    made = publisher(args)
+    return [step + 1 for step in range(steps) if made.is_due(plan, step)]
+
+
+PLAN = BatchPlan(num_samples=10, batch_size=4, accumulation=1, world_size=1, rank=0, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"validation_prompts": None}, []),
+        ({"validation_steps": 4}, [4, 8, 12]),
+        ({"validation_steps": 4, "max_train_steps": 12}, [4, 8]),  # the end has its own pictures
+        # 2.5 steps an epoch: epochs 0, 1, 2, ... end in steps 3, 5, 8, 10, 13
+        ({"validation_epochs": 1}, [3, 5, 8, 10, 13]),
+        ({"validation_epochs": 2}, [3, 8, 13]),
+        ({"validation_epochs": 5}, [3]),
+    ],
+)
+def test_when_pictures_are_due(tmp_path: Path, changes: dict[str, Any], expected: Any) -> None:
+    args = arguments(tmp_path, **({"validation_prompts": ["a"]} | changes))
+    assert due(args, PLAN, 14) == expected
+
+
+def test_a_step_of_many_epochs_is_due_once(tmp_path: Path) -> None:
+    args = arguments(tmp_path, validation_prompts=["a"], validation_epochs=3)
+    large = BatchPlan(num_samples=4, batch_size=16, accumulation=1, world_size=1, rank=0, seed=0)
+    # 4 epochs a step: 0-3, 4-7, 8-11 hold a multiple of 3 each
+    assert due(args, large, 3) == [1, 2, 3]
+
+
+# -- pictures --------------------------------------------------------------------------------------
+
+
+class Noted:
+    """Stands for the drawing of pictures, and notes the weights that it would draw with."""
+
+    def __init__(self) -> None:
+        self.weights: list[float] = []
+        self.calls: list[dict[str, Any]] = []
+
+    def __call__(self, build: Any, prompts: Any, **options: Any) -> list[Image.Image]:
+        self.weights.append(build().unet.weight[0, 0].item())
+        self.calls.append({"prompts": list(prompts)} | options)
+        return [Image.new("RGB", (8, 8), "red") for _ in prompts]
+
+
+class FakePipeline:
+    """What is saved at the end."""
+
+    def __init__(self, **parts: Any) -> None:
+        self.unet = parts["unet"]
+        self.parts = parts
+
+    def save_pretrained(self, folder: Path) -> None:
+        (folder / "model_index.json").write_text("{}")
+        (folder / "weight.txt").write_text(str(self.unet.weight[0, 0].item()))
+
+
+@pytest.fixture
+def noted(monkeypatch: pytest.MonkeyPatch) -> Noted:
+    noted = Noted()
+    monkeypatch.setattr(export, "validation_images", noted)
+    monkeypatch.setattr(export, "text_to_image_pipeline", FakePipeline)
+    monkeypatch.setattr(export, "final_pipeline", lambda args, unet, kind: FakePipeline(unet=unet))
+    return noted
+
+
+def models() -> tuple[Any, EMAModel]:
+    """A model of ones whose average is twos."""
+    unet = torch.nn.Linear(2, 2)
+    torch.nn.init.constant_(unet.weight, 2.0)
+    ema = EMAModel(unet.parameters())
+    torch.nn.init.constant_(unet.weight, 1.0)
+    return unet, ema
+
+
+@pytest.mark.parametrize("averaged", [True, False])
+def test_validation_draws_with_the_average(tmp_path: Path, noted: Noted, averaged: bool) -> None:
+    unet, ema = models()
+    made = publisher(arguments(tmp_path, validation_prompts=["a", "b"]))
+    made.validate(Components("t", "e", "v", unet), unet, ema if averaged else None, 7)
+    assert noted.weights == [2.0 if averaged else 1.0]
+    assert unet.weight[0, 0].item() == 1.0  # training goes on with its own
+    assert noted.calls[0]["prompts"] == ["a", "b"]
+    assert noted.calls[0]["seed"] == 5
+    assert made.accelerator.trackers[0].writer.images == [("validation", (2, 8, 8, 3), 7)]
+
+
+@pytest.mark.parametrize("averaged", [True, False])
+def test_the_average_is_what_is_kept(tmp_path: Path, noted: Noted, averaged: bool) -> None:
+    unet, ema = models()
+    args = arguments(tmp_path, validation_prompts=["a", "b"])
+    made = publisher(args)
+    made.finish(unet, ema if averaged else None)
+    folder = Path(args.output_dir)
+    assert (folder / "weight.txt").read_text() == ("2.0" if averaged else "1.0")
+    assert noted.weights == [2.0 if averaged else 1.0]
+    with Image.open(folder / "val_imgs_grid.png") as grid:
+        assert grid.size == (8, 16)
+    assert made.accelerator.trackers[0].writer.images == [("test", (2, 8, 8, 3), 100)]
+    assert "val_imgs_grid.png" in (folder / "README.md").read_text()
+    loaded = TimestepSampler.from_pretrained(str(folder))
+    assert torch.equal(loaded.probabilities(), sampler_of().probabilities())
+
+
+def test_without_prompts_there_is_a_card_and_no_grid(tmp_path: Path, noted: Noted) -> None:
+    args = arguments(tmp_path)
+    publisher(args).finish(models()[0], None)
+    assert noted.calls == []
+    names = {path.name for path in Path(args.output_dir).iterdir()}
+    assert names == {"model_index.json", "weight.txt", "README.md", "timestep_sampler_config.json"}
+
+
+def test_other_processes_wait_and_write_nothing(tmp_path: Path, noted: Noted) -> None:
+    args = arguments(tmp_path, validation_prompts=["a"])
+    made = publisher(args, main=False)
+    unet, ema = models()
+    waits = made.accelerator.waits
+    made.validate(Components("t", "e", "v", unet), unet, ema, 3)
+    made.finish(unet, ema)
+    assert made.accelerator.waits > waits + 1
+    assert list(Path(args.output_dir).iterdir()) == []
+    assert noted.calls == []
+
+
+# -- told before training --------------------------------------------------------------------------
+
+
+def test_a_push_prepares_the_repository_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def prepare(facts: Any, *, token: str) -> str:
+        asked.append((facts.repo_id, token))
+        return "somebody/sd-test"
+
+    monkeypatch.setattr(publishing, "prepare_repository", prepare)
+    args = arguments(tmp_path, push_to_hub=True, hub_token="hf_x")
+    assert publisher(args).repository == "somebody/sd-test"
+    assert asked == [("sd-test", "hf_x")]
+    publisher(args, main=False)
+    assert len(asked) == 1  # by one process
+
+
+def test_a_card_that_cannot_be_made_is_told_before_training(tmp_path: Path) -> None:
+    with pytest.raises(HubError, match="All Rights"):
+        publisher(arguments(tmp_path, license="All Rights!"))
+
+
+def test_a_scheduler_that_cannot_draw(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    flow = FlowMatchEulerDiscreteScheduler()
+    with pytest.raises(UsageError, match=r"FlowMatch.*'flow'.*leave out --validation_prompts"):
+        publisher(arguments(tmp_path, validation_prompts=["a"]), scheduler=flow, kind="flow")
+    publisher(arguments(tmp_path), scheduler=flow, kind="flow")
+    assert "will need another one" in caplog.text
+    with pytest.raises(UsageError, match=r"--prediction_type: FlowMatch.*'epsilon'"):
+        publisher(arguments(tmp_path), scheduler=flow)
+
+
+# -- description -----------------------------------------------------------------------------------
+
+
+def test_a_sampler_is_described() -> None:
+    told = {"Timestep density": "laplace mu=1 b=2", "Timestep draw": "sobol"}
+    assert publishing.describe_sampler(sampler_of()) == told
+    curriculum = CurriculumTimestepSampler(
+        sampler_of(), clusters=7, pacing="fixed", pacing_args={"stage_steps": 30}
+    )
+    assert publishing.describe_sampler(curriculum) == told | {
+        "Curriculum": "easy_to_hard, 7 clusters, fixed stage_steps=30"
+    }
+
+
+def test_samplers_without_one_density_are_described() -> None:
+    scheduler = SCHEDULERS["sd"]()
+    learning = LossProportionalTimestepSampler(scheduler)
+    told = publishing.describe_sampler(learning)
+    assert told == {"Timestep density": "loss_proportional", "Timestep draw": "stratified"}
+    two = SequenceTimestepSampler.two_phase(scheduler, 5)
+    expected = "normal mean=-1.6 std=2.0 until step 5, then uniform"
+    assert publishing.describe_sampler(two)["Timestep density"] == expected
+
+
+def test_the_card_describes_the_run(tmp_path: Path, noted: Noted) -> None:
+    args = arguments(tmp_path)
+    publisher(args, kind="v_prediction").finish(models()[0], None)
+    card = (Path(args.output_dir) / "README.md").read_text().replace("\\", "")
+    for part in ("laplace mu=1 b=2", "sobol", "min_snr", "v_prediction", "100"):
+        assert part in card
+    config = json.loads((Path(args.output_dir) / "timestep_sampler_config.json").read_text())
+    assert config["_class_name"] == "DensityTimestepSampler"

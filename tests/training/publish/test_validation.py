@@ -1,0 +1,347 @@
+"""Validation pictures: same seed same picture, and training left exactly as it was."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, EulerDiscreteScheduler, UNet2DConditionModel
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
+    FlowMatchEulerDiscreteScheduler,
+)
+from diffusers.training_utils import EMAModel
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from diffusers_curriculum.training.publish import pictures as validation
+from diffusers_curriculum.training.publish.pictures import (
+    captions,
+    ema_weights,
+    evaluation_mode,
+    image_grid,
+    log_images,
+    text_to_image_pipeline,
+    validation_images,
+    with_prediction_type,
+)
+
+PROMPTS = ("a b", "b a a")
+
+
+@pytest.fixture(scope="module")
+def components() -> dict[str, Any]:
+    tokens = ["<|startoftext|>", "<|endoftext|>", "a", "b", "a</w>", "b</w>"]
+    tokenizer = CLIPTokenizer(
+        vocab={token: i for i, token in enumerate(tokens)}, merges=[], model_max_length=8
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        text = CLIPTextConfig(
+            vocab_size=len(tokens),
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            max_position_embeddings=8,
+            bos_token_id=0,
+            eos_token_id=1,
+            pad_token_id=1,
+        )
+        unet = UNet2DConditionModel(
+            sample_size=8,
+            block_out_channels=(8, 16),
+            layers_per_block=1,
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            cross_attention_dim=16,
+            attention_head_dim=4,
+            norm_num_groups=4,
+        )
+        blocks: Any = {
+            "block_out_channels": (8, 8),
+            "down_block_types": ("DownEncoderBlock2D",) * 2,
+            "up_block_types": ("UpDecoderBlock2D",) * 2,
+        }
+        vae = AutoencoderKL(norm_num_groups=4, sample_size=16, **blocks)
+        return {
+            "vae": vae,
+            "text_encoder": CLIPTextModel(text),
+            "tokenizer": tokenizer,
+            "unet": unet,
+            "scheduler": DDPMScheduler(clip_sample=False, steps_offset=1),
+        }
+
+
+def sample(components: dict[str, Any], prompts: Any = PROMPTS, **options: Any) -> list[np.ndarray]:
+    prediction_type = options.pop("prediction_type", None)
+    settings = {"seed": 3, "device": "cpu", "steps": 2} | options
+    images = validation_images(
+        lambda: text_to_image_pipeline(**components, prediction_type=prediction_type),
+        prompts,
+        **settings,
+    )
+    assert all(image.size == (16, 16) for image in images)
+    return [np.asarray(image) for image in images]
+
+
+def same(left: list[np.ndarray], right: list[np.ndarray]) -> bool:
+    return len(left) == len(right) and all(map(np.array_equal, left, right))
+
+
+def test_same_seed_same_pictures_other_seed_others(components: dict[str, Any]) -> None:
+    first = sample(components)
+    assert len(first) == len(PROMPTS)
+    assert same(first, sample(components))
+    assert not same(first, sample(components, seed=4))
+
+
+def test_a_picture_does_not_depend_on_the_other_prompts(components: dict[str, Any]) -> None:
+    both = sample(components, images_per_prompt=2)
+    assert len(both) == 4
+    assert same(both[2:], sample(components, PROMPTS[1:], images_per_prompt=2))
+    assert not np.array_equal(both[0], both[1])
+    assert not np.array_equal(both[0], both[2])
+
+
+def test_without_a_seed_pictures_are_fresh(components: dict[str, Any]) -> None:
+    assert not same(sample(components, seed=None), sample(components, seed=None))
+
+
+@pytest.mark.parametrize("seed", [3, None])
+def test_global_generators_are_untouched(components: dict[str, Any], seed: int | None) -> None:
+    before, numpy_before = torch.get_rng_state(), np.random.get_state()[1].copy()  # type: ignore
+    sample(components, seed=seed)
+    assert torch.equal(before, torch.get_rng_state())
+    assert np.array_equal(numpy_before, np.random.get_state()[1])  # type: ignore
+
+
+def test_twenty_steps_unless_told_otherwise(components: dict[str, Any]) -> None:
+    calls = []
+    handle = components["unet"].register_forward_hook(lambda *_: calls.append(1))
+    try:
+        validation_images(lambda: text_to_image_pipeline(**components), ["a"], seed=0, device="cpu")
+    finally:
+        handle.remove()
+    assert len(calls) == 20
+
+
+def test_modes_and_weights_come_back(components: dict[str, Any]) -> None:
+    unet = components["unet"].train()
+    components["vae"].eval()
+    weights = [p.detach().clone() for p in unet.parameters()]
+    seen = []
+    handle = unet.register_forward_hook(lambda module, *_: seen.append(module.training))
+    try:
+        sample(components)
+    finally:
+        handle.remove()
+    assert seen
+    assert not any(seen)
+    assert unet.training
+    assert not components["vae"].training
+    assert all(map(torch.equal, weights, unet.parameters()))
+
+
+def test_modes_come_back_after_an_error() -> None:
+    model = torch.nn.Sequential(torch.nn.Dropout(), torch.nn.Dropout())
+    model[1].eval()
+    seen = []
+
+    def fail() -> None:
+        seen.extend(module.training for module in model.modules())
+        raise KeyError
+
+    with pytest.raises(KeyError), evaluation_mode(model):
+        fail()
+    assert seen == [False, False, False]
+    assert [module.training for module in model.modules()] == [True, True, False]
+
+
+def test_autocast_surrounds_the_sampling(components: dict[str, Any]) -> None:
+    dtypes, entered = set(), []
+
+    @contextmanager
+    def autocast() -> Iterator[None]:
+        with torch.autocast("cpu", torch.bfloat16):
+            entered.append(1)
+            yield
+
+    layer = components["unet"].conv_in
+    handle = layer.register_forward_hook(lambda _m, _i, out: dtypes.add(out.dtype))
+    try:
+        sample(components, autocast=autocast)
+    finally:
+        handle.remove()
+    assert dtypes == {torch.bfloat16}
+    assert len(entered) == 1
+
+
+def test_memory_is_freed_even_after_an_error(
+    components: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    freed = []
+    monkeypatch.setattr("diffusers.training_utils.free_memory", lambda: freed.append(1))
+    sample(components)
+    assert len(freed) == 1
+    with pytest.raises(ValueError, match="has to be of type"):
+        sample(components, [3])
+    assert len(freed) == 2
+
+
+def test_guidance_reaches_the_pipeline(components: dict[str, Any]) -> None:
+    plain = sample(components)
+    assert same(plain, sample(components, guidance_scale=7.5))  # the pipeline's own
+    assert not same(plain, sample(components, guidance_scale=1.0))
+
+
+def test_the_prediction_type_of_the_run_is_used(components: dict[str, Any]) -> None:
+    unet = components["unet"]
+    assert not same(sample(components), sample(components, prediction_type="v_prediction"))
+    pipeline = text_to_image_pipeline(**components, prediction_type="v_prediction")
+    assert pipeline.scheduler.config["prediction_type"] == "v_prediction"
+    assert components["scheduler"].config["prediction_type"] == "epsilon"
+    assert pipeline.unet is unet
+
+
+def test_prediction_types_that_a_scheduler_cannot_take() -> None:
+    flow = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    assert with_prediction_type(flow, "flow").config["shift"] == 3.0
+    with pytest.raises(ValueError, match=r"FlowMatchEuler.*'epsilon'; use a scheduler"):
+        with_prediction_type(flow, "epsilon")
+    euler = EulerDiscreteScheduler(beta_start=0.001, prediction_type="v_prediction")
+    kept = with_prediction_type(euler, None)
+    assert kept is not euler
+    assert kept.config == euler.config
+
+
+@pytest.mark.parametrize("foreach", [False, True])
+def test_ema_weights_are_swapped_in_and_out(foreach: bool) -> None:
+    model = torch.nn.Linear(3, 2)
+    ema = EMAModel(model.parameters(), foreach=foreach)
+    averages = [p.clone() for p in ema.shadow_params]
+    with torch.no_grad():
+        model.weight.add_(1.0)
+    own = [p.detach().clone() for p in model.parameters()]
+    with ema_weights(ema, model):
+        assert all(map(torch.equal, model.parameters(), averages))
+    assert all(map(torch.equal, model.parameters(), own))
+    with pytest.raises(KeyError), ema_weights(ema, model):
+        raise KeyError
+    assert all(map(torch.equal, model.parameters(), own))
+    assert all(map(torch.equal, ema.shadow_params, averages))
+
+
+def test_ema_that_fails_to_copy_restores(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = torch.nn.Linear(3, 2)
+    ema = EMAModel(model.parameters())
+    own = [p.detach().clone() for p in model.parameters()]
+
+    def half(parameters: Any) -> None:
+        next(iter(parameters)).data.zero_()
+        raise MemoryError
+
+    monkeypatch.setattr(ema, "copy_to", half)
+    with pytest.raises(MemoryError), ema_weights(ema, model):
+        pass
+    assert all(map(torch.equal, model.parameters(), own))
+
+
+def test_nested_ema_weights_are_refused_and_nothing_is_lost() -> None:
+    model = torch.nn.Linear(3, 2)
+    ema = EMAModel(model.parameters())
+    with torch.no_grad():
+        model.weight.add_(1.0)
+    own = model.weight.detach().clone()
+    with pytest.raises(RuntimeError, match="do not nest"), ema_weights(ema, model):  # noqa: SIM117
+        with ema_weights(ema, model):
+            pass
+    assert torch.equal(model.weight, own)
+
+
+def test_no_ema_changes_nothing() -> None:
+    model = torch.nn.Linear(3, 2)
+    own = model.weight.detach().clone()
+    with ema_weights(None, model):
+        assert torch.equal(model.weight, own)
+
+
+def coloured(*values: int) -> list[Image.Image]:
+    return [Image.new("RGB", (4, 2), (value, 0, 0)) for value in values]
+
+
+def test_grid_has_a_row_per_prompt() -> None:
+    grid = np.asarray(image_grid(coloured(1, 2, 3, 4, 5, 6), PROMPTS))
+    assert grid.shape == (4, 12, 3)
+    assert grid[::2, ::4, 0].tolist() == [[1, 2, 3], [4, 5, 6]]
+    with pytest.raises(ValueError, match="3 pictures cannot fill 2 rows"):
+        image_grid(coloured(1, 2, 3), PROMPTS)
+
+
+class FakeTracker:
+    """Records what is logged, as accelerate's trackers do."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.logged: list[tuple[Any, ...]] = []
+
+    def log(self, values: dict[str, Any], step: int | None = None) -> None:
+        self.logged.append((values, step))
+
+
+def accelerator(*trackers: Any, main: bool = True) -> SimpleNamespace:
+    return SimpleNamespace(trackers=list(trackers), is_main_process=main)
+
+
+def test_tensorboard_receives_the_pictures(tmp_path: Path) -> None:
+    from torch.utils.tensorboard.writer import SummaryWriter
+
+    with SummaryWriter(str(tmp_path)) as writer:
+        tracker = SimpleNamespace(name="tensorboard", writer=writer)
+        log_images(accelerator(tracker), "validation", coloured(10, 20), PROMPTS, step=7)
+    events = EventAccumulator(str(tmp_path), size_guidance={"images": 0}).Reload()
+    tags = events.Tags()["images"]
+    assert tags == ["validation"]
+    assert [event.step for event in events.Images("validation")] == [7]
+
+
+def test_wandb_receives_the_pictures_with_their_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    def picture(image: Any, caption: str) -> tuple[Any, str]:
+        return image, caption
+
+    monkeypatch.setitem(__import__("sys").modules, "wandb", SimpleNamespace(Image=picture))
+    tracker, images = FakeTracker("wandb"), coloured(1, 2, 3, 4)
+    log_images(accelerator(tracker), "test", images, PROMPTS, step=9)
+    ((values, step),) = tracker.logged
+    assert step == 9
+    texts = ["0: a b", "1: a b", "2: b a a", "3: b a a"]
+    assert values == {"test": list(zip(images, texts, strict=True))}
+
+
+def test_other_trackers_warn_once(caplog: pytest.LogCaptureFixture) -> None:
+    validation._warn_once.cache_clear()
+    tracker = FakeTracker("csv")
+    with caplog.at_level(logging.WARNING):
+        for step in range(3):
+            log_images(accelerator(tracker), "validation", coloured(1), ["a"], step)
+    assert [record.getMessage() for record in caplog.records] == [
+        "tracker 'csv' shows no pictures; use tensorboard or wandb to see them"
+    ]
+    assert tracker.logged == []
+
+
+def test_only_the_main_process_sends() -> None:
+    tracker = FakeTracker("wandb")
+    log_images(accelerator(tracker, main=False), "validation", coloured(1), ["a"], 0)
+    assert tracker.logged == []
+
+
+def test_captions_of_an_odd_number_of_pictures_name_every_prompt() -> None:
+    assert captions(coloured(1, 2), PROMPTS) == ["0: a b", "1: b a a"]
