@@ -22,9 +22,9 @@ from diffusers_curriculum import (
     TimestepSampler,
 )
 from diffusers_curriculum.cli import build_parser, main
-from diffusers_curriculum.training.arguments import text_to_image as arguments
 from diffusers_curriculum.weighting import loss_weights
 from tests.floors_fixtures import SD
+from tests.training import command_lines as arguments
 
 Capture = pytest.CaptureFixture[str]
 
@@ -221,7 +221,7 @@ def test_every_flag_of_the_groups_is_there() -> None:
     groups = {group.title: group for group in arguments.build_parser()._action_groups}
     for title in ("timesteps", "curriculum", "curriculum pacing"):
         wanted = {a.option_strings[0] for a in groups[title]._group_actions}
-        assert wanted - known <= {"--show_timesteps"}
+        assert wanted - known <= {"--show_timesteps", "--timestep_plot_steps"}
 
 
 @pytest.mark.parametrize(

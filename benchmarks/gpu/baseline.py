@@ -14,7 +14,7 @@ from torch import Tensor
 from benchmarks.gpu import clock, speed, subject
 from benchmarks.gpu.findings import Findings
 from benchmarks.gpu.settings import Settings
-from train_text_to_image_curriculum import Run, optimizer_step
+from diffusers_curriculum.training.tasks.text_to_image import TextToImageRun
 
 # (batch, accumulation): a large step, and small ones in which the host's share shows
 SETTINGS = ((8, 1), (1, 4))
@@ -31,7 +31,7 @@ def measure(findings: Findings, settings: Settings) -> None:
 
 
 def _compare(
-    run: Run, settings: Settings, flags: tuple[str, ...], batch: int, accumulation: int
+    run: TextToImageRun, settings: Settings, flags: tuple[str, ...], batch: int, accumulation: int
 ) -> dict[str, Any]:
     run.accelerator.gradient_accumulation_steps = accumulation
     variant, steps = subject.with_sampler(run, *flags), itertools.count()
@@ -40,7 +40,7 @@ def _compare(
     pageable = subject.host_batches(sizes, batch, pinned=False)
     variants = {
         "official": partial(_official_step, run, pageable, batch, accumulation),
-        "ours": lambda: optimizer_step(variant, next(steps), plan, pinned),
+        "ours": lambda: subject.update(variant, next(steps), plan, pinned),
     }
     return clock.paired_windows(
         settings.device, variants, batch * accumulation, speed.WINDOWS,
@@ -49,7 +49,7 @@ def _compare(
 
 
 def _official_step(
-    run: Run, batches: Iterator[dict[str, Tensor]], batch: int, accumulation: int
+    run: TextToImageRun, batches: Iterator[dict[str, Tensor]], batch: int, accumulation: int
 ) -> float:
     """One update after the formulas of diffusers' script: epsilon, uniform timesteps, no EMA.
 
@@ -58,13 +58,13 @@ def _official_step(
     """
     accelerator, device, train_loss = run.accelerator, run.accelerator.device, 0.0
     for _ in range(accumulation):
-        with accelerator.accumulate(run.models.unet):
+        with accelerator.accumulate(run.network):
             loss = _official_loss(run, next(batches), device)
             gathered = accelerator.gather(loss.detach().repeat(batch)).mean()
             train_loss += gathered.item() / accumulation
             accelerator.backward(loss)
             if accelerator.sync_gradients:
-                accelerator.clip_grad_norm_(run.models.unet.parameters(), 1.0)
+                accelerator.clip_grad_norm_(run.network.parameters(), 1.0)
             run.optimizer.step()
             run.lr_scheduler.step()
             run.optimizer.zero_grad()
@@ -72,8 +72,8 @@ def _official_step(
     return train_loss
 
 
-def _official_loss(run: Run, batch: dict[str, Tensor], device: torch.device) -> Tensor:
-    models, scheduler = run.models, run.scheduler
+def _official_loss(run: TextToImageRun, batch: dict[str, Tensor], device: torch.device) -> Tensor:
+    models, scheduler = run.models, run.levels.scheduler
     pixels, tokens = batch["pixel_values"].to(device), batch["input_ids"].to(device)
     posterior = models.vae.encode(pixels.to(models.vae.dtype)).latent_dist
     latents = posterior.sample() * models.vae.config.scaling_factor
@@ -82,5 +82,5 @@ def _official_loss(run: Run, batch: dict[str, Tensor], device: torch.device) -> 
     drawn = torch.randint(0, levels, (len(latents),), device=device).long()
     noisy = scheduler.add_noise(latents, noise, drawn)
     embeddings = models.text_encoder(tokens, return_dict=False)[0]
-    prediction = models.unet(noisy, drawn, embeddings, return_dict=False)[0]
+    prediction = run.network(noisy, drawn, embeddings, return_dict=False)[0]
     return F.mse_loss(prediction.float(), noise.float(), reduction="mean")

@@ -23,6 +23,8 @@ from benchmarks.gpu.images import write_images
 from benchmarks.gpu.settings import Settings
 from benchmarks.gpu.subject import processors, reset_accelerate
 from diffusers_curriculum.models.tiny import MINUSCULE, TinySizes, make_tiny_pipeline
+from diffusers_curriculum.training.loop import job
+from diffusers_curriculum.training.loop.run import Run
 
 
 @dataclass
@@ -40,18 +42,18 @@ class Interruption(Exception):
 def run_script(argv: Sequence[str], stop_before: int | None = None) -> Watched:
     """The script's `main` in this process, cut off at optimizer step ``stop_before``."""
     losses: list[torch.Tensor] = []
-    watched, step_of_script = Watched(), script.optimizer_step
+    watched, make_update = Watched(), job.make_update
 
-    def watching(run: script.Run, step: int, *rest: Any) -> Any:
+    def watching(run: Run, step: int, *rest: Any) -> Any:
         if step == stop_before:
             raise Interruption
-        result = step_of_script(run, step, *rest)
-        losses.append(result[0])
-        watched.processors = processors(run.accelerator.unwrap_model(run.models.unet))
+        result = make_update(run, step, *rest)
+        losses.append(result[0].loss.double().mean())
+        watched.processors = processors(run.averages.network)
         return result
 
     reset_accelerate()
-    with mock.patch.object(script, "optimizer_step", watching), suppress(Interruption):
+    with mock.patch.object(job, "make_update", watching), suppress(Interruption):
         script.main(argv)
     watched.losses = [float(loss).hex() for loss in losses]
     return watched

@@ -14,7 +14,8 @@ from benchmarks.gpu import clock, subject
 from benchmarks.gpu.findings import CheckError, Findings
 from benchmarks.gpu.settings import Settings
 from diffusers_curriculum import Slots
-from train_text_to_image_curriculum import Run, optimizer_step
+from diffusers_curriculum.training.levels.timesteps import build_sampler
+from diffusers_curriculum.training.tasks.text_to_image import TextToImageRun
 
 BATCHES = (4, 8, 16)
 WINDOWS, WINDOW_SECONDS = 5, 1.0
@@ -37,7 +38,7 @@ def measure(findings: Findings, settings: Settings) -> None:
             free(run, settings)
 
 
-def sd15_run(settings: Settings) -> Run:
+def sd15_run(settings: Settings) -> TextToImageRun:
     """Random models of the real size (or minuscule ones) with the script's own optimizer."""
     torch.manual_seed(0)
     accelerator = subject.new_accelerator(settings.device, "bf16")
@@ -51,7 +52,7 @@ def sizes_of(settings: Settings) -> subject.Sizes:
     return subject.SMALL if settings.smoke else subject.SD15
 
 
-def free(run: Run, settings: Settings) -> None:
+def free(run: TextToImageRun, settings: Settings) -> None:
     """Give back what a batch size took, also after it did not fit."""
     run.optimizer.optimizer.zero_grad(set_to_none=True)
     if settings.cuda:
@@ -63,13 +64,15 @@ def window_seconds(settings: Settings) -> float:
     return 0.0 if settings.smoke else WINDOW_SECONDS
 
 
-def _use_xformers(run: Run) -> dict[str, Any]:
-    unet = run.accelerator.unwrap_model(run.models.unet)
+def _use_xformers(run: TextToImageRun) -> dict[str, Any]:
+    unet = run.averages.network
     subject.use_xformers(unet)
     return {"processors": subject.processors(unet)}
 
 
-def _compare(run: Run, settings: Settings, batch: int, deadline: float) -> dict[str, Any]:
+def _compare(
+    run: TextToImageRun, settings: Settings, batch: int, deadline: float
+) -> dict[str, Any]:
     if time.monotonic() > deadline:
         raise CheckError("no time was left for this row")
     plan = subject.batch_plan(batch)
@@ -77,7 +80,7 @@ def _compare(run: Run, settings: Settings, batch: int, deadline: float) -> dict[
 
     def stepper(*flags: str) -> clock.Step:
         variant, steps = subject.with_sampler(run, *flags), itertools.count()
-        return lambda: optimizer_step(variant, next(steps), plan, batches)
+        return lambda: subject.update(variant, next(steps), plan, batches)
 
     variants = {"uniform": stepper(), "curriculum": stepper(*subject.CURRICULUM)}
     return clock.paired_windows(settings.device, variants, batch, WINDOWS, window_seconds(settings))
@@ -98,7 +101,7 @@ def _sampler(settings: Settings) -> dict[str, Any]:
 
 def _sampler_times(settings: Settings, flags: tuple[str, ...], count: int) -> dict[str, Any]:
     args = subject.arguments(*flags)
-    sampler = subject.timesteps.build_sampler(args, subject.stable_diffusion_scheduler(), 0, None)
+    sampler = build_sampler(args, subject.stable_diffusion_scheduler(), 0, None)
     losses = torch.rand(16, generator=torch.Generator().manual_seed(0)).to(settings.device)
 
     def work(step: int) -> None:

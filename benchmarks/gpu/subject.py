@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import itertools
 from collections.abc import Iterator
@@ -13,18 +12,21 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-from diffusers.training_utils import EMAModel
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from benchmarks.gpu.findings import NOT_INSTALLED, Unavailable, check
-from diffusers_curriculum.training.arguments.text_to_image import build_parser
+from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.data.plan import BatchPlan
-from diffusers_curriculum.training.levels import timesteps
+from diffusers_curriculum.training.levels.levels import Levels
 from diffusers_curriculum.training.loop.guard import FiniteGuard
-from diffusers_curriculum.training.parts import optimizers as optimization
+from diffusers_curriculum.training.loop.run import LevelLosses
+from diffusers_curriculum.training.loop.updates import make_update
+from diffusers_curriculum.training.parts.averages import Averages
+from diffusers_curriculum.training.parts.optimizers import build_lr_scheduler, build_optimizer
 from diffusers_curriculum.training.parts.stable_diffusion import Components
-from train_text_to_image_curriculum import Run
+from diffusers_curriculum.training.tasks.text_to_image import TextToImage, TextToImageRun
+from train_text_to_image_curriculum import training_step
 
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 UNIFORM: tuple[str, ...] = ()
@@ -136,34 +138,44 @@ def reset_accelerate() -> None:
     GradientState._reset_state()
 
 
-def arguments(*flags: str) -> argparse.Namespace:
+def arguments(*flags: str) -> Arguments:
     """The training script's arguments; what it needs for loading is of no use here."""
-    args = build_parser().parse_args(["--pretrained_model_name_or_path", "random", *flags])
-    args.timestep_sampler_args, args.loss_weighting_args = {}, {}
-    return args
+    own = ["--pretrained_model_name_or_path", "random", *flags]
+    return TextToImage().parse(own, machine=False)
 
 
-def build_run(accelerator: Accelerator, models: Components, *flags: str) -> Run:
-    """What the script's `main` hands to its training step, for the given flags of its own."""
+def build_run(accelerator: Accelerator, models: Components, *flags: str) -> TextToImageRun:
+    """What the script's job hands to its training step, for the given flags of its own."""
     args, scheduler = arguments(*flags), stable_diffusion_scheduler()
-    sampler = timesteps.build_sampler(args, scheduler, 0, None)
-    parameters = list(models.unet.parameters())
-    optimizer = optimization.build_optimizer(args, parameters, 1)
-    lr_scheduler = optimization.build_lr_scheduler(args, optimizer, 10**6)
-    ema = EMAModel(parameters, decay=args.ema_decay) if args.use_ema else None
+    optimizer = build_optimizer(args, list(models.unet.parameters()), 1)
+    lr_scheduler = build_lr_scheduler(args, optimizer, 10**6)
+    averages = Averages(models.unet).with_ema(args, accelerator.device)
     unet, optimizer = accelerator.prepare(models.unet, optimizer)
-    objective = timesteps.build_objective(args, sampler)
-    guard = FiniteGuard(accelerator, optimizer)
-    return Run(args, accelerator, 0, replace(models, unet=unet), scheduler, sampler, objective,
-               None, optimizer, guard, lr_scheduler, ema)  # fmt: skip
+    return TextToImageRun(
+        args=args,
+        accelerator=accelerator,
+        seed=0,
+        network=unet,
+        averages=averages,
+        optimizer=optimizer,
+        guard=FiniteGuard(accelerator, optimizer),
+        lr_scheduler=lr_scheduler,
+        levels=Levels.of(args, scheduler, scheduler, 0),
+        models=models,
+    )
 
 
-def with_sampler(run: Run, *flags: str) -> Run:
+def with_sampler(run: TextToImageRun, *flags: str) -> TextToImageRun:
     """The same models and optimizer with another way to draw noise levels."""
-    args = arguments(*flags)
-    sampler = timesteps.build_sampler(args, run.scheduler, run.seed, None)
-    objective = timesteps.build_objective(args, sampler)
-    return replace(run, args=args, sampler=sampler, objective=objective)
+    args, scheduler = arguments(*flags), run.levels.scheduler
+    return replace(run, args=args, levels=Levels.of(args, scheduler, scheduler, run.seed))
+
+
+def update(
+    run: TextToImageRun, step: int, plan: BatchPlan, batches: Iterator[dict[str, Tensor]]
+) -> tuple[LevelLosses, Tensor | None]:
+    """One optimizer step of the training script."""
+    return make_update(run, step, plan, batches, training_step)
 
 
 def batch_plan(batch: int, accumulation: int = 1) -> BatchPlan:

@@ -13,8 +13,7 @@ import torch
 from benchmarks.gpu import subject
 from benchmarks.gpu.findings import NOT_APPLICABLE, CheckError, Findings, Unavailable
 from benchmarks.gpu.settings import Settings
-from diffusers_curriculum.training.loop.monitor import Monitor
-from train_text_to_image_curriculum import optimizer_step
+from diffusers_curriculum.training.loop.monitor import LevelMonitor
 
 SAMPLERS = {
     "uniform": subject.UNIFORM,
@@ -80,12 +79,18 @@ def _stepper(settings: Settings, precision: str, flags: tuple[str, ...]) -> Call
     dtype = subject.DTYPES[precision]
     models = subject.build_models(subject.SMALL, settings.device, dtype)
     run = subject.build_run(accelerator, models, "--use_ema", *flags)
-    monitor = Monitor(accelerator, run.sampler, None, 100, 10, 1000, run.guard)
+    monitor = LevelMonitor(
+        run.levels,
+        1000,
+        accelerator=accelerator,
+        guard=run.guard,
+        max_train_steps=100,
+        log_every=10,
+    )
     plan = subject.batch_plan(4, 2)
     batches = subject.host_batches(subject.SMALL, 4, pinned=settings.cuda)
 
     def step(number: int) -> None:
-        loss, indices, losses, norm = optimizer_step(run, number, plan, batches)
-        monitor.add(number, loss, indices, losses, norm)
+        monitor.add(number, *subject.update(run, number, plan, batches))
 
     return step

@@ -10,20 +10,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffusers_curriculum.cli.answer import Answer
-from diffusers_curriculum.training.arguments.text_to_image import build_parser, parse_args
+from diffusers_curriculum.training.arguments.command_line import CommandLine
+from diffusers_curriculum.training.arguments.curriculum import CURRICULUM, PACING
+from diffusers_curriculum.training.arguments.flag import Family
+from diffusers_curriculum.training.arguments.noise_levels import PREDICTION, TIMESTEPS
+from diffusers_curriculum.training.arguments.run import RUN
 
 if TYPE_CHECKING:
     from diffusers_curriculum.analysis.preview import Preview
     from diffusers_curriculum.cli.source import Source
 
 ENDINGS = (".png", ".svg", ".json")
-GROUPS = ("timesteps", "curriculum", "curriculum pacing")
-# Of the official flags those that a preview depends on.
-OFFICIAL = ("max_train_steps", "prediction_type", "snr_gamma")
+_SAMPLING = (TIMESTEPS, CURRICULUM, PACING)
+_LENGTH = Family("training", tuple(flag for flag in RUN.flags if flag.name == "max_train_steps"))
+TRAINING = CommandLine(
+    "What a preview knows of a training command.", (_LENGTH, PREDICTION, *_SAMPLING)
+)
 # What the uniform sampler, which is its own reference, has no use for.
 _NOT_FOR_UNIFORM = ("--timestep_floor", "--importance_correction")
-# Data, trackers and folders of a run are not looked at.
-_NEUTRAL = "--pretrained_model_name_or_path . --show_timesteps timesteps.png --report_to all"
 
 
 class _Forward(argparse.Action):
@@ -65,22 +69,16 @@ def add_preview(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 def _add_training_flags(parser: argparse.ArgumentParser) -> None:
     """Declare the training script's flags; types, choices and checks stay with its own parser."""
-    for group in build_parser()._action_groups:
-        shown = parser.add_argument_group(group.title) if group.title in GROUPS else parser
-        for action in group._group_actions:
-            wanted = group.title in GROUPS or action.dest in OFFICIAL
-            if wanted and action.dest != "show_timesteps":
-                shown.add_argument(
-                    *action.option_strings,
-                    action=_Forward,
-                    nargs=action.nargs,
-                    metavar=action.metavar or _choices(action),
-                    help=action.help,
-                )
-
-
-def _choices(action: argparse.Action) -> str | None:
-    return "|".join(map(str, action.choices)) if action.choices else None
+    for family in TRAINING.families:
+        group = parser.add_argument_group(family.title)
+        for flag in family.flags:
+            group.add_argument(
+                f"--{flag.name}",
+                action=_Forward,
+                nargs=flag.nargs,
+                metavar=flag.metavar or ("|".join(flag.choices) if flag.choices else None),
+                help=flag.help,
+            )
 
 
 def _preview(args: argparse.Namespace) -> Answer:
@@ -104,7 +102,7 @@ def _one(args: argparse.Namespace, source: Source, flags: Sequence[Sequence[str]
     from diffusers_curriculum.samplers import TimestepSampler
     from diffusers_curriculum.training.levels import timesteps
 
-    own = parse_args([*_NEUTRAL.split(), *(word for flag in flags for word in flag)])
+    own = TRAINING.parse([word for flag in flags for word in flag], machine=False)
     made = {flag[0] for flag in flags} & _sampler_flags()
     if source.sampler is not None and (not made or source.training is None):
         if made:
@@ -114,7 +112,7 @@ def _one(args: argparse.Namespace, source: Source, flags: Sequence[Sequence[str]
             )
         sampler = TimestepSampler.from_config(source.sampler)
     else:
-        sampler = timesteps.build_sampler(own, source.training, own.seed or 0, own.max_train_steps)
+        sampler = timesteps.build_sampler(own, source.training, 0, own.max_train_steps)
     weights = timesteps.build_loss_weights(own, timesteps.build_objective(own, sampler))
     return make_preview(
         sampler,
@@ -171,9 +169,8 @@ def _serves(flag: str, density: str) -> bool:
 
 def _sampler_flags() -> set[str]:
     """The flags that say how noise levels are drawn, as opposed to weighted."""
-    groups = [group for group in build_parser()._action_groups if group.title in GROUPS]
-    flags = {action.option_strings[0] for group in groups for action in group._group_actions}
-    return flags - {"--loss_weighting", "--loss_weighting_args"}
+    flags = [flag for family in _SAMPLING for flag in family.flags]
+    return {f"--{flag.name}" for flag in flags if flag.setting != "loss_weighting"}
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -110,7 +110,7 @@ def _check_output(output: Path, taken: list[Path]) -> None:
 
 def _check_model(network: Path, plan: Reconstruction) -> None:
     """Refuse snapshots of another model than the pipeline's."""
-    from diffusers_curriculum.training.parts.averages import config_hash
+    from diffusers_curriculum.training.parts.power_ema import config_hash
 
     if config_hash(_read_object(network / "config.json")) != plan.snapshots[0].config:
         raise ValueError(

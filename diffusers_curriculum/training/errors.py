@@ -1,8 +1,12 @@
-"""How a training script ends: the error for wrong input, and the exit statuses."""
+"""How a training script ends: its errors, and the exit status of each."""
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import IntEnum
+from pathlib import Path
 
 
 class ExitCode(IntEnum):
@@ -20,5 +24,46 @@ class UsageError(ValueError):
     """Bad arguments, data or checkpoint; a script prints the message and exits with status 2."""
 
 
+class CheckpointError(UsageError):
+    """A checkpoint is missing, damaged, or does not fit the run."""
+
+
+class HubError(UsageError):
+    """A name, licence, token or folder that the Hub could not take."""
+
+
+class OutOfMemoryError(UsageError):
+    """The arguments need more memory than there is."""
+
+
 class NonFiniteError(RuntimeError):
     """A loss or gradient was not finite; a script stops with status 3 and saves nothing."""
+
+
+class DiskFullError(OSError):
+    """There is no room for a checkpoint; a script stops with status 4.
+
+    Attributes:
+        needed: bytes that the checkpoint takes, as far as known.
+        free: bytes that were free.
+    """
+
+    def __init__(self, path: Path, needed: int, free: int, cause: object) -> None:
+        super().__init__(
+            f"No space for {path}: it needs about {needed:,} bytes, {free:,} are free ({cause}). "
+            "Older checkpoints are intact. Free some space or raise the quota or file size limit, "
+            "keep fewer with --checkpoints_total_limit, or choose another --output_dir; then "
+            "resume from latest."
+        )
+        self.errno, self.needed, self.free = errno.ENOSPC, needed, free
+
+
+@contextmanager
+def usage_errors(flag: str) -> Iterator[None]:
+    """Turn the library's ValueError into a UsageError that names the flag."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{flag}: {error}") from error

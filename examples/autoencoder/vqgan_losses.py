@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +19,7 @@ from diffusers_curriculum.models.discriminator import (
 from diffusers_curriculum.models.perceptual import PerceptualDistance
 from diffusers_curriculum.models.reconstruction import logit_laplace_loss
 from diffusers_curriculum.randomness import key
+from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.checkpoint.optimizer import load_optimizer_state, optimizer_state
 from diffusers_curriculum.training.errors import UsageError
 from diffusers_curriculum.training.loop.guard import FiniteGuard
@@ -34,7 +34,7 @@ class ReconstructionLoss:
         UsageError: the perceptual model cannot be loaded.
     """
 
-    def __init__(self, args: argparse.Namespace, device: torch.device) -> None:
+    def __init__(self, args: Arguments, device: torch.device) -> None:
         self.l2, self.laplace = args.l2_weight, args.logit_laplace_weight
         self.perceptual, self.distance = args.perceptual_weight, None
         if args.perceptual_model is not None:
@@ -73,7 +73,7 @@ class Adversary:
         UsageError: a resolution that it cannot halve.
     """
 
-    def __init__(self, args: argparse.Namespace, accelerator: Any, seed: int) -> None:
+    def __init__(self, args: Arguments, accelerator: Any, seed: int) -> None:
         self.args, self.accelerator = args, accelerator
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(key(seed, purpose="discriminator") >> 65)

@@ -2,85 +2,52 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 from vqgan_losses import Guards
 
-from diffusers_curriculum.models.vector_quantiser import VectorQuantiser
+from diffusers_curriculum.training.loop.monitor import Monitor
 from diffusers_curriculum.training.loop.tracking import RunningMean
 
 
-class Monitor:
-    """Means since the last report, on the device; a report reads them, every --log_every steps.
+class ReconstructionMonitor(Monitor):
+    """Means since the last report, on the device.
 
     Args:
-        quantiser: whose usage is told, and which starts a new window then.
-        names: of the distances between image and reconstruction.
-        critic: whether there is one, with its two losses.
+        run: whose losses are told, and whose codebook's usage, which starts a new window then.
     """
 
-    def __init__(
-        self,
-        args: argparse.Namespace,
-        accelerator: Any,
-        quantiser: VectorQuantiser,
-        names: tuple[str, ...],
-        critic: bool,
-        guards: Guards,
-    ) -> None:
-        self.args, self.accelerator, self.quantiser = args, accelerator, quantiser
-        more = ("adversarial", "discriminator") if critic else ()
-        self.means = {
-            name: RunningMean(accelerator.device) for name in ("loss", *names, "codebook", *more)
-        }
-        self.revived = torch.zeros((), dtype=torch.int64, device=accelerator.device)
-        self.guards, self.bar = guards, None
+    def __init__(self, run: Any, max_train_steps: int, log_every: int) -> None:
+        more = [run.adversary.guard] if run.adversary else []
+        super().__init__(run.accelerator, Guards(run.guard, *more), max_train_steps, log_every)
+        self.run = run
+        device = run.accelerator.device
+        self.means = {name: RunningMean(device) for name in run.names}
+        self.revived = torch.zeros((), dtype=torch.int64, device=device)
 
-    def start(self, step: int) -> None:
-        """Show a progress bar on the main process."""
-        if self.accelerator.is_local_main_process:
-            self.bar = tqdm(initial=step, total=self.args.max_train_steps, desc="steps")
+    @property
+    def stateful(self) -> dict[str, Any]:
+        return {"monitor": self}
 
-    def add(self, losses: Mapping[str, Tensor], revived: Tensor) -> None:
-        """Note one step's losses, the same on every process, and how many codes were revived."""
-        for name, value in losses.items():
-            self.means[name].add(value)
-        self.revived += revived
+    def add(self, step: int, outcome: Any, norm: Tensor | None) -> None:
+        for mean, value in zip(self.means.values(), outcome.parts.mean(0), strict=True):
+            mean.add(value)  # one that is NaN does not count
+        self.revived += self.run.revived
 
-    def after_step(self, done: int, learning_rate: float) -> None:
-        """Move the bar, and report if it is time."""
-        if self.bar is not None:
-            self.bar.update()
-        if done % self.args.log_every == 0 or done == self.args.max_train_steps:
-            self.report(done, learning_rate)
-
-    def report(self, step: int, learning_rate: float) -> None:
-        """Read everything once, and show it."""
-        skipped = self.guards.check(step)
-        usage = self.quantiser.read_usage()
+    def read(self, step: int) -> tuple[dict[str, float], dict[str, str]]:
+        usage = self.run.averages.network.quantise.read_usage()
         means = {name: mean.read() for name, mean in self.means.items()}
         metrics = {f"train/{name}": mean for name, mean in means.items() if mean == mean}
         metrics |= {
             "codebook/used": usage.used,
             "codebook/perplexity": usage.perplexity,
             "codebook/revived": int(self.revived),
-            "lr": learning_rate,
-            "skipped_updates": skipped,
         }
         self.revived.zero_()
-        self.accelerator.log(metrics, step=step)
-        if self.bar is not None:
-            self.bar.set_postfix({"l2": f"{means['l2']:.4f}", "codes": f"{usage.used:.0%}"})
-
-    def close(self) -> None:
-        """End the bar."""
-        if self.bar is not None:
-            self.bar.close()
+        return metrics, {"l2": f"{means['l2']:.4f}", "codes": f"{usage.used:.0%}"}
 
     def state_dict(self) -> dict[str, Any]:
         """The open windows."""

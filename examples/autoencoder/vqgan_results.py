@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import math
@@ -20,9 +19,10 @@ from torch import Tensor
 from diffusers_curriculum.models.reconstruction import psnr, squared_errors
 from diffusers_curriculum.models.vector_quantiser import codebook_usage
 from diffusers_curriculum.models.vit_vq import ViTVQModel
+from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.data.plan import BatchPlan
 from diffusers_curriculum.training.data.transforms import ImageTransform, decode_image
-from diffusers_curriculum.training.storage.atomic_text import write_atomically
+from diffusers_curriculum.training.storage.files import write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +96,7 @@ class Results:
     """Evaluates and saves on the main process, while the others wait.
 
     Args:
+        model: without accelerate's wrappers.
         rows: images to train on, undecoded.
         held_out: images kept apart, None for none.
         plan: the order of the rows; the first --measure_samples of them are measured.
@@ -103,13 +104,14 @@ class Results:
 
     def __init__(
         self,
-        args: argparse.Namespace,
+        args: Arguments,
         accelerator: Any,
+        model: ViTVQModel,
         rows: Dataset,
         held_out: Dataset | None,
         plan: BatchPlan,
     ) -> None:
-        self.args, self.accelerator = args, accelerator
+        self.args, self.accelerator, self.model = args, accelerator, model
         self.rows, self.held_out = rows, held_out
         measured = range(min(plan.num_samples, args.measure_samples))
         self.order: Sequence[int] = [plan.index(position) for position in measured]
@@ -117,37 +119,44 @@ class Results:
             args.resolution, args.image_interpolation_mode, center_crop=True
         )
 
-    def validate(self, model: ViTVQModel, step: int) -> None:
-        """Log the figures of the held-out images every --validation_steps."""
-        every, held_out = self.args.validation_steps, self.held_out
-        if every is None or held_out is None or step % every or step == self.args.max_train_steps:
-            return
-        if self.accelerator.is_main_process:
-            found = evaluate(model, self._batches(held_out, range(len(held_out))))
-            logger.info("step %d: %s", step, found)
+    def is_due(self, done: int) -> bool:
+        """Whether the held-out images are looked at after ``done`` steps."""
+        every = self.args.validation_steps
+        return every is not None and done % every == 0 and done < self.args.max_train_steps
+
+    def validate(self, done: int) -> None:
+        """Log the figures of the held-out images."""
+        if self.accelerator.is_main_process and self.held_out is not None:
+            batches = self._batches(self.held_out, range(len(self.held_out)))
+            found = evaluate(self.model, batches)
+            logger.info("step %d: %s", done, found)
             metrics = {f"validation/{name}": value for name, value in asdict(found).items()}
-            self.accelerator.log(metrics, step=step)
+            self.accelerator.log(metrics, step=done)
         self.accelerator.wait_for_everyone()
 
-    def finish(self, model: ViTVQModel, step: int) -> None:
+    def finish(self) -> None:
         """Measure the latents' scale, and write the model, the figures and the picture."""
         if self.accelerator.is_main_process:
-            folder = Path(self.args.output_dir)
+            folder, model = Path(self.args.output_dir), self.model
             model.eval()
             trained = evaluate(model, self._batches(self.rows, self.order))
             spread = {"rms": trained.latent_rms, "std": trained.latent_std}
             factor = _factor(spread[self.args.latent_scale], self.args.latent_scale)
             model.register_to_config(scaling_factor=factor)
             model.save_pretrained(folder)
-            document: dict[str, Any] = {"step": step, "scaling_factor": factor}
+            document: dict[str, Any] = {"step": self.args.max_train_steps, "scaling_factor": factor}
             document["training"] = asdict(trained)
             shown, order = self.rows, self.order
             if self.held_out is not None:
                 shown, order = self.held_out, range(len(self.held_out))
                 document["held_out"] = asdict(evaluate(model, self._batches(shown, order)))
             write_atomically(folder / METRICS_FILE, json.dumps(document, indent=2) + "\n")
-            logger.info("latents: rms %.5f, std %.5f, scaling_factor %.5f",
-                        trained.latent_rms, trained.latent_std, factor)  # fmt: skip
+            logger.info(
+                "latents: rms %.5f, std %.5f, scaling_factor %.5f",
+                trained.latent_rms,
+                trained.latent_std,
+                factor,
+            )
             logger.info("%s", document.get("held_out", document["training"]))
             # from all over the data, as rows are often sorted by class
             chosen = order[:: max(1, len(order) // (2 * _COLUMNS))][: 2 * _COLUMNS]

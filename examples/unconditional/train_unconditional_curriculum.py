@@ -13,8 +13,7 @@ batch, so that a stopped run goes on bit for bit.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -22,90 +21,47 @@ from torch import Tensor
 
 from diffusers_curriculum import Slots
 from diffusers_curriculum.randomness import gaussian, key
-from diffusers_curriculum.training.arguments.unconditional import parse_unconditional_args
-from diffusers_curriculum.training.checkpoint.checkpoints import clean_temporary, find_checkpoint
-from diffusers_curriculum.training.data.plan import BatchPlan
-from diffusers_curriculum.training.loop.image_job import ImageJob
-from diffusers_curriculum.training.loop.image_setup import ImageRun, show_timesteps
-from diffusers_curriculum.training.parts import optimizers as optimization
-from diffusers_curriculum.training.process import runtime
-from diffusers_curriculum.training.process.memory import out_of_memory_explained
-from diffusers_curriculum.training.process.stopping import StopRequest
-
-SAMPLING_SCHEDULER = "DDPMScheduler"  # of a variance preserving process, unless a flag says another
+from diffusers_curriculum.training.loop.job import Job, run_script
+from diffusers_curriculum.training.loop.run import LevelLosses
+from diffusers_curriculum.training.tasks.images import ImageRun
+from diffusers_curriculum.training.tasks.unconditional import Unconditional
 
 
-def training_step(
-    run: ImageRun, step: int, slots: Slots, batch: dict[str, Tensor]
-) -> tuple[Tensor, ...]:
-    """One micro-batch, from images to gradients; returns levels, losses per sample, and loss."""
+def training_step(run: ImageRun, step: int, slots: Slots, batch: dict[str, Tensor]) -> LevelLosses:
+    """One micro-batch, from images to gradients."""
     device = run.accelerator.device
     draw = partial(gaussian, seed=run.seed, step=step, slots=slots, device=device)
 
     # Encode images, or take the latents that were encoded before
     batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
-    if "pixel_values" in batch:
-        mean, std = run.space.encode(batch["pixel_values"])
-    else:
-        mean, std = batch["mean"], batch.get("std")
+    mean, std = run.encoded(batch)
     latents = mean
     if std is not None:
         latents = mean + std * draw(mean.shape[1:], purpose="posterior")
 
     # Draw noise and noise levels
     noise = draw(latents.shape[1:], purpose="noise")
-    levels = run.sampler.sample(slots, step=step, device=device)
+    drawn = run.sampler.sample(slots, step=step, device=device)
 
     # Add the noise
-    noisy = run.objective.add_noise(latents, noise, levels.at)
-    target = run.objective.target(latents, noise, levels.at)
+    noisy = run.objective.add_noise(latents, noise, drawn.at)
+    target = run.objective.target(latents, noise, drawn.at)
 
     # Predict; a model with dropout draws from the global generator
     torch.manual_seed(key(run.seed, step, slots.start, purpose="model") >> 65)
-    inputs, classes = run.objective.scale_input(noisy, levels.at), {}
+    inputs, classes = run.objective.scale_input(noisy, drawn.at), {}
     if run.null_label is not None:  # a network that knows classes is told that there is none
         classes["class_labels"] = torch.full((slots.count,), run.null_label, device=device)
-    output = run.network(inputs, levels.timesteps, **classes, return_dict=False)[0]
+    output = run.network(inputs, drawn.timesteps, **classes, return_dict=False)[0]
     prediction, variance = output.tensor_split([latents.shape[1]], dim=1)
 
     # Loss and gradients
-    loss, losses = run.objective.loss(prediction, target, run.loss_weights(levels))
+    loss, losses = run.objective.loss(prediction, target, run.loss_weights(drawn))
     if run.bound is not None:
-        bound = run.bound.loss(prediction.detach(), variance, latents, noisy, levels.indices)
-        loss = loss + (bound * levels.importance).mean()
+        bound = run.bound.loss(prediction.detach(), variance, latents, noisy, drawn.indices)
+        loss = loss + (bound * drawn.importance).mean()
     run.accelerator.backward(loss)
-    return levels.indices, losses, loss.detach().reshape(1)
-
-
-def optimizer_step(
-    run: ImageRun, step: int, plan: BatchPlan, batches: Iterator[dict[str, Tensor]]
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """One update from a whole global batch; returns its loss, levels, losses and gradient norm."""
-    accelerator, args, observed, norm = run.accelerator, run.args, [], None
-    for micro in range(plan.accumulation):
-        with accelerator.accumulate(run.network):
-            observed.append(training_step(run, step, plan.slots(micro), next(batches)))
-            if accelerator.sync_gradients:
-                norm = accelerator.clip_grad_norm_(run.network.parameters(), args.max_grad_norm)
-                run.guard.step((seen for _, *both in observed for seen in both), norm)
-            run.optimizer.zero_grad()
-    run.lr_scheduler.step()
-
-    # Average the weights
-    if run.ema is not None and (step + 1) % args.ema_interval == 0:
-        network = accelerator.unwrap_model(run.network)
-        optimization.update_ema(run.ema, network.parameters(), accelerator.device, args.offload_ema)
-    if run.power is not None:
-        run.power.update(step + 1)
-
-    # Observe: once per update, the same numbers on every process
-    gathered = (torch.cat(column) for column in zip(*observed, strict=True))
-    indices, losses, loss = (accelerator.gather(column) for column in gathered)
-    run.sampler.observe(indices, losses, step)
-    if run.learned is not None:
-        run.learned.observe(indices, losses)
-        run.weights = run.learned.weights(step + 1, losses.device)
-    return loss.double().mean(), indices, losses, norm
+    return LevelLosses(drawn.indices, losses, loss.detach().reshape(1))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -115,22 +71,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         UsageError: bad arguments, data or checkpoint; before any model is loaded.
         NonFiniteError: a loss or gradient was not finite.
     """
-    args = parse_unconditional_args(argv)
-    if args.show_timesteps:
-        show_timesteps(args, SAMPLING_SCHEDULER)
-        return
-    accelerator = runtime.make_accelerator(args)
-    stop = StopRequest(args.max_hours)
-    runtime.prepare_output(accelerator, args.output_dir, clean_temporary)
-    request = args.resume_from_checkpoint
-    checkpoint = find_checkpoint(args.output_dir, request) if request else None
-    job = ImageJob(args, accelerator, checkpoint, stop, SAMPLING_SCHEDULER)
-    batches = job.batches()
-    with stop, out_of_memory_explained(args):
-        for step in range(job.start, args.max_train_steps):
-            job.after_step(step, *optimizer_step(job.run, step, job.plan, batches))
-    job.finish()
+    Job(Unconditional(), argv).train(training_step)
 
 
 if __name__ == "__main__":
-    sys.exit(runtime.exit_status(main))
+    run_script(main)

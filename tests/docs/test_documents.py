@@ -51,9 +51,11 @@ def test_named_tests_exist() -> None:
 
 
 def script_parsers() -> dict[str, Any]:
-    from diffusers_curriculum.training.arguments.class_conditional import build_class_parser
-    from diffusers_curriculum.training.arguments.text_to_image import build_parser
-    from diffusers_curriculum.training.arguments.unconditional import build_unconditional_parser
+    from tests.training.command_lines import (
+        build_class_parser,
+        build_parser,
+        build_unconditional_parser,
+    )
 
     return {
         "train_text_to_image_curriculum": build_parser(),

@@ -26,6 +26,8 @@ from diffusers_curriculum.training.data.bad_samples import (
 from diffusers_curriculum.training.data.sources import load_image_captions
 from diffusers_curriculum.training.data.transforms import ImageTransform, decode_image
 from diffusers_curriculum.training.errors import UsageError
+from diffusers_curriculum.training.loop import job
+from diffusers_curriculum.training.parts import stable_diffusion
 from tests.reliability.bad_corpus import (
     BLOCKS,
     COLOURS,
@@ -73,7 +75,7 @@ def watched() -> Iterator[list[str]]:
 
     with (
         mock.patch.object(
-            script.parts, "load_components", noted("load", script.parts.load_components)
+            stable_diffusion, "load_components", noted("load", stable_diffusion.load_components)
         ),
         mock.patch.object(script, "training_step", noted("train", script.training_step)),
     ):
@@ -107,7 +109,7 @@ def test_strict_lists_every_bad_path_before_any_model_is_loaded(
 
 
 def test_nothing_good_is_called_bad_and_the_reverse(corpus: Corpus, rows: Any) -> None:
-    found = find_bad_samples(rows, progress=False).bad
+    found = find_bad_samples(rows, caption_column="text", progress=False).bad
     assert {Path(str(sample.path)).name for sample in found} == set(corpus.bad)
 
 
@@ -115,6 +117,7 @@ def test_skip_keeps_exactly_the_good_ones_and_logs_the_others(
     corpus: Corpus, rows: Any, tmp_path: Path
 ) -> None:
     options: dict[str, Any] = {"policy": "skip", "output_dir": tmp_path, "progress": False}
+    options["caption_column"] = "text"
     with pytest.raises(UsageError, match=r"more than --bad_samples_limit 0\.5 allows"):
         usable_rows(rows, limit=0.5, **options)
     assert not (tmp_path / SKIPPED_FILE).exists()
@@ -242,14 +245,14 @@ def test_a_file_that_vanishes_during_training_is_named(
     bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str], workers: int
 ) -> None:
     folder = write_folder(tmp_path / "images", bench, 1, {})
-    make_batches = script.training_batches
+    make_batches = job.training_batches
 
     def vanish(*args: Any, **kwargs: Any) -> Any:
         (folder / "00.png").unlink()
         return make_batches(*args, **kwargs)
 
     more = ("--train_data_dir", folder, "--dataloader_num_workers", workers, *STEPS)
-    with mock.patch.object(script, "training_batches", vanish):
+    with mock.patch.object(job, "training_batches", vanish):
         assert status(bench.argv(tmp_path / "out", *more)) == 2
     told = capsys.readouterr().err
     assert f"{str(folder / '00.png')!r}: FileNotFoundError" in told

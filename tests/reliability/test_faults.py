@@ -17,7 +17,8 @@ from unittest import mock
 import pytest
 import torch
 
-from diffusers_curriculum.training.checkpoint import saving
+from diffusers_curriculum.training.loop import job as jobs
+from diffusers_curriculum.training.loop import saving
 from diffusers_curriculum.training.process import runtime
 from diffusers_curriculum.training.storage.manifest import verify_checkpoint
 from tests.scripts.small_runs import Bench, checkpoint_names, hashes, status, train
@@ -120,7 +121,7 @@ def test_a_folder_that_cannot_be_written_is_told_before_anything_is_loaded(
 
     with (
         mock.patch.object(runtime.tempfile, "TemporaryFile", denied),
-        mock.patch.object(bench.loading, "training_batches", side_effect=Resumed),
+        mock.patch.object(jobs, "training_batches", side_effect=Resumed),
     ):
         assert status(bench.argv(tmp_path, *EVERYTHING), bench.script) == 2
     told = capsys.readouterr().err
@@ -194,7 +195,7 @@ def test_missing_component_is_error(
         assert status([*argv, "checkpoint-4"], bench.script) == 2
         assert str(missing.relative_to(run / "checkpoint-4")) in capsys.readouterr().err
         with (
-            mock.patch.object(bench.loading, "training_batches", side_effect=Resumed),
+            mock.patch.object(jobs, "training_batches", side_effect=Resumed),
             pytest.raises(Resumed),
             caplog.at_level(logging.WARNING),
         ):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import os
@@ -10,6 +9,7 @@ import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,30 +17,31 @@ import torch
 from diffusers import DDPMScheduler
 
 from diffusers_curriculum import NoiseLevels
-from diffusers_curriculum.training.arguments.text_to_image import parse_args
+from diffusers_curriculum.training.arguments.command_line import Arguments
+from diffusers_curriculum.training.arguments.flag import SETTINGS
 from diffusers_curriculum.training.checkpoint import record as run_record
-from diffusers_curriculum.training.checkpoint.checkpoints import CheckpointError, save_checkpoint
+from diffusers_curriculum.training.checkpoint.checkpoints import save_checkpoint
 from diffusers_curriculum.training.checkpoint.record import RunRecord
 from diffusers_curriculum.training.checkpoint.same_run import (
-    EFFECTS,
     Difference,
     check_same_run,
     conflicts,
     renewed_parts,
-    run_facts,
 )
 from diffusers_curriculum.training.data.plan import BatchPlan
 from diffusers_curriculum.training.data.sources import load_image_captions
-from diffusers_curriculum.training.errors import UsageError
-from diffusers_curriculum.training.levels.timesteps import build_objective, build_sampler
+from diffusers_curriculum.training.errors import CheckpointError, UsageError
+from diffusers_curriculum.training.levels.levels import Levels
 from diffusers_curriculum.training.storage.fingerprints import (
     dataset_digest,
     model_identity,
     schedule_identity,
 )
 from diffusers_curriculum.training.storage.manifest import read_manifest
+from diffusers_curriculum.training.tasks.text_to_image import TextToImage
 from tests.scripts.small_runs import Bench, make_bench, status, write_images
 from tests.scripts.small_runs import train as run_script
+from tests.training.command_lines import parse_args
 from tests.training.tiny_state import bits, make_state, train
 
 pytestmark = pytest.mark.reliability
@@ -56,7 +57,7 @@ def load(folder: Path, cache: Path, **more: Any) -> Any:
     return load_image_captions(train_data_dir=str(folder), cache_dir=str(cache), **more)
 
 
-def arguments(folder: Path, *more: object) -> argparse.Namespace:
+def arguments(folder: Path, *more: object) -> Arguments:
     line = ["--pretrained_model_name_or_path", "some/model", "--train_data_dir", folder, *more]
     return parse_args(list(map(str, line)))
 
@@ -68,11 +69,13 @@ def facts_of(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable
     rows = load(images, cache)
 
     def build(*more: object, rows: Any = rows, betas: float = 0.02, batch: int = 4) -> Any:
-        args = arguments(images, *more)
+        args, task = arguments(images, *more), TextToImage()
         scheduler = DDPMScheduler(beta_end=betas)
         plan = BatchPlan(len(rows), batch, 1, 1, 0, seed=args.seed or 0)
-        sampler = build_sampler(args, scheduler, plan.seed, None)
-        return run_facts(args, plan, sampler, build_objective(args, sampler), rows)
+        task.args, task.levels = args, Levels.of(args, scheduler, scheduler, plan.seed)
+        args.max_train_steps = args.max_train_steps or 10**6
+        job: Any = SimpleNamespace(args=args, plan=plan, rows=rows)
+        return task.facts(job)
 
     return build
 
@@ -189,14 +192,14 @@ def test_a_change_is_refused_by_name_and_allowed_by_name(
 ) -> None:
     saved, facts = facts_of(), facts_of(*more)
     with pytest.raises(UsageError) as refusal:
-        check_same_run(facts, saved, [name for name in EFFECTS if name != setting])
+        check_same_run(facts, saved, [name for name in SETTINGS if name != setting])
     assert told in str(refusal.value)
     assert f"--allow_config_change {setting}," in str(refusal.value)
     with caplog.at_level(logging.WARNING):
         changed = check_same_run(facts, saved, [setting])
     assert {difference.setting for difference in changed} == {setting}
     assert told in caplog.text
-    assert EFFECTS[setting] in caplog.text
+    assert SETTINGS[setting] in caplog.text
 
 
 def test_every_setting_can_conflict(facts_of: Any, images: Path, tmp_path: Path) -> None:
@@ -208,7 +211,7 @@ def test_every_setting_can_conflict(facts_of: Any, images: Path, tmp_path: Path)
     }
     for setting, facts in others.items():
         assert {d.setting for d in conflicts(facts_of(), facts)} == {setting}
-    assert {setting for setting, *_ in CHANGES} | others.keys() == EFFECTS.keys()
+    assert {setting for setting, *_ in CHANGES} | others.keys() == SETTINGS.keys()
 
 
 def test_all_differences_are_named_together(facts_of: Any) -> None:
@@ -272,7 +275,7 @@ def test_only_what_changed_starts_afresh() -> None:
     assert renewed_parts([difference("schedule")]) == {"sampler", "trackers"}
     assert renewed_parts([difference("loss_weighting")]) == {"tracker_loss_weights"}
     everything = {"sampler", "trackers", "tracker_loss_weights", "optimizer", "ema"}
-    assert renewed_parts([*map(difference, EFFECTS)]) == everything
+    assert renewed_parts([*map(difference, SETTINGS)]) == everything
 
 
 @pytest.fixture(scope="module")
@@ -347,13 +350,13 @@ def read(folder: Path) -> dict[str, Any]:
 def test_sessions_are_kept_across_resumes(images: Path, tmp_path: Path) -> None:
     args = arguments(images, "--learning_rate", 0.01, "--hub_token", TOKEN)
     facts = {"seed": 7, "world_size": 2}
-    first = RunRecord(tmp_path, args, facts)
+    first = RunRecord(tmp_path, args.tracked(), facts)
     first.start()
     assert read(tmp_path)["sessions"][0]["outcome"] == "running"
     assert read(tmp_path)["sessions"][0]["ended"] is None  # and stays so if it is killed
     changed = [Difference("sampler", "sampler.density", "uniform", "laplace")]
     checkpoint = tmp_path / "checkpoint-5"
-    second = RunRecord(tmp_path, args, facts, 5, checkpoint, changed)
+    second = RunRecord(tmp_path, args.tracked(), facts, 5, checkpoint, changed)
     second.start()
     second.finish(9, "stopped by SIGTERM")
     document = read(tmp_path)
@@ -373,7 +376,7 @@ def test_sessions_are_kept_across_resumes(images: Path, tmp_path: Path) -> None:
 def test_passwords_in_addresses_are_masked(tmp_path: Path) -> None:
     line = ["--pretrained_model_name_or_path", "a/b", "--dataset_name", "https://me:pw12@host/x"]
     args = parse_args(line)
-    RunRecord(tmp_path, args, {}).start()
+    RunRecord(tmp_path, args.tracked(), {}).start()
     text = (tmp_path / "run.json").read_text()
     assert "https://***@host/x" in text
     assert "pw12" not in text
@@ -388,7 +391,7 @@ def test_an_unreadable_record_is_moved_aside(
 ) -> None:
     (tmp_path / "run.json").write_bytes(content)
     with caplog.at_level(logging.WARNING):
-        RunRecord(tmp_path, arguments(images), {"seed": 1}).start()
+        RunRecord(tmp_path, arguments(images).tracked(), {"seed": 1}).start()
     assert (tmp_path / "run.json.unreadable").read_bytes() == content
     assert len(read(tmp_path)["sessions"]) == 1
     assert "run.json.unreadable" in caplog.text
@@ -397,7 +400,7 @@ def test_an_unreadable_record_is_moved_aside(
 def test_a_failed_write_leaves_the_old_record_and_the_run(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:
-    record = RunRecord(tmp_path, arguments(images), {"seed": 1})
+    record = RunRecord(tmp_path, arguments(images).tracked(), {"seed": 1})
     record.start()
     before = (tmp_path / "run.json").read_bytes()
 
@@ -486,7 +489,7 @@ def test_another_run_is_refused_unless_it_is_named(
     if name == "optimizer":
         assert record.steps[-1].lr == 0.5
     if name == "ema":
-        assert record.last.ema.decay == 0.5
+        assert record.last.averages.ema.decay == 0.5
     if name == "sampler" and "--curriculum" in more:
         assert record.steps[0].stage == 1  # the new curriculum starts at its first stage
 

@@ -21,14 +21,13 @@ from huggingface_hub import HfApi
 from safetensors.torch import load_file
 
 from diffusers_curriculum import TimestepSampler
-from diffusers_curriculum.training.arguments.text_to_image import parse_args
-from diffusers_curriculum.training.errors import UsageError
+from diffusers_curriculum.training.errors import HubError, UsageError
 from diffusers_curriculum.training.parts import stable_diffusion as components
 from diffusers_curriculum.training.process.foreign_code import refuse_foreign_code
 from diffusers_curriculum.training.publish import hub
-from diffusers_curriculum.training.publish.hub import HubError
 from diffusers_curriculum.training.storage.manifest import read_manifest, write_manifest
 from tests.scripts.small_runs import Bench, hashes, make_bench, reset_accelerate, status, train
+from tests.training.command_lines import parse_args
 from tests.training.fake_hub import FakeHub, serve
 
 pytestmark = pytest.mark.reliability

@@ -25,10 +25,11 @@ import scipy.io  # noqa: F401
 import torch
 import torch.utils.tensorboard
 
-from diffusers_curriculum.training.checkpoint import saving
-from diffusers_curriculum.training.loop.monitor import Monitor
+from diffusers_curriculum.training.loop import job as jobs
+from diffusers_curriculum.training.loop import saving
+from diffusers_curriculum.training.loop.monitor import LevelMonitor
 from diffusers_curriculum.training.process import runtime
-from tests.scripts.small_runs import Bench, reset_accelerate, stage_of
+from tests.scripts.small_runs import Bench, loss_of, reset_accelerate, stage_of
 
 importlib.import_module(Bench.script)  # any other script is imported where it is run
 
@@ -95,18 +96,19 @@ def journalled(
     """Note what a script does, and change nothing but the two pictures at the end: left out."""
     consumed: list[int] = []
     wrapped = {
-        "find_checkpoint": _finding(script.find_checkpoint, journal),
-        "training_step": _consuming(script.training_step, consumed),
-        "optimizer_step": _stepping(script.optimizer_step, journal, consumed, measure),
+        "find_checkpoint": _finding(jobs.find_checkpoint, journal),
+        "make_update": _stepping(jobs.make_update, journal, consumed, measure),
     }
+    step = _consuming(script.training_step, consumed)
 
-    def finish(monitor: Monitor, folder: str) -> None:
+    def finish(monitor: LevelMonitor, folder: str) -> None:
         journal.note("finish")
 
     with (
-        mock.patch.multiple(script, **wrapped),
+        mock.patch.object(script, "training_step", step),
+        mock.patch.multiple(jobs, **wrapped),
         mock.patch.object(saving, "save_checkpoint", _saving(saving.save_checkpoint, journal)),
-        mock.patch.object(Monitor, "finish", finish),
+        mock.patch.object(LevelMonitor, "finish", finish),
     ):
         yield
 
@@ -144,15 +146,21 @@ def _stepping(
     consumed: list[int],
     measure: Callable[[], dict[str, float]],
 ) -> Callable[..., Any]:
-    def optimizer_step(run: Any, step: int, *args: Any) -> Any:
+    def make_update(run: Any, step: int, *args: Any) -> Any:
         consumed.clear()
         stage = stage_of(run.sampler, step)
         result = make(run, step, *args)
-        journal.note("step", step=step, loss=float(result[0]).hex(), stage=stage,
-                     consumed=list(consumed), **measure())  # fmt: skip
+        journal.note(
+            "step",
+            step=step,
+            loss=loss_of(result[0]).hex(),
+            stage=stage,
+            consumed=list(consumed),
+            **measure(),
+        )
         return result
 
-    return optimizer_step
+    return make_update
 
 
 # -- what a sample and a process look like ---------------------------------------------------------

@@ -25,6 +25,7 @@ from unittest import mock
 import torch
 
 from diffusers_curriculum import Objective
+from diffusers_curriculum.training.loop import job as jobs
 from diffusers_curriculum.training.process import runtime
 from diffusers_curriculum.training.storage.manifest import verify_checkpoint
 from tests.reliability import harness
@@ -243,7 +244,7 @@ def run_rank(
         witnessed(script=script) as told,
         spoiling(script, fault),
         journalled(script, notes, dict),
-        telling(script, notes, told),
+        telling(notes, told),
     ):
         status = runtime.exit_status(lambda: script.main(argv))
     notes.note("exit", status=status)
@@ -272,12 +273,12 @@ def spoiling(module: ModuleType, fault: Fault | None) -> Iterator[None]:
 
 
 @contextmanager
-def telling(module: ModuleType, journal: Journal, told: Testimony) -> Iterator[None]:
+def telling(journal: Journal, told: Testimony) -> Iterator[None]:
     """Note after each step what the witness saw in it: what is in the journal survives a kill."""
-    make: Callable[..., Any] = module.optimizer_step
+    make: Callable[..., Any] = jobs.make_update
     heard = 0
 
-    def optimizer_step(run: Any, step: int, *args: Any) -> Any:
+    def make_update(run: Any, step: int, *args: Any) -> Any:
         nonlocal heard
         result = make(run, step, *args)
         journal.note(
@@ -293,5 +294,5 @@ def telling(module: ModuleType, journal: Journal, told: Testimony) -> Iterator[N
         heard = len(told.noise)
         return result
 
-    with mock.patch.object(module, "optimizer_step", optimizer_step):
+    with mock.patch.object(jobs, "make_update", make_update):
         yield

@@ -24,7 +24,7 @@ from PIL import Image
 
 from diffusers_curriculum.models.vit_vq import ViTVQModel
 from diffusers_curriculum.pipelines import ClassConditionalPipeline, UnconditionalPipeline
-from diffusers_curriculum.training.loop.image_job import ImageJob
+from diffusers_curriculum.training.loop.job import Job
 from tests.scripts.small_runs import TINY_DIT, TINY_UNET, write_images, write_json
 
 CLASS_SCRIPT = "examples.class_conditional.train_class_conditional_curriculum"
@@ -124,13 +124,13 @@ def state_of(module: Any) -> dict[str, torch.Tensor]:
 def weights_after_each_step() -> Iterator[list[dict[str, torch.Tensor]]]:
     """Note the trained weights after each optimizer step, as they are before anything is drawn."""
     noted: list[dict[str, torch.Tensor]] = []
-    after_step = ImageJob.after_step
+    after_update = Job._after_update
 
     def noting(job: Any, *args: Any) -> None:
         noted.append(state_of(job.network))
-        after_step(job, *args)
+        after_update(job, *args)
 
-    with mock.patch.object(ImageJob, "after_step", noting):
+    with mock.patch.object(Job, "_after_update", noting):
         yield noted
 
 

@@ -22,8 +22,8 @@ from PIL import Image
 
 from diffusers_curriculum.models import TinySizes, make_tiny_pipeline
 from diffusers_curriculum.samplers import CurriculumTimestepSampler
-from diffusers_curriculum.training.loop import image_job
-from diffusers_curriculum.training.loop.monitor import Monitor
+from diffusers_curriculum.training.loop import job
+from diffusers_curriculum.training.loop.monitor import LevelMonitor
 from diffusers_curriculum.training.process import runtime
 
 SAMPLES = 18  # not a multiple of any global batch used here: steps straddle epochs
@@ -37,7 +37,7 @@ class Bench:
 
     Attributes:
         pipeline: the pipeline to fine-tune, or the config of the network to train.
-        script: module with a ``main(argv)``, a ``training_step`` and an ``optimizer_step``.
+        script: module with a ``main(argv)`` and a ``training_step``.
         trained: folder of the trained model in pipelines and checkpoints.
         model: the flag that ``pipeline`` is given by.
         words: what a flag of the text-to-image script is called here; None where there is no such
@@ -60,11 +60,6 @@ class Bench:
     def module(self) -> ModuleType:
         """The script."""
         return importlib.import_module(self.script)
-
-    @property
-    def loading(self) -> ModuleType:
-        """The module that makes the script's ``training_batches``."""
-        return self.module if hasattr(self.module, "training_batches") else image_job
 
     def argv(self, output_dir: Path, *more: object, batch: int = 2) -> list[str]:
         """A command line for this pipeline and data set; later arguments win."""
@@ -223,7 +218,7 @@ def reset_accelerate() -> None:
 def train(argv: Sequence[str], *, pictures: bool = False, script: str = Bench.script) -> Record:
     """Run a script to its end; the pictures that it leaves are drawn only where asked for."""
     module = importlib.import_module(script)
-    with recorded(module) as record, drawing(pictures):
+    with recorded() as record, drawing(pictures):
         module.main(argv)
     return record
 
@@ -247,29 +242,29 @@ def drawing(wanted: bool) -> Iterator[None]:
     if wanted:
         yield
         return
-    with mock.patch.object(Monitor, "finish", lambda monitor, folder: monitor.bar.close()):
+    with mock.patch.object(LevelMonitor, "finish", lambda monitor, folder: monitor.bar.close()):
         yield
 
 
 @contextmanager
-def recorded(script: ModuleType) -> Iterator[Record]:
-    """Note what each step computes and what is logged, and change nothing."""
+def recorded() -> Iterator[Record]:
+    """Note what each update computes and what is logged, and change nothing."""
     reset_accelerate()
-    record, step_of_script, log = Record(), script.optimizer_step, Accelerator.log
+    record, make_update, log = Record(), job.make_update, Accelerator.log
 
-    def optimizer_step(run: Any, step: int, plan: Any, batches: Any) -> Any:
+    def update(run: Any, step: int, *rest: Any) -> Any:
         stage = stage_of(run.sampler, step)
-        result = step_of_script(run, step, plan, batches)
-        record.steps.append(_noted(run, step, stage, *result))
+        outcome, norm = make_update(run, step, *rest)
+        record.steps.append(_noted(run, step, stage, outcome, norm))
         record.last = run
-        return result
+        return outcome, norm
 
     def logs(accelerator: Any, values: dict[str, Any], step: int, **kwargs: Any) -> None:
         record.logged.append((step, dict(values)))
         log(accelerator, values, step=step, **kwargs)
 
     with (
-        mock.patch.object(script, "optimizer_step", optimizer_step),
+        mock.patch.object(job, "make_update", update),
         mock.patch.object(Accelerator, "log", logs),
     ):
         try:
@@ -284,23 +279,21 @@ def finite(record: Record) -> bool:
     return bool(losses) and all(0 < loss < math.inf for loss in losses)
 
 
-def _noted(
-    run: Any, step: int, stage: int, loss: Any, indices: Any, losses: Any, norm: Any
-) -> Step:
+def _noted(run: Any, step: int, stage: int, outcome: Any, norm: Any) -> Step:
     return Step(
         step=step,
-        loss=float(loss).hex(),
-        indices=tuple(indices.tolist()),
-        losses=tuple(losses.tolist()),
+        loss=loss_of(outcome).hex(),
+        indices=tuple(outcome.indices.tolist()),
+        losses=tuple(outcome.losses.tolist()),
         norm=None if norm is None else float(norm),
         lr=run.lr_scheduler.get_last_lr()[0],
         stage=stage,
     )
 
 
-def trained_network(run: Any) -> Any:
-    """The network that a script's run trains, prepared by accelerate."""
-    return run.network if hasattr(run, "network") else run.models.unet
+def loss_of(outcome: Any) -> float:
+    """The loss of a whole update."""
+    return float(outcome.loss.double().mean())
 
 
 def stage_of(sampler: Any, step: int) -> int:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusers_curriculum.training.arguments.class_conditional import parse_class_args
+from tests.training.command_lines import parse_class_args
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

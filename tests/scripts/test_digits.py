@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusers_curriculum.training.arguments.text_to_image import parse_args
+from tests.training.command_lines import parse_args
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "text_to_image"
 

@@ -153,7 +153,7 @@ def fixed_devices(tree: ast.AST) -> list[int]:
 
 
 def test_no_device_is_hard_coded() -> None:
-    files = [Path(script.__file__), *Path(training.__path__[0]).glob("*.py")]
+    files = [Path(script.__file__), *Path(training.__path__[0]).rglob("*.py")]
     assert len(files) > 10
     found = {file.name: fixed_devices(ast.parse(file.read_text("utf-8"))) for file in files}
     assert {name: lines for name, lines in found.items() if lines} == {}

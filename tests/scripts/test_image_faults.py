@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
 
-from diffusers_curriculum import Objective
-from diffusers_curriculum.training.levels import timesteps
+from diffusers_curriculum.training.errors import HubError
+from diffusers_curriculum.training.levels.levels import Levels
 from diffusers_curriculum.training.publish import images as image_publishing
-from diffusers_curriculum.training.publish.hub import HubError
 from diffusers_curriculum.training.publish.images import ImagePublisher
 from tests.scripts.image_runs import (
     CLASS_SCRIPT,
@@ -26,6 +24,7 @@ from tests.scripts.image_runs import (
     make_materials,
 )
 from tests.scripts.small_runs import checkpoint_names, hashes, status, train
+from tests.training.command_lines import parse_class_args
 
 
 @pytest.fixture(scope="module")
@@ -155,16 +154,16 @@ def test_a_continuous_draw_has_the_weight_of_its_own_level(
     materials: Materials, tmp_path: Path, formulation: str
 ) -> None:
     seen: list[tuple[np.ndarray, np.ndarray]] = []
-    exact = timesteps.exact_weights
+    loss_weights = Levels.loss_weights
 
-    def noting(args: Any, objective: Objective, log_snr: torch.Tensor, of_cells: Any) -> Any:
-        weights = exact(args, objective, log_snr, of_cells)
-        seen.append((log_snr.numpy(), weights.numpy()))
+    def noting(levels: Levels, drawn: Any) -> Any:
+        weights: Any = loss_weights(levels, drawn)
+        seen.append((drawn.log_snr.numpy(), weights.numpy()))
         return weights
 
     more = ("--formulation", formulation, "--loss_weighting", "unit_sample")
     line = materials.argv(tmp_path, CLASS_SCRIPT, "dit", "pixels", "--max_train_steps", 30, *more)
-    with mock.patch.object(timesteps, "exact_weights", noting):
+    with mock.patch.object(Levels, "loss_weights", noting):
         train(line, script=CLASS_SCRIPT)
     log_snr, weights = (np.concatenate(column) for column in zip(*seen, strict=True))
     power = np.exp(log_snr)
@@ -175,10 +174,15 @@ def test_a_continuous_draw_has_the_weight_of_its_own_level(
 
 
 def test_weights_of_a_whole_schedule_stay_those_of_the_cells() -> None:
-    args = SimpleNamespace(loss_weighting="min_snr", loss_weighting_args={"normalise": True})
-    cells = torch.tensor([0.25, 4.0])
-    found = timesteps.exact_weights(args, SimpleNamespace(), torch.zeros(2), cells)  # pyright: ignore
-    assert found is cells
+    flow, weighting = FlowMatchEulerDiscreteScheduler(), ("--loss_weighting", "min_snr")
+    own = ("--formulation", "flow", *weighting, "--loss_weighting_args", "normalise=true")
+    args = parse_class_args(["--model_config", "DiT-S/2", "--dataset_name", "some/data", *own])
+    levels = Levels.of(args, flow, flow, 0, continuous=True)
+    drawn = levels.sampler.sample(8, step=0)
+    assert drawn.log_snr is not None
+    assert levels.weights is not None
+    found: Any = levels.loss_weights(drawn)
+    assert torch.equal(found, levels.weights[drawn.indices])
 
 
 # -- power-function averages of a changed run ------------------------------------------------------
@@ -198,7 +202,7 @@ def test_other_widths_are_refused_and_start_afresh_where_allowed(
         more += ("--allow_config_change", "ema")
     record = train(argv(materials, tmp_path, *more), script=CLASS_SCRIPT)
     assert record.numbers == [4]
-    power = record.last.power
+    power = record.last.averages.power
     assert (power is None) == (not widths)
     if power is not None:
         assert tuple(power.gammas) == widths
@@ -214,4 +218,4 @@ def test_another_schedule_keeps_the_averages(materials: Materials, tmp_path: Pat
     more += ("--ddpm_beta_schedule", "squaredcos_cap_v2", "--allow_config_change", "schedule")
     record = train(argv(materials, tmp_path, *more), script=CLASS_SCRIPT)
     weights = next(iter(record.last.network.parameters()))
-    assert not torch.equal(record.last.power.averages[0.1][0], weights.detach())
+    assert not torch.equal(record.last.averages.power.averages[0.1][0], weights.detach())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import shutil
@@ -15,10 +14,11 @@ from typing import Any
 import pytest
 import torch
 
-from diffusers_curriculum.training.loop import image_job, image_setup
+from diffusers_curriculum.training.arguments import environment as environment_checks
+from diffusers_curriculum.training.loop import job
 from diffusers_curriculum.training.parts import images as image_components
-from diffusers_curriculum.training.process import environment as environment_checks
 from diffusers_curriculum.training.process import runtime
+from diffusers_curriculum.training.tasks import images as image_task
 from tests.scripts.image_runs import (
     CLASS_SCRIPT,
     UNCONDITIONAL_SCRIPT,
@@ -238,7 +238,7 @@ def test_what_does_not_fit_is_refused_before_a_step(
     def trained(*args: Any) -> Any:
         raise AssertionError("a step was made")
 
-    monkeypatch.setattr(importlib.import_module(SCRIPTS[script]), "optimizer_step", trained)
+    monkeypatch.setattr(job, "make_update", trained)
     _, more, expected = WITH_MODELS[name]
     more = tuple(CONFIG[script] if part == "CONFIG" else part for part in more)
     argv = command_line(materials, tmp_path / "out", script, more)
@@ -348,8 +348,8 @@ def _nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
 
         return fail
 
-    monkeypatch.setattr(image_setup, "load_images", forbidden("the data set"))
-    monkeypatch.setattr(image_job, "load_models", forbidden("a model"))
+    monkeypatch.setattr(image_task, "load_images", forbidden("the data set"))
+    monkeypatch.setattr(image_task.ImageTask, "load", forbidden("a model"))
     monkeypatch.setattr(image_components, "load_space", forbidden("the autoencoder"))
     monkeypatch.setattr(image_components, "make_network", forbidden("the network"))
     monkeypatch.setattr(runtime, "make_accelerator", forbidden("the accelerator"))

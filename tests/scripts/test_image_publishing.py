@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from diffusers_curriculum.cli import main as cli
 from diffusers_curriculum.randomness import key
-from diffusers_curriculum.training.loop.image_job import ImageJob
+from diffusers_curriculum.training.loop.job import Job
 from diffusers_curriculum.training.parts.reconstruction import gamma_of
 from diffusers_curriculum.training.publish import publisher as publishing
 from diffusers_curriculum.training.publish.images import ImagePublisher
@@ -281,10 +281,10 @@ def redrawn(folder: Path, script: str, weights: dict[str, torch.Tensor]) -> np.n
 
 def test_a_pipeline_is_kept_on_the_way(materials: Materials, tmp_path: Path) -> None:
     """After epoch 0, as in the official script, and with the averaged weights."""
-    after_step, kept = ImageJob.after_step, {}
+    after_update, kept = Job._after_update, {}
 
     def looking(job: Any, step: int, *args: Any) -> None:
-        after_step(job, step, *args)
+        after_update(job, step, *args)
         if (tmp_path / "model_index.json").exists():
             kept[step + 1] = load_file(tmp_path / "unet" / WEIGHTS)["conv_in.bias"]
         if step + 1 == 5:
@@ -297,10 +297,10 @@ def test_a_pipeline_is_kept_on_the_way(materials: Materials, tmp_path: Path) -> 
 
     def average(job: Any) -> dict[str, torch.Tensor]:
         names = [name for name, _ in job.network.named_parameters()]
-        return dict(zip(names, job.average.shadow_params, strict=True))
+        return dict(zip(names, job.run.averages.ema.shadow_params, strict=True))
 
     more = ("--save_model_epochs", 2, "--use_ema", "--ema_max_decay", 0.5, "--learning_rate", 1e-2)
-    with mock.patch.object(ImageJob, "after_step", looking):
+    with mock.patch.object(Job, "_after_update", looking):
         run(materials, tmp_path, UNCONDITIONAL_SCRIPT, *more, "--max_train_steps", 16,
             pictures=False)  # fmt: skip
     assert min(kept) == 5

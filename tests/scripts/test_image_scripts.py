@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffusers_curriculum.training.loop import image_job
+from diffusers_curriculum.training.parts.averages import SNAPSHOTS_FOLDER
 from tests.scripts.image_runs import (
     CLASS_SCRIPT,
     FORMULATIONS,
@@ -72,7 +72,7 @@ def test_trains_resumes_exports_and_draws_again(
     rest = train([*again, "--resume_from_checkpoint", "latest"], script=script)
     assert rest.steps == record.steps[STOPPED:]
     folder = "transformer" if network == "dit" else "unet"
-    for name in (folder, image_job.POWER_EMA_FOLDER):
+    for name in (folder, SNAPSHOTS_FOLDER):
         assert hashes(part / name) == hashes(whole / name)
         assert hashes(whole / name)
 

@@ -12,8 +12,8 @@ from diffusers.training_utils import EMAModel
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import train_text_to_image_curriculum as script
 from diffusers_curriculum import TimestepSampler
+from diffusers_curriculum.training.publish.text_to_image import TextToImagePublisher
 from tests.scripts.pipelines import draws_a_picture
 from tests.scripts.small_runs import (
     RESOLUTION,
@@ -138,8 +138,8 @@ def test_validation_comes_after_epochs(official: tuple[Path, Record]) -> None:
 
 def test_validation_steps(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
-    monkeypatch.setattr(script.Publisher, "validate", lambda *args: seen.append(args[-1]))
-    monkeypatch.setattr(script.Publisher, "finish", lambda *args: None)
+    monkeypatch.setattr(TextToImagePublisher, "validate", lambda *args: seen.append(args[-1]))
+    monkeypatch.setattr(TextToImagePublisher, "finish", lambda *args: None)
     more = ("--max_train_steps", 7, "--validation_prompts", "a", "--validation_steps", 2)
     train(bench.argv(tmp_path, *more))
     assert seen == [2, 4, 6]

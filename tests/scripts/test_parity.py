@@ -16,7 +16,7 @@ from torch import Tensor
 
 import train_text_to_image_curriculum as script
 from diffusers_curriculum import Objective
-from diffusers_curriculum.training.parts import optimizers as optimization
+from diffusers_curriculum.training.loop import job
 from tests.scripts.small_runs import Bench, train
 
 
@@ -127,7 +127,7 @@ def applied_update(
     descent: Callable[..., Any] = lambda args, parameters, processes: torch.optim.SGD(  # noqa: E731
         parameters, lr=1.0
     )
-    monkeypatch.setattr(optimization, "build_optimizer", descent)
+    monkeypatch.setattr(job, "build_optimizer", descent)
     record = train(bench.argv(folder, *more, "--max_train_steps", 1))
     after = UNet2DConditionModel.from_pretrained(folder / "unet").state_dict()
     before = UNet2DConditionModel.from_pretrained(bench.pipeline / "unet").state_dict()

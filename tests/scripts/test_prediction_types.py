@@ -52,7 +52,7 @@ def test_min_snr_is_finite_at_zero_terminal_snr(bench: Bench, tmp_path: Path, ki
     more += ("--snr_gamma", 5, "--prediction_type", kind, "--max_train_steps", 2)
     record = train(rescaled.argv(tmp_path / "out", *more))
     assert {level for step in record.steps for level in step.indices} == {999}
-    weights = record.last.weights
+    weights = record.last.levels.weights
     assert bool(weights.isfinite().all())
     losses = [float.fromhex(loss) for loss in record.losses]
     assert all(map(math.isfinite, losses))
@@ -96,7 +96,7 @@ def test_the_pipelines_own_scheduler_is_kept(bench: Bench, tmp_path: Path) -> No
     own = with_scheduler(bench, tmp_path / "pipeline", PNDMScheduler(**SD, skip_prk_steps=True))
     more = ("--prediction_type", "v_prediction", "--validation_prompts", "a")
     record = train(own.argv(tmp_path / "out", *more, "--max_train_steps", 1))
-    assert type(record.last.scheduler) is DDPMScheduler
+    assert type(record.last.levels.scheduler) is DDPMScheduler
     config = json.loads((tmp_path / "out" / "scheduler" / "scheduler_config.json").read_text())
     assert config["_class_name"] == "PNDMScheduler"
     assert config["prediction_type"] == "v_prediction"

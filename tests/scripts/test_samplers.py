@@ -46,7 +46,7 @@ def test_it_trains_and_goes_on_bit_for_bit(bench: Bench, tmp_path: Path, name: s
     assert hashes(part / last) == hashes(whole / last)
     sampler = record.last.sampler
     if name == "uncertainty":
-        assert len(set(record.last.weights.tolist())) > 10
+        assert len(set(record.last.levels.weights.tolist())) > 10
     if "learn" in name or name in ("second moment", "proportional", "information", "gradient"):
         base = getattr(sampler, "base", sampler)
         assert bool(base.metrics()["law_is_learned"])

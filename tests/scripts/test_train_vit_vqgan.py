@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 
 from diffusers_curriculum.models.vit_vq import ViTVQModel
 from diffusers_curriculum.training.errors import UsageError
+from diffusers_curriculum.training.loop import job
 from diffusers_curriculum.training.process.stopping import Stopped
 from tests.scripts.small_runs import reset_accelerate, write_images
 
@@ -90,17 +91,17 @@ def test_a_stopped_run_goes_on_bit_for_bit(
         *("--logit_laplace_weight", 0.1, "--mixed_precision", precision),
     )
     whole = train("whole", *settings)
-    step = script.optimizer_step
+    step = job.make_update
 
     def interrupted(run: Any, number: int, *rest: Any) -> Any:
         if number == 3:  # told in the middle of the fourth step, which is finished and saved
             os.kill(os.getpid(), signal.SIGTERM)
         return step(run, number, *rest)
 
-    monkeypatch.setattr(script, "optimizer_step", interrupted)
+    monkeypatch.setattr(job, "make_update", interrupted)
     with pytest.raises(Stopped):
         train("parts", *settings)
-    monkeypatch.setattr(script, "optimizer_step", step)
+    monkeypatch.setattr(job, "make_update", step)
     parts = whole.parent / "parts"
     assert [path.name for path in parts.glob("checkpoint-*")] == ["checkpoint-4"]
     torch.manual_seed(999)  # nothing may hang on the global generator's state
@@ -143,8 +144,8 @@ def test_neither_side_gets_the_others_gradients(
 ) -> None:
     device = torch.device("cpu")
     accelerator = SimpleNamespace(device=device, num_processes=1, is_main_process=True)
-    args = script.parse_args(argv(data, tmp_path))
-    critic = script.Adversary(args, accelerator, seed=0)
+    args = script.VQGAN().parse(argv(data, tmp_path))
+    critic = importlib.import_module("vqgan_losses").Adversary(args, accelerator, seed=0)
     images, ours = torch.zeros(2, 3, 8, 8), torch.ones(2, 3, 8, 8).requires_grad_()
     critic.generator_loss(ours).backward()
     assert all(p.grad is None for p in critic.model.parameters())
@@ -231,6 +232,15 @@ def test_the_picture_has_originals_above_reconstructions(train: Train, data: Pat
     assert (picture[:, 5 * 8 :] == 0).all()
 
 
+def test_its_own_flags_are_in_the_record(train: Train) -> None:
+    folder = train("run", "--max_train_steps", 1, "--r1_gamma", 5, "--latent_scale", "std")
+    (session,) = json.loads((folder / "run.json").read_text())["sessions"]
+    told = session["arguments"]
+    assert (told["r1_gamma"], told["latent_scale"], told["l2_weight"]) == (5.0, "std", 1.0)
+    assert "patch_size=4" in told["model_args"]
+    assert "cache_dir" not in told
+
+
 def test_codebook_and_losses_are_logged(
     train: Train, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -303,18 +313,21 @@ def test_training_goes_on_from_a_saved_model(
         (["--model_args", "image_size=16"], "--resolution is 8, but the model takes 3 x 16 x 16"),
         (["--model_args", "encoder_heads=3", "patch_size=4"], "heads"),
         (["--model_config", "huge"], "--model_config is 'huge': it is none of small, base, large"),
-        (["--pretrained_model_name_or_path", "x"], "drop --model_config and --model_args"),
+        (["--pretrained_model_name_or_path", "x"], "--model_args .*without a fresh"),
         (["--r1_interval", "0"], "--r1_interval is 0: it must be at least 1"),
         (["--l2_weight", "nan"], "--l2_weight is nan"),
         (["--l2_weight", "0"], "nothing is reconstructed"),
-        (["--perceptual_weight", "0.3"], "--perceptual_weight does nothing without"),
+        (["--perceptual_weight", "0.3"], "is 0.3, .* without --perceptual_model"),
         (["--perceptual_model", "/nowhere/at/all"], "--perceptual_model: .*cannot be loaded"),
-        (["--adversarial_weight", "0", "--discriminator_start", "9"], "without an --adversarial"),
-        (["--validation_steps", "3"], "--validation_steps needs --validation_data_dir"),
-        (["--validation_data_dir", "/nowhere"], "'/nowhere' is not a folder"),
+        (
+            ["--adversarial_weight", "0", "--discriminator_start", "9"],
+            "is 9, .*without an --adversarial",
+        ),
+        (["--validation_steps", "3"], "is 3, .*without --validation_data"),
+        (["--validation_data_dir", "/nowhere"], "/nowhere: it is not a folder"),
         (["--lr_scheduler", "sinus"], "--lr_scheduler is 'sinus'"),
         (["--report_to", "pigeon"], "--report_to is 'pigeon'"),
-        (["--resume_from_checkpoint", "checkpoint-9"], "does not exist"),
+        (["--resume_from_checkpoint", "checkpoint-9"], "there is no folder"),
     ],
 )
 def test_wrong_invocations(

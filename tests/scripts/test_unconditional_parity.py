@@ -173,14 +173,11 @@ def test_the_average_is_the_official_one(materials: Materials, tmp_path: Path) -
             kept.mul_(decays[-1]).add_((1 - decays[-1]) * new.detach().double())
     assert decays[1] < decays[4] < 0.7
     trained = list(script_run.network.parameters())
-    for ours, theirs, expected in zip(
-        script_run.ema.shadow_params, average.shadow_params, by_hand, strict=True
-    ):
+    shadows = script_run.averages.ema.shadow_params
+    for ours, theirs, expected in zip(shadows, average.shadow_params, by_hand, strict=True):
         assert torch.equal(ours, theirs)
         torch.testing.assert_close(ours.double(), expected, rtol=1e-4, atol=1e-6)
-    assert any(
-        not torch.equal(a, b) for a, b in zip(script_run.ema.shadow_params, trained, strict=True)
-    )
+    assert any(not torch.equal(a, b) for a, b in zip(shadows, trained, strict=True))
 
 
 # -- the papers ------------------------------------------------------------------------------------

@@ -15,8 +15,8 @@ import pytest
 import torch
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
+from diffusers_curriculum.training.arguments import environment as environment_checks
 from diffusers_curriculum.training.parts import stable_diffusion as components
-from diffusers_curriculum.training.process import environment as environment_checks
 from tests.scripts.pipelines import SD, with_scheduler
 from tests.scripts.small_runs import Bench, status, train, write_images
 

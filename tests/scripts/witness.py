@@ -19,7 +19,8 @@ import train_text_to_image_curriculum as text_to_image
 from diffusers_curriculum import Objective
 from diffusers_curriculum.randomness import gaussian
 from diffusers_curriculum.training.checkpoint.optimizer import optimizer_state
-from tests.scripts.small_runs import stage_of, tensor_hash, trained_network
+from diffusers_curriculum.training.loop import job
+from tests.scripts.small_runs import loss_of, stage_of, tensor_hash
 
 
 def _nested() -> Any:
@@ -52,9 +53,7 @@ def witnessed(skew: bool = False, script: ModuleType = text_to_image) -> Iterato
     Args:
         skew: multiply the losses of every process but the first, as if its data were harder.
     """
-    told, training_step, optimizer_step = (
-        Testimony(), script.training_step, script.optimizer_step,
-    )  # fmt: skip
+    told, training_step, make_update = Testimony(), script.training_step, job.make_update
 
     def draw(shape: Any, **kwargs: Any) -> Tensor:
         values = gaussian(shape, **kwargs)
@@ -70,14 +69,14 @@ def witnessed(skew: bool = False, script: ModuleType = text_to_image) -> Iterato
             told.seen[step][slot] |= {
                 "image": tensor_hash(batch["pixel_values"][i]),
                 "condition": tensor_hash(_condition(batch)[i]),
-                "level": int(result[0][i]),
+                "level": int(result.indices[i]),
             }
         return result
 
-    def update(run: Any, step: int, plan: Any, batches: Any) -> Any:
+    def update(run: Any, step: int, *rest: Any) -> Any:
         told.stages.append(stage_of(run.sampler, step))
-        result = optimizer_step(run, step, plan, batches)
-        told.losses.append(float(result[0]))
+        result = make_update(run, step, *rest)
+        told.losses.append(loss_of(result[0]))
         told.lrs.append(run.lr_scheduler.get_last_lr()[0])
         told.states.append(state_hash(run))
         return result
@@ -85,7 +84,7 @@ def witnessed(skew: bool = False, script: ModuleType = text_to_image) -> Iterato
     with (
         mock.patch.object(script, "gaussian", draw),
         mock.patch.object(script, "training_step", micro_step),
-        mock.patch.object(script, "optimizer_step", update),
+        mock.patch.object(job, "make_update", update),
         mock.patch.object(Objective, "loss", _skewed if skew else Objective.loss),
     ):
         yield told
@@ -108,10 +107,11 @@ def _skewed(self: Objective, *args: Any) -> tuple[Tensor, Tensor]:
 
 def state_hash(run: Any) -> str:
     """SHA-256 of the states of sampler, model, average and optimizer."""
-    network = run.accelerator.unwrap_model(trained_network(run))
+    network = run.accelerator.unwrap_model(run.network)
+    ema = run.averages.ema
     held = list(run.sampler.state_dict().items()) + list(network.state_dict().items())
     held += list(optimizer_state(run.optimizer.optimizer)[0].items())
-    held += list(enumerate(run.ema.shadow_params)) if run.ema else []
+    held += list(enumerate(ema.shadow_params)) if ema else []
     digest = hashlib.sha256()
     for name, value in held:
         text = tensor_hash(value) if isinstance(value, Tensor) else repr(value)

@@ -29,6 +29,22 @@ FLOORS = {
     "training": 4,
     "cli": 5,
 }
+# The rooms of training/, each on those before it.
+ROOMS = (
+    "errors",
+    "arguments",
+    "storage",
+    "process",
+    "data",
+    "levels",
+    "cache",
+    "checkpoint",
+    "parts",
+    "publish",
+    "evaluation",
+    "loop",
+    "tasks",
+)
 CORE_LIBRARIES = {"torch", "numpy", "safetensors", "diffusers", PACKAGE} | sys.stdlib_module_names
 UNPICKLERS = {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 GLOBAL_TORCH = {
@@ -51,6 +67,12 @@ def room(module: str) -> str | None:
     """The name below the package: "samplers" of "diffusers_curriculum.samplers.base"."""
     parts = module.split(".")
     return parts[1] if parts[0] == PACKAGE and len(parts) > 1 else None
+
+
+def training_room(module: str) -> str | None:
+    """The room of training/: "loop" of "diffusers_curriculum.training.loop.job"."""
+    parts = module.split(".")
+    return parts[2] if room(module) == "training" and len(parts) > 2 else None
 
 
 def imported_modules(tree: ast.AST) -> Iterator[tuple[int, str]]:
@@ -82,6 +104,11 @@ def _floor_findings(module: str, own: str, line: int, name: str) -> Iterator[str
     floor, other = FLOORS[own], room(name)
     if name.split(".")[0] == PACKAGE and FLOORS.get(other or "", 99) > floor:
         yield f"{module}:{line} on floor {floor} imports {name}, which is not below it"
+    inside, below = training_room(module), training_room(name)
+    if inside is not None and inside not in ROOMS:
+        yield f"{module}:{line} stands in no room of training/; give {inside!r} a place"
+    elif inside and below and below in ROOMS and ROOMS.index(below) > ROOMS.index(inside):
+        yield f"{module}:{line} in {inside}/ imports {name}, which is not below it"
     if floor <= 2 and name.split(".")[0] not in CORE_LIBRARIES:
         yield f"{module}:{line} on floor {floor} imports {name}; only the training floors may"
 

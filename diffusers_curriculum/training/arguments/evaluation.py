@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
+from typing import Any
 
 from diffusers_curriculum.metrics.choices import (
     INCEPTION,
@@ -12,99 +12,31 @@ from diffusers_curriculum.metrics.choices import (
     missing_packages,
     networks_of,
 )
+from diffusers_curriculum.training.arguments.flag import (
+    COUNT,
+    Family,
+    Need,
+    at_least,
+    path,
+    tracked,
+)
 from diffusers_curriculum.training.errors import UsageError
 
-_AT_LEAST = {
-    "eval_steps": 1,
-    "eval_samples": 4,  # precision and recall look at the third neighbour of a sample
-    "eval_num_inference_steps": 1,
-    "eval_generation_batch_size": 1,
-}
 _PIP_NAMES = {"torch_fidelity": "torch-fidelity"}
 
-
-def add_evaluation_arguments(parser: argparse.ArgumentParser) -> None:
-    """Metrics while training."""
-    add = parser.add_argument_group("metrics while training").add_argument
-    add("--eval_steps", type=int, metavar="N", help="compute metrics every N steps and at the end")
-    add(
-        "--eval_metrics",
-        nargs="+",
-        choices=METRICS,
-        help="fid (arXiv 1706.08500), kid (1801.01401), fd_dinov2 (2306.04675), precision_recall "
-        "(1904.06991)",
-    )
-    add(
-        "--eval_samples",
-        type=int,
-        default=1000,
-        help="images generated, and training images compared with; figures of different numbers "
-        "cannot be compared, and published ones use 50000",
-    )
-    add("--eval_num_inference_steps", type=int, default=50, help="denoising steps per image")
-    add(
-        "--eval_generation_batch_size",
-        type=int,
-        default=32,
-        help="images generated at once on each device",
-    )
-    add(
-        "--eval_feature_model",
-        metavar="PATH",
-        help="compute all metrics with this network: a transformers vision model, such as a "
-        "classifier of your own data, as a folder or a name on the Hub",
-    )
-    add(
-        "--eval_feature_weights",
-        metavar="PATH",
-        help="file with the Inception weights of torch-fidelity, instead of a download",
-    )
+_MEASURED = Need(
+    "--eval_steps and --eval_metrics", lambda a: a.eval_steps is not None or bool(a.eval_metrics)
+)
+_THROUGH_INCEPTION = Need(
+    "a metric that looks through Inception",
+    lambda a: INCEPTION in networks_of(a.eval_metrics or (), a.eval_feature_model).values(),
+)
 
 
-def check_evaluation(args: argparse.Namespace) -> None:
-    """Refuse metrics that cannot be computed, and options that would do nothing.
-
-    Raises:
-        UsageError: with the value and the remedy.
-    """
+def _check(args: Any) -> None:
+    """Refuse metrics that cannot be computed."""
     if args.eval_steps is None and not args.eval_metrics:
-        _refuse_without(args, _options(), "--eval_steps and --eval_metrics")
         return
-    _check_pair(args)
-    for name, least in _AT_LEAST.items():
-        if getattr(args, name) < least:
-            raise UsageError(f"--{name} is {getattr(args, name)}: it must be at least {least}.")
-    _check_metrics(args)
-    networks = networks_of(args.eval_metrics, args.eval_feature_model)
-    if INCEPTION not in networks.values():
-        _refuse_without(args, ("eval_feature_weights",), "a metric that looks through Inception")
-    _check_paths(args)
-    for network, metrics in metrics_by_network(networks).items():
-        _check_packages(network, metrics)
-
-
-def _options() -> tuple[str, ...]:
-    defaults = vars(_defaults())
-    return tuple(name for name in defaults if name not in ("eval_steps", "eval_metrics"))
-
-
-def _defaults() -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    add_evaluation_arguments(parser)
-    return parser.parse_args([])
-
-
-def _refuse_without(args: argparse.Namespace, names: tuple[str, ...], needs: str) -> None:
-    defaults = _defaults()
-    for name in names:
-        if getattr(args, name) != getattr(defaults, name):
-            raise UsageError(
-                f"--{name} is {getattr(args, name)}, which has no effect without {needs}: add "
-                f"that, or drop --{name}."
-            )
-
-
-def _check_pair(args: argparse.Namespace) -> None:
     if args.eval_steps is None:
         raise UsageError(
             f"--eval_metrics is {' '.join(args.eval_metrics)}: it needs --eval_steps N, which says "
@@ -115,9 +47,6 @@ def _check_pair(args: argparse.Namespace) -> None:
             f"--eval_steps is {args.eval_steps}: it needs --eval_metrics, one or more of "
             f"{', '.join(METRICS)}."
         )
-
-
-def _check_metrics(args: argparse.Namespace) -> None:
     names = args.eval_metrics
     if len(set(names)) < len(names):
         raise UsageError(f"--eval_metrics is {' '.join(names)}: name each metric once.")
@@ -128,17 +57,20 @@ def _check_metrics(args: argparse.Namespace) -> None:
         )
 
 
-def _check_paths(args: argparse.Namespace) -> None:
+def _check_machine(args: Any) -> None:
+    """Refuse files and packages that are not there."""
+    if not args.eval_metrics:
+        return
     weights, model = args.eval_feature_weights, args.eval_feature_model
-    if weights is not None and not Path(weights).expanduser().is_file():
+    if weights is not None and not Path(weights).is_file():
         raise UsageError(f"--eval_feature_weights is {weights}: there is no such file.")
-    if model is not None and model.startswith(("/", "./", "../", "~")):
-        if Path(model).expanduser().is_dir():
-            return
+    if model is not None and model.startswith(("/", "./", "../")) and not Path(model).is_dir():
         raise UsageError(
             f"--eval_feature_model is {model}: there is no such folder. Give one that "
             "save_pretrained wrote, or the name of a repository on the Hub."
         )
+    for network, metrics in metrics_by_network(networks_of(args.eval_metrics, model)).items():
+        _check_packages(network, metrics)
 
 
 def _check_packages(network: str, metrics: tuple[str, ...]) -> None:
@@ -152,3 +84,67 @@ def _check_packages(network: str, metrics: tuple[str, ...]) -> None:
         f"--eval_metrics {' '.join(metrics)} needs {' and '.join(missing)} for the network "
         f"{network}, which cannot be found: pip install {' '.join(missing)}{way_out}."
     )
+
+
+EVALUATION = Family.of(
+    "metrics while training",
+    tracked(
+        "eval_steps",
+        int,
+        help="compute metrics every N steps and at the end",
+        metavar="N",
+        bound=COUNT,
+    ),
+    tracked(
+        "eval_metrics",
+        str,
+        help="fid (arXiv 1706.08500), kid (1801.01401), fd_dinov2 (2306.04675), precision_recall "
+        "(1904.06991)",
+        nargs="+",
+        choices=METRICS,
+    ),
+    tracked(
+        "eval_samples",
+        int,
+        1000,
+        "images generated, and training images compared with; figures of different numbers "
+        "cannot be compared, and published ones use 50000",
+        bound=at_least(4),  # precision and recall look at the third neighbour of a sample
+        needs=(_MEASURED,),
+    ),
+    tracked(
+        "eval_num_inference_steps",
+        int,
+        50,
+        "denoising steps per image",
+        bound=COUNT,
+        needs=(_MEASURED,),
+    ),
+    tracked(
+        "eval_generation_batch_size",
+        int,
+        32,
+        "images generated at once on each device",
+        bound=COUNT,
+        needs=(_MEASURED,),
+    ),
+    tracked(
+        "eval_feature_model",
+        str,
+        help="compute all metrics with this network: a transformers vision model, such as a "
+        "classifier of your own data, as a folder or a name on the Hub",
+        metavar="PATH",
+        convert=path,
+        needs=(_MEASURED,),
+    ),
+    tracked(
+        "eval_feature_weights",
+        str,
+        help="file with the Inception weights of torch-fidelity, instead of a download",
+        metavar="PATH",
+        convert=path,
+        needs=(_MEASURED, _THROUGH_INCEPTION),
+    ),
+    check=_check,
+    check_machine=_check_machine,
+)

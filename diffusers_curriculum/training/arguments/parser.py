@@ -6,7 +6,7 @@ import argparse
 import difflib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NoReturn
 
 from diffusers_curriculum.training.errors import ExitCode
@@ -25,22 +25,34 @@ class _ShowDefaults(argparse.HelpFormatter):
         return text if silent else f"{text} (default %(default)s)"
 
 
+class _Noted(argparse.Action):
+    """Notes that a flag stood there; no default is noted."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{**kwargs, "default": argparse.SUPPRESS})
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
+        setattr(namespace, self.dest, True)
+
+
 class OfficialFirstParser(argparse.ArgumentParser):
     """Resolves a flag: exact match, else unique among the official ones, else unique among all.
 
     New flags therefore never make an abbreviation ambiguous that the official script accepts.
-    Flags present when :meth:`seal_official` is called count as official, ``--help`` included.
+
+    Args:
+        official: flags of the official script; ``--help`` is one as well.
+
+    Attributes:
+        given: names of the arguments that stood on the last command line that was parsed.
     """
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, official: Collection[str] = (), **kwargs: Any) -> None:
         # Abbreviations are expanded by `resolve`; argparse's own expansion knows no precedence.
         super().__init__(allow_abbrev=False, formatter_class=_ShowDefaults, **kwargs)
         self._negative_number_matcher = _NEGATIVE_NUMBER
-        self._official: frozenset[str] = frozenset()
-
-    def seal_official(self) -> None:
-        """Declare every flag added so far to be one of the official script."""
-        self._official = frozenset(self._option_string_actions)
+        self._official = frozenset(official) | {"--help", "-h"}
+        self.given: frozenset[str] = frozenset()
 
     def candidates(self, prefix: str) -> list[str]:
         """The flags that ``prefix`` may stand for: one entry when it is unambiguous."""
@@ -63,8 +75,19 @@ class OfficialFirstParser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
         """As argparse's, after abbreviations have been expanded."""
-        given = sys.argv[1:] if args is None else args
-        return super().parse_known_args(self._expand(given), namespace)
+        words = self._expand(sys.argv[1:] if args is None else args)
+        parsed = super().parse_known_args(words, namespace)
+        self.given = self._given(words)
+        return parsed
+
+    def _given(self, words: Sequence[str]) -> frozenset[str]:
+        """The arguments that words of a valid command line give: what a second parse without
+        defaults finds."""
+        silent = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
+        silent._negative_number_matcher = _NEGATIVE_NUMBER
+        for flag, action in self._option_string_actions.items():
+            silent.add_argument(flag, dest=action.dest, nargs=action.nargs, action=_Noted)
+        return frozenset(vars(silent.parse_known_args(words)[0]))
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
         """As argparse's, with a suggestion for a mistyped flag."""

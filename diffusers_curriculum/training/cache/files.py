@@ -14,14 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from diffusers_curriculum.training.errors import UsageError
+from diffusers_curriculum.training.errors import CheckpointError, UsageError
 from diffusers_curriculum.training.storage.fingerprints import flattened
-from diffusers_curriculum.training.storage.manifest import (
-    MANIFEST,
-    CheckpointError,
-    find_faults,
-    read_manifest,
-)
+from diffusers_curriculum.training.storage.manifest import MANIFEST, find_faults, read_manifest
 
 MEAN, STD = "mean.npy", "std.npy"
 

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
@@ -17,9 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusers_curriculum.training.cache.files import MEAN, STD, size_of
-from diffusers_curriculum.training.checkpoint.checkpoints import DiskFullError
 from diffusers_curriculum.training.errors import UsageError
-from diffusers_curriculum.training.storage.atomic_text import write_atomically
+from diffusers_curriculum.training.storage.files import disk_full_explained, write_atomically
 from diffusers_curriculum.training.storage.folders import publish, sync_tree
 from diffusers_curriculum.training.storage.manifest import write_manifest
 
@@ -169,17 +167,12 @@ class LatentWriter:
     def write(self, batch: int, *arrays: NDArray[Any]) -> None:
         """Write the encodings of one batch, an array (b, C, h, w) for each file."""
         start = batch * self.work.batch_size * self.work.layout.image_bytes
-        try:
+        with disk_full_explained(self.work.final, self.work.layout.nbytes):
             for file, header, array in zip(self.files, self.headers, arrays, strict=True):
                 _write_at(file, header + start, array.reshape(-1).view(np.uint8).data)
             self.pending.append(batch)
             if len(self.pending) == _COMMIT_EVERY:
                 self._commit()
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                raise
-            free = shutil.disk_usage(self.work.folder).free
-            raise DiskFullError(self.work.final, self.work.layout.nbytes, free, error) from error
 
     def _commit(self) -> None:
         """A batch counts as done only after it is on disk."""

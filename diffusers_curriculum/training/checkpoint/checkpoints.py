@@ -6,7 +6,6 @@ A checkpoint is written aside, hashed, synced to disk, renamed, and only then do
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import os
 import re
@@ -15,54 +14,20 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from diffusers_curriculum.training.errors import UsageError
+from diffusers_curriculum.training.arguments.environment import checkpoint_path
+from diffusers_curriculum.training.errors import CheckpointError, DiskFullError, UsageError
+from diffusers_curriculum.training.storage.files import FULL
 from diffusers_curriculum.training.storage.folders import (
     aside,
     checkpoints,
-    clean_temporary,
     is_real_folder,
     publish,
     rotate,
     sync_tree,
 )
-from diffusers_curriculum.training.storage.manifest import (
-    CheckpointError,
-    verify_checkpoint,
-    write_manifest,
-)
-
-__all__ = [
-    "CheckpointError",
-    "DiskFullError",
-    "checkpoints",
-    "clean_temporary",
-    "find_checkpoint",
-    "save_checkpoint",
-    "verify_checkpoint",
-]
+from diffusers_curriculum.training.storage.manifest import verify_checkpoint, write_manifest
 
 logger = logging.getLogger(__name__)
-
-# EFBIG: the process's file size limit; EDQUOT: the user's quota.
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-class DiskFullError(OSError):
-    """There is no room for a checkpoint.
-
-    Attributes:
-        needed: bytes that the checkpoint takes, as far as known.
-        free: bytes that were free.
-    """
-
-    def __init__(self, path: Path, needed: int, free: int, cause: object) -> None:
-        super().__init__(
-            f"No space for {path}: it needs about {needed:,} bytes, {free:,} are free ({cause}). "
-            "Older checkpoints are intact. Free some space or raise the quota or file size limit, "
-            "keep fewer with --checkpoints_total_limit, or choose another --output_dir; then "
-            "resume from latest."
-        )
-        self.errno, self.needed, self.free = errno.ENOSPC, needed, free
 
 
 def save_checkpoint(
@@ -114,7 +79,7 @@ def _written_aside(final: Path, bytes_needed: int | None) -> Iterator[Path]:
         folder.mkdir()
         yield folder
     except Exception as error:
-        if _error_number(error) not in _FULL or isinstance(error, DiskFullError):
+        if _error_number(error) not in FULL or isinstance(error, DiskFullError):
             raise
         free = shutil.disk_usage(final.parent).free
         needed = bytes_needed or max(map(_size, [folder, *checkpoints(final.parent)]))
@@ -150,9 +115,7 @@ def find_checkpoint(output_dir: str | Path, request: str) -> Path | None:
     """
     if request == "latest":
         return _latest(Path(output_dir))
-    bare = not any(sep in request for sep in (os.sep, os.altsep) if sep)
-    path = Path(output_dir, request) if bare else Path(request).expanduser()
-    path = path.resolve()
+    path = checkpoint_path(str(output_dir), request)
     if not path.is_dir():
         raise CheckpointError(
             f"The checkpoint {request!r} does not exist: there is no folder {path}. Give latest, "

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from diffusers_curriculum.training.storage.manifest import CheckpointError
+from diffusers_curriculum.training.errors import CheckpointError
 from diffusers_curriculum.training.storage.tensors import on_device_of, pack, unpack
 
 

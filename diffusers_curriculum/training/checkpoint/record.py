@@ -5,7 +5,6 @@ It tells and decides nothing: what a resumed run is compared with stands in the 
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import os
@@ -15,9 +14,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from diffusers_curriculum.training.arguments.run_config import tracker_config
 from diffusers_curriculum.training.checkpoint.same_run import Difference
-from diffusers_curriculum.training.storage.atomic_text import write_atomically
+from diffusers_curriculum.training.storage.files import write_atomically
 from diffusers_curriculum.training.storage.manifest import versions
 
 logger = logging.getLogger(__name__)
@@ -36,7 +34,7 @@ class RunRecord:
 
     Args:
         output_dir: folder of run.json.
-        args: the command line.
+        arguments: the command line without secrets, as trackers get it.
         facts: what the manifests of this session's checkpoints hold.
         first_step: optimizer step that it starts at.
         resumed_from: the checkpoint, None for a new run.
@@ -47,7 +45,7 @@ class RunRecord:
     def __init__(
         self,
         output_dir: str | Path,
-        args: argparse.Namespace,
+        arguments: Mapping[str, Any],
         facts: Mapping[str, Any],
         first_step: int = 0,
         resumed_from: str | Path | None = None,
@@ -66,7 +64,7 @@ class RunRecord:
             "resumed_from": None if resumed_from is None else str(resumed_from),
             "changed": [str(difference) for difference in changed],
             "world_size": facts.get("world_size"),
-            "arguments": tracker_config(args),
+            "arguments": dict(arguments),
             "versions": {"python": platform.python_version(), **versions()},
         }
 

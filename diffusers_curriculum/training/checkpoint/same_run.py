@@ -6,7 +6,6 @@ processes at the same global batch) may change freely.
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import os
@@ -16,37 +15,22 @@ from typing import Any
 
 from datasets import Dataset
 
-from diffusers_curriculum.objective import Objective
-from diffusers_curriculum.samplers import TimestepSampler
 from diffusers_curriculum.samplers.configs import plain_config
-from diffusers_curriculum.training.checkpoint.stateful import POWER_EMA
+from diffusers_curriculum.training.arguments.command_line import Arguments
+from diffusers_curriculum.training.arguments.flag import SETTINGS
+from diffusers_curriculum.training.checkpoint.state import POWER_EMA
 from diffusers_curriculum.training.data.plan import BatchPlan
 from diffusers_curriculum.training.errors import UsageError
+from diffusers_curriculum.training.levels.levels import Levels
 from diffusers_curriculum.training.storage.fingerprints import (
     dataset_digest,
     flattened,
     hash_config,
-    model_identity,
     schedule_identity,
 )
 
 logger = logging.getLogger(__name__)
 
-# Names for --allow_config_change, and what happens then.
-EFFECTS = {
-    "seed": "another order of the data and other draws from here on",
-    "global_batch": "another place in the data: samples of this epoch may repeat or be left out",
-    "dataset": "another order of the data: samples of this epoch may repeat or be left out",
-    "model": "the network comes from the checkpoint, the frozen models from the new base model",
-    "schedule": "the network meets other noise levels; sampler and loss statistics start afresh",
-    "prediction_type": "the network has to learn another target",
-    "sampler": "the new sampler starts afresh, a curriculum at its first stage",
-    "loss_weighting": "losses are weighted in the new way from here on",
-    "objective": "noise is made in the new way from here on",
-    "images": "images and captions are prepared in the new way from here on",
-    "optimizer": "moments and position in the schedule stay, the new numbers hold from here on",
-    "ema": "the average stays, the new numbers hold from here on; other widths start afresh",
-}
 # The parts of TrainingState that start afresh, or take this run's numbers, after a change.
 _RENEWED = {
     "loss_weighting": ("tracker_loss_weights",),
@@ -55,14 +39,6 @@ _RENEWED = {
     "optimizer": ("optimizer",),
     "ema": ("ema",),
     "ema.power_ema": (POWER_EMA,),
-}
-_ARGUMENTS = {
-    "objective": "noise_offset input_perturbation dream_training dream_detail_preservation "
-    "learned_variance",
-    "images": "resolution center_crop random_flip image_interpolation_mode caption_dropout "
-    "label_dropout cache_latents latent_crops preserve_input_precision",
-    "optimizer": "learning_rate scale_lr lr_scheduler lr_warmup_steps use_8bit_adam adam_beta1 "
-    "adam_beta2 adam_weight_decay adam_epsilon max_grad_norm",
 }
 _TEXTS = {
     "global_batch": "--train_batch_size x --gradient_accumulation_steps x processes",
@@ -95,41 +71,61 @@ class Difference:
 
 
 def run_facts(
-    args: argparse.Namespace,
-    plan: BatchPlan,
-    sampler: TimestepSampler,
-    objective: Objective,
-    rows: Dataset,
-    model: Mapping[str, Any] | None = None,
+    args: Arguments, plan: BatchPlan, dataset: Mapping[str, Any], model: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What goes into run.json and into the manifest of every checkpoint, as plain data.
 
     Args:
-        rows: as ``load_image_captions`` or ``load_images`` returned them.
-        model: what tells the network and its frozen parts; default the base pipeline's identity.
+        dataset: of :func:`dataset_facts`.
+        model: what tells the network and its frozen parts.
     """
-    if model is None:
-        name = args.pretrained_model_name_or_path
-        model = model_identity(name, args.revision, args.variant)
-    settings = plain_config(sampler)
     facts = {
         "seed": plan.seed,
         "global_batch": plan.total,
         "world_size": plan.world_size,
         "num_samples": plan.num_samples,
-        "dataset": _dataset_facts(args, rows),
+        "dataset": dict(dataset),
         "model": dict(model),
-        "schedule": schedule_identity(sampler.levels),
-        "prediction_type": objective.prediction_type,
-        "sampler": settings,
-        "sampler_sha256": hash_config(settings),
-        "loss_weighting": {"name": args.loss_weighting, **args.loss_weighting_args},
-        "ema": _ema_facts(args),
     }
-    for setting, names in _ARGUMENTS.items():
-        own = [name for name in names.split() if hasattr(args, name)]
-        facts[setting] = {name: getattr(args, name) for name in own}
-    return json.loads(json.dumps(facts))  # as it will be read back: tuples are lists
+    facts |= {setting: args.of_setting(setting) for setting in ("objective", "images", "optimizer")}
+    return plain(facts)
+
+
+def level_facts(args: Arguments, levels: Levels) -> dict[str, Any]:
+    """What a run on noise levels adds to its facts, as plain data."""
+    settings = plain_config(levels.sampler)
+    name, parameters = levels.weighting
+    return plain(
+        {
+            "schedule": schedule_identity(levels.sampler.levels),
+            "prediction_type": levels.objective.prediction_type,
+            "sampler": settings,
+            "sampler_sha256": hash_config(settings),
+            "loss_weighting": {"name": name, **parameters},
+            "ema": _ema_facts(args),
+        }
+    )
+
+
+def dataset_facts(args: Arguments, rows: Dataset, text_column: str | None) -> dict[str, Any]:
+    """Config and digest of a data set; the name too, unless it is a folder, which may be moved.
+
+    Args:
+        rows: as ``load_image_captions`` or ``load_images`` returned them.
+        text_column: of captions or classes; None where there is none.
+    """
+    source = args.train_data_dir if args.dataset_name is None else args.dataset_name
+    folder = source if os.path.isdir(source) else None
+    return {
+        "name": None if folder else source,
+        "config": args.dataset_config_name,
+        "sha256": dataset_digest(rows, args.image_column, text_column, folder),
+    }
+
+
+def plain(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Facts as they will be read back: tuples are lists."""
+    return json.loads(json.dumps(facts))
 
 
 def conflicts(saved: Mapping[str, Any], facts: Mapping[str, Any]) -> list[Difference]:
@@ -138,7 +134,7 @@ def conflicts(saved: Mapping[str, Any], facts: Mapping[str, Any]) -> list[Differ
     A setting that the checkpoint does not tell, as it is of an older version, is passed over.
     """
     found = []
-    for setting in EFFECTS:
+    for setting in SETTINGS:
         old, new = _setting(saved, setting), _setting(facts, setting)
         if old is None or new is None:
             continue
@@ -160,7 +156,7 @@ def check_same_run(
     Args:
         facts: of this run, from :func:`run_facts`.
         saved: of the checkpoint's manifest; None if none is resumed.
-        allowed: settings that may differ; the keys of :data:`EFFECTS`.
+        allowed: settings that may differ; the keys of ``SETTINGS``.
 
     Returns:
         The differences that were allowed; each is logged with what it does.
@@ -179,7 +175,7 @@ def check_same_run(
             "or start a new run from its weights."
         )
     for difference in found:
-        logger.warning("Changed: %s (%s).", difference, EFFECTS[difference.setting])
+        logger.warning("Changed: %s (%s).", difference, SETTINGS[difference.setting])
     return found
 
 
@@ -189,11 +185,11 @@ def check_names(allowed: Collection[str]) -> None:
     Raises:
         UsageError: naming them, and those there are.
     """
-    unknown = [name for name in allowed if name not in EFFECTS]
+    unknown = [name for name in allowed if name not in SETTINGS]
     if unknown:
         raise UsageError(
             f"--allow_config_change {' '.join(unknown)}: there is no such setting; choose from "
-            f"{', '.join(EFFECTS)}."
+            f"{', '.join(SETTINGS)}."
         )
 
 
@@ -204,24 +200,11 @@ def renewed_parts(changed: Collection[Difference]) -> frozenset[str]:
     return frozenset(part for setting in settings for part in _RENEWED.get(setting, ()))
 
 
-def _dataset_facts(args: argparse.Namespace, rows: Dataset) -> dict[str, Any]:
-    """Columns, config and digest; the name too, unless it is a folder, which may be moved."""
-    source = args.train_data_dir if args.dataset_name is None else args.dataset_name
-    folder = source if os.path.isdir(source) else None
-    text = getattr(args, "caption_column", getattr(args, "label_column", None))
-    return {
-        "name": None if folder else source,
-        "config": args.dataset_config_name,
-        "columns": [args.image_column] + ([] if text is None else [text]),
-        "sha256": dataset_digest(rows, args.image_column, text, folder),
-    }
-
-
-def _ema_facts(args: argparse.Namespace) -> dict[str, Any]:
-    names = ("inv_gamma", "power", "max_decay", "warmup")
-    more = {name: value for name in names if (value := getattr(args, f"ema_{name}", None))}
-    facts = {"decay": args.ema_decay, "interval": args.ema_interval} | more if args.use_ema else {}
-    widths = getattr(args, "power_ema", None)
+def _ema_facts(args: Arguments) -> dict[str, Any]:
+    told = args.of_setting("ema")
+    widths = told.pop("power_ema", None)
+    more = {name.removeprefix("ema_"): value for name, value in told.items() if value}
+    facts = {"decay": args.ema_decay} | more if args.use_ema else {}
     return facts | ({"power_ema": widths} if widths else {})
 
 

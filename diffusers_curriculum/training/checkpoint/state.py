@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from diffusers.training_utils import EMAModel
@@ -21,9 +21,8 @@ from diffusers_curriculum.training.checkpoint.optimizer import (
     optimizer_state,
     own_numbers,
 )
-from diffusers_curriculum.training.checkpoint.stateful import Stateful, load_part, starts_afresh
-from diffusers_curriculum.training.parts.averages import PowerEMA
-from diffusers_curriculum.training.storage.manifest import CheckpointError, verify_checkpoint
+from diffusers_curriculum.training.errors import CheckpointError
+from diffusers_curriculum.training.storage.manifest import verify_checkpoint
 from diffusers_curriculum.training.storage.tensors import (
     check_tensors,
     conform,
@@ -54,6 +53,43 @@ _EMA_NUMBERS = (
 )
 
 
+POWER_EMA = "tracker_power_ema"
+
+
+class Stateful(Protocol):
+    """Anything whose state is tensors, plain numbers, strings, and lists and dicts of them."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> object: ...
+
+
+@runtime_checkable
+class _Large(Protocol):
+    """A part that takes a good deal of a checkpoint, such as averaged weights."""
+
+    def nbytes(self) -> int: ...
+
+
+def starts_afresh(name: str, renew: Collection[str]) -> bool:
+    """Whether a part is not to be taken from the checkpoint; "trackers" means all of them but the
+    averaged weights, which are no statistics."""
+    statistics = name.startswith("tracker_") and name != POWER_EMA
+    return name in renew or ("trackers" in renew and statistics)
+
+
+def load_part(part: Stateful, state: dict[str, Any], name: str) -> None:
+    """Give a part its state back.
+
+    Raises:
+        CheckpointError: it refuses the state; the message has its name.
+    """
+    try:
+        part.load_state_dict(state)
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise CheckpointError(f"The checkpoint's {name} does not fit this run: {error}") from error
+
+
 @dataclass
 class TrainingState:
     """The live objects of a run.
@@ -82,8 +118,9 @@ class TrainingState:
         entries = (entry for state in self.optimizer.state.values() for entry in state.values())
         shadows = self.ema.shadow_params if self.ema is not None else []
         held = [*self.model.state_dict().values(), *shadows, *entries]
-        more = sum(part.nbytes() for part in self.trackers.values() if isinstance(part, PowerEMA))
-        return more + sum(item.nbytes for item in held if isinstance(item, Tensor))
+        large = [part for part in self.trackers.values() if isinstance(part, _Large)]
+        own = sum(item.nbytes for item in held if isinstance(item, Tensor))
+        return own + sum(part.nbytes() for part in large)
 
     def write(self, folder: str | Path, step: int) -> None:
         """Write the state after optimizer step ``step`` into an empty folder.

@@ -7,13 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffusers_curriculum.training.errors import UsageError
+from diffusers_curriculum.training.errors import CheckpointError, UsageError
 from diffusers_curriculum.training.storage.folders import checkpoints
-from diffusers_curriculum.training.storage.manifest import (
-    CheckpointError,
-    find_faults,
-    read_manifest,
-)
+from diffusers_curriculum.training.storage.manifest import find_faults, read_manifest
 
 WIDTH = 100
 _SHOWN = ("torch", "diffusers")  # versions with a column

@@ -15,6 +15,8 @@ from typing import Any
 from datasets import Dataset
 from tqdm.auto import tqdm
 
+from diffusers_curriculum.training.arguments.command_line import Arguments
+from diffusers_curriculum.training.arguments.run import POLICIES
 from diffusers_curriculum.training.data.checked_images import (
     CheckedImages,
     described_check,
@@ -29,11 +31,10 @@ from diffusers_curriculum.training.data.checks import (
     sample_name,
 )
 from diffusers_curriculum.training.errors import UsageError
-from diffusers_curriculum.training.storage.atomic_text import write_atomically
+from diffusers_curriculum.training.storage.files import write_atomically
 
 logger = logging.getLogger(__name__)
 
-POLICIES = ("raise", "skip")
 CACHE_FILE = "checked_images.json"
 SKIPPED_FILE = "skipped_samples.jsonl"
 _CHUNK = 16  # rows read at once: embedded images are held in memory, a call per row is slow
@@ -75,10 +76,35 @@ class Findings:
     fresh: list[str]
 
 
+def usable_images(
+    args: Arguments, accelerator: Any, dataset: Dataset, **text_columns: str
+) -> Dataset:
+    """:func:`usable_rows` as a command line asks for it; every process of a run calls it.
+
+    Args:
+        text_columns: ``caption_column`` or ``label_column``, where there is one.
+    """
+    from accelerate.utils import gather_object
+
+    return usable_rows(
+        dataset,
+        args.image_column,
+        **text_columns,
+        policy=args.bad_samples,
+        limit=args.bad_samples_limit,
+        output_dir=args.output_dir,
+        resolution=args.resolution,
+        progress=accelerator.is_local_main_process,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        gather=gather_object,
+    )
+
+
 def usable_rows(
     dataset: Dataset,
     image_column: str = "image",
-    caption_column: str | None = "text",
+    caption_column: str | None = None,
     *,
     label_column: str | None = None,
     policy: str = "raise",
@@ -137,7 +163,7 @@ def usable_rows(
 def find_bad_samples(
     dataset: Dataset,
     image_column: str = "image",
-    caption_column: str | None = "text",
+    caption_column: str | None = None,
     *,
     label_column: str | None = None,
     resolution: int = 512,

@@ -18,7 +18,7 @@ from typing import Any
 import PIL
 from PIL import Image, ImageFile
 
-from diffusers_curriculum.training.storage.atomic_text import write_atomically
+from diffusers_curriculum.training.storage.files import write_atomically
 
 logger = logging.getLogger(__name__)
 

@@ -7,10 +7,11 @@ position), so the number of loader workers, of ranks and of interruptions change
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from datasets import Dataset
+from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
@@ -25,8 +26,13 @@ from diffusers_curriculum.training.data.transforms import (
 from diffusers_curriculum.training.errors import UsageError
 from diffusers_curriculum.training.process.stopping import ignore_stop_signals
 
-if TYPE_CHECKING:
-    from diffusers_curriculum.training.cache.latents import CachedLatents
+
+class Latents(Protocol):
+    """Images that were encoded before, by row."""
+
+    def read(self, row: int, u_crop: float, u_flip: float) -> tuple[Tensor, Tensor | None]:
+        """Mean and deviation (C, h, w) of the variant that two uniforms in [0, 1) select."""
+        ...
 
 
 class ImageCaptionDataset(TorchDataset):
@@ -61,7 +67,7 @@ class ImageCaptionDataset(TorchDataset):
         self.image_column, self.caption_column = image_column, caption_column
         self.caption_dropout = caption_dropout
 
-    def __getitem__(self, position: int) -> dict[str, torch.Tensor]:
+    def __getitem__(self, position: int) -> dict[str, Tensor]:
         """Return pixel_values (3, R, R) float32 in [-1, 1] and input_ids (L,) int64."""
         row = self.plan.index(position)
         cells = self.rows[row]
@@ -78,7 +84,7 @@ class ImageCaptionDataset(TorchDataset):
             return ""
         return caption if isinstance(caption, str) else caption[int(u_choice * len(caption))]
 
-    def _tokens(self, caption: str) -> torch.Tensor:
+    def _tokens(self, caption: str) -> Tensor:
         tokens = self.tokenizer(
             caption,
             max_length=self.tokenizer.model_max_length,
@@ -118,7 +124,7 @@ class ImageDataset(TorchDataset):
         label_column: str | None = None,
         label_dropout: float = 0.0,
         null_label: int = 0,
-        latents: CachedLatents | None = None,
+        latents: Latents | None = None,
         precise: bool = False,
     ) -> None:
         if not 0.0 <= label_dropout <= 1.0:
@@ -130,7 +136,7 @@ class ImageDataset(TorchDataset):
         # apart, as reading a whole row reads its image, too
         self._labels = None if label_column is None else rows.select_columns([label_column])
 
-    def __getitem__(self, position: int) -> dict[str, torch.Tensor]:
+    def __getitem__(self, position: int) -> dict[str, Tensor]:
         """Return pixel_values (3, R, R) float32 in [-1, 1], or mean and std (C, h, w) of cached
         latents, and label () int64 if there are classes."""
         row = self.plan.index(position)
@@ -143,14 +149,14 @@ class ImageDataset(TorchDataset):
             item["label"] = torch.tensor(label)
         return item
 
-    def _pixels(self, row: int, *draws: float) -> dict[str, torch.Tensor]:
+    def _pixels(self, row: int, *draws: float) -> dict[str, Tensor]:
         cell = self.rows[row][self.image_column]
         if self.precise:
             pixels = _image(cell, row, decode_precisely)
             return {"pixel_values": self.transform.precise(pixels, *draws)}
         return {"pixel_values": self.transform(_image(cell, row), *draws)}
 
-    def _latents(self, row: int, u_crop: float, u_flip: float) -> dict[str, torch.Tensor]:
+    def _latents(self, row: int, u_crop: float, u_flip: float) -> dict[str, Tensor]:
         mean, std = self.latents.read(row, u_crop, u_flip)  # pyright: ignore
         return {"mean": mean} if std is None else {"mean": mean, "std": std}
 
@@ -185,7 +191,7 @@ def training_batches(
     max_train_steps: int,
     num_workers: int = 0,
     pin_memory: bool = False,
-) -> Iterator[dict[str, torch.Tensor]]:
+) -> Iterator[dict[str, Tensor]]:
     """Iterate over this rank's micro-batches of the steps start_step ... max_train_steps - 1.
 
     One iterator serves the whole run, so that workers start once. The global generators are

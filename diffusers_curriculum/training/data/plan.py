@@ -102,6 +102,12 @@ class BatchPlan:
         """Return how many epochs are complete once `step` has been done."""
         return (step + 1) * self.total // self.num_samples
 
+    def epoch_is_due(self, done: int, every: int) -> bool:
+        """Return whether the last of ``done`` steps ended an epoch whose number is a multiple of
+        ``every``."""
+        before = self.epochs_finished(done - 2) if done > 1 else 0
+        return any(epoch % every == 0 for epoch in range(before, self.epochs_finished(done - 1)))
+
     def steps_for_epochs(self, epochs: int) -> int:
         """Return the fewest steps that hold `epochs` epochs: ceil(epochs * n / total)."""
         return -(-epochs * self.num_samples // self.total)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
+from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.errors import UsageError
 
 # PIL has no "nearest exact"; torchvision maps both names to the same PIL filter.
@@ -130,6 +131,13 @@ class ImageTransform:
             )
         if self.resolution < 1:
             raise UsageError(f"--resolution is {self.resolution}; it must be at least 1 pixel.")
+
+    @classmethod
+    def of(cls, args: Arguments) -> ImageTransform:
+        """What the command line asks for."""
+        return cls(
+            args.resolution, args.image_interpolation_mode, args.center_crop, args.random_flip
+        )
 
     def __call__(
         self, image: Image.Image, u_top: float, u_left: float, u_flip: float

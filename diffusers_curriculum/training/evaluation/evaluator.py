@@ -6,7 +6,6 @@ number of processes: one process or two, and a resumed run, give the same number
 
 from __future__ import annotations
 
-import argparse
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +23,7 @@ from diffusers_curriculum.metrics.distances import (
     precision_recall,
 )
 from diffusers_curriculum.metrics.features import FeatureNetwork
+from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.errors import UsageError
 from diffusers_curriculum.training.evaluation.record import write_metrics
 from diffusers_curriculum.training.evaluation.shares import chosen_rows, share
@@ -58,14 +58,16 @@ class EvaluationSettings:
     last_step: int | None = None
 
     @classmethod
-    def of(cls, args: argparse.Namespace, seed: int, last_step: int | None) -> EvaluationSettings:
+    def of(
+        cls, args: Arguments, seed: int, last_step: int | None, guidance_scale: float | None
+    ) -> EvaluationSettings:
         """The settings of a checked command line."""
         return cls(
             every=args.eval_steps,
             metrics=tuple(args.eval_metrics),
             samples=args.eval_samples,
             steps=args.eval_num_inference_steps,
-            guidance_scale=getattr(args, "guidance_scale", None),
+            guidance_scale=guidance_scale,
             batch_size=args.eval_generation_batch_size,
             seed=seed,
             last_step=last_step,
@@ -80,7 +82,7 @@ class Evaluator:
     Args:
         accelerator: for its device, processes and trackers.
         settings: what is computed, and when.
-        networks: by name, as ``evaluation_setup.load_networks`` gives them.
+        networks: by name, as ``evaluation.setup.load_networks`` gives them.
         network_of: name of the network that each metric looks through.
         real: the training images, by row; called here, and not kept.
         real_count: number of rows.

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from diffusers_curriculum.training.storage.atomic_text import write_atomically
+from diffusers_curriculum.training.storage.files import write_atomically
 
 logger = logging.getLogger(__name__)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 from diffusers_curriculum.metrics.choices import metrics_by_network, networks_of
 from diffusers_curriculum.metrics.features import FeatureNetwork, load_feature_network
 from diffusers_curriculum.metrics.preprocessing import FeatureNetworkError
+from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.data.checks import describe, sample_name
 from diffusers_curriculum.training.data.transforms import ImageTransform, decode_image
 from diffusers_curriculum.training.errors import UsageError
@@ -43,7 +43,7 @@ def training_images(
 
 
 def load_networks(
-    args: argparse.Namespace, accelerator: Any
+    args: Arguments, accelerator: Any
 ) -> tuple[dict[str, FeatureNetwork], dict[str, str]]:
     """Load the networks of the metrics asked for; the main process downloads, the others wait.
 
@@ -67,12 +67,13 @@ def load_networks(
 
 
 def make_evaluator(
-    args: argparse.Namespace,
+    args: Arguments,
     accelerator: Any,
     real: Images,
     real_count: int,
     seed: int,
     last_step: int | None = None,
+    guidance_scale: float | None = None,
 ) -> Evaluator | None:
     """Return the evaluator of a checked command line, None where no metrics are asked for.
 
@@ -81,12 +82,13 @@ def make_evaluator(
         real_count: number of rows.
         seed: agreed on by all processes.
         last_step: number of steps of the run, after which the model is evaluated too.
+        guidance_scale: of classes; noted beside the numbers.
 
     Raises:
         UsageError: a network that cannot be had, or too few training images.
     """
     if args.eval_steps is None:
         return None
-    settings = EvaluationSettings.of(args, seed, last_step)
+    settings = EvaluationSettings.of(args, seed, last_step, guidance_scale)
     networks, network_of = load_networks(args, accelerator)
     return Evaluator(accelerator, settings, networks, network_of, real, real_count, args.output_dir)

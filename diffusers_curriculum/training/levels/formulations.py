@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 from collections.abc import Mapping
 from functools import lru_cache
@@ -17,6 +16,7 @@ from diffusers import (
 )
 
 from diffusers_curriculum.noise_levels import NoiseLevels
+from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.errors import UsageError
 from diffusers_curriculum.training.levels.sampling import (
     sampling_scheduler,
@@ -31,22 +31,15 @@ FAMILIES = {"ddpm": "vp", "flow": "flow", "edm": "edm"}
 # Standard deviation of the data that EDM's preconditioning assumes: in pixels, and in latents,
 # whose scaling factor makes it about 1.
 SIGMA_DATA = {True: 0.5, False: 1.0}
-# The scheduler's setting for each flag, and the value that means "as it is".
+# The scheduler's setting for each flag.
 _SETTINGS = {
-    "ddpm": {
-        "ddpm_num_steps": ("num_train_timesteps", 1000),
-        "ddpm_beta_schedule": ("beta_schedule", "linear"),
-    },
-    "flow": {"flow_shift": ("shift", 1.0)},
-    "edm": {
-        "sigma_min": ("sigma_min", 0.002),
-        "sigma_max": ("sigma_max", 80.0),
-        "sigma_data": ("sigma_data", None),
-    },
+    "ddpm": {"ddpm_num_steps": "num_train_timesteps", "ddpm_beta_schedule": "beta_schedule"},
+    "flow": {"flow_shift": "shift"},
+    "edm": {"sigma_min": "sigma_min", "sigma_max": "sigma_max", "sigma_data": "sigma_data"},
 }
 
 
-def pipeline_index(args: argparse.Namespace) -> dict[str, Any]:
+def pipeline_index(args: Arguments) -> dict[str, Any]:
     """The model_index.json of --pretrained_model_name_or_path, empty without one.
 
     Raises:
@@ -78,7 +71,7 @@ def _read_index(path: str, revision: str | None) -> Mapping[str, Any]:
     return index
 
 
-def sigma_data_of(args: argparse.Namespace) -> float:
+def sigma_data_of(args: Arguments) -> float:
     """The standard deviation of the data that EDM's preconditioning assumes.
 
     Raises:
@@ -94,7 +87,7 @@ def sigma_data_of(args: argparse.Namespace) -> float:
     return SIGMA_DATA[not vae]
 
 
-def formulation_of(args: argparse.Namespace) -> str:
+def formulation_of(args: Arguments) -> str:
     """The formulation of a pretrained pipeline.
 
     Raises:
@@ -104,7 +97,7 @@ def formulation_of(args: argparse.Namespace) -> str:
     return next(name for name, kind in FAMILIES.items() if kind == family)
 
 
-def build_schedulers(args: argparse.Namespace, *, pixels: bool, default_vp: str) -> tuple[Any, Any]:
+def build_schedulers(args: Arguments, *, pixels: bool, default_vp: str) -> tuple[Any, Any]:
     """The scheduler that adds noise in training, and the one of pictures and pipeline.
 
     A pretrained pipeline's own, with what the flags change, if it has the formulation asked for.
@@ -120,8 +113,9 @@ def build_schedulers(args: argparse.Namespace, *, pixels: bool, default_vp: str)
     if own is not None and NoiseLevels.from_scheduler(own).family != FAMILIES[args.formulation]:
         logger.warning(
             "--formulation %s replaces the noise levels of the pretrained pipeline, and what its "
-            "network predicts", args.formulation,
-        )  # fmt: skip
+            "network predicts",
+            args.formulation,
+        )
         own = None
     settings = schedule_settings(own) | _settings(args, own is None, pixels)
     kinds = {"ddpm": DDPMScheduler, "flow": FlowMatchEulerDiscreteScheduler}
@@ -136,34 +130,35 @@ def build_schedulers(args: argparse.Namespace, *, pixels: bool, default_vp: str)
     return training, sampling_scheduler(args, name, training)
 
 
-def _settings(args: argparse.Namespace, fresh: bool, pixels: bool) -> dict[str, Any]:
-    """Settings of the training scheduler: all for a fresh one, else those that a flag changes."""
-    given = {}
-    for flag, (name, neutral) in _SETTINGS[args.formulation].items():
-        value = getattr(args, flag)
-        if fresh or value != neutral:
-            given[name] = value
+def _settings(args: Arguments, fresh: bool, pixels: bool) -> dict[str, Any]:
+    """Settings of the training scheduler: all for a fresh one, else those that a flag gives."""
+    settings = {
+        name: args[flag]
+        for flag, name in _SETTINGS[args.formulation].items()
+        if fresh or flag in args.given
+    }
     if args.formulation == "edm" and fresh:
-        given |= _edm_of_this_scale(args.sigma_data or SIGMA_DATA[pixels], given)
+        settings |= _edm_of_this_scale(args, args.sigma_data or SIGMA_DATA[pixels])
     if args.formulation == "ddpm":
         if args.prediction_type is not None:
-            given["prediction_type"] = args.prediction_type
+            settings["prediction_type"] = args.prediction_type
         if fresh:
-            given["clip_sample"] = pixels
-    return given
-
-
-def _edm_of_this_scale(data: float, given: Mapping[str, Any]) -> dict[str, Any]:
-    """EDM's range of noise is meant for data of standard deviation 0.5; other data have other
-    noise, unless the flags say which."""
-    settings: dict[str, Any] = {"sigma_data": data}
-    for name in ("sigma_min", "sigma_max"):
-        default = _SETTINGS["edm"][name][1]
-        settings[name] = default * data / 0.5 if given[name] == default else given[name]
+            settings["clip_sample"] = pixels
     return settings
 
 
-def _own_scheduler(args: argparse.Namespace) -> Any:
+def _edm_of_this_scale(args: Arguments, data: float) -> dict[str, Any]:
+    """EDM's range of noise is meant for data of standard deviation 0.5; other data have other
+    noise, unless the flags say which."""
+    ends = {
+        name: args[name] * data / 0.5
+        for name in ("sigma_min", "sigma_max")
+        if name not in args.given
+    }
+    return {"sigma_data": data} | ends
+
+
+def _own_scheduler(args: Arguments) -> Any:
     path, index = args.pretrained_model_name_or_path, pipeline_index(args)
     named = index.get("scheduler")
     name = str(named[1]) if isinstance(named, list | tuple) and len(named) == 2 else ""

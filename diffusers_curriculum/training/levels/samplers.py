@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Callable
 from functools import partial
@@ -22,9 +21,11 @@ from diffusers_curriculum.samplers import (
     SequenceTimestepSampler,
     TimestepSampler,
 )
-from diffusers_curriculum.training.arguments.timesteps import is_file
+from diffusers_curriculum.training.arguments.command_line import Arguments
+from diffusers_curriculum.training.arguments.noise_levels import is_file
 from diffusers_curriculum.training.errors import UsageError
 
+DRAW_DEFAULTS = {"timestep_draw": "iid", "timestep_floor": 0.1, "importance_correction": "none"}
 UNCERTAINTY = "uncertainty"  # the loss weighting that is learned
 # Samplers that learn their law while the model trains.
 LEARNING: dict[str, Callable[..., TimestepSampler]] = {
@@ -35,13 +36,29 @@ LEARNING: dict[str, Callable[..., TimestepSampler]] = {
 }
 
 
-def build_base(args: argparse.Namespace, scheduler: Any, seed: int) -> TimestepSampler:
+def settle_draws(args: Arguments) -> None:
+    """Put the defaults where nothing was given; a sampler that learns, and one from a file, keep
+    their own settings."""
+    if args.timestep_sampler in LEARNING or is_file(args.timestep_sampler):
+        return
+    for name, value in DRAW_DEFAULTS.items():
+        if args[name] is None:
+            setattr(args, name, value)
+
+
+def build_base(
+    args: Arguments, scheduler: Any, seed: int, continuous: bool = False
+) -> TimestepSampler:
     """The sampler that the flags ask for, without the curriculum.
+
+    Args:
+        continuous: draw between the levels of the table, where the schedule has such.
 
     Raises:
         UsageError: an unknown name, a file that does not fit, or flags that exclude each other.
         ValueError, TypeError: the sampler refuses its arguments.
     """
+    settle_draws(args)
     name, own = args.timestep_sampler, dict(args.timestep_sampler_args)
     if is_file(name):
         return _sampler_of_file(name, scheduler)
@@ -51,7 +68,7 @@ def build_base(args: argparse.Namespace, scheduler: Any, seed: int) -> TimestepS
         "importance_correction": args.importance_correction,
         "seed": seed,
     }
-    if getattr(args, "discrete_timesteps", True) is False:
+    if continuous:
         given["continuous"] = NoiseLevels.from_scheduler(scheduler).continuous or None
     given = {setting: value for setting, value in given.items() if value is not None}
     if name == "two_phase":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import math
 from typing import Any
 
@@ -12,8 +11,8 @@ from diffusers import DDPMScheduler, SchedulerMixin
 
 from diffusers_curriculum.noise_levels import NoiseLevels
 from diffusers_curriculum.pipelines.denoising import LEARNED_VARIANCE, denoise
+from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.errors import UsageError
-from diffusers_curriculum.training.publish.pictures import with_prediction_type
 
 # What the levels of a variance preserving process come from; classes differ in their defaults, and
 # diffusers hands a default value on as "the default".
@@ -31,7 +30,7 @@ def scheduler_class(name: str, what: str) -> Any:
     return kind
 
 
-def sampling_scheduler(args: argparse.Namespace, name: str, training: Any) -> Any:
+def sampling_scheduler(args: Arguments, name: str, training: Any) -> Any:
     """The scheduler for sampling, if it can sample what is trained."""
     kind = scheduler_class(name, "--sampling_scheduler")
     levels = NoiseLevels.from_scheduler(training)
@@ -55,6 +54,48 @@ def sampling_scheduler(args: argparse.Namespace, name: str, training: Any) -> An
             "can."
         )
     return scheduler
+
+
+def with_prediction_type(scheduler: Any, prediction_type: str | None) -> Any:
+    """A copy of ``scheduler`` that knows what the network was trained to predict.
+
+    Args:
+        prediction_type: None leaves the scheduler's own.
+
+    Raises:
+        ValueError: the scheduler can only take another kind of prediction.
+    """
+    if prediction_type is None:
+        return type(scheduler).from_config(scheduler.config)
+    if "prediction_type" in scheduler.config:
+        # diffusers' words
+        words = {"flow": "flow_prediction", "edm": "epsilon"}
+        name = words.get(prediction_type, prediction_type)
+        return type(scheduler).from_config(scheduler.config, prediction_type=name)
+    if not prediction_type.startswith("flow"):
+        raise ValueError(
+            f"{type(scheduler).__name__} has no prediction_type, so it cannot take "
+            f"{prediction_type!r}; use a scheduler that has one, or a flow model"
+        )
+    return type(scheduler).from_config(scheduler.config)
+
+
+def sampling_fault(scheduler: Any) -> str | None:
+    """Why StableDiffusionPipeline cannot draw with a scheduler, or None; found by one step.
+
+    Some schedulers refuse a prediction type only when they sample, and flow matching ones lack what
+    this pipeline asks for.
+    """
+    probe = type(scheduler).from_config(scheduler.config)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            probe.set_timesteps(4)
+            sample = torch.zeros(1, 4, 8, 8) * probe.init_noise_sigma
+            at = probe.timesteps[0]
+            probe.step(probe.scale_model_input(sample, at), at, sample)
+    except Exception as error:  # whatever a scheduler raises, it would raise after hours too
+        return f"{type(error).__name__}: {error}"
+    return None
 
 
 def schedule_settings(scheduler: Any) -> dict[str, Any]:
@@ -105,8 +146,12 @@ def _fault(scheduler: Any) -> str | None:
     try:
         denoise(
             lambda latents, timesteps, progress: torch.cat([latents] * (2 if learned else 1), 1),
-            probe, torch.zeros(1, 4, 8, 8), 4, torch.Generator().manual_seed(0), tokens=64,
-        )  # fmt: skip
+            probe,
+            torch.zeros(1, 4, 8, 8),
+            4,
+            torch.Generator().manual_seed(0),
+            tokens=64,
+        )
     except Exception as error:  # whatever a scheduler raises, it would raise after hours too
         return f"{type(error).__name__}: {error}"
     return None

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from diffusers_curriculum.learned_weighting import LearnedLossWeights
 from diffusers_curriculum.objective import Objective
 from diffusers_curriculum.pacing import PLATEAU_STAGE, Pacing
 from diffusers_curriculum.samplers import CurriculumTimestepSampler, TimestepSampler
-from diffusers_curriculum.training.errors import UsageError
+from diffusers_curriculum.training.arguments.command_line import Arguments
+from diffusers_curriculum.training.errors import UsageError, usage_errors
 from diffusers_curriculum.training.levels.samplers import UNCERTAINTY, build_base
 from diffusers_curriculum.weighting import loss_weights
-from diffusers_curriculum.weighting.register import WHOLE_SCHEDULE
-from diffusers_curriculum.weighting.tables import log_weight
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +30,11 @@ _PACING_FLAGS = {
 
 
 def build_sampler(
-    args: argparse.Namespace, scheduler: Any, seed: int, max_train_steps: int | None
+    args: Arguments,
+    scheduler: Any,
+    seed: int,
+    max_train_steps: int | None,
+    continuous: bool = False,
 ) -> TimestepSampler:
     """The sampler that the command line asks for.
 
@@ -43,12 +42,13 @@ def build_sampler(
         scheduler: the training noise scheduler.
         seed: of all draws.
         max_train_steps: length of the run, against which a curriculum is checked; None if unknown.
+        continuous: draw between the levels of the table, where the schedule has such.
 
     Raises:
         UsageError: the sampler refuses the arguments, or the curriculum is too long for the run.
     """
     with usage_errors("--timestep_sampler"):
-        base = build_base(args, scheduler, seed)
+        base = build_base(args, scheduler, seed, continuous)
     if args.curriculum == "none":
         return base
     with usage_errors("--curriculum"):
@@ -67,7 +67,7 @@ def build_sampler(
     return sampler
 
 
-def build_loss_weights(args: argparse.Namespace, objective: Objective) -> Tensor | None:
+def build_loss_weights(args: Arguments, objective: Objective) -> Tensor | None:
     """(T,) loss weights on the objective's own target, or None for none and for learned ones.
 
     Raises:
@@ -77,32 +77,15 @@ def build_loss_weights(args: argparse.Namespace, objective: Objective) -> Tensor
         return None
     with usage_errors("--loss_weighting"):
         return loss_weights(
-            args.loss_weighting, objective.levels, objective.prediction_type,
+            args.loss_weighting,
+            objective.levels,
+            objective.prediction_type,
             **args.loss_weighting_args,
-        )  # fmt: skip
-
-
-def exact_weights(
-    args: argparse.Namespace, objective: Objective, log_snr: Tensor, of_cells: Tensor
-) -> Tensor:
-    """Weights (B,) float32 of levels that were drawn continuously.
-
-    Args:
-        log_snr: (B,) of the levels.
-        of_cells: (B,) weights of their cells; taken where a weight depends on the whole schedule
-            (the options ``measure``, ``normalise`` and ``terminal_weight``, or "speed").
-    """
-    settings = args.loss_weighting_args
-    if args.loss_weighting in WHOLE_SCHEDULE or {"measure", "normalise", "terminal_weight"} & set(
-        settings
-    ):
-        return of_cells
-    kind, levels = objective.prediction_type, objective.levels
-    return log_weight(args.loss_weighting, log_snr, kind, levels=levels, **settings).exp().float()
+        )
 
 
 def build_learned_weights(
-    args: argparse.Namespace, objective: Objective, seed: int
+    args: Arguments, objective: Objective, seed: int
 ) -> LearnedLossWeights | None:
     """Weights that are learned beside the model, for --loss_weighting uncertainty.
 
@@ -115,7 +98,7 @@ def build_learned_weights(
         return LearnedLossWeights(objective.levels, seed=seed, **args.loss_weighting_args)
 
 
-def build_objective(args: argparse.Namespace, sampler: TimestepSampler) -> Objective:
+def build_objective(args: Arguments, sampler: TimestepSampler) -> Objective:
     """The objective for --prediction_type, by default the scheduler's own.
 
     Raises:
@@ -125,16 +108,10 @@ def build_objective(args: argparse.Namespace, sampler: TimestepSampler) -> Objec
     if args.prediction_type is not None:
         levels = levels.with_prediction_type(args.prediction_type)
     with usage_errors("--prediction_type"):
-        objective = Objective(levels)
-    if getattr(args, "dream_training", False) and objective.prediction_type != "epsilon":
-        raise UsageError(
-            f"--dream_training needs an epsilon model, and this one predicts "
-            f"{objective.prediction_type!r}: leave it out or pass --prediction_type epsilon."
-        )
-    return objective
+        return Objective(levels)
 
 
-def check_length(args: argparse.Namespace, sampler: TimestepSampler, max_train_steps: int) -> None:
+def check_length(args: Arguments, sampler: TimestepSampler, max_train_steps: int) -> None:
     """Refuse a curriculum that is too long for the run; see :func:`check_curriculum_fits`."""
     if isinstance(sampler, CurriculumTimestepSampler):
         share = args.curriculum_max_share
@@ -163,40 +140,12 @@ def check_curriculum_fits(pacing: Pacing, stages: int, max_train_steps: int, sha
     )
 
 
-@contextmanager
-def usage_errors(flag: str) -> Iterator[None]:
-    """Turn the library's ValueError into a UsageError that names the flag."""
-    try:
-        yield
-    except UsageError:
-        raise
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"{flag}: {error}") from error
-
-
-def warn_of_terminal_snr(objective: Objective, weights: Tensor | None) -> None:
-    """Log what a level of zero SNR means for this objective, if the schedule has one."""
-    terminal = objective.levels.log_snr == -torch.inf
-    if not bool(terminal.any()):
-        return
-    if objective.prediction_type == "epsilon":
-        logger.warning(
-            "the schedule has zero terminal SNR, where an epsilon prediction says nothing about "
-            "the image: --prediction_type v_prediction is meant for it"
-        )
-    if weights is not None and not bool(weights.cpu()[terminal].any()):
-        logger.warning(
-            "the loss weight is 0 at zero terminal SNR, which is thus never trained: "
-            "--loss_weighting_args terminal_weight=1 gives it one"
-        )
-
-
-def _clustering_args(args: argparse.Namespace) -> dict[str, Any]:
+def _clustering_args(args: Arguments) -> dict[str, Any]:
     given = {"boundaries": args.curriculum_boundaries, "min_size": args.curriculum_min_size}
     return {name: value for name, value in given.items() if value is not None}
 
 
-def _pacing_args(args: argparse.Namespace) -> dict[str, Any]:
+def _pacing_args(args: Arguments) -> dict[str, Any]:
     names = _PACING_FLAGS[args.curriculum_pacing]
-    given = {name: getattr(args, f"curriculum_{name}") for name in names}
+    given = {name: args[f"curriculum_{name}"] for name in names}
     return {name: value for name, value in given.items() if value is not None}

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from diffusers_curriculum.training.arguments.run import POLICIES
 from diffusers_curriculum.training.errors import NonFiniteError
 
 logger = logging.getLogger(__name__)
 
-MODES = ("raise", "skip")
 SKIPS_IN_A_ROW = 10
 # fp16's scaler starts at 2^16 and halves at each overflow: after 32 the scale is 2^-16, far below
 # anything that a sound model needs.
@@ -54,8 +54,8 @@ class FiniteGuard:
     """
 
     def __init__(self, accelerator: Any, optimizer: Any, mode: str = "raise") -> None:
-        if mode not in MODES:
-            raise ValueError(f"mode is {mode!r}: choose from {', '.join(MODES)}.")
+        if mode not in POLICIES:
+            raise ValueError(f"mode is {mode!r}: choose from {', '.join(POLICIES)}.")
         self.accelerator, self.optimizer, self.mode = accelerator, optimizer, mode
         # rows: faults, overflows of fp16; columns: in all, in the present row, in the longest row
         self._counts = torch.zeros((2, 3), dtype=torch.int64, device=accelerator.device)
@@ -114,8 +114,10 @@ class FiniteGuard:
         if total > self._told and self.accelerator.is_main_process:
             logger.warning(
                 "%d updates left out by step %d, %d of them new: a loss or gradient was not finite",
-                total, step, total - self._told,
-            )  # fmt: skip
+                total,
+                step,
+                total - self._told,
+            )
         self._told = total
         return total
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -16,92 +17,58 @@ from diffusers_curriculum.analysis.plots import (
     plot_timesteps,
     save_figure,
 )
-from diffusers_curriculum.samplers import CurriculumTimestepSampler, TimestepSampler
-from diffusers_curriculum.training.loop.guard import FiniteGuard
+from diffusers_curriculum.samplers import CurriculumTimestepSampler
+from diffusers_curriculum.training.levels.levels import Levels
+from diffusers_curriculum.training.loop.run import LevelLosses
 from diffusers_curriculum.training.loop.tracking import LossByNoiseLevel, RunningMean
 from diffusers_curriculum.training.publish.pictures import log_images
 
 logger = logging.getLogger(__name__)
 
 
-class Monitor:
+class Monitor(ABC):
     """Collects on the device at every step, reads and reports every ``log_every`` steps.
 
     All processes are given the same global numbers; only the main one shows anything.
 
     Args:
         accelerator: for its trackers and its device.
-        sampler: whose curriculum is reported.
-        weights: (T,) loss weights, for the picture of the effective density.
+        guard: asked at every report whether the updates were finite.
         max_train_steps: length of the run.
         log_every: optimizer steps between reports.
-        plot_every: optimizer steps between pictures of the effective density.
-        guard: asked at every report whether the updates were finite.
     """
 
-    def __init__(
-        self,
-        accelerator: Any,
-        sampler: TimestepSampler,
-        weights: Tensor | None,
-        max_train_steps: int,
-        log_every: int,
-        plot_every: int,
-        guard: FiniteGuard,
-    ) -> None:
+    def __init__(self, accelerator: Any, guard: Any, max_train_steps: int, log_every: int) -> None:
         self.accelerator, self.guard = accelerator, guard
-        self.sampler, self.weights = sampler, weights
-        self.max_train_steps, self.log_every, self.plot_every = (
-            max_train_steps,
-            log_every,
-            plot_every,
-        )
-        device = accelerator.device
-        self.train_loss, self.grad_norm = RunningMean(device), RunningMean(device)
-        # one for the reports; two halves, so that the picture at the end shows what was learnt
-        self.by_level, *self.halves = (
-            LossByNoiseLevel(sampler.levels.log_snr, 10, device) for _ in range(3)
-        )
-        self.stage = sampler.stage(0) if isinstance(sampler, CurriculumTimestepSampler) else 0
+        self.max_train_steps, self.log_every = max_train_steps, log_every
         self.bar: Any = None
 
     @property
+    @abstractmethod
     def stateful(self) -> dict[str, Any]:
         """What must be saved for the reports to go on as if nothing had happened."""
-        return {
-            "train_loss": self.train_loss,
-            "grad_norm": self.grad_norm,
-            "by_level": self.by_level,
-            "first_half": self.halves[0],
-            "second_half": self.halves[1],
-        }
+
+    @abstractmethod
+    def add(self, step: int, outcome: Any, norm: Tensor | None) -> None:
+        """Take in optimizer step ``step``; nothing is read back from the device.
+
+        Args:
+            outcome: of the micro-batches of all processes.
+            norm: gradient norm before clipping, None if unknown.
+        """
+
+    @abstractmethod
+    def read(self, step: int) -> tuple[dict[str, float], dict[str, str]]:
+        """Read everything once: metrics by name, and what the progress bar shows of them."""
 
     def start(self, step: int) -> None:
         """Show the progress bar from ``step`` on."""
-        if isinstance(self.sampler, CurriculumTimestepSampler):
-            self.stage = self.sampler.stage(step)
         self.bar = tqdm(
             total=self.max_train_steps,
             initial=step,
             desc="Steps",
             disable=not self.accelerator.is_local_main_process,
         )
-
-    def add(
-        self, step: int, loss: Tensor, indices: Tensor, losses: Tensor, norm: Tensor | None
-    ) -> None:
-        """Take in optimizer step ``step``; nothing is read back from the device.
-
-        Args:
-            loss: training loss, mean over the global batch.
-            indices, losses: (N,) levels and unweighted losses of the global batch.
-            norm: gradient norm before clipping, None if unknown.
-        """
-        self.train_loss.add(loss)
-        if norm is not None:
-            self.grad_norm.add(norm)
-        for seen in (self.by_level, self.halves[2 * step >= self.max_train_steps]):
-            seen.add(indices, losses)
 
     def after_step(self, step: int, learning_rate: float) -> None:
         """Report if it is time; ``step`` counts the finished steps.
@@ -113,27 +80,79 @@ class Monitor:
             self.bar.update(1)
         if step % self.log_every == 0 or step == self.max_train_steps:
             self.report(step, learning_rate)
-        if step % self.plot_every == 0:
-            self.plot(step)
 
     def report(self, step: int, learning_rate: float) -> None:
         """Read everything once, and show it."""
         skipped = self.guard.check(step)
-        metrics: dict[str, float] = {
-            "train_loss": self.train_loss.read(),
-            "lr": learning_rate,
-            "grad_norm": self.grad_norm.read(),
-            "skipped_updates": skipped,
+        metrics, shown = self.read(step)
+        self.accelerator.log(metrics | {"lr": learning_rate, "skipped_updates": skipped}, step=step)
+        if self.bar is not None:
+            self.bar.set_postfix(shown | {"lr": f"{learning_rate:.2e}"})
+
+    def finish(self, output_dir: str) -> None:
+        """End the bar, and write what sums up the run into ``output_dir``."""
+        if self.bar is not None:
+            self.bar.close()
+
+
+class LevelMonitor(Monitor):
+    """Reports of a run on noise levels: losses by log-SNR, the curriculum, pictures of the density.
+
+    Args:
+        levels: what is trained on.
+        plot_every: optimizer steps between pictures of the effective density.
+        options: those of :class:`Monitor`.
+    """
+
+    def __init__(self, levels: Levels, plot_every: int, **options: Any) -> None:
+        super().__init__(**options)
+        self.levels, self.sampler, self.plot_every = levels, levels.sampler, plot_every
+        device = self.accelerator.device
+        self.train_loss, self.grad_norm = RunningMean(device), RunningMean(device)
+        # one for the reports; two halves, so that the picture at the end shows what was learnt
+        self.by_level, *self.halves = (
+            LossByNoiseLevel(self.sampler.levels.log_snr, 10, device) for _ in range(3)
+        )
+        self.stage = (
+            self.sampler.stage(0) if isinstance(self.sampler, CurriculumTimestepSampler) else 0
+        )
+
+    @property
+    def stateful(self) -> dict[str, Any]:
+        return {
+            "train_loss": self.train_loss,
+            "grad_norm": self.grad_norm,
+            "by_level": self.by_level,
+            "first_half": self.halves[0],
+            "second_half": self.halves[1],
         }
+
+    def start(self, step: int) -> None:
+        super().start(step)
+        if isinstance(self.sampler, CurriculumTimestepSampler):
+            self.stage = self.sampler.stage(step)
+
+    def add(self, step: int, outcome: LevelLosses, norm: Tensor | None) -> None:
+        self.train_loss.add(outcome.loss.double().mean())
+        if norm is not None:
+            self.grad_norm.add(norm)
+        for seen in (self.by_level, self.halves[2 * step >= self.max_train_steps]):
+            seen.add(outcome.indices, outcome.losses)
+
+    def after_step(self, step: int, learning_rate: float) -> None:
+        super().after_step(step, learning_rate)
+        if step % self.plot_every == 0:
+            self.plot(step)
+
+    def read(self, step: int) -> tuple[dict[str, float], dict[str, str]]:
+        metrics = {"train_loss": self.train_loss.read(), "grad_norm": self.grad_norm.read()}
         metrics |= {k: v for k, v in self.by_level.read().items() if v or "count" not in k}
         room = "curriculum" if isinstance(self.sampler, CurriculumTimestepSampler) else "sampler"
         metrics |= {f"{room}/{k}": float(v) for k, v in self.sampler.metrics().items()}
-        shown = {"loss": f"{metrics['train_loss']:.4f}", "lr": f"{learning_rate:.2e}"}
+        shown = {"loss": f"{metrics['train_loss']:.4f}"}
         if isinstance(self.sampler, CurriculumTimestepSampler):
             shown |= self._report_stage(self.sampler, step, metrics)
-        self.accelerator.log(metrics, step=step)
-        if self.bar is not None:
-            self.bar.set_postfix(shown)
+        return metrics, shown
 
     def _report_stage(
         self, sampler: CurriculumTimestepSampler, step: int, metrics: dict[str, float]
@@ -168,9 +187,8 @@ class Monitor:
             gc.collect()  # its megabytes refer to each other, and full collections are rare
 
     def finish(self, output_dir: str) -> None:
-        """Write timesteps.png and loss_per_noise_level.png into ``output_dir``, and end the bar."""
-        if self.bar is not None:
-            self.bar.close()
+        """End the bar, and write timesteps.png and loss_per_noise_level.png."""
+        super().finish(output_dir)
         if not self.accelerator.is_main_process:
             return
         folder = Path(output_dir)
@@ -187,4 +205,5 @@ class Monitor:
         )
 
     def _cpu_weights(self) -> Tensor | None:
-        return None if self.weights is None else self.weights.cpu()
+        weights = self.levels.weights
+        return None if weights is None else weights.cpu()

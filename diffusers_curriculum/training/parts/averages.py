@@ -1,248 +1,142 @@
-"""Moving averages of the weights whose profile in time is a power function, and their snapshots.
-
-Averages of two widths, saved now and then, are enough to make the average of any other width after
-training: see ``ema_reconstruction``.
-"""
+"""The moving averages of the trained weights."""
 
 from __future__ import annotations
 
-import errno
-import json
-import logging
-import os
-import re
-import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
-from torch import Tensor
+from diffusers.training_utils import EMAModel
+from torch import nn
 
-from diffusers_curriculum.training.checkpoint.checkpoints import DiskFullError
-from diffusers_curriculum.training.errors import UsageError
-from diffusers_curriculum.training.parts.reconstruction import FORMAT, METADATA, SNAPSHOT, gamma_of
-from diffusers_curriculum.training.storage.fingerprints import hash_config
+from diffusers_curriculum.training.arguments.command_line import Arguments
+from diffusers_curriculum.training.parts.power_ema import PowerEMA, forget_later
 
-logger = logging.getLogger(__name__)
-
-SIGMA_RELS = (0.05, 0.10)  # arXiv 2312.02696, section 3.1
-SNAPSHOT_DTYPES = {"float32": torch.float32, "float16": torch.float16}
-_HALF_WRITTEN = re.compile(r"\.tmp-step-.+\.safetensors-[0-9]+")
+SNAPSHOTS_FOLDER = "power_ema"
+_SNAPSHOTS = 64  # unless a flag says how often
 
 
-def config_hash(config: Mapping[str, Any]) -> str:
-    """SHA-256 of a model's config without what diffusers notes of its origin (``_...``)."""
-    own = {key: value for key, value in config.items() if not key.startswith("_")}
-    return hash_config(json.loads(json.dumps(own, default=str)))
+@dataclass
+class Averages:
+    """The averages of a network's weights, each of which there may be or not.
+
+    Attributes:
+        network: whose weights are averaged, without accelerate's wrappers.
+        ema: diffusers' average, updated every ``interval`` steps; on the host if ``offload``.
+        power: averages of several widths, copied to ``folder`` every ``every`` steps.
+    """
+
+    network: Any
+    ema: EMAModel | None = None
+    interval: int = 1
+    offload: bool = False
+    power: PowerEMA | None = None
+    folder: Path = Path()
+    every: int | None = None
+
+    def with_ema(
+        self,
+        args: Arguments,
+        device: torch.device,
+        source: Any = None,
+        warmup: Mapping[str, Any] | None = None,
+    ) -> Averages:
+        """Add diffusers' average, if the command line asks for it.
+
+        Args:
+            source: whose weights it starts from; by default the network.
+            warmup: further settings of ``EMAModel``.
+        """
+        if not args.use_ema:
+            return self
+        self.ema = EMAModel(
+            (source or self.network).parameters(),
+            decay=args.ema_decay,
+            model_cls=type(self.network),
+            model_config=self.network.config,
+            foreach=args.foreach_ema,
+            **(warmup or {}),
+        )
+        self.interval, self.offload = args.ema_interval, args.offload_ema
+        self.ema.to("cpu" if self.offload else device)
+        return self
+
+    def with_power(self, args: Arguments) -> Averages:
+        """Add the power-function averages that the command line asks for."""
+        if args.power_ema:
+            self.power = PowerEMA(
+                self.network.named_parameters(),
+                args.power_ema,
+                config=dict(self.network.config),
+                dtype=args.power_ema_dtype,
+            )
+            self.folder = Path(args.output_dir, SNAPSHOTS_FOLDER)
+            self.every = args.power_ema_snapshot_steps
+        return self
+
+    @property
+    def trackers(self) -> dict[str, Any]:
+        """What a checkpoint holds besides diffusers' average."""
+        return {"power_ema": self.power} if self.power else {}
+
+    def start(self, step: int) -> None:
+        """Forget copies that are later than the step that a run goes on from; main process only."""
+        if self.power:
+            forget_later(self.folder, step)
+
+    def update(self, step: int) -> None:
+        """Take in the weights after optimizer step ``step``."""
+        if self.ema is not None and (step + 1) % self.interval == 0:
+            parameters = list(self.network.parameters())
+            if self.offload:  # it visits the device for the update
+                self.ema.to(parameters[0].device, non_blocking=True)
+            self.ema.step(parameters)
+            if self.offload:
+                self.ema.to("cpu", non_blocking=True)
+        if self.power is not None:
+            self.power.update(step + 1)
+
+    def snapshot(self, done: int, last: int) -> None:
+        """Copy the power-function averages if it is time; main process only.
+
+        Args:
+            done: finished steps.
+            last: steps of the whole run.
+        """
+        every = self.every or max(1, last // _SNAPSHOTS)
+        if self.power and (done % every == 0 or done == last):
+            self.power.snapshot(self.folder, done)
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """Give the network its averaged weights inside the block, if there are any."""
+        with ema_weights(self.ema or self.power, self.network):
+            yield
 
 
-class PowerEMA:
-    """Averages of weights with profile ``tau^gamma`` over the steps ``tau`` done so far.
-
-    ``average(t) = beta average(t-1) + (1 - beta) weights(t)`` with
-    ``beta = (1 - 1/t)^(gamma + 1)`` (arXiv 2312.02696, equation 2 and section 3.1): nothing of the
-    initial weights is left after the first step, and the profile is stretched as training goes on.
-
-    Make it when the model is on its device. It stands where diffusers' ``EMAModel`` does in
-    ``ema_weights``, and is a tracker of ``TrainingState``.
+@contextmanager
+def ema_weights(ema: EMAModel | PowerEMA | None, model: nn.Module) -> Iterator[None]:
+    """Give ``model`` its averaged weights inside the block, and its own back whatever happens.
 
     Args:
-        named_parameters: of the unwrapped model; they are kept, and read by :meth:`update`.
-        sigma_rels: widths, as parts of the training time; :meth:`copy_to` shows the first.
-        config: the model's config, whose digest goes into the snapshots.
-        dtype: of the snapshots, "float32" or "float16"; the averages themselves are float32.
+        ema: the average, on any device; None changes nothing.
+        model: the unwrapped model that ``ema`` follows.
 
     Raises:
-        UsageError: a bad width or dtype, or no or repeated widths.
+        RuntimeError: the averaged weights are in the model already.
     """
-
-    def __init__(
-        self,
-        named_parameters: Iterable[tuple[str, Tensor]],
-        sigma_rels: Sequence[float] = SIGMA_RELS,
-        *,
-        config: Mapping[str, Any] | None = None,
-        dtype: str = "float32",
-    ) -> None:
-        if not sigma_rels or len(set(sigma_rels)) < len(sigma_rels):
-            raise UsageError(f"sigma_rels are {list(sigma_rels)}: give one or more, each once.")
-        if dtype not in SNAPSHOT_DTYPES:
-            raise UsageError(
-                f"--power_ema_dtype is {dtype!r}: choose from {', '.join(SNAPSHOT_DTYPES)}."
-            )
-        self.gammas = {float(sigma_rel): gamma_of(sigma_rel) for sigma_rel in sigma_rels}
-        named = dict(named_parameters)
-        self.names, self.parameters = list(named), list(named.values())
-        self.averages = {
-            sigma_rel: [_copy(p) for p in self.parameters] for sigma_rel in self.gammas
-        }
-        self.config_hash, self.dtype = config_hash(config or {}), dtype
-        self.step = 0
-        self.temp_stored_params: list[Tensor] | None = None
-
-    @torch.no_grad()
-    def update(self, step: int) -> None:
-        """Take the weights after optimizer step ``step`` (the first is 1) into the averages.
-
-        Where steps were left out since the last update, these weights stand for them too.
-        Nothing is read back to the host.
-
-        Raises:
-            ValueError: the step is not later than that of the last update, or the model has moved
-                to another device.
-        """
-        if step <= self.step:
-            raise ValueError(f"step={step} must be later than {self.step}, the last one averaged.")
-        ratio = self.step / step
-        for sigma_rel, averages in self.averages.items():
-            _check_devices(averages[0], self.parameters[0])
-            new = [p.detach().to(a.dtype) for p, a in zip(self.parameters, averages, strict=True)]
-            share = 1 - ratio ** (self.gammas[sigma_rel] + 1)
-            torch._foreach_lerp_(averages, new, share)
-        self.step = step
-
-    def store(self, parameters: Iterable[Tensor]) -> None:
-        """Keep a model's own weights, on the CPU, until :meth:`restore`."""
-        self.temp_stored_params = [p.detach().to("cpu", copy=True) for p in parameters]
-
-    @torch.no_grad()
-    def copy_to(self, parameters: Iterable[Tensor], sigma_rel: float | None = None) -> None:
-        """Give a model the averages of one width; None is the first.
-
-        Raises:
-            UsageError: a width that is not among those averaged.
-        """
-        wanted = next(iter(self.averages)) if sigma_rel is None else sigma_rel
-        if wanted not in self.averages:
-            raise UsageError(f"sigma_rel={wanted} is not averaged: only {list(self.averages)}.")
-        for parameter, average in zip(parameters, self.averages[wanted], strict=True):
-            parameter.copy_(average)
-
-    @torch.no_grad()
-    def restore(self, parameters: Iterable[Tensor]) -> None:
-        """Give a model the weights of :meth:`store` back.
-
-        Raises:
-            RuntimeError: there are none.
-        """
-        if self.temp_stored_params is None:
-            raise RuntimeError("No weights are stored: call store() before restore().")
-        for parameter, stored in zip(parameters, self.temp_stored_params, strict=True):
-            parameter.copy_(stored)
-        self.temp_stored_params = None
-
-    def nbytes(self) -> int:
-        """Bytes of all averages."""
-        return sum(tensor.nbytes for averages in self.averages.values() for tensor in averages)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The averages by width and parameter, and the step of the last update."""
-        averages = {
-            repr(sigma_rel): dict(zip(self.names, tensors, strict=True))
-            for sigma_rel, tensors in self.averages.items()
-        }
-        return {"step": self.step, "averages": averages}
-
-    @torch.no_grad()
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over what :meth:`state_dict` gave, in place.
-
-        Raises:
-            ValueError: the averages are of other widths or other parameters; nothing has changed.
-        """
-        own, saved = self.state_dict()["averages"], state_dict["averages"]
-        if list(saved) != list(own):
-            raise ValueError(f"it has averages of the widths {list(saved)}, not {list(own)}.")
-        odd = sorted({name for key in own for name in own[key].keys() ^ saved[key].keys()})
-        if odd:
-            raise ValueError(f"{len(odd)} averaged parameters differ by name, such as {odd[0]}.")
-        for key, tensors in own.items():
-            for name, tensor in tensors.items():
-                tensor.copy_(saved[key][name])
-        self.step = int(state_dict["step"])
-
-    def snapshot(self, folder: str | Path, step: int) -> list[Path]:
-        """Write the averages, one file per width, each whole or not at all; main process only.
-
-        The same averages give the same bytes: files of an interrupted run are written again.
-
-        Raises:
-            ValueError: the averages are not those after ``step``, or do not fit the dtype.
-            DiskFullError: no space; files that were there are intact.
-        """
-        if step != self.step or step < 1:
-            raise ValueError(f"step={step} is not the last one averaged, which is {self.step}.")
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        return [self._write(folder, sigma_rel) for sigma_rel in self.averages]
-
-    def _write(self, folder: Path, sigma_rel: float) -> Path:
-        path = folder / f"step-{self.step:08d}-sigma_rel-{sigma_rel!r}.safetensors"
-        told = {
-            "format": FORMAT,
-            "step": self.step,
-            "sigma_rel": sigma_rel,
-            "config": self.config_hash,
-        }
-        dtype = SNAPSHOT_DTYPES[self.dtype]
-        averages = zip(self.names, self.averages[sigma_rel], strict=True)
-        tensors = {name: _narrowed(name, average, dtype) for name, average in averages}
-        _write_whole(path, save(tensors, {METADATA: json.dumps(told, sort_keys=True)}))
-        return path
-
-
-def forget_later(folder: str | Path, step: int) -> None:
-    """Remove snapshots later than the step that a run goes on from, and half-written ones.
-
-    They are of a course of training that need not be this one's; what this run comes to again it
-    writes again. Call it at the start, on the main process; a run from scratch has step 0.
-    """
-    folder = Path(folder)
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        found = SNAPSHOT.fullmatch(path.name)
-        if _HALF_WRITTEN.fullmatch(path.name) or (found and int(found[1]) > step):
-            logger.warning("Removing %s: this run goes on from step %d.", path, step)
-            path.unlink()
-
-
-def _copy(parameter: Tensor) -> Tensor:
-    dtype = torch.promote_types(parameter.dtype, torch.float32)
-    return parameter.detach().to(dtype, copy=True)
-
-
-def _check_devices(average: Tensor, parameter: Tensor) -> None:
-    if average.device != parameter.device:
-        raise ValueError(
-            f"the averages are on {average.device} and the model on {parameter.device}: make "
-            "PowerEMA after the model was moved."
-        )
-
-
-def _narrowed(name: str, average: Tensor, dtype: torch.dtype) -> Tensor:
-    """A contiguous copy on the CPU."""
-    tensor = average.to("cpu", dtype).contiguous()
-    if not torch.isfinite(tensor).all():
-        raise UsageError(
-            f"the average of {name} is not finite in {dtype}: use --power_ema_dtype float32."
-        )
-    return tensor
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    """Write a file aside, sync it, and only then give it its name."""
-    aside = path.with_name(f".tmp-{path.name}-{os.getpid()}")
+    if ema is None:
+        yield
+        return
+    if ema.temp_stored_params is not None:
+        # A second store would take the averages for the model's own weights and lose those.
+        raise RuntimeError("the EMA weights are already in the model; do not nest ema_weights")
+    ema.store(model.parameters())
     try:
-        with open(aside, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        free = shutil.disk_usage(path.parent).free
-        raise DiskFullError(path, len(content), free, error) from error
+        ema.copy_to(model.parameters())
+        yield
     finally:
-        aside.unlink(missing_ok=True)
+        ema.restore(model.parameters())

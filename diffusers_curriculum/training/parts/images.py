@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
-import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.training_utils import EMAModel
 
 from diffusers_curriculum.models.latent_space import LatentSpace
 from diffusers_curriculum.models.loading import read_config
@@ -22,11 +19,11 @@ from diffusers_curriculum.models.networks import (
     num_classes,
     takes_labels,
 )
-from diffusers_curriculum.training.errors import UsageError
+from diffusers_curriculum.training.arguments.command_line import Arguments
+from diffusers_curriculum.training.errors import UsageError, usage_errors
 from diffusers_curriculum.training.levels.formulations import pipeline_index
-from diffusers_curriculum.training.levels.timesteps import usage_errors
-from diffusers_curriculum.training.parts.averages import PowerEMA
 from diffusers_curriculum.training.storage.fingerprints import hash_config, hash_lines
+from diffusers_curriculum.training.storage.manifest import file_sha256
 
 NETWORK_FOLDERS = ("transformer", "unet")
 _SIZE_NAME = re.compile(r"DiT-\w+/\d+|UNet")
@@ -49,7 +46,7 @@ class ImageModels:
     kept: Any
 
 
-def autoencoder_source(args: argparse.Namespace) -> tuple[str, str | None] | None:
+def autoencoder_source(args: Arguments) -> tuple[str, str | None] | None:
     """Path and subfolder of the autoencoder, None for pixels.
 
     Raises:
@@ -65,7 +62,7 @@ def autoencoder_source(args: argparse.Namespace) -> tuple[str, str | None] | Non
     return args.pretrained_model_name_or_path, "vae"
 
 
-def load_space(args: argparse.Namespace) -> LatentSpace:
+def load_space(args: Arguments) -> LatentSpace:
     """The latent space to train in, in float32 on the CPU.
 
     Raises:
@@ -81,13 +78,13 @@ def load_space(args: argparse.Namespace) -> LatentSpace:
     return space
 
 
-def check_network(args: argparse.Namespace, labelled: bool) -> None:
+def check_network(args: Arguments, labelled: bool) -> None:
     """Look at the network's name, and at what it would be given, before anything is loaded.
 
     Raises:
         UsageError: no such network, or a patch or resolution that does not divide.
     """
-    flag, config = _asked_network(args)
+    flag, config = f"--{args.flag('model_config')}", args.model_config
     source, space = autoencoder_source(args), LatentSpace.of(None)
     with usage_errors("--pretrained_vae_model_name_or_path"):
         if source is not None:
@@ -99,15 +96,7 @@ def check_network(args: argparse.Namespace, labelled: bool) -> None:
             complete_config(config or _DEFAULT, asked)
 
 
-def _asked_network(args: argparse.Namespace) -> tuple[str, str | None]:
-    """The flag that names a network to train from scratch, and its value."""
-    name = "model_config" if hasattr(args, "model_config") else "model_config_name_or_path"
-    return f"--{name}", getattr(args, name)
-
-
-def make_network(
-    args: argparse.Namespace, space: LatentSpace, classes: int | None, seed: int
-) -> Any:
+def make_network(args: Arguments, space: LatentSpace, classes: int | None, seed: int) -> Any:
     """The network to train, float32 on the CPU: built from its config, or loaded.
 
     Args:
@@ -120,15 +109,18 @@ def make_network(
     wanted = channels * (1 + (args.learned_variance != "none"))
     if args.pretrained_model_name_or_path is not None:
         return _pretrained(args, channels, side, classes)
-    flag, config = _asked_network(args)
-    with usage_errors(flag):
+    with usage_errors(f"--{args.flag('model_config')}"):
         return build_network(
-            config or _DEFAULT, channels=channels, out_channels=wanted,
-            sample_size=side, num_classes=classes, seed=seed,
-        )  # fmt: skip
+            args.model_config or _DEFAULT,
+            channels=channels,
+            out_channels=wanted,
+            sample_size=side,
+            num_classes=classes,
+            seed=seed,
+        )
 
 
-def _pretrained(args: argparse.Namespace, channels: int, side: int, classes: int | None) -> Any:
+def _pretrained(args: Arguments, channels: int, side: int, classes: int | None) -> Any:
     path, index = args.pretrained_model_name_or_path, pipeline_index(args)
     flag = f"--pretrained_model_name_or_path {path!r}"
     named = [name for name in NETWORK_FOLDERS if any(index.get(name) or ())]
@@ -158,7 +150,7 @@ def _pretrained(args: argparse.Namespace, channels: int, side: int, classes: int
     return network
 
 
-def ready(args: argparse.Namespace, network: Any, device: torch.device) -> Any:
+def ready(args: Arguments, network: Any, device: torch.device) -> Any:
     """Put the network on ``device``, in training mode, with the kernels asked for."""
     network.requires_grad_(True).train().to(device)
     if args.enable_xformers_memory_efficient_attention:
@@ -168,41 +160,14 @@ def ready(args: argparse.Namespace, network: Any, device: torch.device) -> Any:
     return network
 
 
-def make_averages(
-    args: argparse.Namespace, network: Any, device: torch.device
-) -> tuple[EMAModel | None, PowerEMA | None]:
-    """The moving average and the power-function averages that are asked for."""
-    ema, power = None, None
-    if args.use_ema:
-        warmup = {}
-        if hasattr(args, "ema_power"):  # as in diffusers' train_unconditional.py
-            warmup = {"inv_gamma": args.ema_inv_gamma, "power": args.ema_power}
-            warmup |= {"use_ema_warmup": True}
-        ema = EMAModel(
-            network.parameters(),
-            decay=args.ema_decay,
-            model_cls=type(network),
-            model_config=network.config,
-            foreach=args.foreach_ema,
-            **warmup,
-        )
-        ema.to("cpu" if args.offload_ema else device)
-    if args.power_ema:
-        power = PowerEMA(
-            network.named_parameters(), args.power_ema,
-            config=dict(network.config), dtype=args.power_ema_dtype,
-        )  # fmt: skip
-    return ema, power
-
-
 def folder_name(network: Any) -> str:
     """The network's folder in pipelines and checkpoints: "transformer" or "unet"."""
     return NETWORK_FOLDERS[type(network).__name__ == "UNet2DModel"]
 
 
-def model_facts(args: argparse.Namespace, classes: int | None) -> dict[str, Any]:
+def model_facts(args: Arguments, classes: int | None) -> dict[str, Any]:
     """What tells the network and its frozen autoencoder; cheap, and without loading either."""
-    flag, config = _asked_network(args)
+    flag, config = f"--{args.flag('model_config')}", args.model_config
     facts: dict[str, Any] = {"classes": classes, "pipeline": None, "config": config}
     if args.pretrained_model_name_or_path is not None:
         facts["pipeline"] = _identity(args.pretrained_model_name_or_path, args.revision)
@@ -213,7 +178,7 @@ def model_facts(args: argparse.Namespace, classes: int | None) -> dict[str, Any]
     return facts
 
 
-def autoencoder_identity(args: argparse.Namespace) -> Any:
+def autoencoder_identity(args: Arguments) -> Any:
     """What tells the autoencoder: a name on the Hub, or SHA-256 of the files of a folder, as two of
     one architecture differ in nothing else. None for pixels."""
     source = autoencoder_source(args)
@@ -225,15 +190,10 @@ def autoencoder_identity(args: argparse.Namespace) -> Any:
         return {"name": path, "subfolder": subfolder, "revision": _revision(args, path)}
     names = ("config.json", "*.safetensors", "*.safetensors.index.json")
     files = sorted(file for name in names for file in folder.glob(name))
-    return hash_lines(f"{file.name} {_sha256(file)}" for file in files)
+    return hash_lines(f"{file.name} {file_sha256(file)}" for file in files)
 
 
-def _sha256(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
-
-
-def _revision(args: argparse.Namespace, path: str) -> str | None:
+def _revision(args: Arguments, path: str) -> str | None:
     """--revision is one of the pretrained pipeline's repository."""
     return args.revision if path == args.pretrained_model_name_or_path else None
 

@@ -1,20 +1,18 @@
-"""The optimizer, its learning rate, and the moving average of the weights."""
+"""The optimizer and its learning rate."""
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from diffusers.optimization import get_scheduler
-from diffusers.training_utils import EMAModel
 from torch import nn
 
+from diffusers_curriculum.training.arguments.command_line import Arguments
 
-def build_optimizer(
-    args: argparse.Namespace, parameters: Sequence[nn.Parameter], num_processes: int
-) -> Any:
+
+def build_optimizer(args: Arguments, parameters: Sequence[nn.Parameter], num_processes: int) -> Any:
     """AdamW, or its 8-bit form from bitsandbytes; --scale_lr multiplies the rate by the size of
     the global batch."""
     scale = 1
@@ -35,7 +33,7 @@ def build_optimizer(
     return torch.optim.AdamW(parameters, fused=fused, **settings)
 
 
-def build_lr_scheduler(args: argparse.Namespace, optimizer: Any, max_train_steps: int) -> Any:
+def build_lr_scheduler(args: Arguments, optimizer: Any, max_train_steps: int) -> Any:
     """diffusers' learning rate scheduler in optimizer steps.
 
     It is stepped once per optimizer step and not prepared by accelerate, so that the rates are the
@@ -47,14 +45,3 @@ def build_lr_scheduler(args: argparse.Namespace, optimizer: Any, max_train_steps
         num_warmup_steps=args.lr_warmup_steps,
         num_training_steps=max_train_steps,
     )
-
-
-def update_ema(
-    ema: EMAModel, parameters: Iterable[nn.Parameter], device: torch.device, offload: bool
-) -> None:
-    """Move the average towards the weights; an offloaded one visits ``device`` for it."""
-    if offload:
-        ema.to(device, non_blocking=True)
-    ema.step(parameters)
-    if offload:
-        ema.to("cpu", non_blocking=True)

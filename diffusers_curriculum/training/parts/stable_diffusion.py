@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,14 +16,14 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
-from diffusers.training_utils import EMAModel
 from packaging import version
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from diffusers_curriculum.noise_levels import NoiseLevels
+from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.errors import UsageError
+from diffusers_curriculum.training.levels.sampling import with_prediction_type
 from diffusers_curriculum.training.process.foreign_code import refuse_foreign_code
-from diffusers_curriculum.training.publish.pictures import with_prediction_type
 
 # The keyword of from_pretrained; diffusers renamed it and deprecated the old name.
 DTYPE = "dtype" if version.parse(diffusers.__version__) >= version.parse("0.40") else "torch_dtype"
@@ -45,7 +44,7 @@ class Components:
     unet: Any
 
 
-def load_schedulers(args: argparse.Namespace) -> tuple[Any, Any]:
+def load_schedulers(args: Arguments) -> tuple[Any, Any]:
     """The scheduler that adds noise in training, and the pipeline's own for sampling.
 
     The first is DDPM for variance preserving pipelines, as in diffusers' script, and the
@@ -67,7 +66,7 @@ def load_schedulers(args: argparse.Namespace) -> tuple[Any, Any]:
     return (DDPMScheduler.from_config(config) if preserving else own), own
 
 
-def load_tokenizer(args: argparse.Namespace) -> Any:
+def load_tokenizer(args: Arguments) -> Any:
     """The CLIP tokenizer of the pipeline.
 
     Raises:
@@ -86,7 +85,7 @@ def load_tokenizer(args: argparse.Namespace) -> Any:
 
 
 def load_components(
-    args: argparse.Namespace, tokenizer: Any, device: torch.device, frozen_dtype: torch.dtype
+    args: Arguments, tokenizer: Any, device: torch.device, frozen_dtype: torch.dtype
 ) -> Components:
     """Load the models onto ``device``; the UNet trains in float32, the rest is frozen.
 
@@ -106,25 +105,14 @@ def load_components(
     return Components(tokenizer, text_encoder, vae, unet)
 
 
-def make_ema(args: argparse.Namespace, unet: Any, device: torch.device) -> EMAModel | None:
-    """The moving average of the UNet's weights, or None without --use_ema."""
-    if not args.use_ema:
+def averaged_unet(args: Arguments) -> Any:
+    """The UNet whose weights an average starts from; None where it is the one that is trained."""
+    if args.non_ema_revision == args.revision:
         return None
-    source = unet
-    if args.non_ema_revision != args.revision:  # the average starts from the averaged weights
-        source = _model(UNet2DConditionModel, args, "unet")
-    ema = EMAModel(
-        source.parameters(),
-        decay=args.ema_decay,
-        model_cls=UNet2DConditionModel,
-        model_config=unet.config,
-        foreach=args.foreach_ema,
-    )
-    ema.to("cpu" if args.offload_ema else device)
-    return ema
+    return _model(UNet2DConditionModel, args, "unet")
 
 
-def final_pipeline(args: argparse.Namespace, unet: Any, prediction_type: str) -> Any:
+def final_pipeline(args: Arguments, unet: Any, prediction_type: str) -> Any:
     """The pipeline to keep: the base's own components in float32, with the trained UNet and a
     scheduler that knows what it predicts."""
     pipeline: Any = StableDiffusionPipeline.from_pretrained(
@@ -141,7 +129,7 @@ def final_pipeline(args: argparse.Namespace, unet: Any, prediction_type: str) ->
 
 def _model(
     kind: Any,
-    args: argparse.Namespace,
+    args: Arguments,
     subfolder: str,
     dtype: torch.dtype = torch.float32,
     **overrides: Any,

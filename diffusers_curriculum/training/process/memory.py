@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 from collections.abc import Iterator
 
 import torch
 
-from diffusers_curriculum.training.errors import UsageError
+from diffusers_curriculum.training.arguments.command_line import Arguments
+from diffusers_curriculum.training.errors import OutOfMemoryError
 
 # Backends that raise a plain RuntimeError.
 _MESSAGES = (
@@ -19,12 +19,8 @@ _MESSAGES = (
 )
 
 
-class OutOfMemoryError(UsageError):
-    """The arguments need more memory than there is; a script exits with status 2."""
-
-
 @contextlib.contextmanager
-def out_of_memory_explained(args: argparse.Namespace) -> Iterator[None]:
+def out_of_memory_explained(args: Arguments) -> Iterator[None]:
     """Turn a failed allocation into advice; every other exception passes unchanged.
 
     Raises:
@@ -45,13 +41,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(text in str(error) for text in _MESSAGES)
 
 
-def explain_out_of_memory(error: BaseException, args: argparse.Namespace) -> OutOfMemoryError:
+def explain_out_of_memory(error: BaseException, args: Arguments) -> OutOfMemoryError:
     """What was asked for, and every remedy that is still open, as an exception to raise."""
-    wanted = (
-        f"--train_batch_size {args.train_batch_size}, --gradient_accumulation_steps "
-        f"{args.gradient_accumulation_steps}, --resolution {args.resolution}, "
-        f"--mixed_precision {args.mixed_precision or 'no'}"
-    )
+    names = ("train_batch_size", "gradient_accumulation_steps", "resolution", "mixed_precision")
+    given = {flag.name: args[flag.dest] for flag in args.flags if flag.name in names}
+    wanted = ", ".join(f"--{name} {given[name] or 'no'}" for name in names if name in given)
     remedies = "".join(f"\n  - {remedy}" for remedy in _remedies(args))
     # Two lines of torch's message hold the numbers; the rest is about its allocator's settings.
     told = " ".join(str(error).split())[:300]
@@ -62,7 +56,7 @@ def explain_out_of_memory(error: BaseException, args: argparse.Namespace) -> Out
     )
 
 
-def _remedies(args: argparse.Namespace) -> Iterator[str]:
+def _remedies(args: Arguments) -> Iterator[str]:
     """Those that are not in use already, the cheapest in quality and time first."""
     batch, accumulation = args.train_batch_size, args.gradient_accumulation_steps
     if batch > 1:
@@ -71,15 +65,16 @@ def _remedies(args: argparse.Namespace) -> Iterator[str]:
             f"--train_batch_size {smaller} --gradient_accumulation_steps "
             f"{accumulation * batch // smaller}: the same updates, in smaller pieces"
         )
-    if not args.gradient_checkpointing:
+    if args.is_open("gradient_checkpointing"):
         yield "--gradient_checkpointing: activations are computed twice instead of kept"
     if args.mixed_precision not in ("bf16", "fp16"):
         yield "--mixed_precision bf16: half the size of activations and frozen models"
-    if not getattr(args, "use_8bit_adam", True):
+    if args.is_open("use_8bit_adam"):
         yield "--use_8bit_adam: a quarter of the optimizer's state (needs bitsandbytes)"
-    if args.use_ema and not args.offload_ema:
+    if args.is_open("offload_ema"):
         yield "--offload_ema: the averaged weights wait on the host"
-    if args.resolution > 64:
-        lower = max(64, args.resolution // 2 // 64 * 64)
+    resolution = next((args.resolution for f in args.flags if f.name == "resolution"), 0)
+    if resolution > 64:
+        lower = max(64, resolution // 2 // 64 * 64)
         yield f"--resolution {lower}: a quarter of the pixels, or anything between"
     yield "a device with more memory, or one that no other program uses"

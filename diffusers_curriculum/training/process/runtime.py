@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import secrets
@@ -24,8 +23,8 @@ from accelerate.utils import (
     broadcast_object_list,
 )
 
-from diffusers_curriculum.training.checkpoint.checkpoints import DiskFullError
-from diffusers_curriculum.training.errors import ExitCode, NonFiniteError, UsageError
+from diffusers_curriculum.training.arguments.command_line import Arguments
+from diffusers_curriculum.training.errors import DiskFullError, ExitCode, NonFiniteError, UsageError
 from diffusers_curriculum.training.process.stopping import Stopped
 
 logger = logging.getLogger(__name__)
@@ -52,7 +51,7 @@ def _failed(error: Exception, code: ExitCode) -> int:
     return code
 
 
-def make_accelerator(args: argparse.Namespace) -> Accelerator:
+def make_accelerator(args: Arguments) -> Accelerator:
     """The accelerator of the run, with logging set up; nothing assumes a kind of device."""
     project = ProjectConfiguration(
         project_dir=args.output_dir, logging_dir=os.path.join(args.output_dir, args.logging_dir)

@@ -20,7 +20,8 @@ from diffusers.utils.hub_utils import populate_model_card
 from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
-from diffusers_curriculum.training.errors import UsageError
+from diffusers_curriculum.training.arguments.environment import is_repository_name
+from diffusers_curriculum.training.errors import HubError
 
 TEXT_TO_IMAGE_TAGS = (
     "stable-diffusion",
@@ -29,7 +30,6 @@ TEXT_TO_IMAGE_TAGS = (
     "diffusers",
     "diffusers-training",
 )
-_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*", re.ASCII)
 _ENTITIES = {"<": "&lt;", ">": "&gt;", "&": "&amp;"}
 _USAGE = """\
@@ -41,10 +41,6 @@ pipeline = DiffusionPipeline.from_pretrained({repo_id}, torch_dtype=torch.float1
 image = pipeline({prompt}).images[0]
 image.save("image.png")
 ```"""
-
-
-class HubError(UsageError):
-    """A name, licence, token or folder that the Hub could not take."""
 
 
 @dataclass(frozen=True)
@@ -110,15 +106,6 @@ def build_model_card(facts: CardFacts) -> ModelCard:
     return populate_model_card(card, tags=list(facts.tags))
 
 
-def check_repository_name(repo_id: str) -> None:
-    """Raise HubError unless ``repo_id`` has the form "name" or "owner/name"."""
-    if not _REPOSITORY.fullmatch(repo_id) or ".." in repo_id or "--" in repo_id:
-        raise HubError(
-            f"repository name {repo_id!r} is not one that the Hub accepts; give --hub_model_id as "
-            "NAME or OWNER/NAME of letters, digits, '-', '_' and '.', without '--' or '..'"
-        )
-
-
 def resolve_license(base_model: str | None, given: str | None = None) -> str | None:
     """The given licence, else the one in the base model's card, else None.
 
@@ -149,7 +136,7 @@ def _license_of(base_model: str | None) -> str | None:
 
 def _hub_name(name: str | None) -> str | None:
     """The name if it can be a repository on the Hub, None for a local path or anything else."""
-    if not name or not _REPOSITORY.fullmatch(name) or os.path.exists(name):
+    if not name or not is_repository_name(name) or os.path.exists(name):
         return None
     return name
 

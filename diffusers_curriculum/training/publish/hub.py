@@ -16,23 +16,9 @@ from typing import Any
 
 from huggingface_hub import CommitOperationAdd, HfApi, get_token
 
-from diffusers_curriculum.training.publish.card import (
-    CardFacts,
-    HubError,
-    build_model_card,
-    check_repository_name,
-)
-
-__all__ = [
-    "CardFacts",
-    "HubError",
-    "build_model_card",
-    "files_to_upload",
-    "prepare_repository",
-    "push",
-    "repository_name",
-    "write_model_card",
-]
+from diffusers_curriculum.training.arguments.environment import check_repository_name
+from diffusers_curriculum.training.errors import HubError
+from diffusers_curriculum.training.publish.card import CardFacts, build_model_card
 
 logger = logging.getLogger(__name__)
 
@@ -48,11 +34,6 @@ _COMPONENT_FILES = re.compile(
     r"added_tokens\.json|(spiece|tokenizer|sentencepiece\.bpe)\.model|"
     r"\w[\w.-]*\.safetensors(\.index(\.\w+)?\.json)?"
 )
-
-
-def repository_name(hub_model_id: str | None, output_dir: str | Path) -> str:
-    """The repository to push to: the given one, else the name of the output folder."""
-    return hub_model_id or Path(output_dir).resolve().name
 
 
 def prepare_repository(

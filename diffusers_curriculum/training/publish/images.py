@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,14 +21,15 @@ from diffusers_curriculum.pipelines import (
     fitting_pipeline,
 )
 from diffusers_curriculum.randomness import key
-from diffusers_curriculum.samplers import TimestepSampler
+from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.data.plan import BatchPlan
-from diffusers_curriculum.training.errors import UsageError
+from diffusers_curriculum.training.errors import HubError, UsageError
+from diffusers_curriculum.training.levels.levels import Levels
 from diffusers_curriculum.training.levels.sampling import check_steps, most_steps
 from diffusers_curriculum.training.parts.images import ImageModels, folder_name
-from diffusers_curriculum.training.publish.hub import CardFacts, HubError, push
-from diffusers_curriculum.training.publish.pictures import ema_weights, evaluation_mode
-from diffusers_curriculum.training.publish.publisher import BasePublisher, epoch_is_due
+from diffusers_curriculum.training.publish.hub import CardFacts, push
+from diffusers_curriculum.training.publish.pictures import evaluation_mode
+from diffusers_curriculum.training.publish.publisher import PipelinePublisher
 
 logger = logging.getLogger(__name__)
 
@@ -46,13 +46,15 @@ image.save("image.png")
 ```"""
 
 
-class ImagePublisher(BasePublisher):
-    """Publishes what a network trained on images draws; see :class:`BasePublisher`.
+class ImagePublisher(PipelinePublisher):
+    """Publishes what a network trained on images draws; see :class:`PipelinePublisher`.
 
     Args:
-        scheduler: for sampling.
         seed: of the pictures, which depend on nothing else.
         id2label: class to name; None for unconditional training.
+
+    Attributes:
+        models: put in once they are loaded.
 
     Raises:
         HubError: the name or licence is not acceptable, or the Hub refused.
@@ -61,33 +63,29 @@ class ImagePublisher(BasePublisher):
 
     def __init__(
         self,
-        args: argparse.Namespace,
+        args: Arguments,
         accelerator: Any,
-        scheduler: Any,
-        sampler: TimestepSampler,
-        prediction_type: str,
+        levels: Levels,
+        plan: BatchPlan,
+        *,
         seed: int,
         id2label: Mapping[int, str] | None,
+        private: bool = False,
     ) -> None:
-        self.scheduler, self.seed = scheduler, seed
+        self.seed = seed
         self.id2label = None if id2label is None else dict(id2label)
         self.classes = [] if id2label is None else _chosen(args.validation_classes, id2label)
         self.models: ImageModels | None = None
-        super().__init__(args, accelerator, sampler, prediction_type)
+        super().__init__(args, accelerator, levels, plan, private=private)
 
     # -- what is drawn ---------------------------------------------------------------------------
 
     def _check_sampling(self) -> None:
         args = self.args
-        flags = [] if args.no_pictures else [self._steps_flag]
-        flags += [] if args.eval_steps is None else ["eval_num_inference_steps"]
-        for flag in flags:
-            check_steps(self.scheduler, getattr(args, flag), f"--{flag}")
-
-    @property
-    def _steps_flag(self) -> str:
-        without = self.id2label is None
-        return "ddpm_num_inference_steps" if without else "validation_inference_steps"
+        names = [] if args.no_pictures else ["validation_inference_steps"]
+        names += [] if args.eval_steps is None else ["eval_num_inference_steps"]
+        for name in names:
+            check_steps(self.levels.inference, args[name], f"--{args.flag(name)}")
 
     @property
     def captions(self) -> Sequence[str]:
@@ -99,29 +97,25 @@ class ImagePublisher(BasePublisher):
         rows = max(r for r in range(1, count + 1) if count % r == 0 and r * r <= count)
         return [f"row {number}" for number in range(1, rows + 1)]
 
-    def images(self, network: Any, steps: int) -> Callable[[Sequence[int]], Tensor]:
+    def images(self, steps: int) -> Callable[[Sequence[int]], Tensor]:
         """Numbers of samples to images (B, 3, H, W) in [0, 1], for metrics: each number has its own
         noise, and the classes in turn."""
         count = len(self.id2label or ()) or None
 
         def generate(numbers: Sequence[int]) -> Tensor:
             labels = None if count is None else [number % count for number in numbers]
-            arrays = self._sampled(self._pipeline(network), numbers, labels, steps, "metrics")
+            arrays = self._sampled(self._validation_pipeline(), numbers, labels, steps, "metrics")
             return torch.from_numpy(arrays).permute(0, 3, 1, 2).float()
 
         return generate
 
-    def keep(self, network: Any, ema: Any, plan: BatchPlan, step: int) -> None:
-        """Save the pipeline, and push it if asked to, where an epoch ends that is a multiple of
-        --save_model_epochs."""
-        due = epoch_is_due(plan, step, self.args.save_model_epochs)
-        if not due or step + 1 == self.args.max_train_steps:
-            return
+    def keep(self) -> None:
+        """Save the pipeline as it is now, and push it if asked to."""
         if self.accelerator.is_main_process:
             folder = Path(self.args.output_dir)
-            with ema_weights(ema, network):
-                self._final_pipeline(network).save_pretrained(folder)
-            self.sampler.save_pretrained(str(folder))
+            with self.averages.shown():
+                self._final_pipeline().save_pretrained(folder)
+            self.levels.sampler.save_pretrained(str(folder))
             self._save_card([], folder)
             if self.args.push_to_hub:
                 self._push_if_it_can(folder)
@@ -134,24 +128,21 @@ class ImagePublisher(BasePublisher):
         except HubError as error:
             logger.warning("%s The training goes on.", error)
 
-    def _pipeline(self, network: Any) -> Any:
+    def _validation_pipeline(self) -> Any:
         """A pipeline around what is in memory, whatever its dtypes."""
         vae = self.models.space.model if self.models else None
-        parts = {folder_name(network): network, "vae": vae}
+        parts = {folder_name(self.network): self.network, "vae": vae}
         if self.id2label is None:
-            return UnconditionalPipeline(self.scheduler, **parts)
-        return ClassConditionalPipeline(self.scheduler, id2label=self.id2label, **parts)
+            return UnconditionalPipeline(self.levels.inference, **parts)
+        return ClassConditionalPipeline(self.levels.inference, id2label=self.id2label, **parts)
 
-    def _validation_pipeline(self, models: ImageModels, network: Any) -> Any:
-        return self._pipeline(network)
-
-    def _final_pipeline(self, network: Any) -> Any:
+    def _final_pipeline(self) -> Any:
         vae = self.models.kept if self.models else None
-        return fitting_pipeline(network, vae, self.scheduler, self.id2label)
+        return fitting_pipeline(self.network, vae, self.levels.inference, self.id2label)
 
     def _draw(self, build: Any) -> list[Image]:
         args = self.args
-        steps = getattr(args, self._steps_flag)
+        steps = args.validation_inference_steps
         if self.id2label is None:
             labels, count = None, args.eval_batch_size
         else:
@@ -209,9 +200,9 @@ class ImagePublisher(BasePublisher):
     def _usage(self) -> str | None:
         if self.models is None:  # the card is only tried
             return None
-        kind = type(self._final_pipeline(self.models.network))
+        kind = type(self._final_pipeline())
         module = "diffusers" if kind.__module__.startswith("diffusers.") else kind.__module__
-        steps = min(getattr(self.args, self._steps_flag), most_steps(self.scheduler))
+        steps = min(self.args.validation_inference_steps, most_steps(self.levels.inference))
         given = f"num_inference_steps={steps}"
         if self.id2label is not None:
             label, scale = min(self.id2label), self.args.guidance_scale

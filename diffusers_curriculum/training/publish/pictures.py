@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,39 +17,14 @@ from diffusers.utils import make_image_grid
 from PIL.Image import Image
 from torch import nn
 
+from diffusers_curriculum.training.levels.sampling import with_prediction_type
+
 # training_utils and pipelines take seconds to import, which a wrong command line should not have to
 # wait for: they are imported where they are used.
-if TYPE_CHECKING:
-    from diffusers.training_utils import EMAModel
 
 logger = logging.getLogger(__name__)
 
 INFERENCE_STEPS = 20  # as in diffusers' train_text_to_image.py
-
-
-@contextmanager
-def ema_weights(ema: EMAModel | None, model: nn.Module) -> Iterator[None]:
-    """Give ``model`` its averaged weights inside the block, and its own back whatever happens.
-
-    Args:
-        ema: the average, on any device; None changes nothing.
-        model: the unwrapped model that ``ema`` follows.
-
-    Raises:
-        RuntimeError: the averaged weights are in the model already.
-    """
-    if ema is None:
-        yield
-        return
-    if ema.temp_stored_params is not None:
-        # A second store would take the averages for the model's own weights and lose those.
-        raise RuntimeError("the EMA weights are already in the model; do not nest ema_weights")
-    ema.store(model.parameters())
-    try:
-        ema.copy_to(model.parameters())
-        yield
-    finally:
-        ema.restore(model.parameters())
 
 
 @contextmanager
@@ -63,48 +38,6 @@ def evaluation_mode(*models: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
-
-
-def with_prediction_type(scheduler: Any, prediction_type: str | None) -> Any:
-    """A copy of ``scheduler`` that knows what the network was trained to predict.
-
-    Args:
-        prediction_type: None leaves the scheduler's own.
-
-    Raises:
-        ValueError: the scheduler can only take another kind of prediction.
-    """
-    if prediction_type is None:
-        return type(scheduler).from_config(scheduler.config)
-    if "prediction_type" in scheduler.config:
-        # diffusers' words
-        words = {"flow": "flow_prediction", "edm": "epsilon"}
-        name = words.get(prediction_type, prediction_type)
-        return type(scheduler).from_config(scheduler.config, prediction_type=name)
-    if not prediction_type.startswith("flow"):
-        raise ValueError(
-            f"{type(scheduler).__name__} has no prediction_type, so it cannot take "
-            f"{prediction_type!r}; use a scheduler that has one, or a flow model"
-        )
-    return type(scheduler).from_config(scheduler.config)
-
-
-def sampling_fault(scheduler: Any) -> str | None:
-    """Why StableDiffusionPipeline cannot draw with a scheduler, or None; found by one step.
-
-    Some schedulers refuse a prediction type only when they sample, and flow matching ones lack what
-    this pipeline asks for.
-    """
-    probe = type(scheduler).from_config(scheduler.config)
-    try:
-        with torch.random.fork_rng(devices=[]):
-            probe.set_timesteps(4)
-            sample = torch.zeros(1, 4, 8, 8) * probe.init_noise_sigma
-            at = probe.timesteps[0]
-            probe.step(probe.scale_model_input(sample, at), at, sample)
-    except Exception as error:  # whatever a scheduler raises, it would raise after hours too
-        return f"{type(error).__name__}: {error}"
-    return None
 
 
 def text_to_image_pipeline(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,24 +16,27 @@ from diffusers_curriculum.samplers import (
     TimestepSampler,
 )
 from diffusers_curriculum.samplers.configs import plain_config
+from diffusers_curriculum.training.arguments.command_line import Arguments
+from diffusers_curriculum.training.arguments.environment import repository_name
 from diffusers_curriculum.training.data.plan import BatchPlan
+from diffusers_curriculum.training.levels.levels import Levels
+from diffusers_curriculum.training.parts.averages import Averages
 from diffusers_curriculum.training.process.memory import is_out_of_memory
 from diffusers_curriculum.training.publish.hub import (
     CardFacts,
     build_model_card,
     prepare_repository,
     push,
-    repository_name,
     write_model_card,
 )
-from diffusers_curriculum.training.publish.pictures import ema_weights, image_grid, log_images
+from diffusers_curriculum.training.publish.pictures import image_grid, log_images
 
 logger = logging.getLogger(__name__)
 
 GRID_FILE = "val_imgs_grid.png"
 
 
-class BasePublisher:
+class PipelinePublisher:
     """Validation pictures, the final pipeline, its model card, and its push to the Hub.
 
     Made before training: a card or a repository that cannot be made is told then. All processes
@@ -44,30 +46,39 @@ class BasePublisher:
     Args:
         args: the command line.
         accelerator: of the run.
-        sampler: described in the card, and saved beside the pipeline.
-        prediction_type: what the network predicts.
+        levels: what is trained on: its sampler is described in the card, and saved beside the
+            pipeline.
+        plan: the order of the samples, for epochs.
+        private: whether a new repository is hidden.
+
+    Attributes:
+        averages: of the network that is published; put in once it is loaded.
 
     Raises:
         HubError: the name or licence is not acceptable, or the Hub refused.
         UsageError: pictures are wanted that cannot be drawn.
     """
 
+    averages: Averages
+
     def __init__(
         self,
-        args: argparse.Namespace,
+        args: Arguments,
         accelerator: Any,
-        sampler: TimestepSampler,
-        prediction_type: str,
+        levels: Levels,
+        plan: BatchPlan,
+        *,
+        private: bool = False,
     ) -> None:
         self.args, self.accelerator = args, accelerator
-        self.sampler, self.prediction_type = sampler, prediction_type
+        self.levels, self.plan = levels, plan
         self._check_sampling()
         self.repository = repository_name(args.hub_model_id, args.output_dir)
         build_model_card(self._facts())
         if args.push_to_hub and accelerator.is_main_process:
-            more: dict[str, Any] = {"token": args.hub_token}
-            more |= {"private": True} if getattr(args, "hub_private_repo", False) else {}
-            self.repository = prepare_repository(self._facts(), **more)
+            self.repository = prepare_repository(
+                self._facts(), token=args.hub_token, private=private
+            )
         accelerator.wait_for_everyone()
 
     # -- what a subclass says --------------------------------------------------------------------
@@ -80,11 +91,11 @@ class BasePublisher:
     def _check_sampling(self) -> None:
         """Refuse pictures that cannot be drawn."""
 
-    def _validation_pipeline(self, models: Any, network: Any) -> Any:
+    def _validation_pipeline(self) -> Any:
         """A pipeline around models that are in memory."""
         raise NotImplementedError
 
-    def _final_pipeline(self, network: Any) -> Any:
+    def _final_pipeline(self) -> Any:
         """The pipeline to keep."""
         raise NotImplementedError
 
@@ -98,24 +109,29 @@ class BasePublisher:
 
     # -- what all share --------------------------------------------------------------------------
 
-    def is_due(self, plan: BatchPlan, step: int) -> bool:
-        """Whether pictures are wanted after optimizer step ``step``: every --validation_steps, else
-        whenever an epoch ends whose number is a multiple of --validation_epochs."""
-        if not self.captions or step + 1 == self.args.max_train_steps:
+    @property
+    def network(self) -> Any:
+        """The trained network, without accelerate's wrappers."""
+        return self.averages.network
+
+    def is_due(self, done: int) -> bool:
+        """Whether pictures are wanted after ``done`` steps: every --validation_steps, else whenever
+        an epoch ends whose number is a multiple of --validation_epochs."""
+        if not self.captions or done == self.args.max_train_steps:
             return False
         if self.args.validation_steps is not None:
-            return (step + 1) % self.args.validation_steps == 0
-        return epoch_is_due(plan, step, self.args.validation_epochs)
+            return done % self.args.validation_steps == 0
+        return self.plan.epoch_is_due(done, self.args.validation_epochs)
 
-    def validate(self, models: Any, network: Any, ema: Any, step: int) -> None:
+    def validate(self, done: int) -> None:
         """Draw and log the pictures, with the averaged weights if any."""
         if self.accelerator.is_main_process:
-            with ema_weights(ema, network):
-                images = self._draw(lambda: self._validation_pipeline(models, network))
-            log_images(self.accelerator, "validation", images, self.captions, step)
+            with self.averages.shown():
+                images = self._draw(self._validation_pipeline)
+            log_images(self.accelerator, "validation", images, self.captions, done)
         self.accelerator.wait_for_everyone()
 
-    def finish(self, network: Any, ema: Any) -> None:
+    def finish(self) -> None:
         """Save the pipeline (averaged weights if any), its sampler config, pictures and card, and
         push it if asked to.
 
@@ -125,11 +141,11 @@ class BasePublisher:
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             folder = Path(self.args.output_dir)
-            with ema_weights(ema, network):
-                pipeline = self._final_pipeline(network)
+            with self.averages.shown():
+                pipeline = self._final_pipeline()
                 pipeline.save_pretrained(folder)
                 images = self._drawn_if_it_can(pipeline) if self.captions else []
-            self.sampler.save_pretrained(str(folder))
+            self.levels.sampler.save_pretrained(str(folder))
             self._save_card(images, folder)
             if self.args.push_to_hub:
                 push(folder, self.repository, token=self.args.hub_token)
@@ -160,7 +176,7 @@ class BasePublisher:
             "base_model": args.pretrained_model_name_or_path,
             "dataset_name": args.dataset_name,
             "prompts": tuple(self.captions),
-            "prediction_type": self.prediction_type,
+            "prediction_type": self.levels.objective.prediction_type,
             "resolution": args.resolution,
             "train_batch_size": args.train_batch_size,
             "gradient_accumulation_steps": args.gradient_accumulation_steps,
@@ -168,15 +184,10 @@ class BasePublisher:
             "learning_rate": args.learning_rate,
             "steps": args.max_train_steps,
             "mixed_precision": self.accelerator.mixed_precision,
-            "sampler": describe_sampler(self.sampler) | {"Loss weighting": args.loss_weighting},
+            "sampler": describe_sampler(self.levels.sampler)
+            | {"Loss weighting": args.loss_weighting},
             "license": args.license,
         }
-
-
-def epoch_is_due(plan: BatchPlan, step: int, every: int) -> bool:
-    """Whether an epoch ends in optimizer step ``step`` whose number is a multiple of ``every``."""
-    before, after = plan.epochs_finished(step - 1) if step else 0, plan.epochs_finished(step)
-    return any(epoch % every == 0 for epoch in range(before, after))
 
 
 def describe_sampler(sampler: TimestepSampler) -> dict[str, object]:

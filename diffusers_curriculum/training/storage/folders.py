@@ -17,8 +17,9 @@ import re
 import shutil
 from pathlib import Path
 
-from diffusers_curriculum.training.storage.atomic_text import remove_half_written
-from diffusers_curriculum.training.storage.manifest import CheckpointError, verify_checkpoint
+from diffusers_curriculum.training.errors import CheckpointError
+from diffusers_curriculum.training.storage.files import remove_half_written
+from diffusers_curriculum.training.storage.manifest import verify_checkpoint
 
 logger = logging.getLogger(__name__)
 

@@ -9,15 +9,11 @@ from importlib import metadata
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from diffusers_curriculum.training.errors import UsageError
+from diffusers_curriculum.training.errors import CheckpointError
 
 MANIFEST = "manifest.json"
 FORMAT = 1
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "diffusers-curriculum")
-
-
-class CheckpointError(UsageError):
-    """A checkpoint is missing, damaged, or does not fit the run."""
 
 
 def verify_checkpoint(folder: str | Path) -> dict[str, Any]:

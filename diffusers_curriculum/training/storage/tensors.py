@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from diffusers_curriculum.training.storage.manifest import CheckpointError
+from diffusers_curriculum.training.errors import CheckpointError
 
 # JSON objects with one of these as their only key stand for what JSON lacks.
 _TENSOR, _TUPLE, _FLOAT, _DICT = "$tensor", "$tuple", "$float", "$dict"

@@ -6,14 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from diffusers_curriculum.training.arguments import checks as argument_checks
-from diffusers_curriculum.training.arguments import evaluation as evaluation_arguments
-from diffusers_curriculum.training.arguments import text_to_image as arguments
-from diffusers_curriculum.training.arguments import timesteps as timestep_arguments
-from diffusers_curriculum.training.arguments.class_conditional import build_class_parser
-from diffusers_curriculum.training.arguments.unconditional import build_unconditional_parser
+from diffusers_curriculum.training.arguments import curriculum, noise_levels
+from diffusers_curriculum.training.arguments import environment as environment_checks
+from diffusers_curriculum.training.arguments.run import LR_SCHEDULERS
 from diffusers_curriculum.training.errors import ExitCode, UsageError
-from diffusers_curriculum.training.process import environment as environment_checks
+from diffusers_curriculum.training.loop.task import Task
+from diffusers_curriculum.training.tasks.class_conditional import ClassConditional
+from diffusers_curriculum.training.tasks.text_to_image import TextToImage
+from diffusers_curriculum.training.tasks.unconditional import Unconditional
+from tests.training import command_lines as arguments
 
 MODEL = "--pretrained_model_name_or_path some/model "
 BASE = MODEL + "--dataset_name some/data "
@@ -273,26 +274,14 @@ def test_installed_looks_without_importing():
     assert not environment_checks.installed("no_such_package_at_all")
 
 
-def test_every_number_has_a_bound():
-    numeric = {
-        action.dest
-        for parser in (arguments.build_parser(), build_class_parser(), build_unconditional_parser())
-        for action in parser._actions
-        if action.type in (int, float) and action.nargs is None
-    }
-    numeric -= set(evaluation_arguments._AT_LEAST) | {"eval_steps"}
-    bounded = [name for bound in argument_checks.BOUNDS for name in bound.names.split()]
-    assert sorted(bounded) == sorted(numeric - {"local_rank"})
+@pytest.mark.parametrize("task", [TextToImage, ClassConditional, Unconditional])
+def test_every_number_has_a_bound(task: type[Task]):
+    numbers = [f for f in task.command_line.flags if f.type in (int, float) and f.nargs is None]
+    assert [flag.name for flag in numbers if flag.bound is None] == ["local_rank"]
 
 
 def test_infinite_gradient_norm_means_no_clipping():
     assert arguments.parse_args([*BASE.split(), "--max_grad_norm", "inf"]).max_grad_norm > 1e300
-
-
-def test_every_dependence_names_known_arguments():
-    known = {action.dest for action in arguments.build_parser()._actions}
-    for dependence in argument_checks.DEPENDENCES:
-        assert set(dependence.names.split()) <= known
 
 
 def test_every_curriculum_option_needs_a_curriculum():
@@ -311,35 +300,28 @@ def test_what_only_patience_uses(option: str):
         arguments.parse_args((CURRICULUM + line + value).split())
 
 
-def test_given_but_equal_to_the_default_counts_as_not_given():
-    argv = [*BASE.split(), "--curriculum_patience", "200"]
-    assert arguments.parse_args(argv).curriculum_patience == 200
+def test_what_is_given_counts_whatever_its_value():
+    argv = [*BASE.split(), "--curriculum_patience", "200"]  # the default
+    with pytest.raises(UsageError, match="--curriculum_patience is 200, which has no effect"):
+        arguments.parse_args(argv)
 
 
 def test_scheduler_names_are_diffusers_own():
     from diffusers.optimization import SchedulerType
 
     names = {kind.value for kind in SchedulerType} - {"piecewise_constant"}
-    assert set(argument_checks.LR_SCHEDULERS) == names
+    assert set(LR_SCHEDULERS) == names
 
 
 def test_names_are_those_of_the_library():
     from diffusers_curriculum import clustering, pacing, randomness
     from diffusers_curriculum.samplers import stages
-    from diffusers_curriculum.training.checkpoint import same_run as config_changes
-    from diffusers_curriculum.training.data import bad_samples
-    from diffusers_curriculum.training.levels import samplers as base_samplers
-    from diffusers_curriculum.training.loop import guard
 
-    assert set(timestep_arguments.LEARNING) == set(base_samplers.LEARNING)
-    assert ("auto", *clustering.CLUSTERINGS) == timestep_arguments.CLUSTERINGS
-    assert set(timestep_arguments.PACINGS) == set(pacing.PACINGS)
-    assert set(timestep_arguments.DRAWS) == set(randomness.DRAWS)
-    assert timestep_arguments.ORDERS == stages.ORDERS
-    assert timestep_arguments.WITHIN == stages.WITHIN
-    assert arguments.BAD_SAMPLES == bad_samples.POLICIES
-    assert arguments.NONFINITE == guard.MODES
-    assert set(arguments.SETTINGS) == set(config_changes.EFFECTS)
+    assert ("auto", *clustering.CLUSTERINGS) == curriculum.CLUSTERINGS
+    assert set(curriculum.PACINGS) == set(pacing.PACINGS)
+    assert set(noise_levels.DRAWS) == set(randomness.DRAWS)
+    assert curriculum.ORDERS == stages.ORDERS
+    assert curriculum.WITHIN == stages.WITHIN
 
 
 @pytest.mark.parametrize("option", ["--timestep_floor 0", "--importance_correction full"])

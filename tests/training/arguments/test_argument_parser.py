@@ -9,10 +9,9 @@ from diffusers_curriculum.training.arguments.parser import OfficialFirstParser
 
 @pytest.fixture
 def parser() -> OfficialFirstParser:
-    parser = OfficialFirstParser(prog="train")
+    parser = OfficialFirstParser(("--seed", "--save"), prog="train")
     parser.add_argument("--seed", type=int)
     parser.add_argument("--save", nargs="+")
-    parser.seal_official()
     parser.add_argument("--seed_mode")
     parser.add_argument("--see")
     parser.add_argument("--curve")

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from diffusers_curriculum.training.arguments import evaluation as evaluation_arguments
-from diffusers_curriculum.training.arguments.evaluation import (
-    add_evaluation_arguments,
-    check_evaluation,
-)
+from diffusers_curriculum.training.arguments.command_line import Arguments, CommandLine
+from diffusers_curriculum.training.arguments.evaluation import EVALUATION
 from diffusers_curriculum.training.errors import UsageError
 
 ON = "--eval_steps 5 --eval_metrics "
@@ -41,16 +35,14 @@ WRONG = {
 }
 
 
-def parsed(line: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    add_evaluation_arguments(parser)
-    return parser.parse_args(line.split())
+def check(line: str) -> Arguments:
+    return CommandLine("Metrics.", (EVALUATION,)).parse(line.split())
 
 
 @pytest.mark.parametrize("line", WRONG)
 def test_wrong_uses(line: str) -> None:
     with pytest.raises(UsageError) as caught:
-        check_evaluation(parsed(line))
+        check(line)
     for part in WRONG[line]:
         assert part in str(caught.value)
 
@@ -61,7 +53,7 @@ def test_a_missing_package_is_told_before_anything_is_loaded(
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == missing else name)
     with pytest.raises(UsageError) as caught:
-        check_evaluation(parsed(f"{ON}fd_dinov2 fid"))
+        check(f"{ON}fd_dinov2 fid")
     pip_name = missing.replace("_", "-")
     assert f"pip install {pip_name}" in str(caught.value)
     # torchmetrics has no other remedy
@@ -79,17 +71,4 @@ def test_what_works_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         f"{ON}fid precision_recall --eval_feature_model {tmp_path} --eval_samples 50",
         f"{ON}fd_dinov2 {OWN}",
     ):
-        check_evaluation(parsed(line))
-
-
-def test_parsing_and_checking_load_nothing_heavy() -> None:
-    code = (
-        "import argparse, sys\n"
-        f"from {evaluation_arguments.__name__} import check_evaluation, add_evaluation_arguments\n"
-        "parser = argparse.ArgumentParser()\n"
-        "add_evaluation_arguments(parser)\n"
-        f"check_evaluation(parser.parse_args({f'{ON}kid {OWN}'.split()}))\n"
-        "heavy = {'transformers', 'torchmetrics', 'diffusers.training_utils'} & set(sys.modules)\n"
-        "sys.exit(f'loaded {heavy}' if heavy else 0)\n"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+        check(line)

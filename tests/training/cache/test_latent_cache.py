@@ -22,9 +22,8 @@ from diffusers_curriculum.models.latent_space import LatentSpace
 from diffusers_curriculum.randomness import host_generator
 from diffusers_curriculum.training.cache import filling as latent_filling
 from diffusers_curriculum.training.cache.latents import CachedLatents, cache_latents
-from diffusers_curriculum.training.checkpoint.checkpoints import DiskFullError
 from diffusers_curriculum.training.data.transforms import ImageTransform, decode_image
-from diffusers_curriculum.training.errors import UsageError
+from diffusers_curriculum.training.errors import DiskFullError, UsageError
 
 SIDE = 16
 VAE: dict[str, Any] = {
@@ -85,8 +84,12 @@ IDENTITY = {"vae": {"name": "tiny", "dtype": "float32"}, "data": "abc"}
 
 def cached(folder: Path, rows=None, space=None, transform=CENTER, **options) -> CachedLatents:
     settings = {
-        "seed": 3, "batch_size": 4, "device": "cpu", "fingerprint": IDENTITY, "progress": False,
-    }  # fmt: skip
+        "seed": 3,
+        "batch_size": 4,
+        "device": "cpu",
+        "fingerprint": IDENTITY,
+        "progress": False,
+    }
     space = Pixels() if space is None else space
     rows = make_rows(6) if rows is None else rows
     return cache_latents(rows, space, transform, folder=folder, **(settings | options))
@@ -370,9 +373,14 @@ def test_two_processes_write_the_files_of_one(tmp_path):
 
     def process(rank: int) -> None:
         results[rank] = cached(
-            tmp_path / "two", rows, spaces[rank], rank=rank, world_size=2,
-            wait=lambda: barrier.wait(20), **options,
-        )  # fmt: skip
+            tmp_path / "two",
+            rows,
+            spaces[rank],
+            rank=rank,
+            world_size=2,
+            wait=lambda: barrier.wait(20),
+            **options,
+        )
 
     threads = [threading.Thread(target=process, args=(rank,)) for rank in (0, 1)]
     for thread in threads:
@@ -437,6 +445,9 @@ def test_latents_that_are_not_finite_are_refused(tmp_path):
     with pytest.raises(UsageError, match="not finite in float16"):
         cached(tmp_path / "c", space=Overflowing(1e6), dtype="float16")
     assert not (tmp_path / "c").exists()
-    assert json.loads(contents(cached(tmp_path / "c", space=Overflowing(1e6)).folder)[
-        "manifest.json"
-    ])["facts"]["latents"]["dtype"] == "float32"  # fmt: skip
+    assert (
+        json.loads(
+            contents(cached(tmp_path / "c", space=Overflowing(1e6)).folder)["manifest.json"]
+        )["facts"]["latents"]["dtype"]
+        == "float32"
+    )

@@ -16,13 +16,11 @@ import pytest
 import torch
 
 from diffusers_curriculum.training.checkpoint.checkpoints import (
-    CheckpointError,
-    DiskFullError,
     find_checkpoint,
     save_checkpoint,
     verify_checkpoint,
 )
-from diffusers_curriculum.training.errors import UsageError
+from diffusers_curriculum.training.errors import CheckpointError, DiskFullError, UsageError
 from diffusers_curriculum.training.storage.manifest import MANIFEST
 from diffusers_curriculum.training.storage.tensors import save_tensors
 from tests.training.small_checkpoints import content_of, names, save, write

@@ -15,14 +15,10 @@ from typing import Any
 
 import pytest
 
-from diffusers_curriculum.training.checkpoint.checkpoints import (
-    DiskFullError,
-    checkpoints,
-    clean_temporary,
-    find_checkpoint,
-    verify_checkpoint,
-)
-from diffusers_curriculum.training.storage.manifest import MANIFEST
+from diffusers_curriculum.training.checkpoint.checkpoints import find_checkpoint
+from diffusers_curriculum.training.errors import DiskFullError
+from diffusers_curriculum.training.storage.folders import checkpoints, clean_temporary
+from diffusers_curriculum.training.storage.manifest import MANIFEST, verify_checkpoint
 from tests.training.small_checkpoints import content_of, names, save
 
 

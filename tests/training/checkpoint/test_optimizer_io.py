@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from diffusers_curriculum.training.checkpoint.optimizer import load_optimizer_state, optimizer_state
-from diffusers_curriculum.training.storage.manifest import CheckpointError
+from diffusers_curriculum.training.errors import CheckpointError
 from diffusers_curriculum.training.storage.tensors import (
     load_tensors,
     read_json,

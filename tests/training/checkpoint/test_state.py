@@ -11,10 +11,7 @@ import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.training_utils import EMAModel
 
-from diffusers_curriculum.training.checkpoint.checkpoints import (
-    save_checkpoint,
-    verify_checkpoint,
-)
+from diffusers_curriculum.training.checkpoint.checkpoints import save_checkpoint, verify_checkpoint
 from diffusers_curriculum.training.checkpoint.state import TrainingState
 from tests.training.tiny_state import Sampler, bits, make_state, train
 

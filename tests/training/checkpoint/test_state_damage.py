@@ -15,12 +15,9 @@ from typing import Any
 import pytest
 import torch
 
-from diffusers_curriculum.training.checkpoint.checkpoints import (
-    CheckpointError,
-    find_checkpoint,
-    save_checkpoint,
-)
+from diffusers_curriculum.training.checkpoint.checkpoints import find_checkpoint, save_checkpoint
 from diffusers_curriculum.training.checkpoint.state import TrainingState
+from diffusers_curriculum.training.errors import CheckpointError
 from tests.training.tiny_state import bits, make_state, train
 
 

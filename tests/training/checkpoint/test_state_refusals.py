@@ -9,11 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffusers_curriculum.training.checkpoint.checkpoints import (
-    CheckpointError,
-    save_checkpoint,
-)
+from diffusers_curriculum.training.checkpoint.checkpoints import save_checkpoint
 from diffusers_curriculum.training.checkpoint.state import TrainingState
+from diffusers_curriculum.training.errors import CheckpointError
 from tests.training.tiny_state import Sampler, bits, make_state, make_unet, train
 
 

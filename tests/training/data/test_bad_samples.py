@@ -9,6 +9,7 @@ import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import pytest
@@ -27,6 +28,9 @@ from diffusers_curriculum.training.data.bad_samples import (
     usable_rows,
 )
 from diffusers_curriculum.training.errors import UsageError
+
+find = partial(find_bad_samples, caption_column="text", progress=False)
+usable = partial(usable_rows, caption_column="text", progress=False)
 
 
 def png(value: int, size: int = 2) -> bytes:
@@ -85,16 +89,14 @@ def decoded(monkeypatch):
 
 
 def skip(rows, output, limit=0.03, **options):
-    return usable_rows(
-        rows, policy="skip", limit=limit, output_dir=output, progress=False, **options
-    )
+    return usable(rows, policy="skip", limit=limit, output_dir=output, **options)
 
 
 # -- finding ---------------------------------------------------------------------------------------
 
 
 def test_the_bad_ones_are_found_in_order_with_all_their_faults(rows):
-    found = find_bad_samples(rows, progress=False).bad
+    found = find(rows).bad
     assert [sample.row for sample in found] == [7, 40, 93]
     assert found[0].path == rows[7]["image"]["path"]
     assert "cannot identify" in found[0].reason
@@ -105,7 +107,7 @@ def test_the_bad_ones_are_found_in_order_with_all_their_faults(rows):
 @pytest.mark.parametrize("workers", [1, 3])
 @pytest.mark.parametrize("part", [range(0, 0), range(0, 7), range(7, 8), range(20, 94)])
 def test_only_the_rows_asked_for_are_looked_at(rows, decoded, part, workers):
-    findings = find_bad_samples(rows, rows=part, workers=workers, progress=False)
+    findings = find(rows, rows=part, workers=workers)
     assert [sample.row for sample in findings.bad] == [r for r in (7, 40, 93) if r in part]
     assert decoded == [len(part)]
     assert len(set(findings.fresh)) == len(part) - len(findings.bad)
@@ -113,7 +115,7 @@ def test_only_the_rows_asked_for_are_looked_at(rows, decoded, part, workers):
 
 def test_images_held_in_the_table_are_called_by_row():
     cells = [bytes_cell(png(1)), bytes_cell(b"x"), None]
-    found = find_bad_samples(table(cells), progress=False).bad
+    found = find(table(cells)).bad
     assert [(bad.row, bad.name, bad.path) for bad in found] == [
         (1, "row 1", None),
         (2, "row 2", None),
@@ -127,7 +129,7 @@ def test_bombs_and_images_too_long_for_the_resolution(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 99)
     pair = table([file_cell(tmp_path / "bomb.png"), file_cell(tmp_path / "long.png")])
     with pytest.warns(Image.DecompressionBombWarning):
-        found = find_bad_samples(pair, resolution=2, workers=1, progress=False).bad
+        found = find(pair, resolution=2, workers=1).bad
     assert [bad.row for bad in found] == [0, 1]
     assert "10 x 10 pixels are over the limit" in found[0].reason
     assert "120 x 2 pixels are over the limit" in found[1].reason
@@ -136,7 +138,7 @@ def test_bombs_and_images_too_long_for_the_resolution(tmp_path, monkeypatch):
 def test_bad_captions_are_found_beside_good_images():
     captions = [["one", "two"], [], None, ["one", None], [""]]
     rows = table([bytes_cell(png(1))] * 5, captions, List(Value("string")))
-    found = find_bad_samples(rows, progress=False).bad
+    found = find(rows).bad
     assert [sample.row for sample in found] == [1, 2, 3]
     assert found[0].reason == "the list of captions is empty"
     assert found[1].reason == "the caption is missing"
@@ -157,14 +159,14 @@ def test_an_interrupt_does_not_wait_for_the_rest(rows, decoded, monkeypatch):
     monkeypatch.setattr(bad_samples, "tqdm", Bar)
     monkeypatch.setattr(data_checks, "decode_image", slow)
     with pytest.raises(KeyboardInterrupt):
-        find_bad_samples(rows, workers=1, progress=False)
+        find(rows, workers=1)
     assert decoded[0] < 80  # the chunk that was begun, and no further ones
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
 def test_what_is_not_a_file_is_not_opened(tmp_path, decoded, make):
     make(tmp_path / "a.png")  # opening a pipe waits until somebody writes to it
-    (found,) = find_bad_samples(table([file_cell(tmp_path / "a.png")]), progress=False).bad
+    (found,) = find(table([file_cell(tmp_path / "a.png")])).bad
     assert found.reason == "it is not a file"
     assert decoded == [0]
 
@@ -174,7 +176,7 @@ def test_what_is_not_a_file_is_not_opened(tmp_path, decoded, make):
 
 def test_raise_lists_every_bad_sample_on_a_line_of_its_own(rows, output):
     with pytest.raises(UsageError) as caught:
-        usable_rows(rows, output_dir=output, progress=False)
+        usable(rows, output_dir=output)
     head, *lines = str(caught.value).splitlines()
     assert head.startswith("3 of 100 samples cannot be used; ")
     assert "--bad_samples skip" in head
@@ -213,7 +215,7 @@ def test_skip_stops_above_the_limit_and_where_nothing_is_left(count, total, limi
 
 def test_an_unknown_policy_is_refused_before_anything_is_read(rows, output, decoded):
     with pytest.raises(UsageError, match="--bad_samples is 'ignore': choose from raise, skip"):
-        usable_rows(rows, policy="ignore", output_dir=output)
+        usable(rows, policy="ignore", output_dir=output)
     assert decoded == [0]
 
 
@@ -228,7 +230,7 @@ def test_skip_keeps_the_good_rows_in_order_and_tells_the_others(rows, output, ca
     assert [(e["path"], e["row"]) for e in entries] == [
         (rows[i]["image"]["path"], i) for i in (7, 40, 93)
     ]
-    found = find_bad_samples(rows, progress=False).bad
+    found = find(rows).bad
     assert [e["reason"] for e in entries] == [sample.reason for sample in found]
     assert f"3 of 100 samples are left out; see {output / SKIPPED_FILE}" in caplog.text
 
@@ -261,7 +263,7 @@ def test_a_selection_is_counted_in_its_own_rows(rows, output):
 def test_without_bad_samples_the_data_set_is_untouched_and_an_old_list_goes(output, policy):
     (output / SKIPPED_FILE).write_text("{}\n")
     rows = table([bytes_cell(png(i)) for i in range(5)])
-    assert usable_rows(rows, policy=policy, output_dir=output, progress=False) is rows
+    assert usable(rows, policy=policy, output_dir=output) is rows
     assert [path.name for path in output.iterdir()] == [CACHE_FILE]
 
 
@@ -284,7 +286,7 @@ def test_a_second_start_decodes_only_the_bad_ones(rows, output, decoded):
 def test_a_refused_start_is_remembered_too(rows, output, decoded):
     for expected in (100, 103):
         with pytest.raises(UsageError, match="3 of 100"):
-            usable_rows(rows, output_dir=output, progress=False)
+            usable(rows, output_dir=output)
         assert decoded == [expected]
 
 
@@ -392,4 +394,4 @@ def test_numpy_captions_do_not_confuse_the_check(output):
     rows = table([bytes_cell(png(1))] * 2, [["a"], ["b", "c"]], List(Value("string")))
     formatted = rows.with_format("numpy", columns=["text"], output_all_columns=True)
     assert isinstance(formatted[0]["text"], np.ndarray)
-    assert find_bad_samples(formatted, progress=False).bad == []
+    assert find(formatted).bad == []

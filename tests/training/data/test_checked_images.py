@@ -18,7 +18,7 @@ from diffusers_curriculum.training.data.checked_images import (
     read_checked,
     write_checked,
 )
-from diffusers_curriculum.training.storage import atomic_text
+from diffusers_curriculum.training.storage import files
 
 
 def png(value: int) -> bytes:
@@ -161,7 +161,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch, 
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(atomic_text.os, broken, fail)
+    monkeypatch.setattr(files.os, broken, fail)
     with caplog.at_level(logging.WARNING):
         write_checked(path, read_checked(path, 8), ["b"])
     assert "No space left" in caplog.text

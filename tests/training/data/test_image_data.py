@@ -32,9 +32,11 @@ NAMES = ["zebra", "ant", "bee"]  # not in sorted order
 def load(tmp_path: Path) -> Load:
     def call(folder: Path | None = None, column: str | None = "label", **options: Any) -> Dataset:
         return load_images(
-            train_data_dir=None if folder is None else str(folder), label_column=column,
-            cache_dir=str(tmp_path / "cache"), **options,
-        )  # fmt: skip
+            train_data_dir=None if folder is None else str(folder),
+            label_column=column,
+            cache_dir=str(tmp_path / "cache"),
+            **options,
+        )
 
     return call
 
@@ -296,8 +298,9 @@ def test_the_share_of_dropped_classes(rows: Dataset) -> None:
     kept = labels_of(sequence(rows, 0.0), 0, 375)
     assert 99 not in kept
     assert all(a in (b, 99) for a, b in zip(found, kept, strict=True))
-    counts = [sum(a == 99 and b == label for a, b in zip(found, kept, strict=True))
-              for label in range(3)]  # fmt: skip
+    counts = [
+        sum(a == 99 and b == label for a, b in zip(found, kept, strict=True)) for label in range(3)
+    ]
     shares = [count / kept.count(label) for label, count in enumerate(counts)]
     assert max(abs(share - 0.2) for share in shares) < 0.08  # no class is spared
     assert set(labels_of(sequence(rows, 1.0), 0, 60)) == {99}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import threading
@@ -25,12 +24,13 @@ from diffusers_curriculum.metrics.distances import (
     precision_recall,
 )
 from diffusers_curriculum.metrics.features import FeatureNetwork, eight_bit
-from diffusers_curriculum.training.arguments.evaluation import add_evaluation_arguments
+from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.errors import UsageError
 from diffusers_curriculum.training.evaluation.evaluator import EvaluationSettings, Evaluator
 from diffusers_curriculum.training.evaluation.record import read_metrics, write_metrics
 from diffusers_curriculum.training.evaluation.setup import make_evaluator, training_images
 from diffusers_curriculum.training.evaluation.shares import chosen_rows, share
+from diffusers_curriculum.training.tasks.unconditional import Unconditional
 from tests.metrics.tiny_networks import save
 
 SETTINGS = EvaluationSettings(10, ("kid", "precision_recall", "fid"), samples=21, batch_size=4)
@@ -289,11 +289,9 @@ def test_networks_wait_on_the_host(tmp_path: Path) -> None:
 # -- from a command line ---------------------------------------------------------------------------
 
 
-def parsed(line: str, folder: Path) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--output_dir", default=str(folder))
-    add_evaluation_arguments(parser)
-    return parser.parse_args(line.split())
+def parsed(line: str, folder: Path) -> Arguments:
+    words = ["--dataset_name", "some/data", "--output_dir", str(folder), *line.split()]
+    return Unconditional().parse(words, machine=False)
 
 
 def scans(folder: Path, count: int) -> datasets.Dataset:

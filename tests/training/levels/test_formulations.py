@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,12 +22,12 @@ from diffusers import (
 
 from diffusers_curriculum.noise_levels import NoiseLevels
 from diffusers_curriculum.pipelines import UnconditionalPipeline
-from diffusers_curriculum.training.arguments.class_conditional import parse_class_args
-from diffusers_curriculum.training.arguments.unconditional import parse_unconditional_args
+from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.errors import UsageError
 from diffusers_curriculum.training.levels.formulations import build_schedulers, formulation_of
-from diffusers_curriculum.training.levels.timesteps import build_objective, build_sampler
 from diffusers_curriculum.training.storage.fingerprints import schedule_identity
+from diffusers_curriculum.training.tasks.class_conditional import ClassConditional
+from tests.training.command_lines import parse_class_args, parse_unconditional_args
 
 CLASS = ("--model_config", "DiT-S/2", "--dataset_name", "some/data")
 FRESH = (
@@ -38,9 +37,13 @@ FRESH = (
 
 
 def schedulers(
-    line: str, *, pixels: bool = True, parse: Any = parse_class_args, base: Any = CLASS,
+    line: str,
+    *,
+    pixels: bool = True,
+    parse: Any = parse_class_args,
+    base: Any = CLASS,
     default: str = "DDIMScheduler",
-) -> tuple[Any, Any]:  # fmt: skip
+) -> tuple[Any, Any]:
     return build_schedulers(parse([*base, *line.split()]), pixels=pixels, default_vp=default)
 
 
@@ -100,6 +103,17 @@ def test_the_range_and_the_data_of_edm(pixels: bool) -> None:
     assert np.allclose(levels.sigma[[0, -1]], [0.01, 20], rtol=1e-5)
 
 
+@pytest.mark.parametrize(("flag", "place", "other"), [("min", 0, 160), ("max", -1, 0.004)])
+def test_an_end_of_edms_range_that_is_given_is_taken_as_it_is(
+    flag: str, place: int, other: float
+) -> None:
+    """Also where it is the default, which other data would scale."""
+    value = {"min": 0.002, "max": 80.0}[flag]
+    line = f"--formulation edm --sigma_{flag} {value}"
+    sigma = NoiseLevels.from_scheduler(schedulers(line, pixels=False)[0]).sigma
+    assert np.allclose(sigma[[place, -1 - place]], [value, other], rtol=1e-5)
+
+
 def test_resuming_tells_sigma_data_apart() -> None:
     def identity(line: str) -> dict[str, Any]:
         return schedule_identity(NoiseLevels.from_scheduler(schedulers(line)[0]))
@@ -120,15 +134,14 @@ def test_resuming_tells_sigma_data_apart() -> None:
     ],
 )
 def test_what_is_predicted(line: str, kind: str) -> None:
-    args = parse_class_args([*CLASS, *line.split()])
-    training, sampling = build_schedulers(args, pixels=True, default_vp="DDIMScheduler")
-    sampler = build_sampler(args, training, 0, None)
-    assert build_objective(args, sampler).prediction_type == kind
-    assert NoiseLevels.from_scheduler(sampling).prediction_type == kind
-    assert sampler.continuous == (kind in ("flow", "edm"))
-    if sampler.continuous:
-        args.discrete_timesteps = True
-        assert not build_sampler(args, training, 0, None).continuous
+    words = [*CLASS, *line.split()]
+    levels = ClassConditional().choose_levels(parse_class_args(words), 0)
+    assert levels.objective.prediction_type == kind
+    assert NoiseLevels.from_scheduler(levels.inference).prediction_type == kind
+    assert levels.sampler.continuous == (kind in ("flow", "edm"))
+    if levels.sampler.continuous:
+        discrete = parse_class_args([*words, "--discrete_timesteps"])
+        assert not ClassConditional().choose_levels(discrete, 0).sampler.continuous
 
 
 # -- which scheduler samples -----------------------------------------------------------------------
@@ -140,12 +153,16 @@ def test_what_is_predicted(line: str, kind: str) -> None:
         ("--sampling_scheduler DPMSolverMultistepScheduler", DPMSolverMultistepScheduler),
         ("--sampling_scheduler EulerDiscreteScheduler", EulerDiscreteScheduler),
         ("--sampling_scheduler DDPMScheduler --prediction_type v_prediction", DDPMScheduler),
-        ("--formulation flow --sampling_scheduler FlowMatchHeunDiscreteScheduler",
-         FlowMatchHeunDiscreteScheduler),
-        ("--formulation edm --sigma_max 20 --sampling_scheduler EDMDPMSolverMultistepScheduler",
-         EDMDPMSolverMultistepScheduler),
+        (
+            "--formulation flow --sampling_scheduler FlowMatchHeunDiscreteScheduler",
+            FlowMatchHeunDiscreteScheduler,
+        ),
+        (
+            "--formulation edm --sigma_max 20 --sampling_scheduler EDMDPMSolverMultistepScheduler",
+            EDMDPMSolverMultistepScheduler,
+        ),
     ],
-)  # fmt: skip
+)
 def test_another_scheduler_may_sample(line: str, kind: Any) -> None:
     training, sampling = schedulers(line)
     assert type(sampling) is kind
@@ -162,14 +179,16 @@ def test_another_scheduler_may_sample(line: str, kind: Any) -> None:
         ("--sampling_scheduler EDMEulerScheduler", "--formulation ddpm"),
         ("--formulation flow --sampling_scheduler DDIMScheduler", "--formulation flow"),
         ("--formulation flow --sampling_scheduler EDMEulerScheduler", ""),
-        ("--formulation edm --sampling_scheduler FlowMatchEulerDiscreteScheduler",
-         "no prediction_type"),
+        (
+            "--formulation edm --sampling_scheduler FlowMatchEulerDiscreteScheduler",
+            "no prediction_type",
+        ),
         ("--formulation edm --sampling_scheduler EulerDiscreteScheduler", "--formulation edm"),
         ("--sampling_scheduler UNet2DModel", "no scheduler of diffusers.*DDIMScheduler"),
         ("--sampling_scheduler DDIMSheduler", "no scheduler of diffusers.*DDIMScheduler"),
         ("--sampling_scheduler __name__", "no scheduler of diffusers"),
     ],
-)  # fmt: skip
+)
 def test_one_that_cannot_is_refused(line: str, told: str) -> None:
     name = line.split()[-1]
     with pytest.raises(UsageError, match=f"(?s)--sampling_scheduler.*{name}.*{told}"):
@@ -180,13 +199,17 @@ def test_one_that_cannot_is_refused(line: str, told: str) -> None:
 
 
 @pytest.fixture
-def saved(tmp_path: Path) -> Callable[..., argparse.Namespace]:
+def saved(tmp_path: Path) -> Callable[..., Arguments]:
     unet = UNet2DModel(
-        sample_size=8, block_out_channels=(4,), down_block_types=("DownBlock2D",),
-        up_block_types=("UpBlock2D",), norm_num_groups=2, layers_per_block=1,
-    )  # fmt: skip
+        sample_size=8,
+        block_out_channels=(4,),
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+        norm_num_groups=2,
+        layers_per_block=1,
+    )
 
-    def save(scheduler: Any, line: str = "") -> argparse.Namespace:
+    def save(scheduler: Any, line: str = "") -> Arguments:
         UnconditionalPipeline(scheduler, unet=unet).save_pretrained(tmp_path)
         base = ["--dataset_name", "d", "--pretrained_model_name_or_path", str(tmp_path)]
         return parse_unconditional_args([*base, *line.split()])
@@ -214,8 +237,9 @@ def test_the_own_scheduler_is_kept(saved: Any, name: str) -> None:
         levels = NoiseLevels.from_scheduler(scheduler)
         assert np.array_equal(levels.sigma, wanted.sigma)
         assert (levels.prediction_type, levels.sigma_data) == (
-            wanted.prediction_type, wanted.sigma_data,
-        )  # fmt: skip
+            wanted.prediction_type,
+            wanted.sigma_data,
+        )
     settings = {key: value for key, value in own.config.items() if not key.startswith("_")}
     assert {key: sampling.config[key] for key in settings} == settings
 
@@ -234,6 +258,24 @@ def test_only_what_a_flag_says_is_changed(saved: Any) -> None:
     levels = NoiseLevels.from_scheduler(build_schedulers(args, pixels=True, default_vp="")[0])
     assert levels.sigma_data == 0.8
     assert np.allclose(levels.sigma[[0, -1]], [0.01, 20], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("own", "line", "found"),
+    [
+        (DDPMScheduler(num_train_timesteps=500), "--ddpm_num_steps 1000", 1000),
+        (DDPMScheduler(num_train_timesteps=500), "", 500),
+        (FlowMatchEulerDiscreteScheduler(shift=3.0), "--flow_shift 1", 1.0),
+        (FlowMatchEulerDiscreteScheduler(shift=3.0), "", 3.0),
+    ],
+)
+def test_a_flag_with_its_default_value_counts_over_a_pipelines_own(
+    saved: Any, own: Any, line: str, found: float
+) -> None:
+    name = "shift" if "shift" in own.config else "num_train_timesteps"
+    for scheduler in build_schedulers(saved(own, line), pixels=True, default_vp="DDPMScheduler"):
+        assert scheduler.config[name] == found
+        assert len(NoiseLevels.from_scheduler(scheduler)) == (1000 if name == "shift" else found)
 
 
 def test_another_formulation_starts_from_its_own_defaults(saved: Any) -> None:

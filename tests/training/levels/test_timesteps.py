@@ -12,12 +12,15 @@ from diffusers_curriculum import CurriculumTimestepSampler, DensityTimestepSampl
 from diffusers_curriculum.pacing import make_pacing
 from diffusers_curriculum.samplers import SequenceTimestepSampler
 from diffusers_curriculum.samplers.configs import plain_config
-from diffusers_curriculum.training.arguments.text_to_image import parse_args
-from diffusers_curriculum.training.errors import UsageError
+from diffusers_curriculum.training.errors import UsageError, usage_errors
 from diffusers_curriculum.training.levels import samplers as base_samplers
 from diffusers_curriculum.training.levels import timesteps
+from diffusers_curriculum.training.levels.levels import Levels
+from diffusers_curriculum.training.parts import stable_diffusion
+from diffusers_curriculum.training.tasks.text_to_image import TextToImage
 from diffusers_curriculum.weighting import loss_weights
 from tests.floors_fixtures import SCHEDULERS
+from tests.training.command_lines import parse_args
 
 CURRICULUM = ("--curriculum", "difficulty")
 
@@ -295,12 +298,16 @@ def test_the_schedulers_own_prediction_type_is_the_default(parse: Any) -> None:
     ],
 )
 def test_impossible_objectives(
-    parse: Any, more: tuple[str, ...], scheduler: str, told: str
+    parse: Any,
+    more: tuple[str, ...],
+    scheduler: str,
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    args = parse(*more)
-    sampler = build(args, scheduler)
+    args, own = parse(*more), SCHEDULERS[scheduler]()
+    monkeypatch.setattr(stable_diffusion, "load_schedulers", lambda args: (own, own))
     with pytest.raises(UsageError, match=told):
-        timesteps.build_objective(args, sampler)
+        TextToImage().choose_levels(args, 3)
 
 
 @pytest.mark.parametrize(
@@ -328,9 +335,9 @@ def test_infinite_weights_name_their_flag(parse: Any) -> None:
 
 
 def test_usage_errors_are_not_wrapped_twice() -> None:
-    with pytest.raises(UsageError, match=r"^mine$"), timesteps.usage_errors("--flag"):
+    with pytest.raises(UsageError, match=r"^mine$"), usage_errors("--flag"):
         raise UsageError("mine")
-    with pytest.raises(KeyError), timesteps.usage_errors("--flag"):
+    with pytest.raises(KeyError), usage_errors("--flag"):
         raise KeyError("a bug of ours")
 
 
@@ -355,8 +362,7 @@ def test_zero_terminal_snr_is_told(
     told: list[str],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    args = parse(*more)
-    objective = timesteps.build_objective(args, build(args, scheduler))
-    timesteps.warn_of_terminal_snr(objective, timesteps.build_loss_weights(args, objective))
+    own = SCHEDULERS[scheduler]()
+    Levels.of(parse(*more), own, own, seed=3).warn_of_terminal_snr()
     assert len(caplog.records) == len(told)
     assert all(part in r.message for part, r in zip(told, caplog.records, strict=True))

@@ -15,16 +15,19 @@ from accelerate import Accelerator
 from benchmarks.gpu import subject
 from diffusers_curriculum.models.latent_space import LatentSpace
 from diffusers_curriculum.models.networks import build_network
-from diffusers_curriculum.training.arguments.class_conditional import parse_class_args
-from diffusers_curriculum.training.arguments.unconditional import parse_unconditional_args
+from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.data.plan import BatchPlan
-from diffusers_curriculum.training.loop import guard, image_setup
-from diffusers_curriculum.training.loop.monitor import Monitor
-from diffusers_curriculum.training.parts import images as parts
-from diffusers_curriculum.training.parts import optimizers as optimization
+from diffusers_curriculum.training.loop import guard
+from diffusers_curriculum.training.loop.updates import make_update
+from diffusers_curriculum.training.parts.averages import Averages
+from diffusers_curriculum.training.parts.images import ImageModels
+from diffusers_curriculum.training.parts.optimizers import build_lr_scheduler, build_optimizer
+from diffusers_curriculum.training.tasks.class_conditional import ClassConditional
+from diffusers_curriculum.training.tasks.images import ImageRun, ImageTask
+from diffusers_curriculum.training.tasks.unconditional import Unconditional
 from tests.scripts.image_runs import CLASS_SCRIPT, UNCONDITIONAL_SCRIPT
 from tests.scripts.small_runs import TINY_DIT, TINY_UNET, write_json
-from tests.training.loop.test_step_never_waits import META, WARM_UP, Copies, no_numbers
+from tests.training.loop.test_step_never_waits import META, WARM_UP, Copies, monitor_of, no_numbers
 
 SIDE, BATCH = 8, 4
 EVERYTHING = "--use_ema --power_ema 0.1 --curriculum difficulty --curriculum_clusters 4"
@@ -47,22 +50,28 @@ def on_meta(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     subject.reset_accelerate()
 
 
-def make_run(args: Any, network: Any) -> image_setup.ImageRun:
+def make_run(task: ImageTask, args: Arguments, network: Any) -> ImageRun:
     """What a step works with, on the meta device."""
     accelerator = subject.new_accelerator(torch.device("cpu"), "no", 2)
-    levels = image_setup.choose_levels(args, 0, "DDIMScheduler")
-    network = network.to(META)
-    averages = parts.make_averages(args, network, META)
-    optimizer = optimization.build_optimizer(args, list(network.parameters()), 1)
-    schedule = optimization.build_lr_scheduler(args, optimizer, 10**6)
+    task.choose(args, 0)
+    task.levels.start(0, META)
+    task.models = ImageModels(network.to(META), LatentSpace.of(None), None)
+    averages = Averages(network).with_ema(args, META).with_power(args)
+    optimizer = build_optimizer(args, list(network.parameters()), 1)
+    schedule = build_lr_scheduler(args, optimizer, 10**6)
     prepared, optimizer = accelerator.prepare(network, optimizer)
-    weights = None if levels.weights is None else levels.weights.to(META)
-    null = 1000 if hasattr(args, "label_column") else None
-    return image_setup.ImageRun(
-        args, accelerator, 0, prepared, LatentSpace.of(None), null, levels.sampler,
-        levels.objective, levels.bound, weights, levels.learned, optimizer,
-        guard.FiniteGuard(accelerator, optimizer), schedule, *averages,
-    )  # fmt: skip
+    job: Any = None
+    return task.make_run(
+        job,
+        args=args,
+        accelerator=accelerator,
+        seed=0,
+        network=prepared,
+        averages=averages,
+        optimizer=optimizer,
+        guard=guard.FiniteGuard(accelerator, optimizer),
+        lr_scheduler=schedule,
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -71,26 +80,26 @@ def test_a_step_reads_nothing_back_and_waits_for_no_copy(
     on_meta: None, tmp_path: Any, script: str, kind: str
 ) -> None:
     labelled, words = script == CLASS_SCRIPT, [*KINDS[kind].split(), *EVERYTHING.split()]
-    parse: Any = parse_class_args if labelled else parse_unconditional_args
+    task = ClassConditional() if labelled else Unconditional()
     config = write_json(tmp_path / "network.json", TINY_DIT if labelled else TINY_UNET)
     flag = "--model_config" if labelled else "--model_config_name_or_path"
-    args = parse([flag, str(config), "--dataset_name", "some/data", *words])
-    channels = 6 if kind == "vlb" else 3
+    line = [flag, str(config), "--dataset_name", "some/data", "--resolution", str(SIDE), *words]
     network = build_network(
-        str(config), channels=3, out_channels=channels, sample_size=SIDE,
+        str(config),
+        channels=3,
+        out_channels=6 if kind == "vlb" else 3,
+        sample_size=SIDE,
         num_classes=10 if labelled else None,
-    )  # fmt: skip
-    run = make_run(args, network)
-    if run.learned is not None:
-        run.weights = run.learned.weights(0, META)
-    monitor = Monitor(run.accelerator, run.sampler, run.weights, 100, 10, 1000, run.guard)
+    )
+    run = make_run(task, task.parse(line), network)
+    monitor = monitor_of(run)
     plan = BatchPlan(10**4, BATCH, 2, 1, 0, 0)
     item = {"pixel_values": torch.zeros(BATCH, 3, SIDE, SIDE)}
     item |= {"label": torch.zeros(BATCH, dtype=torch.int64)} if labelled else {}
-    module, batches = importlib.import_module(script), itertools.repeat(item)
+    step, batches = importlib.import_module(script).training_step, itertools.repeat(item)
     for number in range(WARM_UP):
-        monitor.add(number, *module.optimizer_step(run, number, plan, batches))
+        monitor.add(number, *make_update(run, number, plan, batches, step))
     with Copies() as copies:
-        monitor.add(WARM_UP, *module.optimizer_step(run, WARM_UP, plan, batches))
+        monitor.add(WARM_UP, *make_update(run, WARM_UP, plan, batches, step))
     once = [BATCH * 3 * SIDE * SIDE, BATCH] + ([BATCH] if labelled else [])  # images, u, labels
     assert sorted(copies.found) == sorted((n, True) for n in once for _ in range(2))

@@ -9,11 +9,15 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from diffusers_curriculum import CurriculumTimestepSampler, DensityTimestepSampler, TimestepSampler
+from diffusers_curriculum.objective import Objective
 from diffusers_curriculum.training.errors import NonFiniteError
+from diffusers_curriculum.training.levels.levels import Levels
 from diffusers_curriculum.training.loop.guard import FiniteGuard
-from diffusers_curriculum.training.loop.monitor import Monitor
+from diffusers_curriculum.training.loop.monitor import LevelMonitor
+from diffusers_curriculum.training.loop.run import LevelLosses
 from tests.floors_fixtures import SCHEDULERS
 from tests.training.fake_accelerator import FakeAccelerator
 
@@ -33,19 +37,41 @@ def monitor_of(
     log_every: int = 4,
     plot_every: int = 100,
     **accelerator: Any,
-) -> tuple[Monitor, FakeAccelerator]:
+) -> tuple[LevelMonitor, FakeAccelerator]:
     fake = FakeAccelerator(**accelerator)
     chosen = density() if sampler is None else sampler
     guard = FiniteGuard(fake, torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], fused=True))
-    return Monitor(fake, chosen, None, steps, log_every, plot_every, guard), fake
+    levels = Levels(
+        scheduler=None,
+        inference=None,
+        sampler=chosen,
+        objective=Objective(chosen.levels),
+        weighting=("none", {}),
+        weights=None,
+        learned=None,
+    )
+    monitor = LevelMonitor(
+        levels,
+        plot_every,
+        accelerator=fake,
+        guard=guard,
+        max_train_steps=steps,
+        log_every=log_every,
+    )
+    return monitor, fake
 
 
-def feed(monitor: Monitor, steps: range, rate: float = 0.5, size: int = 5) -> list[float]:
+def outcome(indices: Tensor, losses: Tensor) -> LevelLosses:
+    """Of one micro-batch whose losses count alike."""
+    return LevelLosses(indices, losses, losses.mean().reshape(1))
+
+
+def feed(monitor: LevelMonitor, steps: range, rate: float = 0.5, size: int = 5) -> list[float]:
     """Steps with losses step + 1, and the reports that are due."""
     for step in steps:
         losses = torch.full((size,), float(step + 1))
         indices = torch.arange(size) * 200
-        monitor.add(step, losses.double().mean(), indices, losses, torch.tensor(1.0))
+        monitor.add(step, outcome(indices, losses), torch.tensor(1.0))
         monitor.after_step(step + 1, rate)
     return [float(step + 1) for step in steps]
 
@@ -144,7 +170,7 @@ def test_stage_range_and_patience_are_reported(caplog: pytest.LogCaptureFixture)
             losses = torch.full((3,), 1.0)
             indices = sampler.sample(3, step=step).indices
             sampler.observe(indices, losses, step)
-            monitor.add(step, losses.mean(), indices, losses, None)
+            monitor.add(step, outcome(indices, losses), None)
             monitor.after_step(step + 1, 0.1)
     stages = [values["curriculum/stage"] for _, values in fake.logged]
     # the first loss is a record, the next two are not: the stage of the step after the report
@@ -196,7 +222,7 @@ def test_left_out_updates_spoil_no_mean_and_are_told() -> None:
     feed(monitor, range(3))
     monitor.guard.step([torch.tensor(math.nan)], None)
     losses = torch.tensor([4.0, math.nan])
-    monitor.add(3, losses.mean(), torch.tensor([0, 200]), losses, torch.tensor(math.inf))
+    monitor.add(3, outcome(torch.tensor([0, 200]), losses), torch.tensor(math.inf))
     monitor.after_step(4, 0.5)
     values = fake.logged[0][1]
     assert values["skipped_updates"] == 1
@@ -213,8 +239,7 @@ def test_adding_reads_nothing_back(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for name in ("item", "tolist", "__bool__", "__float__", "__int__", "cpu", "numpy"):
         monkeypatch.setattr(torch.Tensor, name, read)
-    losses = torch.ones(3)
-    monitor.add(0, losses.mean(), torch.tensor([1, 2, 3]), losses, torch.tensor(1.0))
+    monitor.add(0, outcome(torch.tensor([1, 2, 3]), torch.ones(3)), torch.tensor(1.0))
     with pytest.raises(AssertionError, match="waited"):
         monitor.report(1, 0.1)
 

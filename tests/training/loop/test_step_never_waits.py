@@ -19,7 +19,8 @@ import train_text_to_image_curriculum as script
 from benchmarks.gpu import subject
 from diffusers_curriculum.noise_levels import to_device
 from diffusers_curriculum.training.loop import guard
-from diffusers_curriculum.training.loop.monitor import Monitor
+from diffusers_curriculum.training.loop.monitor import LevelMonitor
+from diffusers_curriculum.training.loop.run import LevelRun
 
 META = torch.device("meta")
 WARM_UP = 2
@@ -57,18 +58,29 @@ def stepper(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         accelerator = subject.new_accelerator(torch.device("cpu"), "no", 2)
         models = subject.build_models(subject.SMALL, META, torch.float32)
         run = subject.build_run(accelerator, models, "--use_ema", *flags)
-        monitor = Monitor(accelerator, run.sampler, None, 100, 10, 1000, run.guard)
+        run.levels.start(0, META)
+        monitor = monitor_of(run)
         plan = subject.batch_plan(4, 2)
         batches = subject.host_batches(subject.SMALL, 4, pinned=False)
 
         def step(number: int) -> None:
-            loss, indices, losses, norm = script.optimizer_step(run, number, plan, batches)
-            monitor.add(number, loss, indices, losses, norm)
+            monitor.add(number, *subject.update(run, number, plan, batches))
 
         return step
 
     yield build
     subject.reset_accelerate()
+
+
+def monitor_of(run: LevelRun) -> LevelMonitor:
+    return LevelMonitor(
+        run.levels,
+        1000,
+        accelerator=run.accelerator,
+        guard=run.guard,
+        max_train_steps=100,
+        log_every=10,
+    )
 
 
 def no_numbers(shape: Any, *, slots: Any, device: Any, **_: Any) -> torch.Tensor:
@@ -99,7 +111,7 @@ def test_a_step_reads_nothing_back_and_waits_for_no_copy(stepper: Any, flags: An
 
 def test_a_reading_step_is_found(stepper: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     step = stepper()
-    monkeypatch.setattr(Monitor, "add", lambda self, step, loss, *_: loss.item())
+    monkeypatch.setattr(LevelMonitor, "add", lambda self, step, outcome, _: outcome.loss[0].item())
     with pytest.raises(RuntimeError, match="meta"):
         step(0)
 

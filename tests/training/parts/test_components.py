@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,11 +20,16 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
+from diffusers.training_utils import EMAModel
 from transformers import CLIPTextModel
 
 from diffusers_curriculum.models import TinySizes, make_tiny_pipeline
+from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.errors import UsageError
 from diffusers_curriculum.training.parts import stable_diffusion as components
+from diffusers_curriculum.training.tasks.text_to_image import TextToImage
+from tests.training.command_lines import parse_args
+from tests.training.fake_accelerator import FakeAccelerator
 
 CPU = torch.device("cpu")
 SIZES = TinySizes((8, 8), (8, 8), text_width=8, text_length=8, groups=4)
@@ -38,23 +43,11 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def arguments(path: Path | str, **changes: Any) -> argparse.Namespace:
-    settings: dict[str, Any] = {
-        "pretrained_model_name_or_path": str(path),
-        "revision": None,
-        "variant": None,
-        "non_ema_revision": None,
-        "enable_xformers_memory_efficient_attention": False,
-        "gradient_checkpointing": False,
-        "use_ema": False,
-        "ema_decay": 0.9,
-        "foreach_ema": False,
-        "offload_ema": False,
-    }
-    return argparse.Namespace(**(settings | changes))
+def arguments(path: Path | str, *more: str) -> Arguments:
+    return parse_args(["--pretrained_model_name_or_path", str(path), *more], machine=False)
 
 
-def load(args: argparse.Namespace, dtype: torch.dtype = torch.float32) -> components.Components:
+def load(args: Arguments, dtype: torch.dtype = torch.float32) -> components.Components:
     return components.load_components(args, components.load_tokenizer(args), CPU, dtype)
 
 
@@ -127,7 +120,7 @@ def test_the_models_are_those_of_the_folder(pipeline: Path) -> None:
 
 
 def test_gradient_checkpointing_is_switched_on(pipeline: Path) -> None:
-    assert load(arguments(pipeline, gradient_checkpointing=True)).unet.is_gradient_checkpointing
+    assert load(arguments(pipeline, "--gradient_checkpointing")).unet.is_gradient_checkpointing
     assert not load(arguments(pipeline)).unet.is_gradient_checkpointing
 
 
@@ -137,7 +130,7 @@ def test_xformers_is_switched_on_for_the_unet(
     asked: list[type] = []
     name = "enable_xformers_memory_efficient_attention"
     monkeypatch.setattr(UNet2DConditionModel, name, lambda self: asked.append(type(self)))
-    load(arguments(pipeline, **{name: True}))
+    load(arguments(pipeline, f"--{name}"))
     assert asked == [UNet2DConditionModel]
 
 
@@ -159,7 +152,8 @@ def test_all_parts_come_from_one_revision_and_variant(
     for kind in (CLIPTextModel, AutoencoderKL, UNet2DConditionModel):
         spied(kind)
     spied(components.CLIPTokenizer)
-    load(arguments(pipeline, revision="r1", variant="fp16", non_ema_revision="r2"))
+    flags = ("--revision", "r1", "--variant", "fp16", "--non_ema_revision", "r2")
+    load(arguments(pipeline, *flags))
     assert asked.keys() == {"tokenizer", "text_encoder", "vae", "unet"}
     assert {name: kw["revision"] for name, kw in asked.items()} == {
         "tokenizer": "r1",
@@ -197,16 +191,23 @@ def test_a_tokenizer_without_words_or_length_is_refused(
 # -- the average -----------------------------------------------------------------------------------
 
 
+def averaged(args: Arguments) -> tuple[Any, EMAModel | None]:
+    """The UNet that a run loads, and its average."""
+    task = TextToImage()
+    task.published = SimpleNamespace()  # type: ignore[assignment]
+    job: Any = SimpleNamespace(args=args, accelerator=FakeAccelerator())
+    trained = task.load(job)
+    return trained.network, trained.averages.ema
+
+
 def test_no_average_unless_asked_for(pipeline: Path) -> None:
-    args = arguments(pipeline)
-    assert components.make_ema(args, load(args).unet, CPU) is None
+    assert averaged(arguments(pipeline))[1] is None
 
 
 @pytest.mark.parametrize("foreach", [False, True])
 def test_the_average_starts_from_the_weights(pipeline: Path, foreach: bool) -> None:
-    args = arguments(pipeline, use_ema=True, foreach_ema=foreach)
-    unet = load(args).unet
-    ema = components.make_ema(args, unet, CPU)
+    more = ("--use_ema", "--ema_decay", "0.9", *(["--foreach_ema"] if foreach else []))
+    unet, ema = averaged(arguments(pipeline, *more))
     assert ema is not None
     pairs = list(zip(ema.shadow_params, unet.parameters(), strict=True))
     assert all(torch.equal(mean, weight) for mean, weight in pairs)
@@ -217,21 +218,20 @@ def test_the_average_starts_from_the_weights(pipeline: Path, foreach: bool) -> N
 def test_the_average_of_another_revision_starts_from_that(
     pipeline: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    args = arguments(pipeline, use_ema=True)
-    unet = load(args).unet
     original = UNet2DConditionModel.from_pretrained
 
     def from_pretrained(path: Any, **kwargs: Any) -> Any:
-        averaged: Any = original(path, subfolder=kwargs["subfolder"])
-        for parameter in averaged.parameters():
-            torch.nn.init.constant_(parameter, 3.0)
-        return averaged
+        unet: Any = original(path, subfolder=kwargs["subfolder"])
+        if kwargs["revision"] is None:
+            for parameter in unet.parameters():
+                torch.nn.init.constant_(parameter, 3.0)
+        return unet
 
     monkeypatch.setattr(UNet2DConditionModel, "from_pretrained", from_pretrained)
-    args.non_ema_revision = "non_ema"
-    ema = components.make_ema(args, unet, CPU)
+    unet, ema = averaged(arguments(pipeline, "--use_ema", "--non_ema_revision", "non_ema"))
     assert ema is not None
     assert all(bool((mean == 3).all()) for mean in ema.shadow_params)
+    assert not all(bool((weight == 3).all()) for weight in unet.parameters())
 
 
 # -- export ----------------------------------------------------------------------------------------

@@ -1,8 +1,7 @@
-"""Networks, latent spaces and averages from a command line, and what tells them apart."""
+"""Networks and latent spaces from a command line, and what tells them apart."""
 
 from __future__ import annotations
 
-import argparse
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,17 +9,16 @@ from typing import Any
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, DiTTransformer2DModel, UNet2DModel
-from diffusers.training_utils import EMAModel
 
 from diffusers_curriculum.models.latent_space import LatentSpace
 from diffusers_curriculum.models.networks import build_network, null_class, num_classes
 from diffusers_curriculum.pipelines import ClassConditionalPipeline
-from diffusers_curriculum.training.arguments.class_conditional import parse_class_args
-from diffusers_curriculum.training.arguments.unconditional import parse_unconditional_args
+from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.errors import UsageError
 from diffusers_curriculum.training.parts import images as parts
 from tests.scripts.image_runs import make_materials
 from tests.scripts.small_runs import TINY_DIT, TINY_UNET, write_json
+from tests.training.command_lines import parse_class_args, parse_unconditional_args
 
 CPU = torch.device("cpu")
 
@@ -47,12 +45,12 @@ def save_pipeline(place: Path, root: Path, **sizes: Any) -> Path:
     return place
 
 
-def parsed(*line: object, conditional: bool = True) -> argparse.Namespace:
+def parsed(*line: object, conditional: bool = True) -> Arguments:
     words = ["--dataset_name", "some/data", "--resolution", "8", *map(str, line)]
     return (parse_class_args if conditional else parse_unconditional_args)(words)
 
 
-def made(args: argparse.Namespace, classes: int | None = 3, seed: int = 0) -> Any:
+def made(args: Arguments, classes: int | None = 3, seed: int = 0) -> Any:
     return parts.make_network(args, parts.load_space(args), classes, seed)
 
 
@@ -165,8 +163,11 @@ def test_a_learned_variance_is_not_passed_over(folder: Path, tmp_path: Path) -> 
 def test_a_pipeline_without_a_network_is_refused(folder: Path, tmp_path: Path) -> None:
     place = shutil.copytree(folder / "pipeline", tmp_path / "without")
     index = (place / "model_index.json").read_text()
-    (place / "model_index.json").write_text(index.replace('"UNet2DModel"', "null").replace(
-        '"unet": [\n    "diffusers",', '"unet": [\n    null,'))  # fmt: skip
+    (place / "model_index.json").write_text(
+        index.replace('"UNet2DModel"', "null").replace(
+            '"unet": [\n    "diffusers",', '"unet": [\n    null,'
+        )
+    )
     args = parsed("--pretrained_model_name_or_path", place)
     with pytest.raises(UsageError, match="has no transformer or unet to train"):
         made(args)
@@ -190,27 +191,6 @@ def test_a_config_that_contradicts_the_rest_is_refused(tmp_path: Path, name: str
     args = parsed("--model_config", write_json(tmp_path / "config.json", config), *line)
     with pytest.raises(UsageError, match=f"(?s)--model_config: .*{told}"):
         made(args)
-
-
-# -- the averages ----------------------------------------------------------------------------------
-
-
-def test_the_warm_up_is_that_of_the_unconditional_script_only(folder: Path) -> None:
-    network = made(parsed("--model_config", folder / "unet.json"))
-    line = ("--use_ema", "--ema_inv_gamma", 2, "--ema_power", 0.5, "--ema_max_decay", 0.9)
-    ema, power = parts.make_averages(parsed(*line, conditional=False), network, CPU)
-    expected = [min(1 - (1 + step / 2) ** -0.5, 0.9) for step in range(1, 400)]
-    assert isinstance(ema, EMAModel)
-    assert power is None
-    assert [ema.get_decay(step + 1) for step in range(1, 400)] == pytest.approx(expected)
-    assert expected[0] < expected[100] < expected[-1] == 0.9
-    line = ("--model_config", "DiT-S/2", "--use_ema", "--ema_decay", 0.9, "--power_ema", 0.1, 0.05)
-    ema, power = parts.make_averages(parsed(*line), network, CPU)
-    assert isinstance(ema, EMAModel)
-    assert ema.get_decay(10**6) == 0.9
-    assert not ema.use_ema_warmup
-    assert power is not None
-    assert parts.make_averages(parsed("--model_config", "DiT-S/2"), network, CPU) == (None, None)
 
 
 # -- what tells models apart -----------------------------------------------------------------------
@@ -255,7 +235,7 @@ def test_a_ready_network_trains(folder: Path) -> None:
 # -- a repository on the Hub -----------------------------------------------------------------------
 
 
-def on_the_hub(monkeypatch: pytest.MonkeyPatch) -> argparse.Namespace:
+def on_the_hub(monkeypatch: pytest.MonkeyPatch) -> Arguments:
     """A pipeline of the Hub at a revision; its index is there, and the rest is noted."""
     index = {"vae": ["diffusers", "AutoencoderKL"], "transformer": ["diffusers", "x"]}
     monkeypatch.setattr(parts, "pipeline_index", lambda args: index)

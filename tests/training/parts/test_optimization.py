@@ -1,4 +1,4 @@
-"""The optimizer, rates that depend on steps alone, and the average of the weights."""
+"""The optimizer, and rates that depend on steps alone."""
 
 from __future__ import annotations
 
@@ -8,14 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers.training_utils import EMAModel
 
-from diffusers_curriculum.training.arguments.text_to_image import parse_args
 from diffusers_curriculum.training.parts.optimizers import (
     build_lr_scheduler,
     build_optimizer,
-    update_ema,
 )
+from tests.training.command_lines import parse_args
 
 
 def arguments(tmp_path: Any, *more: object) -> Any:
@@ -74,8 +72,9 @@ def test_8_bit_adam_comes_from_bitsandbytes(tmp_path: Any, monkeypatch: pytest.M
 
 
 def test_warm_up_and_decay_count_optimizer_steps(tmp_path: Any) -> None:
-    args = arguments(tmp_path, "--lr_scheduler", "linear", "--lr_warmup_steps", 4,
-                     "--learning_rate", 1.0)  # fmt: skip
+    args = arguments(
+        tmp_path, "--lr_scheduler", "linear", "--lr_warmup_steps", 4, "--learning_rate", 1.0
+    )
     expected = [0, 0.25, 0.5, 0.75, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6]
     assert rates(args, 10) == pytest.approx(expected)
 
@@ -93,24 +92,3 @@ def test_a_wrapped_optimizer_is_unwrapped(tmp_path: Any) -> None:
     inner = torch.optim.SGD(weights(), lr=1e-4)
     wrapper = type("Wrapped", (), {"optimizer": inner})()
     assert build_lr_scheduler(arguments(tmp_path), wrapper, 5).optimizer is inner
-
-
-@pytest.mark.parametrize("offload", [False, True])
-def test_the_average_moves_towards_the_weights(offload: bool) -> None:
-    (weight,) = parameters = [torch.nn.Parameter(torch.zeros(3))]
-    ema = EMAModel(parameters, decay=0.5)
-    moved: list[torch.device] = []
-    ema.to = lambda device, **kwargs: moved.append(torch.device(device))  # type: ignore[method-assign]
-    with torch.no_grad():
-        weight += 8
-    expected, average = [], 0.0
-    for n in range(1, 5):
-        update_ema(ema, parameters, torch.device("cpu"), offload)
-        # the first update takes the weights over; then decay min(0.5, (1 + n) / (10 + n))
-        decay = 0 if n == 1 else min(0.5, n / (9 + n))
-        average = decay * average + (1 - decay) * 8
-        expected.append(average)
-        assert ema.shadow_params[0].tolist() == pytest.approx([average] * 3)
-    assert ema.optimization_step == 4
-    assert len(moved) == (8 if offload else 0)
-    assert weight.tolist() == [8, 8, 8]

@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 from diffusers_curriculum.training.checkpoint.checkpoints import save_checkpoint
 from diffusers_curriculum.training.checkpoint.state import TrainingState
 from diffusers_curriculum.training.errors import UsageError
-from diffusers_curriculum.training.parts.averages import PowerEMA, config_hash, forget_later
+from diffusers_curriculum.training.parts.averages import ema_weights
+from diffusers_curriculum.training.parts.power_ema import PowerEMA, config_hash, forget_later
 from diffusers_curriculum.training.parts.reconstruction import (
     MAX_SIGMA_REL,
     gamma_of,
@@ -27,7 +28,6 @@ from diffusers_curriculum.training.parts.reconstruction import (
     sigma_rel_of,
     solve_mixture,
 )
-from diffusers_curriculum.training.publish.pictures import ema_weights
 from tests.training.tiny_state import make_state
 
 STEPS = 400
@@ -203,10 +203,10 @@ def test_the_first_width_is_shown_and_the_weights_come_back():
         followed.go(step)
         followed.ema.update(step)
     own = joined(followed.model.parameters())
-    with ema_weights(followed.ema, followed.model):  # type: ignore[arg-type]
+    with ema_weights(followed.ema, followed.model):
         shown = joined(followed.model.parameters())
         with pytest.raises(RuntimeError, match="already in the model"):
-            ema_weights(followed.ema, followed.model).__enter__()  # type: ignore[arg-type]
+            ema_weights(followed.ema, followed.model).__enter__()
     np.testing.assert_allclose(shown, direct(course(9), gamma_of(0.2)), rtol=1e-6)
     np.testing.assert_array_equal(joined(followed.model.parameters()), own)
     followed.ema.copy_to(followed.model.parameters(), 0.05)
@@ -259,9 +259,13 @@ def test_a_state_of_other_averages_is_refused_and_changes_nothing():
 
 def test_a_snapshot_holds_the_averages_and_tells_what_they_are(tmp_path):
     model = UNet2DModel(
-        sample_size=8, layers_per_block=1, block_out_channels=(8,), norm_num_groups=4,
-        down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",),
-    )  # fmt: skip
+        sample_size=8,
+        layers_per_block=1,
+        block_out_channels=(8,),
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+    )
     ema = PowerEMA(model.named_parameters(), (0.05, 0.1), config=model.config)
     ema.update(7)
     paths = ema.snapshot(tmp_path, 7)

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from diffusers_curriculum.training.arguments.text_to_image import parse_args
 from diffusers_curriculum.training.errors import NonFiniteError, UsageError
 from diffusers_curriculum.training.process.memory import (
     explain_out_of_memory,
     is_out_of_memory,
     out_of_memory_explained,
 )
+from tests.training.command_lines import parse_args
 
 CUDA = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 8.00 GiB"
 FAILED = [

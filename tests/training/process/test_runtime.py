@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,10 +11,16 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
-from diffusers_curriculum.training.checkpoint.checkpoints import CheckpointError, DiskFullError
-from diffusers_curriculum.training.errors import NonFiniteError, UsageError
+from diffusers_curriculum.training.arguments.command_line import Arguments
+from diffusers_curriculum.training.errors import (
+    CheckpointError,
+    DiskFullError,
+    HubError,
+    NonFiniteError,
+    UsageError,
+)
 from diffusers_curriculum.training.process import runtime
-from diffusers_curriculum.training.publish.hub import HubError
+from tests.training.command_lines import parse_args
 from tests.training.fake_accelerator import FakeAccelerator
 
 
@@ -63,20 +68,14 @@ def test_other_errors_keep_their_traceback(error: BaseException) -> None:
         runtime.exit_status(run)
 
 
-def arguments(tmp_path: Path, **changes: Any) -> argparse.Namespace:
-    settings: dict[str, Any] = {
-        "output_dir": str(tmp_path),
-        "logging_dir": "logs",
-        "gradient_accumulation_steps": 3,
-        "mixed_precision": None,
-        "report_to": "tensorboard",
-        "allow_tf32": False,
-    }
-    return argparse.Namespace(**(settings | changes))
+def arguments(tmp_path: Path, *more: str) -> Arguments:
+    line = ["--pretrained_model_name_or_path", "a/b", "--output_dir", str(tmp_path), *more]
+    return parse_args(line, machine=False)
 
 
 def test_the_accelerator_follows_the_command_line(tmp_path: Path) -> None:
-    accelerator = runtime.make_accelerator(arguments(tmp_path, mixed_precision="bf16"))
+    more = ("--gradient_accumulation_steps", "3", "--mixed_precision", "bf16")
+    accelerator = runtime.make_accelerator(arguments(tmp_path, *more))
     assert accelerator.gradient_accumulation_steps == 3
     assert accelerator.mixed_precision == "bf16"
     assert accelerator.project_configuration.logging_dir == str(tmp_path / "logs")
@@ -107,7 +106,7 @@ def tf32() -> Iterator[Any]:
 
 @pytest.mark.parametrize("wanted", [False, True])
 def test_tf32_is_a_choice(tmp_path: Path, tf32: Any, wanted: bool) -> None:
-    runtime.make_accelerator(arguments(tmp_path, allow_tf32=wanted))
+    runtime.make_accelerator(arguments(tmp_path, *(["--allow_tf32"] if wanted else [])))
     assert [switch.allow_tf32 for switch in tf32] == [wanted, wanted]
 
 

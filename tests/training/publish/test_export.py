@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -20,81 +19,77 @@ from diffusers_curriculum import (
     SequenceTimestepSampler,
     TimestepSampler,
 )
+from diffusers_curriculum.objective import Objective
+from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.data.plan import BatchPlan
-from diffusers_curriculum.training.errors import UsageError
+from diffusers_curriculum.training.errors import HubError, UsageError
+from diffusers_curriculum.training.levels.levels import Levels
+from diffusers_curriculum.training.parts.averages import Averages
 from diffusers_curriculum.training.parts.stable_diffusion import Components
 from diffusers_curriculum.training.publish import publisher as publishing
 from diffusers_curriculum.training.publish import text_to_image as export
-from diffusers_curriculum.training.publish.hub import HubError
 from tests.floors_fixtures import SCHEDULERS
+from tests.training.command_lines import parse_args
 from tests.training.fake_accelerator import FakeAccelerator
-
-
-def arguments(tmp_path: Path, **changes: Any) -> argparse.Namespace:
-    settings: dict[str, Any] = {
-        "output_dir": str(tmp_path / "sd-test"),
-        "hub_model_id": None,
-        "push_to_hub": False,
-        "hub_token": None,
-        "validation_prompts": None,
-        "validation_steps": None,
-        "validation_epochs": 2,
-        "max_train_steps": 100,
-        "pretrained_model_name_or_path": str(tmp_path / "base"),
-        "dataset_name": None,
-        "resolution": 8,
-        "train_batch_size": 4,
-        "gradient_accumulation_steps": 1,
-        "learning_rate": 1e-4,
-        "loss_weighting": "min_snr",
-        "license": None,
-        "seed": 5,
-    }
-    return argparse.Namespace(**(settings | changes))
-
-
-def sampler_of() -> TimestepSampler:
-    return DensityTimestepSampler.from_scheduler(
-        SCHEDULERS["sd"](), density="laplace", density_args={"mu": 1, "b": 2}, draw="sobol"
-    )
-
-
-def publisher(
-    args: argparse.Namespace, *, main: bool = True, scheduler: Any = None, kind: str = "epsilon"
-) -> export.Publisher:
-    Path(args.output_dir).mkdir(exist_ok=True)
-    chosen = DDPMScheduler() if scheduler is None else scheduler
-    return export.Publisher(args, FakeAccelerator(main), chosen, sampler_of(), kind)
-
-
-def due(args: argparse.Namespace, plan: BatchPlan, steps: int) -> list[int]:
-    """Steps after which pictures are due, counted from 1."""
-    made = publisher(args)
-    return [step + 1 for step in range(steps) if made.is_due(plan, step)]
-
 
 PLAN = BatchPlan(num_samples=10, batch_size=4, accumulation=1, world_size=1, rank=0, seed=0)
 
 
+def arguments(tmp_path: Path, *more: object) -> Arguments:
+    line = ["--pretrained_model_name_or_path", str(tmp_path / "base"), "--seed", "5"]
+    line += ["--output_dir", str(tmp_path / "sd-test"), "--resolution", "8"]
+    line += ["--max_train_steps", "100", "--snr_gamma", "5", *map(str, more)]
+    return parse_args(line, machine=False)
+
+
+def sampler_of(scheduler: str = "sd") -> TimestepSampler:
+    return DensityTimestepSampler.from_scheduler(
+        SCHEDULERS[scheduler](), density="laplace", density_args={"mu": 1, "b": 2}, draw="sobol"
+    )
+
+
+def publisher(
+    args: Arguments,
+    *,
+    main: bool = True,
+    scheduler: Any = None,
+    kind: str = "epsilon",
+    plan: BatchPlan = PLAN,
+) -> export.TextToImagePublisher:
+    Path(args.output_dir).mkdir(exist_ok=True)
+    inference = DDPMScheduler() if scheduler is None else scheduler
+    sampler = sampler_of("flow" if kind == "flow" else "sd")
+    objective = Objective(sampler.levels.with_prediction_type(kind))
+    levels = Levels(None, inference, sampler, objective, ("none", {}), None, None)
+    accelerator: Any = FakeAccelerator(main)
+    return export.TextToImagePublisher(args, accelerator, levels, plan)
+
+
+def due(args: Arguments, plan: BatchPlan, steps: int) -> list[int]:
+    """Steps after which pictures are due, counted from 1."""
+    made = publisher(args, plan=plan)
+    return [done for done in range(1, steps + 1) if made.is_due(done)]
+
+
 @pytest.mark.parametrize(
-    ("changes", "expected"),
+    ("line", "expected"),
     [
-        ({"validation_prompts": None}, []),
-        ({"validation_steps": 4}, [4, 8, 12]),
-        ({"validation_steps": 4, "max_train_steps": 12}, [4, 8]),  # the end has its own pictures
+        ("--validation_epochs 2", []),
+        ("--validation_prompts a --validation_steps 4", [4, 8, 12]),
+        # the end has its own pictures
+        ("--validation_prompts a --validation_steps 4 --max_train_steps 12", [4, 8]),
         # 2.5 steps an epoch: epochs 0, 1, 2, ... end in steps 3, 5, 8, 10, 13
-        ({"validation_epochs": 1}, [3, 5, 8, 10, 13]),
-        ({"validation_epochs": 2}, [3, 8, 13]),
-        ({"validation_epochs": 5}, [3]),
+        ("--validation_prompts a --validation_epochs 1", [3, 5, 8, 10, 13]),
+        ("--validation_prompts a --validation_epochs 2", [3, 8, 13]),
+        ("--validation_prompts a --validation_epochs 5", [3]),
     ],
 )
-def test_when_pictures_are_due(tmp_path: Path, changes: dict[str, Any], expected: Any) -> None:
-    args = arguments(tmp_path, **({"validation_prompts": ["a"]} | changes))
-    assert due(args, PLAN, 14) == expected
+def test_when_pictures_are_due(tmp_path: Path, line: str, expected: list[int]) -> None:
+    assert due(arguments(tmp_path, *line.split()), PLAN, 14) == expected
 
 
 def test_a_step_of_many_epochs_is_due_once(tmp_path: Path) -> None:
-    args = arguments(tmp_path, validation_prompts=["a"], validation_epochs=3)
+    args = arguments(tmp_path, "--validation_prompts", "a", "--validation_epochs", 3)
     large = BatchPlan(num_samples=4, batch_size=16, accumulation=1, world_size=1, rank=0, seed=0)
     # 4 epochs a step: 0-3, 4-7, 8-11 hold a multiple of 3 each
     assert due(args, large, 3) == [1, 2, 3]
@@ -137,20 +132,21 @@ def noted(monkeypatch: pytest.MonkeyPatch) -> Noted:
     return noted
 
 
-def models() -> tuple[Any, EMAModel]:
-    """A model of ones whose average is twos."""
+def put_models(made: export.TextToImagePublisher, averaged: bool) -> torch.nn.Linear:
+    """Give a publisher a model of ones, whose average, if any, is twos."""
     unet = torch.nn.Linear(2, 2)
     torch.nn.init.constant_(unet.weight, 2.0)
-    ema = EMAModel(unet.parameters())
+    ema = EMAModel(unet.parameters()) if averaged else None
     torch.nn.init.constant_(unet.weight, 1.0)
-    return unet, ema
+    made.models, made.averages = Components("t", "e", "v", unet), Averages(unet, ema)
+    return unet
 
 
 @pytest.mark.parametrize("averaged", [True, False])
 def test_validation_draws_with_the_average(tmp_path: Path, noted: Noted, averaged: bool) -> None:
-    unet, ema = models()
-    made = publisher(arguments(tmp_path, validation_prompts=["a", "b"]))
-    made.validate(Components("t", "e", "v", unet), unet, ema if averaged else None, 7)
+    made = publisher(arguments(tmp_path, "--validation_prompts", "a", "b"))
+    unet = put_models(made, averaged)
+    made.validate(7)
     assert noted.weights == [2.0 if averaged else 1.0]
     assert unet.weight[0, 0].item() == 1.0  # training goes on with its own
     assert noted.calls[0]["prompts"] == ["a", "b"]
@@ -160,13 +156,14 @@ def test_validation_draws_with_the_average(tmp_path: Path, noted: Noted, average
 
 @pytest.mark.parametrize("averaged", [True, False])
 def test_the_average_is_what_is_kept(tmp_path: Path, noted: Noted, averaged: bool) -> None:
-    unet, ema = models()
-    args = arguments(tmp_path, validation_prompts=["a", "b"])
+    args = arguments(tmp_path, "--validation_prompts", "a", "b")
     made = publisher(args)
-    made.finish(unet, ema if averaged else None)
+    unet = put_models(made, averaged)
+    made.finish()
     folder = Path(args.output_dir)
     assert (folder / "weight.txt").read_text() == ("2.0" if averaged else "1.0")
     assert noted.weights == [2.0 if averaged else 1.0]
+    assert unet.weight[0, 0].item() == 1.0
     with Image.open(folder / "val_imgs_grid.png") as grid:
         assert grid.size == (8, 16)
     assert made.accelerator.trackers[0].writer.images == [("test", (2, 8, 8, 3), 100)]
@@ -177,19 +174,21 @@ def test_the_average_is_what_is_kept(tmp_path: Path, noted: Noted, averaged: boo
 
 def test_without_prompts_there_is_a_card_and_no_grid(tmp_path: Path, noted: Noted) -> None:
     args = arguments(tmp_path)
-    publisher(args).finish(models()[0], None)
+    made = publisher(args)
+    put_models(made, averaged=False)
+    made.finish()
     assert noted.calls == []
     names = {path.name for path in Path(args.output_dir).iterdir()}
     assert names == {"model_index.json", "weight.txt", "README.md", "timestep_sampler_config.json"}
 
 
 def test_other_processes_wait_and_write_nothing(tmp_path: Path, noted: Noted) -> None:
-    args = arguments(tmp_path, validation_prompts=["a"])
+    args = arguments(tmp_path, "--validation_prompts", "a")
     made = publisher(args, main=False)
-    unet, ema = models()
+    put_models(made, averaged=True)
     waits = made.accelerator.waits
-    made.validate(Components("t", "e", "v", unet), unet, ema, 3)
-    made.finish(unet, ema)
+    made.validate(3)
+    made.finish()
     assert made.accelerator.waits > waits + 1
     assert list(Path(args.output_dir).iterdir()) == []
     assert noted.calls == []
@@ -203,27 +202,27 @@ def test_a_push_prepares_the_repository_first(
 ) -> None:
     asked: list[Any] = []
 
-    def prepare(facts: Any, *, token: str) -> str:
-        asked.append((facts.repo_id, token))
+    def prepare(facts: Any, *, token: str, private: bool) -> str:
+        asked.append((facts.repo_id, token, private))
         return "somebody/sd-test"
 
     monkeypatch.setattr(publishing, "prepare_repository", prepare)
-    args = arguments(tmp_path, push_to_hub=True, hub_token="hf_x")
+    args = arguments(tmp_path, "--push_to_hub", "--hub_token", "hf_x")
     assert publisher(args).repository == "somebody/sd-test"
-    assert asked == [("sd-test", "hf_x")]
+    assert asked == [("sd-test", "hf_x", False)]
     publisher(args, main=False)
     assert len(asked) == 1  # by one process
 
 
 def test_a_card_that_cannot_be_made_is_told_before_training(tmp_path: Path) -> None:
     with pytest.raises(HubError, match="All Rights"):
-        publisher(arguments(tmp_path, license="All Rights!"))
+        publisher(arguments(tmp_path, "--license", "All Rights!"))
 
 
 def test_a_scheduler_that_cannot_draw(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     flow = FlowMatchEulerDiscreteScheduler()
     with pytest.raises(UsageError, match=r"FlowMatch.*'flow'.*leave out --validation_prompts"):
-        publisher(arguments(tmp_path, validation_prompts=["a"]), scheduler=flow, kind="flow")
+        publisher(arguments(tmp_path, "--validation_prompts", "a"), scheduler=flow, kind="flow")
     publisher(arguments(tmp_path), scheduler=flow, kind="flow")
     assert "will need another one" in caplog.text
     with pytest.raises(UsageError, match=r"--prediction_type: FlowMatch.*'epsilon'"):
@@ -256,7 +255,9 @@ def test_samplers_without_one_density_are_described() -> None:
 
 def test_the_card_describes_the_run(tmp_path: Path, noted: Noted) -> None:
     args = arguments(tmp_path)
-    publisher(args, kind="v_prediction").finish(models()[0], None)
+    made = publisher(args, kind="v_prediction")
+    put_models(made, averaged=False)
+    made.finish()
     card = (Path(args.output_dir) / "README.md").read_text().replace("\\", "")
     for part in ("laplace mu=1 b=2", "sobol", "min_snr", "v_prediction", "100"):
         assert part in card

@@ -21,16 +21,16 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
+from diffusers_curriculum.training.arguments.environment import repository_name
+from diffusers_curriculum.training.errors import HubError
 from diffusers_curriculum.training.publish import hub
 from diffusers_curriculum.training.publish.card import plain, resolve_license
 from diffusers_curriculum.training.publish.hub import (
     CardFacts,
-    HubError,
     build_model_card,
     files_to_upload,
     prepare_repository,
     push,
-    repository_name,
     write_model_card,
 )
 from tests.training.fake_hub import FakeHub, serve

@@ -16,21 +16,19 @@ from diffusers import AutoencoderKL, DDPMScheduler, EulerDiscreteScheduler, UNet
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
     FlowMatchEulerDiscreteScheduler,
 )
-from diffusers.training_utils import EMAModel
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from diffusers_curriculum.training.levels.sampling import with_prediction_type
 from diffusers_curriculum.training.publish import pictures as validation
 from diffusers_curriculum.training.publish.pictures import (
     captions,
-    ema_weights,
     evaluation_mode,
     image_grid,
     log_images,
     text_to_image_pipeline,
     validation_images,
-    with_prediction_type,
 )
 
 PROMPTS = ("a b", "b a a")
@@ -220,57 +218,6 @@ def test_prediction_types_that_a_scheduler_cannot_take() -> None:
     kept = with_prediction_type(euler, None)
     assert kept is not euler
     assert kept.config == euler.config
-
-
-@pytest.mark.parametrize("foreach", [False, True])
-def test_ema_weights_are_swapped_in_and_out(foreach: bool) -> None:
-    model = torch.nn.Linear(3, 2)
-    ema = EMAModel(model.parameters(), foreach=foreach)
-    averages = [p.clone() for p in ema.shadow_params]
-    with torch.no_grad():
-        model.weight.add_(1.0)
-    own = [p.detach().clone() for p in model.parameters()]
-    with ema_weights(ema, model):
-        assert all(map(torch.equal, model.parameters(), averages))
-    assert all(map(torch.equal, model.parameters(), own))
-    with pytest.raises(KeyError), ema_weights(ema, model):
-        raise KeyError
-    assert all(map(torch.equal, model.parameters(), own))
-    assert all(map(torch.equal, ema.shadow_params, averages))
-
-
-def test_ema_that_fails_to_copy_restores(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = torch.nn.Linear(3, 2)
-    ema = EMAModel(model.parameters())
-    own = [p.detach().clone() for p in model.parameters()]
-
-    def half(parameters: Any) -> None:
-        next(iter(parameters)).data.zero_()
-        raise MemoryError
-
-    monkeypatch.setattr(ema, "copy_to", half)
-    with pytest.raises(MemoryError), ema_weights(ema, model):
-        pass
-    assert all(map(torch.equal, model.parameters(), own))
-
-
-def test_nested_ema_weights_are_refused_and_nothing_is_lost() -> None:
-    model = torch.nn.Linear(3, 2)
-    ema = EMAModel(model.parameters())
-    with torch.no_grad():
-        model.weight.add_(1.0)
-    own = model.weight.detach().clone()
-    with pytest.raises(RuntimeError, match="do not nest"), ema_weights(ema, model):  # noqa: SIM117
-        with ema_weights(ema, model):
-            pass
-    assert torch.equal(model.weight, own)
-
-
-def test_no_ema_changes_nothing() -> None:
-    model = torch.nn.Linear(3, 2)
-    own = model.weight.detach().clone()
-    with ema_weights(None, model):
-        assert torch.equal(model.weight, own)
 
 
 def coloured(*values: int) -> list[Image.Image]:

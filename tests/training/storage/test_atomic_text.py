@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from diffusers_curriculum.training.checkpoint.checkpoints import clean_temporary
-from diffusers_curriculum.training.storage import atomic_text
-from diffusers_curriculum.training.storage.atomic_text import remove_half_written, write_atomically
+from diffusers_curriculum.training.storage import files
+from diffusers_curriculum.training.storage.files import remove_half_written, write_atomically
+from diffusers_curriculum.training.storage.folders import clean_temporary
 
 
 def killed_while_writing(path: Path) -> None:
     """Write in a process that is killed before the new file gets its name."""
     child = os.fork()
     if not child:
-        atomic_text.os.replace = lambda *names: os.kill(os.getpid(), signal.SIGKILL)
+        files.os.replace = lambda *names: os.kill(os.getpid(), signal.SIGKILL)
         write_atomically(path, "new")
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
 
@@ -43,7 +43,7 @@ def test_a_failed_write_leaves_the_old_file_alone(
 
     path = tmp_path / "run.json"
     write_atomically(path, "old")
-    monkeypatch.setattr(atomic_text.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
         write_atomically(path, "new")
     assert path.read_text() == "old"

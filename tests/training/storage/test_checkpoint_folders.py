@@ -10,12 +10,9 @@ from typing import Any
 
 import pytest
 
-from diffusers_curriculum.training.checkpoint.checkpoints import (
-    checkpoints,
-    clean_temporary,
-    find_checkpoint,
-    verify_checkpoint,
-)
+from diffusers_curriculum.training.checkpoint.checkpoints import find_checkpoint
+from diffusers_curriculum.training.storage.folders import checkpoints, clean_temporary
+from diffusers_curriculum.training.storage.manifest import verify_checkpoint
 from tests.training.small_checkpoints import names, save
 
 

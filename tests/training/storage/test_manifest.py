@@ -9,11 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from diffusers_curriculum.training.checkpoint.checkpoints import (
-    CheckpointError,
-    save_checkpoint,
-    verify_checkpoint,
-)
+from diffusers_curriculum.training.checkpoint.checkpoints import save_checkpoint, verify_checkpoint
+from diffusers_curriculum.training.errors import CheckpointError
 from diffusers_curriculum.training.storage.manifest import MANIFEST, _with_digest
 from tests.training.small_checkpoints import save
 

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffusers_curriculum.training.storage.manifest import CheckpointError
+from diffusers_curriculum.training.errors import CheckpointError
 from diffusers_curriculum.training.storage.tensors import (
     conform,
     load_tensors,

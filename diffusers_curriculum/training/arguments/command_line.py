@@ -1,0 +1,159 @@
+"""The command line of a script: its flags, what was given, and what is wrong with it."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from diffusers_curriculum.training.arguments.flag import Family, Flag
+from diffusers_curriculum.training.arguments.parser import OfficialFirstParser
+from diffusers_curriculum.training.errors import UsageError
+
+
+class Arguments(argparse.Namespace):
+    """A parsed command line: one attribute for each flag.
+
+    Attributes:
+        given: names of the arguments that the user gave, whatever their value.
+        flags: those of the command line, as they were declared.
+    """
+
+    given: frozenset[str]
+    flags: tuple[Flag, ...]
+
+    def __getitem__(self, name: str) -> Any:
+        """The argument of that name."""
+        return getattr(self, name)
+
+    def flag(self, name: str) -> str:
+        """The flag that an argument is given by, without dashes."""
+        return next(flag.name for flag in self.flags if flag.dest == name)
+
+    def is_open(self, name: str) -> bool:
+        """Whether there is a switch of that name which is off and would do something if on."""
+        switches = [flag for flag in self.flags if flag.name == name and not getattr(self, name)]
+        return any(all(need.holds(self) for need in flag.needs) for flag in switches)
+
+    def of_setting(self, setting: str) -> dict[str, Any]:
+        """Name and value of all flags that are part of a setting of --allow_config_change."""
+        return {f.name: getattr(self, f.dest) for f in self.flags if f.setting == setting}
+
+    def tracked(self) -> dict[str, bool | int | float | str]:
+        """What trackers and run.json may store, as scalars; unset ones are left out.
+
+        accelerate's TensorBoard tracker writes what it gets to disk, next to the files that are
+        uploaded, so a token among "all arguments" would become public.
+        """
+        told = {f.name: getattr(self, f.dest) for f in self.flags if f.tracked}
+        return {
+            name: _scalar(value) for name, value in told.items() if value not in (None, {}, [], ())
+        }
+
+
+class CommandLine:
+    """The flags of a script.
+
+    Args:
+        description: at the top of the help.
+        families: flags in the order of the help.
+        official: names of the flags that diffusers' script has, with blanks between them; their
+            abbreviations win over those of other flags. None: all flags.
+        changes: other defaults, help, needs, ... of some flags, by their names.
+
+    Raises:
+        ValueError: a flag is declared twice, or a name in ``official`` or ``changes`` is no flag.
+    """
+
+    def __init__(
+        self,
+        description: str,
+        families: Sequence[Family],
+        *,
+        official: str | None = None,
+        changes: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:
+        self.description = description
+        self.families = tuple(family.changed(changes or {}) for family in families)
+        self.flags = tuple(flag for family in self.families for flag in family.flags)
+        names = [flag.name for flag in self.flags]
+        self.official = frozenset(names if official is None else official.split())
+        twice = {name for name in names if names.count(name) > 1}
+        declared = {flag.name for family in families for flag in family.flags}
+        unknown = (self.official - {*names}) | ((changes or {}).keys() - declared)
+        if twice or unknown:
+            raise ValueError(f"declared twice: {sorted(twice)}; no flags: {sorted(unknown)}")
+
+    def parser(self) -> OfficialFirstParser:
+        """The parser alone; nothing is checked."""
+        official = [f"--{name}" for name in self.official]
+        parser = OfficialFirstParser(description=self.description, official=official)
+        for family in self.families:
+            group = parser.add_argument_group(family.title)
+            for flag in family.flags:
+                flag.add_to(group)
+        return parser
+
+    def parse(
+        self,
+        argv: Sequence[str] | None = None,
+        settle: Callable[[Arguments], object] = lambda args: None,
+        *,
+        machine: bool = True,
+    ) -> Arguments:
+        """Parse and check a command line (default: the program's own), before any model is loaded.
+
+        Args:
+            settle: puts defaults that depend on one another, before the families put theirs.
+            machine: also look for files, packages and devices.
+
+        Raises:
+            UsageError: an argument is wrong, missing or without effect; the message says what to
+                do.
+            SystemExit: status 2 for what argparse itself refuses, with a message on stderr.
+        """
+        parser = self.parser()
+        args = parser.parse_args(argv, Arguments())
+        args.given, args.flags = parser.given, self.flags
+        for flag in self.flags:
+            if flag.convert is not None:
+                setattr(args, flag.dest, flag.convert(f"--{flag.name}", getattr(args, flag.dest)))
+            flag.check(getattr(args, flag.dest))
+        settle(args)
+        for hook in self._hooks("settle"):
+            hook(args)
+        for flag in self.flags:
+            _refuse_without_effect(args, flag)
+        for hook in (*self._hooks("check"), *(self._hooks("check_machine") if machine else ())):
+            hook(args)
+        return args
+
+    def _hooks(self, name: str) -> Iterator[Callable[[Arguments], object]]:
+        hooks = (getattr(family, name) for family in self.families)
+        return (hook for hook in hooks if hook is not None)
+
+
+def _refuse_without_effect(args: Arguments, flag: Flag) -> None:
+    value = getattr(args, flag.dest)
+    if flag.dest not in args.given or value is False:
+        return
+    for need in flag.needs:
+        if not need.holds(args):
+            raise UsageError(
+                f"--{flag.name} is {_shown(value)}, which has no effect without {need.told}: add "
+                f"that, or drop --{flag.name}."
+            )
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return " ".join(f"{key}={item}" for key, item in value.items())
+    return "set" if value is True else str(value)
+
+
+def _scalar(value: Any) -> bool | int | float | str:
+    if isinstance(value, bool | int | float):
+        return value
+    # an address may carry a password: https://user:password@host
+    return re.sub(r"(\w+://)[^/@\s]+@", r"\1***@", _shown(value))

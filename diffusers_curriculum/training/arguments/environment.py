@@ -1,0 +1,197 @@
+"""Checks of a command line against the machine: folders, packages, devices, names on the Hub."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+from typing import Any
+
+from diffusers_curriculum.training.errors import HubError, UsageError
+
+# Tracker name of accelerate -> packages, any of which provides it.
+TRACKERS = {
+    "tensorboard": ("tensorboard", "tensorboardX"),
+    "wandb": ("wandb",),
+    "comet_ml": ("comet_ml",),
+    "aim": ("aim",),
+    "mlflow": ("mlflow",),
+    "clearml": ("clearml",),
+    "dvclive": ("dvclive",),
+    "swanlab": ("swanlab",),
+    "trackio": ("trackio",),
+}
+
+_LOCAL = ("/", "./", "../", "~")  # of names that cannot be those of a repository
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
+
+
+def installed(package: str) -> bool:
+    """Whether ``package`` can be imported; it is not imported."""
+    return importlib.util.find_spec(package) is not None
+
+
+def check_folder(args: Any, name: str, wanted: str) -> None:
+    """Refuse a path to a folder that is not there; anything else may be a name on the Hub.
+
+    Args:
+        name: of the argument.
+        wanted: what the folder must hold, in words.
+    """
+    value = getattr(args, name)
+    if value is not None and value.startswith(_LOCAL) and not Path(value).is_dir():
+        raise UsageError(
+            f"--{name} is {value}: there is no such folder. Give a folder with {wanted}, or the "
+            "name of a repository on the Hub."
+        )
+
+
+def check_config(args: Any) -> None:
+    """Refuse a path to a network's config that is not there."""
+    name = args.model_config
+    if name is not None and name.startswith(_LOCAL) and not Path(name).exists():
+        raise UsageError(
+            f"--{args.flag('model_config')} is {name}: there is no such file or folder. Give a "
+            "config.json, its folder, or the name of a repository on the Hub."
+        )
+
+
+def check_data(args: Any, wanted: str) -> None:
+    """Refuse a run without data; --show_timesteps looks at the scheduler only.
+
+    Args:
+        wanted: what a local folder must hold, in words.
+    """
+    missing = args.dataset_name is None and args.train_data_dir is None
+    if missing and "show_timesteps" not in args.given:
+        raise UsageError(
+            "neither --dataset_name nor --train_data_dir is given: name a data set on the Hub, or "
+            f"{wanted}."
+        )
+    # Together with --dataset_name the folder lies inside that data set, not on this machine.
+    if args.train_data_dir is not None and args.dataset_name is None:
+        _check_data_folder(Path(args.train_data_dir), wanted)
+
+
+def _check_data_folder(folder: Path, wanted: str) -> None:
+    if not folder.is_dir():
+        problem = "it is a file" if folder.exists() else "there is no such folder"
+        raise UsageError(f"--train_data_dir is {folder}: {problem}. Give {wanted}.")
+    if not any(path.is_file() for path in folder.rglob("*")):
+        raise UsageError(f"--train_data_dir is {folder}: the folder is empty. Give {wanted}.")
+
+
+def check_output(args: Any) -> None:
+    """Refuse an output folder that cannot be one, and a tracker that is not there."""
+    folder = Path(args.output_dir)
+    for path in (folder, *folder.parents):
+        if path.exists() and not path.is_dir():
+            raise UsageError(f"--output_dir is {args.output_dir}: {path} is a file. Name a folder.")
+    _check_tracker(args.report_to, args.flag("report_to"))
+
+
+def _check_tracker(name: str, flag: str) -> None:
+    if name == "all":
+        return
+    if name not in TRACKERS:
+        raise UsageError(f"--{flag} is {name!r}: choose from all, {', '.join(TRACKERS)}.")
+    if not any(map(installed, TRACKERS[name])):
+        package = TRACKERS[name][0]
+        raise UsageError(
+            f"--{flag} is {name}, but {package} is not installed: pip install {package}, or choose "
+            "another tracker."
+        )
+
+
+def checkpoint_path(output_dir: str, request: str) -> Path:
+    """The folder that --resume_from_checkpoint names: a bare name lies inside the output folder, as
+    officially, and anything else is literal."""
+    path = Path(request).expanduser()
+    return (Path(output_dir, path) if path.name == request else path).resolve()
+
+
+def check_resume(args: Any) -> None:
+    """Refuse a checkpoint that is not there; `latest` may find nothing, which is a fresh start."""
+    name = args.resume_from_checkpoint
+    if name is None or name == "latest":
+        return
+    path = checkpoint_path(args.output_dir, name)
+    if not path.is_dir():
+        raise UsageError(
+            f"--resume_from_checkpoint is {name}: there is no folder {path}. Give latest, a "
+            "checkpoint-N inside --output_dir, or the path of a checkpoint."
+        )
+
+
+def check_show_timesteps(args: Any) -> None:
+    """Refuse a picture that cannot be written."""
+    name = args.show_timesteps
+    if name in (None, "terminal"):
+        return
+    if Path(name).suffix not in (".png", ".svg", ".json"):
+        raise UsageError(
+            f"--show_timesteps is {name}: the name must end in .png, .svg or .json, or be the word "
+            "terminal."
+        )
+    if not Path(name).parent.is_dir():
+        raise UsageError(
+            f"--show_timesteps is {name}: there is no folder {Path(name).parent}. Create it first."
+        )
+    if not installed("matplotlib"):
+        raise UsageError(f"--show_timesteps {name} needs matplotlib: pip install matplotlib.")
+
+
+def check_token(args: Any) -> None:
+    """Refuse a token that a tracker could make public."""
+    if args.report_to == "wandb" and args.hub_token is not None:
+        raise UsageError(
+            f"--{args.flag('report_to')} wandb together with --hub_token is refused, because the "
+            "token could become public: drop --hub_token and log in with `hf auth login`."
+        )
+
+
+def check_hub(args: Any) -> None:
+    """Refuse a name that the Hub would."""
+    if args.push_to_hub:
+        check_repository_name(repository_name(args.hub_model_id, args.output_dir))
+
+
+def repository_name(hub_model_id: str | None, output_dir: str | Path) -> str:
+    """The repository to push to: the given one, else the name of the output folder."""
+    return hub_model_id or Path(output_dir).resolve().name
+
+
+def is_repository_name(name: str) -> bool:
+    """Whether ``name`` has the form "name" or "owner/name"."""
+    return bool(_REPOSITORY.fullmatch(name))
+
+
+def check_repository_name(repo_id: str) -> None:
+    """Raise HubError unless ``repo_id`` is a name that the Hub accepts."""
+    if not is_repository_name(repo_id) or ".." in repo_id or "--" in repo_id:
+        raise HubError(
+            f"repository name {repo_id!r} is not one that the Hub accepts; give --hub_model_id as "
+            "NAME or OWNER/NAME of letters, digits, '-', '_' and '.', without '--' or '..'"
+        )
+
+
+def check_8bit(args: Any) -> None:
+    """Refuse 8-bit Adam without its package."""
+    if args.use_8bit_adam and not installed("bitsandbytes"):
+        raise UsageError("--use_8bit_adam needs bitsandbytes: pip install it, or drop the flag.")
+
+
+def check_xformers(args: Any) -> None:
+    """Refuse xformers' attention without the package or without a CUDA device."""
+    flag = "--enable_xformers_memory_efficient_attention"
+    if not args.enable_xformers_memory_efficient_attention:
+        return
+    if not installed("xformers"):
+        raise UsageError(f"{flag} needs xformers: pip install xformers, or drop the flag.")
+    import torch
+
+    if not torch.cuda.is_available():
+        raise UsageError(
+            f"{flag} needs a CUDA device and torch sees none: drop the flag; PyTorch's own "
+            "attention is used then."
+        )

@@ -1,0 +1,189 @@
+"""A flag, declared once: the parser, the checks, the records of a run and the docs follow from it.
+
+Importing this module loads no model code, as a wrong command line is told at once.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from diffusers_curriculum.training.arguments.key_values import parse_key_values
+from diffusers_curriculum.training.errors import UsageError
+
+# What a run may not change unnoticed when it is resumed: names for --allow_config_change, and what
+# a change does. A flag says by `setting` which of them it is part of.
+SETTINGS = {
+    "seed": "another order of the data and other draws from here on",
+    "global_batch": "another place in the data: samples of this epoch may repeat or be left out",
+    "dataset": "another order of the data: samples of this epoch may repeat or be left out",
+    "model": "the network comes from the checkpoint, the frozen models from the new base model",
+    "schedule": "the network meets other noise levels; sampler and loss statistics start afresh",
+    "prediction_type": "the network has to learn another target",
+    "sampler": "the new sampler starts afresh, a curriculum at its first stage",
+    "loss_weighting": "losses are weighted in the new way from here on",
+    "objective": "noise is made in the new way from here on",
+    "images": "images and captions are prepared in the new way from here on",
+    "optimizer": "moments and position in the schedule stay, the new numbers hold from here on",
+    "ema": "the average stays, the new numbers hold from here on; other widths start afresh",
+}
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A range that numbers must lie in; a NaN lies in none."""
+
+    wanted: str
+    holds: Callable[[float], bool]
+
+
+def at_least(least: int) -> Bound:
+    """Numbers from ``least`` on."""
+    return Bound(f"at least {least}", lambda x: x >= least)
+
+
+COUNT = at_least(1)
+NOT_NEGATIVE = Bound("finite and not negative", lambda x: 0 <= x < math.inf)
+POSITIVE = Bound("finite and above 0", lambda x: 0 < x < math.inf)
+SHARE = Bound("in [0, 1]", lambda x: 0 <= x <= 1)
+DECAY = Bound("in [0, 1)", lambda x: 0 <= x < 1)
+
+
+@dataclass(frozen=True)
+class Need:
+    """A condition under which a flag does something.
+
+    Attributes:
+        told: what to give for it, after "no effect without".
+    """
+
+    told: str
+    holds: Callable[[Any], bool]
+
+
+def path(flag: str, value: Any) -> Any:
+    """A name or path, ``~`` for the home folder."""
+    return os.path.expanduser(value) if isinstance(value, str) else value
+
+
+def key_values(flag: str, value: Any) -> dict[str, Any]:
+    """KEY=VALUE words as a dict."""
+    return parse_key_values(flag, value or ())
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One flag of a command line.
+
+    Attributes:
+        name: without dashes.
+        type: of its words; None for a switch, which is off by default.
+        help: what it does; the default is added.
+        dest: name of the argument, where it is not the flag's.
+        nargs, choices, metavar, required: as in argparse.
+        known: words that it may be, told by this package where argparse takes any.
+        bound: of a number.
+        convert: ``(flag, words) -> value``, such as :func:`path`.
+        needs: conditions without which it must not be given.
+        setting: the key of :data:`SETTINGS` that it is part of; None may change freely.
+        tracked: whether trackers and run.json may tell its value. Each of these is allowed on
+            purpose, so that a secret cannot slip in.
+    """
+
+    name: str
+    type: Callable[[str], Any] | None = None
+    default: Any = None
+    help: str = ""
+    dest: str = ""
+    nargs: str | None = None
+    choices: tuple[str, ...] | None = None
+    metavar: str | None = None
+    required: bool = False
+    known: tuple[str, ...] | None = None
+    bound: Bound | None = None
+    convert: Callable[[str, Any], Any] | None = None
+    needs: tuple[Need, ...] = ()
+    setting: str | None = None
+    tracked: bool = False
+
+    def __post_init__(self) -> None:
+        if self.setting is not None and self.setting not in SETTINGS:
+            raise ValueError(f"--{self.name}: setting={self.setting!r} is none of {[*SETTINGS]}.")
+        object.__setattr__(self, "dest", self.dest or self.name)
+        if self.type is None:
+            object.__setattr__(self, "default", bool(self.default))
+
+    def changed(self, changes: Mapping[str, Any]) -> Flag:
+        """The flag with other settings; under another name it gives the same argument."""
+        return replace(self, **changes)
+
+    def add_to(self, group: Any, **changes: Any) -> None:
+        """Declare it to argparse."""
+        if self.type is None:
+            settings: dict[str, Any] = {"action": "store_true"}
+        else:
+            settings = {"type": self.type, "default": self.default, "nargs": self.nargs}
+            settings |= {"choices": self.choices, "metavar": self.metavar}
+        if self.required:
+            settings["required"] = True
+        group.add_argument(f"--{self.name}", help=self.help, dest=self.dest, **settings | changes)
+
+    def check(self, value: Any) -> None:
+        """Refuse a number out of range and an unknown word.
+
+        Raises:
+            UsageError: with the value and the remedy.
+        """
+        if value is None:
+            return
+        if self.bound is not None and not self.bound.holds(value):
+            raise UsageError(f"--{self.name} is {value}: it must be {self.bound.wanted}.")
+        if self.known is not None and value not in self.known:
+            raise UsageError(f"--{self.name} is {value!r}: choose from {', '.join(self.known)}.")
+
+
+tracked = partial(Flag, tracked=True)
+
+
+@dataclass(frozen=True)
+class Family:
+    """Flags that belong together, and what depends on one another among them.
+
+    Attributes:
+        title: in the help.
+        settle: puts defaults that depend on others, before needs are looked at.
+        check: refuses what cannot be, given all arguments.
+        check_machine: refuses what this machine cannot serve: files, packages, devices.
+    """
+
+    title: str
+    flags: tuple[Flag, ...]
+    settle: Callable[[Any], object] | None = None
+    check: Callable[[Any], object] | None = None
+    check_machine: Callable[[Any], object] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        title: str,
+        *flags: Flag,
+        needs: Need | None = None,
+        setting: str | None = None,
+        **hooks: Any,
+    ) -> Family:
+        """A family whose flags all have ``needs`` besides their own, and ``setting`` unless they
+        name another."""
+        shared = () if needs is None else (needs,)
+        own = (
+            replace(flag, needs=(*shared, *flag.needs), setting=flag.setting or setting)
+            for flag in flags
+        )
+        return cls(title, tuple(own), **hooks)
+
+    def changed(self, changes: Mapping[str, Mapping[str, Any]]) -> Family:
+        """The family with other defaults, help, needs, ... of some flags, by their names."""
+        return replace(self, flags=tuple(f.changed(changes.get(f.name, {})) for f in self.flags))

@@ -1,0 +1,268 @@
+"""Flags that say which noise levels are trained on; the same for every training script."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from typing import Any
+
+from diffusers_curriculum.training.arguments import environment
+from diffusers_curriculum.training.arguments.flag import (
+    COUNT,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SHARE,
+    Bound,
+    Family,
+    Flag,
+    Need,
+    key_values,
+    path,
+    tracked,
+)
+from diffusers_curriculum.training.errors import UsageError
+
+# Copies of names in modules that load torch; a test keeps them equal.
+DRAWS = ("iid", "stratified", "antithetic", "systematic", "sobol")
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "flow_prediction")
+
+
+def is_file(timestep_sampler: str) -> bool:
+    """Whether ``--timestep_sampler`` names a file and not a law."""
+    return timestep_sampler.endswith(".json")
+
+
+# -- what is predicted, and how its loss is weighted -----------------------------------------------
+
+PREDICTION = Family.of(
+    "objective",
+    tracked(
+        "prediction_type",
+        str,
+        help="what the network predicts (default: as its scheduler)",
+        known=PREDICTION_TYPES,
+        setting="prediction_type",
+    ),
+    tracked(
+        "snr_gamma",
+        float,
+        help="min-SNR loss weighting with this gamma; 5 is usual",
+        bound=POSITIVE,
+        setting="loss_weighting",
+    ),
+)
+
+
+def _settle_weighting(args: Any) -> None:
+    """--snr_gamma is one point of the larger family; nothing after this treats it apart.
+
+    Raises:
+        UsageError: another weighting is asked for as well.
+    """
+    if args.snr_gamma is None:
+        return
+    if args.loss_weighting not in ("none", "min_snr"):
+        raise UsageError(
+            f"--snr_gamma {args.snr_gamma} means --loss_weighting min_snr, but --loss_weighting is "
+            f"{args.loss_weighting!r}: drop one of the two."
+        )
+    gamma = args.loss_weighting_args.get("gamma", args.snr_gamma)
+    if gamma != args.snr_gamma:
+        raise UsageError(
+            f"--snr_gamma is {args.snr_gamma} but --loss_weighting_args has gamma={gamma}: "
+            "give one of the two."
+        )
+    args.loss_weighting = "min_snr"
+    args.loss_weighting_args = {**args.loss_weighting_args, "gamma": args.snr_gamma}
+
+
+# -- what is drawn ---------------------------------------------------------------------------------
+
+
+def _correction(text: str) -> str | float:
+    if text in ("none", "full"):
+        return text
+    try:
+        exponent = float(text)
+    except ValueError:
+        exponent = math.nan
+    if not 0 <= exponent <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not none, full or an exponent in [0, 1]")
+    return exponent
+
+
+def _settle_bias(args: Any) -> None:
+    """Turn diffusers' bias flags into the density that they stand for, drawn without a floor.
+
+    Raises:
+        UsageError: another sampler is asked for as well.
+    """
+    strategy = args.timestep_bias_strategy
+    if strategy == "none":
+        return
+    if args.timestep_sampler != "uniform":
+        raise UsageError(
+            f"--timestep_bias_strategy {strategy} and --timestep_sampler {args.timestep_sampler} "
+            "both say what is drawn: drop one of the two."
+        )
+    names = ("begin", "end") if strategy == "range" else ("portion",)
+    args.timestep_sampler = "timestep_bias"
+    args.timestep_sampler_args = {"strategy": strategy} | {
+        name: getattr(args, f"timestep_bias_{name}") for name in ("multiplier", *names)
+    }
+    if args.timestep_floor is None:
+        args.timestep_floor = 0.0
+
+
+def _settle(args: Any) -> None:
+    _settle_bias(args)
+    _settle_weighting(args)
+
+
+_BY_NAME = Need(
+    "a --timestep_sampler by name; a file says them itself",
+    lambda a: not is_file(a.timestep_sampler),
+)
+# A floor and a correction compare the drawn law with the uniform one over the open levels.
+_NOT_UNIFORM = Need(
+    "a --timestep_sampler other than uniform, or --curriculum_within balanced",
+    lambda a: a.timestep_sampler != "uniform" or a.curriculum_within == "balanced",
+)
+_WITH_PARAMETERS = Need(
+    "a --timestep_sampler other than uniform and a file",
+    lambda a: a.timestep_sampler != "uniform" and not is_file(a.timestep_sampler),
+)
+_WEIGHTED = Need("--loss_weighting NAME", lambda a: a.loss_weighting != "none")
+_BIASED = Need(
+    "--timestep_bias_strategy earlier, later or range", lambda a: a.timestep_bias_strategy != "none"
+)
+_BIASED_TO_AN_END = Need(
+    "--timestep_bias_strategy earlier or later",
+    lambda a: a.timestep_bias_strategy in ("earlier", "later"),
+)
+_BIASED_TO_A_RANGE = Need(
+    "--timestep_bias_strategy range", lambda a: a.timestep_bias_strategy == "range"
+)
+
+TIMESTEPS = Family.of(
+    "timesteps",
+    tracked(
+        "timestep_sampler",
+        str,
+        "uniform",
+        "density over log-SNR that timesteps are drawn from, or a law that is learned while the "
+        "model trains (docs/catalogue.md); two_phase; or the file timestep_sampler_config.json of "
+        "any sampler",
+        metavar="NAME",
+        convert=path,
+    ),
+    tracked(
+        "timestep_sampler_args",
+        str,
+        help="its parameters, for example mu=0 b=0.5",
+        metavar="KEY=VALUE",
+        nargs="+",
+        convert=key_values,
+        needs=(_WITH_PARAMETERS,),
+    ),
+    tracked(
+        "timestep_draw",
+        str,
+        help="how a batch is drawn (default: iid; a sampler that learns has its own)",
+        choices=DRAWS,
+        needs=(_BY_NAME,),
+    ),
+    tracked(
+        "timestep_floor",
+        float,
+        help="share of the uniform law mixed in, so that no level starves (default: 0.1)",
+        bound=SHARE,
+        needs=(_BY_NAME, _NOT_UNIFORM),
+    ),
+    tracked(
+        "importance_correction",
+        _correction,
+        help="weight losses by (uniform mass / drawn mass)^EXPONENT; full = 1 (default: none; a "
+        "sampler that learns has its own)",
+        metavar="none|full|EXPONENT",
+        needs=(_BY_NAME, _NOT_UNIFORM),
+    ),
+    tracked(
+        "loss_weighting",
+        str,
+        "none",
+        "loss weight as a function of log-SNR (docs/catalogue.md); uncertainty: a learned one",
+        metavar="NAME",
+        setting="loss_weighting",
+    ),
+    tracked(
+        "loss_weighting_args",
+        str,
+        help="its parameters",
+        metavar="KEY=VALUE",
+        nargs="+",
+        convert=key_values,
+        needs=(_WEIGHTED,),
+        setting="loss_weighting",
+    ),
+    # those of diffusers' SDXL script, short for --timestep_sampler timestep_bias
+    tracked(
+        "timestep_bias_strategy",
+        str,
+        "none",
+        "draw the cleanest or the noisiest timesteps, or a range of them, more often",
+        choices=("none", "earlier", "later", "range"),
+    ),
+    tracked(
+        "timestep_bias_multiplier",
+        float,
+        1.0,
+        "how much more often",
+        bound=POSITIVE,
+        needs=(_BIASED,),
+    ),
+    tracked(
+        "timestep_bias_begin",
+        int,
+        0,
+        "first timestep of the range",
+        bound=NOT_NEGATIVE,
+        needs=(_BIASED_TO_A_RANGE,),
+    ),
+    tracked(
+        "timestep_bias_end",
+        int,
+        1000,
+        "first timestep after the range",
+        bound=COUNT,
+        needs=(_BIASED_TO_A_RANGE,),
+    ),
+    tracked(
+        "timestep_bias_portion",
+        float,
+        0.25,
+        "share of earlier or later ones",
+        bound=Bound("above 0 and at most 1", lambda x: 0 < x <= 1),
+        needs=(_BIASED_TO_AN_END,),
+    ),
+    setting="sampler",
+    settle=_settle,
+)
+REPORTS = Family.of(
+    "timesteps",
+    Flag(
+        "show_timesteps",
+        str,
+        help="show what would be trained on in a .png, .svg or .json file, or as text, then exit",
+        metavar="FILE|terminal",
+        convert=path,
+    ),
+    tracked(
+        "timestep_plot_steps",
+        int,
+        1000,
+        "optimizer steps between pictures of the effective density",
+        bound=COUNT,
+    ),
+    check_machine=environment.check_show_timesteps,
+)

@@ -1,0 +1,124 @@
+"""What a run trains on: noise levels, how they are drawn, and what their losses weigh."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffusers_curriculum.learned_variance import VariationalBound
+from diffusers_curriculum.learned_weighting import LearnedLossWeights
+from diffusers_curriculum.objective import Objective
+from diffusers_curriculum.samplers import TimestepSample, TimestepSampler
+from diffusers_curriculum.training.arguments.command_line import Arguments
+from diffusers_curriculum.training.levels import timesteps
+from diffusers_curriculum.weighting.register import WHOLE_SCHEDULE
+from diffusers_curriculum.weighting.tables import log_weight
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Levels:
+    """What is trained on.
+
+    Attributes:
+        scheduler: adds noise in training.
+        inference: the scheduler of pictures and pipeline.
+        weighting: name and parameters of the loss weighting.
+        weights: (T,) loss weights by noise level, on the device once training starts; None for an
+            unweighted loss.
+        learned: what makes the weights, where they are learned.
+        bound: the variational term of a learned variance; None where none is trained.
+    """
+
+    scheduler: Any
+    inference: Any
+    sampler: TimestepSampler
+    objective: Objective
+    weighting: tuple[str, dict[str, Any]]
+    weights: Tensor | None
+    learned: LearnedLossWeights | None
+    bound: VariationalBound | None = None
+
+    @classmethod
+    def of(
+        cls, args: Arguments, scheduler: Any, inference: Any, seed: int, continuous: bool = False
+    ) -> Levels:
+        """What the command line asks for on a training scheduler; loads no model.
+
+        Args:
+            continuous: draw between the levels of the table, where the schedule has such.
+
+        Raises:
+            UsageError: the arguments do not go together.
+        """
+        sampler = timesteps.build_sampler(args, scheduler, seed, args.max_train_steps, continuous)
+        objective = timesteps.build_objective(args, sampler)
+        return cls(
+            scheduler,
+            inference,
+            sampler,
+            objective,
+            weighting=(args.loss_weighting, args.loss_weighting_args),
+            weights=timesteps.build_loss_weights(args, objective),
+            learned=timesteps.build_learned_weights(args, objective, seed),
+        )
+
+    def start(self, step: int, device: torch.device) -> None:
+        """Make the weights for the first step on ``device``, once states are loaded."""
+        if self.learned is not None:
+            self.weights = self.learned.weights(step, device)
+        elif self.weights is not None:
+            self.weights = self.weights.to(device)
+
+    def loss_weights(self, drawn: TimestepSample) -> Tensor | None:
+        """(B,) weights of the samples' losses, importance included; None where all are 1."""
+        weight = None
+        if self.weights is not None:
+            weight = self.weights[drawn.indices]
+            if drawn.log_snr is not None and self.learned is None:
+                weight = self._exact_weights(drawn.log_snr, weight)
+        if self.sampler.exponent > 0:
+            weight = drawn.importance if weight is None else weight * drawn.importance
+        return weight
+
+    def _exact_weights(self, log_snr: Tensor, of_cells: Tensor) -> Tensor:
+        """Weights (B,) float32 of levels (B,) that were drawn continuously; those of their cells
+        where a weight depends on the whole schedule."""
+        name, settings = self.weighting
+        if name in WHOLE_SCHEDULE or {"measure", "normalise", "terminal_weight"} & set(settings):
+            return of_cells
+        kind, levels = self.objective.prediction_type, self.objective.levels
+        return log_weight(name, log_snr, kind, levels=levels, **settings).exp().float()
+
+    def observe(self, indices: Tensor, losses: Tensor, step: int) -> None:
+        """Learn from optimizer step ``step``: call it once per update, with the same numbers on
+        every process.
+
+        Args:
+            indices, losses: (N,) levels and unweighted losses of the global batch.
+        """
+        self.sampler.observe(indices, losses, step)
+        if self.learned is not None:
+            self.learned.observe(indices, losses)
+            self.weights = self.learned.weights(step + 1, losses.device)
+
+    def warn_of_terminal_snr(self) -> None:
+        """Log what a level of zero SNR means for this objective, if the schedule has one."""
+        terminal = self.objective.levels.log_snr == -torch.inf
+        if not bool(terminal.any()):
+            return
+        if self.objective.prediction_type == "epsilon":
+            logger.warning(
+                "the schedule has zero terminal SNR, where an epsilon prediction says nothing "
+                "about the image: --prediction_type v_prediction is meant for it"
+            )
+        if self.weights is not None and not bool(self.weights.cpu()[terminal].any()):
+            logger.warning(
+                "the loss weight is 0 at zero terminal SNR, which is thus never trained: "
+                "--loss_weighting_args terminal_weight=1 gives it one"
+            )

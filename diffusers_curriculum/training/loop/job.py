@@ -1,0 +1,215 @@
+"""A training run from its command line to its upload: everything but the step."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from diffusers_curriculum.training.checkpoint.checkpoints import find_checkpoint
+from diffusers_curriculum.training.checkpoint.record import RunRecord
+from diffusers_curriculum.training.checkpoint.same_run import check_same_run, renewed_parts
+from diffusers_curriculum.training.checkpoint.state import TrainingState
+from diffusers_curriculum.training.data.dataset import training_batches
+from diffusers_curriculum.training.data.plan import BatchPlan
+from diffusers_curriculum.training.loop.guard import FiniteGuard
+from diffusers_curriculum.training.loop.saving import Saver
+from diffusers_curriculum.training.loop.task import JobParts, Publisher, Task
+from diffusers_curriculum.training.loop.updates import TrainingStep, make_update
+from diffusers_curriculum.training.parts.optimizers import build_lr_scheduler, build_optimizer
+from diffusers_curriculum.training.process import runtime
+from diffusers_curriculum.training.process.memory import out_of_memory_explained
+from diffusers_curriculum.training.process.stopping import StopRequest
+from diffusers_curriculum.training.storage.folders import clean_temporary
+from diffusers_curriculum.training.storage.manifest import read_manifest
+
+
+class Job(JobParts):
+    """One run of a task.
+
+    Args:
+        task: what differs between kinds of training.
+        argv: command line; default the program's own.
+
+    Raises:
+        UsageError: an argument is wrong; the message says what to do.
+    """
+
+    publisher: Publisher
+
+    def __init__(self, task: Task, argv: Sequence[str] | None = None) -> None:
+        self.task = task
+        self.args = task.parse(argv)
+
+    def train(self, training_step: TrainingStep) -> None:
+        """Train from loading to the upload, or show what the command line asks for.
+
+        Args:
+            training_step: ``(run, step, slots, batch) -> outcome``: one micro-batch from its
+                samples to gradients.
+
+        Raises:
+            UsageError: bad data, models or checkpoint; before any model is loaded where it can be.
+            NonFiniteError: a loss or gradient was not finite.
+            Stopped: the run was asked to stop; everything is saved.
+        """
+        shown = self.task.show(self.args)
+        if shown is not None:
+            sys.stdout.write(shown + "\n")
+            return
+        self.prepare()
+        batches = self._batches()
+        with self.stop, out_of_memory_explained(self.args):
+            self.record.start()
+            self.monitor.start(self.start)
+            self.task.started(self)
+            for step in range(self.start, self.args.max_train_steps):
+                outcome, norm = make_update(self.run, step, self.plan, batches, training_step)
+                self._after_update(step, outcome, norm)
+        self._finish()
+
+    # -- before the first step -------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        """Everything that precedes the first step, in the order in which it can fail."""
+        args, task = self.args, self.task
+        self.accelerator = runtime.make_accelerator(args)
+        self.stop = StopRequest(args.max_hours)
+
+        # The run to resume, if any, and the seed
+        runtime.prepare_output(self.accelerator, args.output_dir, clean_temporary)
+        request = args.resume_from_checkpoint
+        checkpoint = find_checkpoint(args.output_dir, request) if request else None
+        resumed = read_manifest(checkpoint)["facts"] if checkpoint else None
+        self.seed = runtime.agree_on_seed(args.seed, resumed, args.allow_config_change)
+
+        # What is trained on
+        task.choose(args, self.seed)
+        self._load_data()
+        facts = task.facts(self)
+        changed = check_same_run(facts, resumed, args.allow_config_change)
+        self.publisher = task.publisher(self)
+
+        # Models
+        self.network, folder, averages = task.load(self)
+        self._prepare_run(averages)
+        self.monitor = task.monitor(self)
+
+        # Reports and checkpoints
+        if self.accelerator.is_main_process:
+            self.accelerator.init_trackers(args.tracker_project_name, args.tracked())
+        state = self._state(folder)
+        self.start = state.read(checkpoint, renewed_parts(changed)) if checkpoint else 0
+        if self.accelerator.is_main_process:
+            averages.start(self.start)
+        self.record = RunRecord(
+            args.output_dir,
+            args.tracked(),
+            facts,
+            self.start,
+            checkpoint,
+            changed,
+            self.accelerator.is_main_process,
+        )
+        self.saver = Saver(args, self.accelerator, state, self.monitor.guard, facts, self.stop)
+
+    def _load_data(self) -> None:
+        args, accelerator = self.args, self.accelerator
+        with accelerator.main_process_first():
+            rows = self.task.load_rows(args, self.seed)
+        self.rows = self.task.usable_rows(args, accelerator, rows)
+        self.plan = BatchPlan(
+            len(self.rows),
+            args.train_batch_size,
+            args.gradient_accumulation_steps,
+            accelerator.num_processes,
+            accelerator.process_index,
+            self.seed,
+        )
+        steps = self.plan.steps_for_epochs(args.num_train_epochs)
+        args.max_train_steps = args.max_train_steps or steps
+
+    def _prepare_run(self, averages: Any) -> None:
+        args, accelerator = self.args, self.accelerator
+        parameters = list(self.network.parameters())
+        optimizer = build_optimizer(args, parameters, accelerator.num_processes)
+        lr_scheduler = build_lr_scheduler(args, optimizer, args.max_train_steps)
+        prepared, optimizer = accelerator.prepare(self.network, optimizer)
+        self.run = self.task.make_run(
+            self,
+            args=args,
+            accelerator=accelerator,
+            seed=self.seed,
+            network=prepared,
+            averages=averages,
+            optimizer=optimizer,
+            guard=FiniteGuard(accelerator, optimizer, args.nonfinite),
+            lr_scheduler=lr_scheduler,
+        )
+
+    def _state(self, folder: str) -> TrainingState:
+        parts = dict(self.task.parts(self))
+        sampler, run = parts.pop("sampler", None), self.run
+        trackers = self.monitor.stateful | {"guard": run.guard} | run.averages.trackers | parts
+        return TrainingState(
+            self.network,
+            run.optimizer.optimizer,
+            run.lr_scheduler,
+            sampler,
+            run.averages.ema,
+            self.accelerator.scaler,
+            trackers,
+            model_name=folder,
+        )
+
+    def _batches(self) -> Any:
+        args = self.args
+        told = {
+            "examples": self.plan.num_samples,
+            **self.task.described(self),
+            "batch per update": self.plan.total,
+            "seed": self.seed,
+            "updates": args.max_train_steps,
+            "first update": self.start,
+        }
+        runtime.log_run(told)
+        return training_batches(
+            self.task.dataset(self),
+            self.plan,
+            self.start,
+            args.max_train_steps,
+            args.dataloader_num_workers,
+            pin_memory=self.accelerator.device.type == "cuda",
+        )
+
+    # -- while it trains, and after --------------------------------------------------------------
+
+    def _after_update(self, step: int, outcome: Any, norm: Any) -> None:
+        """Report, save, stop, and draw: whatever is due after optimizer step ``step``."""
+        done, run = step + 1, self.run
+        self.monitor.add(step, outcome, norm)
+        self.monitor.after_step(done, run.lr_scheduler.get_last_lr()[0])
+        stopping = self.stop.requested(done)
+        if self.accelerator.is_main_process:
+            run.averages.snapshot(done, self.args.max_train_steps)
+        self.saver.after_step(done, stopping)
+        if stopping:
+            self.record.finish(done, str(self.stop.stopped()))
+            self.accelerator.end_training()
+            raise self.stop.stopped()
+        if self.publisher.is_due(done):
+            self.publisher.validate(done)
+        self.task.after_update(self, done, outcome, norm)
+
+    def _finish(self) -> None:
+        """Save and publish."""
+        self.monitor.finish(self.args.output_dir)
+        self.publisher.finish()
+        self.task.finished(self)
+        self.record.finish(self.args.max_train_steps)
+        self.accelerator.end_training()
+
+
+def run_script(main: Callable[[], object]) -> None:
+    """Run a script's ``main``, and end the program with the exit status of its outcome."""
+    sys.exit(runtime.exit_status(main))

@@ -1,0 +1,106 @@
+"""What a training step works with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+from torch import Tensor
+
+from diffusers_curriculum.learned_variance import VariationalBound
+from diffusers_curriculum.objective import Objective
+from diffusers_curriculum.samplers import TimestepSample, TimestepSampler
+from diffusers_curriculum.training.arguments.command_line import Arguments
+from diffusers_curriculum.training.levels.levels import Levels
+from diffusers_curriculum.training.loop.guard import FiniteGuard
+from diffusers_curriculum.training.parts.averages import Averages
+
+
+class Outcome(Protocol):
+    """What a step returns of its micro-batch: a NamedTuple of tensors, samples on the first axis.
+
+    Attributes:
+        loss: (1,) what was differentiated.
+        losses: (N, ...) of what it is the mean.
+    """
+
+    @property
+    def loss(self) -> Tensor: ...
+
+    @property
+    def losses(self) -> Tensor: ...
+
+
+class LevelLosses(NamedTuple):
+    """The outcome of a micro-batch of noise levels.
+
+    Attributes:
+        indices: (B,) levels.
+        losses: (B,) unweighted loss of each sample.
+        loss: (1,) what was differentiated.
+    """
+
+    indices: Tensor
+    losses: Tensor
+    loss: Tensor
+
+
+@dataclass(kw_only=True)
+class Run:
+    """What a step works with; a kind of job adds its models.
+
+    Attributes:
+        network: trained, prepared by accelerate.
+        averages: of its weights.
+    """
+
+    args: Arguments
+    accelerator: Any  # accelerate.Accelerator, whose gather() is typed too widely
+    seed: int
+    network: Any
+    averages: Averages
+    optimizer: Any
+    guard: FiniteGuard
+    lr_scheduler: Any
+
+    def update(self, step: int, observed: Sequence[Outcome], norm: Tensor | None) -> None:
+        """Update the weights from gradients that are complete, unless they are not finite.
+
+        Args:
+            observed: outcomes of this process's micro-batches.
+            norm: of the gradient, before clipping.
+        """
+        self.guard.step((part for seen in observed for part in (seen.losses, seen.loss)), norm)
+
+    def observe(self, step: int, outcome: Any) -> None:
+        """Learn from an update: called once for each, with the outcomes of all processes."""
+
+
+@dataclass(kw_only=True)
+class LevelRun(Run):
+    """What a step on noise levels works with."""
+
+    levels: Levels
+
+    @property
+    def sampler(self) -> TimestepSampler:
+        """Draws the levels."""
+        return self.levels.sampler
+
+    @property
+    def objective(self) -> Objective:
+        """Adds noise, and says what is predicted."""
+        return self.levels.objective
+
+    @property
+    def bound(self) -> VariationalBound | None:
+        """The variational term of a learned variance; None where none is trained."""
+        return self.levels.bound
+
+    def loss_weights(self, drawn: TimestepSample) -> Tensor | None:
+        """(B,) weights of the samples' losses, importance included; None where all are 1."""
+        return self.levels.loss_weights(drawn)
+
+    def observe(self, step: int, outcome: LevelLosses) -> None:
+        self.levels.observe(outcome.indices, outcome.losses, step)

@@ -1,0 +1,82 @@
+"""When a run saves, and how all processes do it together."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, Protocol
+
+from diffusers_curriculum.training.arguments.command_line import Arguments
+from diffusers_curriculum.training.checkpoint.checkpoints import save_checkpoint
+from diffusers_curriculum.training.checkpoint.state import TrainingState
+from diffusers_curriculum.training.errors import UsageError
+from diffusers_curriculum.training.process.stopping import StopRequest
+
+_READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+class Guard(Protocol):
+    """Knows whether all updates were finite."""
+
+    def check(self, step: int) -> int: ...
+
+
+class Saver:
+    """Saves checkpoints: every process calls it, the main one writes, and the others wait.
+
+    Args:
+        args: the command line.
+        accelerator: of the run.
+        state: what is saved.
+        guard: asked before every save; what is not finite is never saved.
+        facts: plain data for the manifests.
+        stop: told how long a save takes.
+    """
+
+    def __init__(
+        self,
+        args: Arguments,
+        accelerator: Any,
+        state: TrainingState,
+        guard: Guard,
+        facts: Mapping[str, Any],
+        stop: StopRequest,
+    ) -> None:
+        self.args, self.accelerator, self.state = args, accelerator, state
+        self.guard, self.facts, self.stop = guard, facts, stop
+
+    def after_step(self, step: int, stopping: bool) -> None:
+        """Save if it is time, or if the run stops; ``step`` counts the finished steps.
+
+        Raises:
+            NonFiniteError: a loss or gradient was not finite.
+            DiskFullError: no space; older checkpoints are intact.
+            UsageError: the output folder has become read-only; older checkpoints are intact.
+        """
+        if not stopping and step % self.args.checkpointing_steps:
+            return
+        self.guard.check(step)
+        with self.stop.saving():
+            if self.accelerator.is_main_process:
+                self._save(step)
+            self.accelerator.wait_for_everyone()
+
+    def _save(self, step: int) -> None:
+        try:
+            save_checkpoint(
+                self.args.output_dir,
+                step,
+                partial(self.state.write, step=step),
+                self.facts,
+                total_limit=self.args.checkpoints_total_limit,
+                bytes_needed=self.state.nbytes(),
+            )
+        except OSError as error:
+            if error.errno not in _READ_ONLY:
+                raise
+            raise UsageError(
+                f"checkpoint-{step} could not be written to {self.args.output_dir}: "
+                f"{error.strerror}. Older checkpoints are intact: make the folder writable and add "
+                "--resume_from_checkpoint latest."
+            ) from error

@@ -1,0 +1,241 @@
+"""Training a class-conditional DiT or U-Net; flags are named as in diffusers' scripts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from diffusers_curriculum.training.arguments import environment
+from diffusers_curriculum.training.arguments.command_line import Arguments, CommandLine
+from diffusers_curriculum.training.arguments.curriculum import NOISE_LEVELS
+from diffusers_curriculum.training.arguments.evaluation import EVALUATION
+from diffusers_curriculum.training.arguments.flag import (
+    COUNT,
+    NOT_NEGATIVE,
+    SHARE,
+    Family,
+    Need,
+    at_least,
+    path,
+    tracked,
+)
+from diffusers_curriculum.training.arguments.images import (
+    AUTOENCODER,
+    BETA_SCHEDULES,
+    DDPM,
+    FORMULATION,
+    PICTURES,
+    POWER_EMA,
+    PRETRAINED,
+    check_network_name,
+    check_pipeline,
+)
+from diffusers_curriculum.training.arguments.noise_levels import PREDICTION
+from diffusers_curriculum.training.arguments.run import (
+    CHECKPOINTS,
+    EMA,
+    HUB,
+    IMAGES,
+    KERNELS,
+    LOADING,
+    LOOP,
+    OPTIMIZER,
+    OUTPUT,
+    PRECISION,
+    RUN,
+    SAMPLES,
+    SOURCE,
+)
+from diffusers_curriculum.training.errors import UsageError
+from diffusers_curriculum.training.loop.task import JobParts
+from diffusers_curriculum.training.tasks.images import ImageTask
+
+_WANTED = "a folder of images with one sub-folder per class"
+_GUIDED = Need(
+    "pictures (drop --no_pictures) or --eval_steps",
+    lambda a: not a.no_pictures or a.eval_steps is not None,
+)
+
+_MODEL = Family.of(
+    "model",
+    tracked(
+        "model_config",
+        str,
+        help="network to train from scratch: DiT-S/2 ... DiT-XL/8, UNet, or a config file, folder "
+        "or Hub repository of a DiTTransformer2DModel or UNet2DModel",
+        convert=path,
+    ),
+    tracked(
+        "pretrained_model_name_or_path",
+        str,
+        help="class-conditional pipeline to go on from",
+        convert=path,
+    ),
+    tracked("revision", str, help="branch, tag or commit of that repository", needs=(PRETRAINED,)),
+    tracked("variant", str, help="variant of its weight files, such as fp16", needs=(PRETRAINED,)),
+    setting="model",
+    check=check_network_name,
+    check_machine=check_pipeline,
+)
+_LABELS = Family.of(
+    "data",
+    tracked("label_column", str, "label", "column with the classes", setting="dataset"),
+    tracked(
+        "label_dropout",
+        float,
+        0.1,
+        "share of samples trained without their class, for classifier-free guidance",
+        bound=SHARE,
+        setting="images",
+    ),
+    check_machine=lambda args: environment.check_data(args, _WANTED),
+)
+_PROCESS = Family.of(
+    "variance preserving process",
+    tracked(
+        "ddpm_num_steps",
+        int,
+        1000,
+        "number of noise levels",
+        bound=at_least(2),
+    ),
+    tracked(
+        "ddpm_beta_schedule",
+        str,
+        "linear",
+        f"course of the noise: {', '.join(BETA_SCHEDULES)}",
+        known=BETA_SCHEDULES,
+    ),
+    needs=DDPM,
+    setting="schedule",
+)
+_PICTURES = Family.of(
+    "pictures",
+    tracked("no_pictures", help="draw none, neither on the way nor at the end"),
+    tracked(
+        "validation_classes",
+        str,
+        help="numbers or names of the classes that are drawn (default: the first ten)",
+        nargs="+",
+        metavar="CLASS",
+        needs=(PICTURES,),
+    ),
+    tracked(
+        "validation_images_per_class",
+        int,
+        8,
+        "pictures of each",
+        bound=COUNT,
+        needs=(PICTURES,),
+    ),
+    tracked(
+        "guidance_scale",
+        float,
+        1.5,
+        "classifier-free guidance of pictures and of metrics",
+        bound=NOT_NEGATIVE,
+        needs=(_GUIDED,),
+    ),
+    tracked(
+        "validation_inference_steps",
+        int,
+        50,
+        "denoising steps per picture",
+        bound=COUNT,
+        needs=(PICTURES,),
+    ),
+    tracked(
+        "validation_epochs",
+        int,
+        10,
+        "epochs between pictures",
+        bound=COUNT,
+        needs=(PICTURES,),
+    ),
+    tracked(
+        "sampling_scheduler",
+        str,
+        help="diffusers scheduler of pictures and pipeline (default: DDIMScheduler, "
+        "FlowMatchEulerDiscreteScheduler or EDMEulerScheduler)",
+        metavar="CLASS",
+    ),
+)
+# Named as in diffusers' scripts, whose abbreviations go on working.
+_FAMILIAR = (
+    _MODEL,
+    SOURCE,
+    _LABELS,
+    IMAGES,
+    LOADING,
+    SAMPLES,
+    AUTOENCODER,
+    RUN,
+    OPTIMIZER,
+    EMA,
+    PRECISION,
+    KERNELS,
+    OUTPUT,
+    HUB,
+    CHECKPOINTS,
+)
+_OURS = "bad_samples bad_samples_limit ema_decay ema_interval license allow_config_change"
+
+
+class ClassConditional(ImageTask):
+    """Images and their classes, with labels left out now and then."""
+
+    command_line = CommandLine(
+        "Train a class-conditional DiT or U-Net with a curriculum over noise levels and importance "
+        "sampling.",
+        (
+            *_FAMILIAR,
+            PREDICTION,
+            _PROCESS,
+            FORMULATION,
+            *NOISE_LEVELS,
+            POWER_EMA,
+            _PICTURES,
+            EVALUATION,
+            LOOP,
+        ),
+        official=" ".join(
+            f.name for family in _FAMILIAR for f in family.flags if f.name not in _OURS.split()
+        ),
+        changes={
+            "output_dir": {"default": "class-conditional-model"},
+            "tracker_project_name": {"default": "class-conditional"},
+            "resolution": {"default": 256},
+            "adam_weight_decay": {"default": 0.0},
+            "prediction_type": {"needs": (DDPM,)},
+            "validation_steps": {"needs": (PICTURES,)},
+        },
+    )
+    default_vp = "DDIMScheduler"
+
+    def check(self, args: Arguments) -> None:
+        if args.model_config is None and args.pretrained_model_name_or_path is None:
+            raise UsageError(
+                "neither --model_config nor --pretrained_model_name_or_path is given: name a "
+                "network to train from scratch, such as --model_config DiT-B/2, or a pipeline to "
+                "go on from."
+            )
+
+    @property
+    def text_columns(self) -> Mapping[str, str]:
+        return {"label_column": self.args.label_column}
+
+    @property
+    def guidance_scale(self) -> float:
+        return self.args.guidance_scale
+
+    def facts(self, job: JobParts) -> dict[str, Any]:
+        self.id2label = dict(enumerate(job.rows.features[job.args.label_column].names))
+        self.classes = len(self.id2label)
+        return super().facts(job)
+
+    def dataset_options(self, job: JobParts) -> dict[str, Any]:
+        return {
+            **self.text_columns,
+            "label_dropout": job.args.label_dropout,
+            "null_label": self.null_label or 0,
+        }

@@ -1,0 +1,273 @@
+"""What class-conditional and unconditional training have in common: a DiT or U-Net, in pixels or in
+the latents of an autoencoder, with diffusion, flow matching or EDM."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from accelerate.utils import broadcast_object_list
+from torch import Tensor
+
+from diffusers_curriculum.learned_variance import VariationalBound
+from diffusers_curriculum.models.latent_space import LatentSpace
+from diffusers_curriculum.models.networks import check_conditioning, null_class, takes_labels
+from diffusers_curriculum.training.arguments.command_line import Arguments
+from diffusers_curriculum.training.cache.latents import CachedLatents, cache_latents
+from diffusers_curriculum.training.data.dataset import ImageDataset
+from diffusers_curriculum.training.data.sources import load_images
+from diffusers_curriculum.training.errors import UsageError, usage_errors
+from diffusers_curriculum.training.evaluation.record import read_metrics
+from diffusers_curriculum.training.evaluation.setup import make_evaluator, training_images
+from diffusers_curriculum.training.levels.formulations import (
+    build_schedulers,
+    formulation_of,
+    sigma_data_of,
+)
+from diffusers_curriculum.training.levels.levels import Levels
+from diffusers_curriculum.training.loop.run import LevelRun
+from diffusers_curriculum.training.loop.task import JobParts, Trained
+from diffusers_curriculum.training.parts import images as parts
+from diffusers_curriculum.training.parts.averages import Averages
+from diffusers_curriculum.training.process.runtime import frozen_dtype
+from diffusers_curriculum.training.publish.images import ImagePublisher
+from diffusers_curriculum.training.storage.fingerprints import dataset_digest
+from diffusers_curriculum.training.tasks.levels import ImageLevelTask
+
+LATENTS_FOLDER = "latents"
+CROP_SEED = 0  # of cached crops, so that runs of other seeds may share a cache
+
+
+@dataclass(kw_only=True)
+class ImageRun(LevelRun):
+    """What the step works with.
+
+    Attributes:
+        space: what is trained in.
+        null_label: the class that stands for none; None for a network without labels.
+    """
+
+    space: LatentSpace
+    null_label: int | None
+
+    def encoded(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+        """Mean and deviation of a batch's latents: encoded now, or taken from the cache."""
+        if "pixel_values" in batch:
+            return self.space.encode(batch["pixel_values"])
+        return batch["mean"], batch.get("std")
+
+
+class ImageTask(ImageLevelTask):
+    """A network of images, from its config or from a saved pipeline."""
+
+    default_vp: ClassVar[str]  # scheduler class for sampling a variance preserving process
+    average_warmup: ClassVar[tuple[str, ...]] = ()  # flags of the average's warm-up, without ema_
+    classes: int | None = None
+    id2label: dict[int, str] | None = None
+
+    @property
+    def guidance_scale(self) -> float | None:
+        """Of classes; None without them."""
+        return None
+
+    @property
+    def private(self) -> bool:
+        """Whether a new repository is hidden."""
+        return False
+
+    # -- the command line ------------------------------------------------------------------------
+
+    def settle(self, args: Arguments) -> None:
+        """The formulation is that of the pretrained pipeline, ddpm without one. EDM draws
+        log-normally without a floor, as its paper does, unless a sampler or a floor is given."""
+        if args.formulation is None and args.pretrained_model_name_or_path is not None:
+            args.formulation = formulation_of(args)
+        args.formulation = args.formulation or "ddpm"
+        drawn_by_flag = "timestep_sampler" in args.given or args.timestep_bias_strategy != "none"
+        if args.formulation == "edm" and not drawn_by_flag:
+            _settle_log_normal(args)
+
+    # -- what is trained on ----------------------------------------------------------------------
+
+    def choose_levels(self, args: Arguments, seed: int) -> Levels:
+        pixels = parts.autoencoder_source(args) is None
+        if pixels and args.cache_latents:
+            raise UsageError(
+                "--cache_latents has no effect in pixels: give "
+                "--pretrained_vae_model_name_or_path, or drop it."
+            )
+        schedulers = build_schedulers(args, pixels=pixels, default_vp=self.default_vp)
+        levels = Levels.of(args, *schedulers, seed, continuous=not args.discrete_timesteps)
+        if args.learned_variance == "vlb":
+            with usage_errors("--learned_variance vlb"):
+                table = levels.objective.levels
+                levels.bound = VariationalBound(table, bins=256 if pixels else None)
+        return levels
+
+    def choose(self, args: Arguments, seed: int) -> None:
+        super().choose(args, seed)
+        parts.check_network(args, labelled=bool(self.text_columns))
+
+    def load_rows(self, args: Arguments, seed: int) -> Any:
+        return load_images(
+            args.dataset_name,
+            args.dataset_config_name,
+            args.train_data_dir,
+            cache_dir=args.cache_dir,
+            image_column=args.image_column,
+            **self.text_columns,
+            max_train_samples=args.max_train_samples,
+            seed=seed,
+        )
+
+    def model_facts(self, args: Arguments) -> dict[str, Any]:
+        return parts.model_facts(args, self.classes)
+
+    def publisher(self, job: JobParts) -> ImagePublisher:
+        self.published = ImagePublisher(
+            job.args,
+            job.accelerator,
+            self.levels,
+            job.plan,
+            seed=job.seed,
+            id2label=self.id2label,
+            private=self.private,
+        )
+        return self.published
+
+    # -- models ----------------------------------------------------------------------------------
+
+    def load(self, job: JobParts) -> Trained:
+        args, accelerator = job.args, job.accelerator
+        device, dtype = accelerator.device, frozen_dtype(accelerator)
+        # What is encoded once is encoded in full; and the whole pipeline can be saved at any time.
+        space = parts.load_space(args)
+        kept = space.model
+        if kept is not None:
+            half = dtype != torch.float32 and not args.cache_latents
+            model = copy.deepcopy(kept).to(dtype) if half else kept
+            space = LatentSpace.of(model.to(device))
+        network = parts.make_network(args, space, self.classes, job.seed)
+        with usage_errors("--formulation"):
+            check_conditioning(network, self.levels.sampler.levels.timesteps)
+        parts.ready(args, network, device)
+        warmup = {name: args[f"ema_{name}"] for name in self.average_warmup}
+        warmup |= {"use_ema_warmup": True} if warmup else {}
+        averages = Averages(network).with_ema(args, device, warmup=warmup).with_power(args)
+        self.models = parts.ImageModels(network, space, kept)
+        self.null_label = null_class(network) if takes_labels(network) else None
+        self.published.models, self.published.averages = self.models, averages
+        self.evaluator = self._evaluator(job)
+        self.latents = self._cached_latents(job)
+        return Trained(network, parts.folder_name(network), averages)
+
+    def _evaluator(self, job: JobParts) -> Any:
+        args = job.args
+        real = training_images(
+            job.rows, args.resolution, args.image_interpolation_mode, args.image_column
+        )
+        return make_evaluator(
+            args,
+            job.accelerator,
+            real,
+            len(job.rows),
+            job.seed,
+            args.max_train_steps,
+            self.guidance_scale,
+        )
+
+    def _cached_latents(self, job: JobParts) -> CachedLatents | None:
+        """The latents of all images, for --cache_latents."""
+        args, accelerator = job.args, job.accelerator
+        if not args.cache_latents:
+            return None
+        folder = args.train_data_dir if args.dataset_name is None else None
+        label_column = self.text_columns.get("label_column")
+        fingerprint = {
+            "autoencoder": parts.autoencoder_identity(args),
+            "data": dataset_digest(job.rows, args.image_column, label_column, folder),
+        }
+        return cache_latents(
+            job.rows,
+            self.models.space,
+            self.transform(),
+            fingerprint=fingerprint,
+            folder=args.latent_cache_dir or Path(args.output_dir, LATENTS_FOLDER),
+            image_column=args.image_column,
+            crops=args.latent_crops,
+            flip=args.random_flip,
+            seed=CROP_SEED,
+            batch_size=args.train_batch_size,
+            device=accelerator.device,
+            dtype=args.latent_cache_dtype,
+            progress=accelerator.is_local_main_process,
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
+            wait=accelerator.wait_for_everyone,
+        )
+
+    def make_run(self, job: JobParts, **common: Any) -> ImageRun:
+        space = self.models.space
+        return ImageRun(**common, levels=self.levels, space=space, null_label=self.null_label)
+
+    def dataset_options(self, job: JobParts) -> dict[str, Any]:
+        """What else the data set is told."""
+        return {}
+
+    def dataset(self, job: JobParts) -> ImageDataset:
+        return ImageDataset(
+            job.rows,
+            job.plan,
+            self.transform(),
+            image_column=job.args.image_column,
+            latents=self.latents,
+            **self.dataset_options(job),
+        )
+
+    def described(self, job: JobParts) -> dict[str, Any]:
+        return {
+            "classes": self.classes,
+            "space": self.models.space.kind,
+            "network": type(self.models.network).__name__,
+            "formulation": job.args.formulation,
+        }
+
+    # -- metrics while it trains -----------------------------------------------------------------
+
+    def started(self, job: JobParts) -> None:
+        super().started(job)
+        if self.evaluator is None:
+            return
+        # make up those of the step that the run goes on from, where it was stopped before them
+        missing = [job.start not in read_metrics(Path(job.args.output_dir))]
+        broadcast_object_list(missing)  # the main process may be the only one to see the file
+        if missing[0] and job.start < job.args.max_train_steps:
+            self._evaluate(job, job.start)
+
+    def after_update(self, job: JobParts, done: int, outcome: Any, norm: Tensor | None) -> None:
+        if done < job.args.max_train_steps:  # at the end, all is saved first
+            self._evaluate(job, done)
+
+    def finished(self, job: JobParts) -> None:
+        self._evaluate(job, job.args.max_train_steps)
+
+    def _evaluate(self, job: JobParts, done: int) -> None:
+        if self.evaluator is not None and self.evaluator.is_due(done):
+            with self.published.averages.shown():
+                images = self.published.images(job.args.eval_num_inference_steps)
+                self.evaluator.evaluate(images, done)
+
+
+def _settle_log_normal(args: Arguments) -> None:
+    """The paper's law is meant for data of standard deviation 0.5; other data have other noise."""
+    args.timestep_sampler = "edm"
+    if "timestep_sampler_args" not in args.given:
+        shift = math.log(sigma_data_of(args) / 0.5)
+        args.timestep_sampler_args = {"p_mean": float(f"{-1.2 + shift:.6g}")} if shift else {}
+    if args.timestep_floor is None:
+        args.timestep_floor = 0.0

@@ -1,0 +1,98 @@
+"""What every kind of training on noise levels has in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from diffusers_curriculum.training.arguments.command_line import Arguments
+from diffusers_curriculum.training.checkpoint.same_run import dataset_facts, level_facts, run_facts
+from diffusers_curriculum.training.data.bad_samples import usable_images
+from diffusers_curriculum.training.data.transforms import ImageTransform
+from diffusers_curriculum.training.levels.levels import Levels
+from diffusers_curriculum.training.levels.timesteps import check_length
+from diffusers_curriculum.training.loop.monitor import LevelMonitor
+from diffusers_curriculum.training.loop.task import JobParts, Task
+
+
+class LevelTask(Task):
+    """A task with noise levels to draw.
+
+    Attributes:
+        args: the checked command line, once levels are chosen.
+        levels: what is trained on.
+    """
+
+    args: Arguments
+    levels: Levels
+
+    def choose_levels(self, args: Arguments, seed: int) -> Levels:
+        """Schedulers, sampler, objective and weights."""
+        raise NotImplementedError
+
+    def model_facts(self, args: Arguments) -> dict[str, Any]:
+        """What tells the network and its frozen parts; cheap, and without loading them."""
+        return {}
+
+    def show(self, args: Arguments) -> str | None:
+        if args.show_timesteps is None:
+            return None
+        from diffusers_curriculum.analysis.preview import make_preview
+        from diffusers_curriculum.analysis.show import show
+
+        levels = self.choose_levels(args, args.seed or 0)
+        preview = make_preview(
+            levels.sampler, levels.weights, args.max_train_steps, inference=levels.inference
+        )
+        return show(preview, args.show_timesteps)
+
+    def choose(self, args: Arguments, seed: int) -> None:
+        self.args, self.levels = args, self.choose_levels(args, seed)
+
+    def data_facts(self, job: JobParts) -> dict[str, Any]:
+        """What tells the samples."""
+        raise NotImplementedError
+
+    def facts(self, job: JobParts) -> dict[str, Any]:
+        check_length(job.args, self.levels.sampler, job.args.max_train_steps)
+        facts = run_facts(job.args, job.plan, self.data_facts(job), self.model_facts(job.args))
+        return facts | level_facts(job.args, self.levels)
+
+    def monitor(self, job: JobParts) -> LevelMonitor:
+        return LevelMonitor(
+            self.levels,
+            job.args.timestep_plot_steps,
+            accelerator=job.accelerator,
+            guard=job.run.guard,
+            max_train_steps=job.args.max_train_steps,
+            log_every=job.args.log_every,
+        )
+
+    def parts(self, job: JobParts) -> dict[str, Any]:
+        learned = self.levels.learned
+        return {"sampler": self.levels.sampler} | ({"loss_weights": learned} if learned else {})
+
+    def started(self, job: JobParts) -> None:
+        self.levels.start(job.start, job.accelerator.device)
+        self.levels.warn_of_terminal_snr()
+
+
+class ImageLevelTask(LevelTask):
+    """A task on images, with captions or classes if any."""
+
+    @property
+    def text_columns(self) -> Mapping[str, str]:
+        """Columns beside the images, as ``caption_column`` or ``label_column``."""
+        return {}
+
+    def usable_rows(self, args: Arguments, accelerator: Any, rows: Any) -> Any:
+        return usable_images(args, accelerator, rows, **self.text_columns)
+
+    def data_facts(self, job: JobParts) -> dict[str, Any]:
+        text = next(iter(self.text_columns.values()), None)
+        columns = [job.args.image_column, *([] if text is None else [text])]
+        return dataset_facts(job.args, job.rows, text) | {"columns": columns}
+
+    def transform(self) -> ImageTransform:
+        """The geometry of the training images."""
+        return ImageTransform.of(self.args)

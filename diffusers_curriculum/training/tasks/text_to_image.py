@@ -1,0 +1,229 @@
+"""Fine-tuning Stable Diffusion on image and caption pairs: diffusers' train_text_to_image.py."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from diffusers_curriculum.training.arguments import environment
+from diffusers_curriculum.training.arguments.command_line import Arguments, CommandLine
+from diffusers_curriculum.training.arguments.curriculum import NOISE_LEVELS
+from diffusers_curriculum.training.arguments.flag import (
+    COUNT,
+    NOT_NEGATIVE,
+    SHARE,
+    Family,
+    Need,
+    path,
+    tracked,
+)
+from diffusers_curriculum.training.arguments.noise_levels import PREDICTION
+from diffusers_curriculum.training.arguments.run import (
+    CHECKPOINTS,
+    EMA,
+    HUB,
+    IMAGES,
+    KERNELS,
+    LOADING,
+    LOOP,
+    OPTIMIZER,
+    OUTPUT,
+    PRECISION,
+    RUN,
+    SAMPLES,
+    SOURCE,
+)
+from diffusers_curriculum.training.data.dataset import ImageCaptionDataset
+from diffusers_curriculum.training.data.sources import load_image_captions
+from diffusers_curriculum.training.errors import UsageError
+from diffusers_curriculum.training.levels.levels import Levels
+from diffusers_curriculum.training.loop.run import LevelRun
+from diffusers_curriculum.training.loop.task import JobParts, Trained
+from diffusers_curriculum.training.parts import stable_diffusion
+from diffusers_curriculum.training.parts.averages import Averages
+from diffusers_curriculum.training.process.runtime import frozen_dtype
+from diffusers_curriculum.training.publish.text_to_image import TextToImagePublisher
+from diffusers_curriculum.training.storage.fingerprints import model_identity
+from diffusers_curriculum.training.tasks.levels import ImageLevelTask
+
+logger = logging.getLogger(__name__)
+
+_WANTED = "a folder of images and a metadata file (metadata.jsonl or metadata.csv) of captions"
+_DREAMING = Need("--dream_training", lambda a: a.dream_training)
+_PROMPTED = Need("--validation_prompts", lambda a: bool(a.validation_prompts))
+
+_MODEL = Family.of(
+    "model",
+    tracked(
+        "pretrained_model_name_or_path",
+        str,
+        help="pipeline to fine-tune: a repository on the Hub or a local folder",
+        required=True,
+        convert=path,
+    ),
+    tracked("revision", str, help="branch, tag or commit of that repository"),
+    tracked("variant", str, help="variant of its weight files, such as fp16"),
+    tracked("non_ema_revision", str, help="deprecated: revision of the UNet; see --variant"),
+    setting="model",
+    check_machine=lambda args: environment.check_folder(
+        args, "pretrained_model_name_or_path", "a saved pipeline"
+    ),
+)
+_CAPTIONS = Family.of(
+    "data",
+    tracked("caption_column", str, "text", "column with the captions", setting="dataset"),
+    check_machine=lambda args: environment.check_data(args, _WANTED),
+)
+_NOISE = Family.of(
+    "objective",
+    tracked("noise_offset", float, 0, "scale of noise shared by a channel", bound=NOT_NEGATIVE),
+    tracked("input_perturbation", float, 0, "scale of noise on the input only", bound=NOT_NEGATIVE),
+    tracked("dream_training", help="train with DREAM (arXiv 2312.00210)"),
+    tracked(
+        "dream_detail_preservation",
+        float,
+        1.0,
+        "exponent p of DREAM",
+        bound=NOT_NEGATIVE,
+        needs=(_DREAMING,),
+    ),
+    setting="objective",
+)
+_VALIDATION = Family.of(
+    "validation",
+    tracked("validation_prompts", str, help="prompts drawn from time to time", nargs="+"),
+    tracked("validation_epochs", int, 5, "epochs between validations", bound=COUNT),
+)
+_DROPOUT = Family.of(
+    "further options",
+    tracked(
+        "caption_dropout",
+        float,
+        0.0,
+        "share of captions left empty",
+        bound=SHARE,
+        setting="images",
+    ),
+)
+OFFICIAL = (
+    "pretrained_model_name_or_path revision variant non_ema_revision dataset_name "
+    "dataset_config_name train_data_dir image_column caption_column max_train_samples cache_dir "
+    "resolution center_crop random_flip image_interpolation_mode dataloader_num_workers "
+    "train_batch_size num_train_epochs max_train_steps gradient_accumulation_steps "
+    "gradient_checkpointing seed local_rank learning_rate scale_lr lr_scheduler lr_warmup_steps "
+    "use_8bit_adam adam_beta1 adam_beta2 adam_weight_decay adam_epsilon max_grad_norm "
+    "prediction_type snr_gamma noise_offset input_perturbation dream_training "
+    "dream_detail_preservation use_ema offload_ema foreach_ema validation_prompts "
+    "validation_epochs mixed_precision allow_tf32 enable_xformers_memory_efficient_attention "
+    "output_dir logging_dir report_to tracker_project_name push_to_hub hub_token hub_model_id "
+    "checkpointing_steps checkpoints_total_limit resume_from_checkpoint"
+)
+
+
+@dataclass(kw_only=True)
+class TextToImageRun(LevelRun):
+    """What the step works with."""
+
+    models: stable_diffusion.Components
+
+
+class TextToImage(ImageLevelTask):
+    """Stable Diffusion, in the latents of its autoencoder, with captions."""
+
+    command_line = CommandLine(
+        "Fine-tune Stable Diffusion with a timestep curriculum and importance sampling.",
+        (
+            _MODEL,
+            SOURCE,
+            _CAPTIONS,
+            IMAGES,
+            LOADING,
+            SAMPLES,
+            RUN,
+            OPTIMIZER,
+            PREDICTION,
+            _NOISE,
+            EMA,
+            _VALIDATION,
+            PRECISION,
+            KERNELS,
+            OUTPUT,
+            HUB,
+            CHECKPOINTS,
+            *NOISE_LEVELS,
+            _DROPOUT,
+            LOOP,
+        ),
+        official=OFFICIAL,
+        changes={
+            "output_dir": {"default": "sd-model-finetuned"},
+            "tracker_project_name": {"default": "text2image-fine-tune"},
+            "validation_steps": {"needs": (_PROMPTED,)},
+        },
+    )
+
+    def check(self, args: Arguments) -> None:
+        if "non_ema_revision" in args.given:
+            logger.warning("--non_ema_revision is deprecated: use --variant=non_ema instead.")
+        else:
+            args.non_ema_revision = args.revision
+
+    def choose_levels(self, args: Arguments, seed: int) -> Levels:
+        levels = Levels.of(args, *stable_diffusion.load_schedulers(args), seed)
+        kind = levels.objective.prediction_type
+        if args.dream_training and kind != "epsilon":
+            raise UsageError(
+                f"--dream_training needs an epsilon model, and this one predicts {kind!r}: leave "
+                "it out or pass --prediction_type epsilon."
+            )
+        return levels
+
+    @property
+    def text_columns(self) -> Mapping[str, str]:
+        return {"caption_column": self.args.caption_column}
+
+    def load_rows(self, args: Arguments, seed: int) -> Any:
+        return load_image_captions(
+            args.dataset_name,
+            args.dataset_config_name,
+            args.train_data_dir,
+            cache_dir=args.cache_dir,
+            image_column=args.image_column,
+            **self.text_columns,
+            max_train_samples=args.max_train_samples,
+            seed=seed,
+        )
+
+    def model_facts(self, args: Arguments) -> dict[str, Any]:
+        return model_identity(args.pretrained_model_name_or_path, args.revision, args.variant)
+
+    def publisher(self, job: JobParts) -> TextToImagePublisher:
+        self.published = TextToImagePublisher(job.args, job.accelerator, self.levels, job.plan)
+        return self.published
+
+    def load(self, job: JobParts) -> Trained:
+        args, device = job.args, job.accelerator.device
+        self.tokenizer = stable_diffusion.load_tokenizer(args)
+        dtype = frozen_dtype(job.accelerator)
+        self.models = stable_diffusion.load_components(args, self.tokenizer, device, dtype)
+        unet = self.models.unet
+        source = stable_diffusion.averaged_unet(args) if args.use_ema else None
+        averages = Averages(unet).with_ema(args, device, source)
+        self.published.models, self.published.averages = self.models, averages
+        return Trained(unet, "unet", averages)
+
+    def make_run(self, job: JobParts, **common: Any) -> TextToImageRun:
+        return TextToImageRun(**common, levels=self.levels, models=self.models)
+
+    def dataset(self, job: JobParts) -> ImageCaptionDataset:
+        return ImageCaptionDataset(
+            job.rows,
+            job.plan,
+            self.tokenizer,
+            self.transform(),
+            image_column=job.args.image_column,
+            **self.text_columns,
+            caption_dropout=job.args.caption_dropout,
+        )

@@ -1,0 +1,251 @@
+"""Training an unconditional model: diffusers' train_unconditional.py, and more."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from diffusers_curriculum.training.arguments import environment
+from diffusers_curriculum.training.arguments.command_line import Arguments, CommandLine
+from diffusers_curriculum.training.arguments.curriculum import NOISE_LEVELS
+from diffusers_curriculum.training.arguments.evaluation import EVALUATION
+from diffusers_curriculum.training.arguments.flag import (
+    COUNT,
+    POSITIVE,
+    Family,
+    Need,
+    at_least,
+    path,
+    tracked,
+)
+from diffusers_curriculum.training.arguments.images import (
+    AUTOENCODER,
+    BETA_SCHEDULES,
+    DDPM,
+    FORMULATION,
+    PICTURES,
+    POWER_EMA,
+    PRETRAINED,
+    check_network_name,
+    check_pipeline,
+)
+from diffusers_curriculum.training.arguments.noise_levels import PREDICTION
+from diffusers_curriculum.training.arguments.run import (
+    CHECKPOINTS,
+    EMA,
+    HUB,
+    IMAGES,
+    KERNELS,
+    LOADING,
+    LOOP,
+    OPTIMIZER,
+    OUTPUT,
+    PRECISION,
+    RUN,
+    SAMPLES,
+    SOURCE,
+)
+from diffusers_curriculum.training.loop.task import JobParts
+from diffusers_curriculum.training.tasks.images import ImageTask
+
+_WANTED = "a folder of images"
+_AVERAGED = Need("--use_ema", lambda a: a.use_ema)
+_PUSHED = Need("--push_to_hub", lambda a: a.push_to_hub)
+_FROM_IMAGES = Need("images to train on (drop --cache_latents)", lambda a: not a.cache_latents)
+
+_MODEL = Family.of(
+    "model",
+    tracked(
+        "model_config_name_or_path",
+        str,
+        help="network to train: a config (file, folder, Hub repository), or DiT-S/2 ... DiT-XL/8 "
+        "(default: the U-Net of DDPM)",
+        dest="model_config",
+        convert=path,
+    ),
+    tracked(
+        "pretrained_model_name_or_path",
+        str,
+        help="unconditional pipeline to go on from",
+        convert=path,
+    ),
+    tracked("revision", str, help="branch, tag or commit of that repository", needs=(PRETRAINED,)),
+    tracked("variant", str, help="variant of its weight files, such as fp16", needs=(PRETRAINED,)),
+    setting="model",
+    check=check_network_name,
+    check_machine=check_pipeline,
+)
+_DATA = Family.of(
+    "data",
+    tracked(
+        "preserve_input_precision",
+        help="keep 16-bit images at their precision instead of 8 bits",
+        needs=(_FROM_IMAGES,),
+        setting="images",
+    ),
+    check_machine=lambda args: environment.check_data(args, _WANTED),
+)
+_WARM_UP = Family.of(
+    "moving average",
+    tracked("ema_inv_gamma", float, 1.0, "inverse gamma of the average's warm-up", bound=POSITIVE),
+    tracked("ema_power", float, 3 / 4, "power of the average's warm-up", bound=POSITIVE),
+    needs=_AVERAGED,
+    setting="ema",
+)
+_PROCESS = Family.of(
+    "variance preserving process",
+    tracked(
+        "ddpm_num_steps", int, 1000, "number of noise levels", bound=at_least(2), needs=(DDPM,)
+    ),
+    tracked(
+        "ddpm_beta_schedule",
+        str,
+        "linear",
+        "course of the noise",
+        known=BETA_SCHEDULES,
+        needs=(DDPM,),
+    ),
+    setting="schedule",
+)
+_PICTURES = Family.of(
+    "pictures",
+    tracked("no_pictures", help="draw none, neither on the way nor at the end"),
+    tracked("eval_batch_size", int, 16, "pictures drawn", bound=COUNT, needs=(PICTURES,)),
+    tracked(
+        "ddpm_num_inference_steps",
+        int,
+        1000,
+        "denoising steps per picture",
+        dest="validation_inference_steps",
+        bound=COUNT,
+        needs=(PICTURES,),
+    ),
+    tracked(
+        "save_images_epochs",
+        int,
+        10,
+        "epochs between pictures",
+        dest="validation_epochs",
+        bound=COUNT,
+        needs=(PICTURES,),
+    ),
+    tracked("save_model_epochs", int, 10, "epochs between copies of the pipeline", bound=COUNT),
+    tracked(
+        "sampling_scheduler",
+        str,
+        help="diffusers scheduler of pictures and pipeline (default: DDPMScheduler, "
+        "FlowMatchEulerDiscreteScheduler or EDMEulerScheduler)",
+        metavar="CLASS",
+    ),
+)
+_OUTPUT = Family.of(
+    "output",
+    tracked(
+        "overwrite_output_dir",
+        help="accepted and without effect, as officially: results never mix with older ones",
+    ),
+    tracked("hub_private_repo", help="create the repository as a private one", needs=(_PUSHED,)),
+)
+OFFICIAL = (
+    "model_config_name_or_path dataset_name dataset_config_name train_data_dir cache_dir "
+    "resolution center_crop random_flip dataloader_num_workers preserve_input_precision "
+    "train_batch_size eval_batch_size num_epochs save_images_epochs save_model_epochs "
+    "gradient_accumulation_steps local_rank mixed_precision "
+    "enable_xformers_memory_efficient_attention learning_rate lr_scheduler lr_warmup_steps "
+    "adam_beta1 adam_beta2 adam_weight_decay adam_epsilon use_ema ema_inv_gamma ema_power "
+    "ema_max_decay prediction_type ddpm_num_steps ddpm_num_inference_steps ddpm_beta_schedule "
+    "output_dir overwrite_output_dir logger logging_dir push_to_hub hub_token hub_model_id "
+    "hub_private_repo checkpointing_steps checkpoints_total_limit resume_from_checkpoint"
+)
+
+
+class Unconditional(ImageTask):
+    """Images alone."""
+
+    command_line = CommandLine(
+        "Train an unconditional diffusion or flow model with a curriculum over noise levels and "
+        "importance sampling.",
+        (
+            _MODEL,
+            SOURCE,
+            _DATA,
+            IMAGES,
+            LOADING,
+            SAMPLES,
+            AUTOENCODER,
+            RUN,
+            OPTIMIZER,
+            EMA,
+            _WARM_UP,
+            PREDICTION,
+            _PROCESS,
+            FORMULATION,
+            PRECISION,
+            KERNELS,
+            OUTPUT,
+            HUB,
+            _OUTPUT,
+            CHECKPOINTS,
+            *NOISE_LEVELS,
+            POWER_EMA,
+            _PICTURES,
+            EVALUATION,
+            LOOP,
+        ),
+        official=OFFICIAL,
+        changes={
+            # the official names and defaults
+            "num_train_epochs": {"name": "num_epochs"},
+            "report_to": {"name": "logger", "choices": ("tensorboard", "wandb")},
+            "ema_decay": {"name": "ema_max_decay"},
+            "output_dir": {"default": "ddpm-model-64"},
+            "tracker_project_name": {"default": "unconditional"},
+            "resolution": {"default": 64},
+            "image_interpolation_mode": {"default": "bilinear"},
+            "lr_scheduler": {"default": "cosine"},
+            "adam_beta1": {"default": 0.95},
+            "adam_weight_decay": {"default": 1e-6},
+            "mixed_precision": {"default": "no"},
+            "prediction_type": {
+                "default": "epsilon",
+                "choices": ("epsilon", "sample", "v_prediction"),
+                "needs": (DDPM,),
+            },
+            "validation_steps": {"needs": (PICTURES,)},
+        },
+    )
+    default_vp = "DDPMScheduler"
+    average_warmup = ("inv_gamma", "power")
+
+    def settle(self, args: Arguments) -> None:
+        super().settle(args)
+        # The official default is meant for a new DDPM; a pipeline, a flow and EDM have their own.
+        own = args.formulation != "ddpm" or args.pretrained_model_name_or_path is not None
+        if own and "prediction_type" not in args.given:
+            args.prediction_type = None
+        # The official script weighs the loss of x0 by the SNR, which makes it that of the noise.
+        if args.prediction_type == "sample" and args.loss_weighting == "none":
+            args.loss_weighting = "unit_epsilon"
+        self._settle_denoising(args)
+
+    def _settle_denoising(self, args: Arguments) -> None:
+        """1,000 steps are meant for DDPM; a flow and EDM need few. Metrics of DDPM need as many as
+        its pictures, which another sampler would not."""
+        drawn, measured = "validation_inference_steps", "eval_num_inference_steps"
+        if args.formulation != "ddpm" and drawn not in args.given:
+            args.validation_inference_steps = 50
+        ancestral = args.formulation == "ddpm" and args.sampling_scheduler is None
+        if ancestral and measured not in args.given:
+            args.eval_num_inference_steps = args.validation_inference_steps
+
+    @property
+    def private(self) -> bool:
+        return self.args.hub_private_repo
+
+    def dataset_options(self, job: JobParts) -> dict[str, Any]:
+        return {"precise": job.args.preserve_input_precision}
+
+    def after_update(self, job: JobParts, done: int, *outcome: Any) -> None:
+        ends = job.plan.epoch_is_due(done, job.args.save_model_epochs)
+        if ends and done < job.args.max_train_steps:
+            self.published.keep()
+        super().after_update(job, done, *outcome)
