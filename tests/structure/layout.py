@@ -9,6 +9,7 @@ from pathlib import Path
 
 PACKAGE = "diffusers_curriculum"
 FLOORS = {
+    "__version__": 0,
     "catalogue": 0,
     "noise_levels": 0,
     "densities": 0,

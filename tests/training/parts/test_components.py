@@ -22,7 +22,7 @@ from diffusers import (
 )
 from transformers import CLIPTextModel
 
-from diffusers_curriculum.models import TinySizes, make_tiny_pipeline
+from diffusers_curriculum.models.tiny import TinySizes, make_tiny_pipeline
 from diffusers_curriculum.training.errors import UsageError
 from diffusers_curriculum.training.parts import stable_diffusion as components
 
