@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import PartialState
 from accelerate.tracking import TensorBoardTracker
 from diffusers import AutoencoderKL, DDPMScheduler, EulerDiscreteScheduler, UNet2DConditionModel
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
@@ -308,6 +309,15 @@ def image_events(folder: Path) -> list[tuple[str, int, bytes]]:
     return [(tag, e.step, e.encoded_image_string) for tag in tags for e in events.Images(tag)]
 
 
+@pytest.fixture
+def _accelerate_started() -> Iterator[None]:
+    """accelerate's trackers log through its own loggers, which ask for its state."""
+    PartialState()
+    yield
+    PartialState._reset_state()
+
+
+@pytest.mark.usefixtures("_accelerate_started")
 def test_tensorboard_receives_the_pictures(tmp_path: Path) -> None:
     from torch.utils.tensorboard.writer import SummaryWriter
 
