@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from diffusers import DDPMScheduler
 
 import diffusers_curriculum
 from diffusers_curriculum import pipelines
@@ -104,6 +105,14 @@ def test_verify_runs_without_any_library(tmp_path: Path) -> None:
     names, told = cli("verify", str(tmp_path))
     assert names == []
     assert "1 of 1 checkpoints whole" in told
+
+
+@pytest.mark.parametrize("more", [(), ("--compare", "uniform", "laplace")], ids=str)
+def test_a_preview_in_text_draws_with_no_plotting_library(tmp_path: Path, more: tuple) -> None:
+    DDPMScheduler().save_pretrained(tmp_path)
+    names, told = cli("preview", str(tmp_path), "--max_train_steps", "100", *more)
+    assert not {"matplotlib", "transformers", "datasets", "accelerate"} & set(names)
+    assert "log-SNR" in told
 
 
 @pytest.mark.parametrize("module", PARSERS)
