@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
-from diffusers.training_utils import compute_dream_and_update_latents
 from torch import Tensor
 
 from diffusers_curriculum import Slots
@@ -60,6 +59,8 @@ def training_step(
     noisy = run.objective.add_noise(latents, added, drawn.at)
     target = run.objective.target(latents, noise, drawn.at)
     if args.dream_training:
+        from diffusers.training_utils import compute_dream_and_update_latents
+
         noisy, target = compute_dream_and_update_latents(
             run.network,
             run.levels.scheduler,

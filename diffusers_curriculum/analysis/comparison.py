@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from diffusers_curriculum.analysis.plots import GREY, density_line
 from diffusers_curriculum.analysis.preview import Preview
 from diffusers_curriculum.analysis.summaries import QUANTILES
+
+# The table does without matplotlib, which takes part of a second.
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # distinct in print and to colour-blind readers (Okabe and Ito)
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
@@ -43,6 +46,8 @@ def plot_comparison(previews: Mapping[str, Preview]) -> Figure:
     Raises:
         ValueError: see :func:`check_comparable`.
     """
+    from matplotlib.figure import Figure
+
     check_comparable(previews)
     weighted = any(preview.weights is not None for preview in previews.values())
     figure = Figure(figsize=(11, 7.5 if weighted else 4.2), layout="constrained")
@@ -88,6 +93,8 @@ def _weighted(previews: Mapping[str, Preview], name: int, head: str) -> Iterator
 
 
 def _overlay(axes: np.ndarray, previews: Mapping[str, Preview], field: str, what: str) -> None:
+    from diffusers_curriculum.analysis.plots import GREY, density_line
+
     left: Axes = axes[0]
     right: Axes = axes[1]
     first = next(iter(previews.values()))

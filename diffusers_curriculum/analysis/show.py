@@ -6,7 +6,6 @@ import json
 import sys
 from pathlib import Path
 
-from diffusers_curriculum.analysis.plots import plot_preview, save_figure
 from diffusers_curriculum.analysis.preview import Preview
 from diffusers_curriculum.analysis.terminal import characters_for, render
 
@@ -30,6 +29,9 @@ def show(preview: Preview, where: str) -> str:
     if where.endswith(".json"):
         Path(where).write_text(json.dumps(preview.to_json(), allow_nan=False) + "\n", "utf-8")
     else:
+        # here, as matplotlib takes part of a second and the other forms do without it
+        from diffusers_curriculum.analysis.plots import plot_preview, save_figure
+
         save_figure(plot_preview(preview), where)
     warnings = [f"warning: {warning}" for warning in preview.warnings]
     return "\n".join([f"{where}: {preview.title}", *warnings])

@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable
 
+from diffusers_curriculum import __version__
 from diffusers_curriculum.cli.answer import Answer
 from diffusers_curriculum.cli.preview import add_preview
 from diffusers_curriculum.cli.reconstruct_ema import add_reconstruct_ema
@@ -36,6 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="diffusers-curriculum",
         description="Tools around curricula and timestep samplers for diffusers.",
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_make_tiny(commands)
     _add_verify(commands)

@@ -126,7 +126,6 @@ def _one(args: argparse.Namespace, source: Source, flags: Sequence[Sequence[str]
 def _compare(args: argparse.Namespace, source: Source, output: Path | None) -> Answer:
     """Several samplers under the same other flags."""
     from diffusers_curriculum.analysis.comparison import comparison_table, plot_comparison
-    from diffusers_curriculum.analysis.plots import save_figure
 
     given = [flag[0] for flag in args.training_flags if flag[0].startswith("--timestep_sampler")]
     if given:
@@ -138,6 +137,8 @@ def _compare(args: argparse.Namespace, source: Source, output: Path | None) -> A
     if output.suffix == ".json":
         _write_json(output, {name: preview.to_json() for name, preview in previews.items()})
     else:
+        from diffusers_curriculum.analysis.plots import save_figure
+
         save_figure(plot_comparison(previews), output)
     return Answer(f"{text}\n\n{output}: {len(previews)} samplers")
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from diffusers import DiTTransformer2DModel
-from diffusers.models.embeddings import LabelEmbedding, PatchEmbed
 from torch import nn
+
+if TYPE_CHECKING:
+    from diffusers import DiTTransformer2DModel
 
 
 class DiTSize(NamedTuple):
@@ -59,6 +60,8 @@ def initialise_dit(network: DiTTransformer2DModel) -> None:
     label and timestep N(0, 0.02^2), all modulations and the output layer zero: every block starts
     as the identity, the whole network as zero. Call it inside `torch.random.fork_rng`.
     """
+    from diffusers.models.embeddings import LabelEmbedding, PatchEmbed  # here, as it takes seconds
+
     for module in network.modules():
         if isinstance(module, nn.Linear):
             _xavier(module)

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import torch
-from diffusers import AutoencoderKL, VQModel
 from torch import Tensor
 
 from diffusers_curriculum.models.loading import load_model, read_config
-from diffusers_curriculum.models.vit_vq import ViTVQModel
 
-KINDS: dict[str, Any] = {
-    "AutoencoderKL": AutoencoderKL,
-    "VQModel": VQModel,
-    "ViTVQModel": ViTVQModel,
+# Known autoencoders, and where they are imported from when one is used: that takes seconds.
+KINDS = {
+    "AutoencoderKL": "diffusers",
+    "VQModel": "diffusers",
+    "ViTVQModel": "diffusers_curriculum.models.vit_vq",
 }
 
 
@@ -58,8 +58,8 @@ class LatentSpace:
             raise ValueError(f"batch_size={batch_size} encodes nothing: give 1 or more.")
         if vae is None:
             return cls(None, "pixels", batch_size)
-        for kind, known in KINDS.items():
-            if isinstance(vae, known):
+        for kind in KINDS:
+            if isinstance(vae, _class(kind)):
                 _check_shifts(vae, kind)
                 return cls(vae, kind, batch_size)
         raise ValueError(
@@ -83,7 +83,7 @@ class LatentSpace:
             ValueError: its config.json names no known autoencoder, or it cannot be read.
         """
         kind = _known_kind(read_config(path, revision, subfolder), path)
-        vae = load_model(KINDS[kind], path, revision, variant, subfolder, dtype)
+        vae = load_model(_class(kind), path, revision, variant, subfolder, dtype)
         return cls.of(vae.requires_grad_(False).eval(), batch_size)
 
     @classmethod
@@ -98,7 +98,7 @@ class LatentSpace:
         config = read_config(path, revision, subfolder)
         kind = _known_kind(config, path)
         with torch.device("meta"):
-            return cls.of(KINDS[kind].from_config(config))
+            return cls.of(_class(kind).from_config(config))
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Moments:
@@ -189,6 +189,10 @@ class LatentSpace:
             for name in ("latents_mean", "latents_std")
         )
         return scale / std, mean
+
+
+def _class(kind: str) -> Any:
+    return getattr(import_module(KINDS[kind]), kind)
 
 
 def _known_kind(config: dict[str, Any], path: str) -> str:

@@ -9,11 +9,17 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import AutoencoderKL
+from diffusers.configuration_utils import ConfigMixin
 from packaging import version
 
 # The keyword of from_pretrained; diffusers renamed it and deprecated the old name.
 DTYPE = "dtype" if version.parse(diffusers.__version__) >= version.parse("0.40") else "torch_dtype"
+
+
+class _Config(ConfigMixin):
+    """Reads the config of any model: the models' own classes take seconds to import."""
+
+    config_name = "config.json"
 
 
 @contextmanager
@@ -36,10 +42,9 @@ def read_config(
     Raises:
         ValueError: there is none, or it is not a JSON object.
     """
-    reader: Any = AutoencoderKL  # any class that keeps its config in config.json
     with loading(path, "config.json"):
         where, inner = _inside(path, subfolder)
-        config: Any = reader.load_config(where, revision=revision, subfolder=inner)
+        config: Any = _Config.load_config(where, revision=revision, subfolder=inner)
         if not isinstance(config, dict):
             raise ValueError(f"it holds a {type(config).__name__} instead of an object")
     return config

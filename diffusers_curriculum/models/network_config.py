@@ -6,8 +6,6 @@ import inspect
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from diffusers import DiTTransformer2DModel, UNet2DModel
-
 from diffusers_curriculum.models.dit import dit_config
 from diffusers_curriculum.models.loading import read_config
 
@@ -40,6 +38,8 @@ def network_class(config: dict[str, Any], source: str) -> Any:
     Raises:
         ValueError: the config of another class.
     """
+    from diffusers import DiTTransformer2DModel, UNet2DModel  # here, as they take seconds
+
     name = config.get("_class_name") or "UNet2DModel"
     if name == "UNet2DModel":
         return UNet2DModel
@@ -73,7 +73,8 @@ def complete_config(
     _fill(config, "in_channels", asked.channels, source)
     _fill(config, "sample_size", asked.sample_size, source)
     _fill_outputs(config, asked, source)
-    (_fill_dit if kind is DiTTransformer2DModel else _fill_unet)(config, asked, source)
+    fill = _fill_dit if kind.__name__ == "DiTTransformer2DModel" else _fill_unet
+    fill(config, asked, source)
     return kind, config
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from diffusers import DiTTransformer2DModel
-from diffusers.models.embeddings import LabelEmbedding
 from torch import Tensor
 
 from diffusers_curriculum.models.dit import initialise_dit
@@ -52,7 +50,7 @@ def build_network(
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         network = kind(**config)
-        if isinstance(network, DiTTransformer2DModel):
+        if kind.__name__ == "DiTTransformer2DModel":
             initialise_dit(network)
     return without_label_dropout(network)
 
@@ -81,6 +79,8 @@ def without_label_dropout(network: Any) -> Any:
     hardly ever without a label throughout; give it :func:`null_class` as the label instead. The
     null class keeps its row.
     """
+    from diffusers.models.embeddings import LabelEmbedding  # here, as it takes seconds
+
     for module in network.modules():
         if isinstance(module, LabelEmbedding):
             module.dropout_prob = 0.0

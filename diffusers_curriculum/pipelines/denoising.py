@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers.utils.pil_utils import numpy_to_pil
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
@@ -150,7 +150,7 @@ def to_images(latents: Tensor, vae: Any, output_type: str) -> Any:
     if output_type == "pt":
         return images
     arrays = images.cpu().permute(0, 2, 3, 1).numpy()
-    return DiffusionPipeline.numpy_to_pil(arrays) if output_type == "pil" else arrays
+    return numpy_to_pil(arrays) if output_type == "pil" else arrays
 
 
 def check_output_type(output_type: str) -> None:

@@ -42,7 +42,6 @@ from diffusers_curriculum.training.arguments.run import (
 from diffusers_curriculum.training.checkpoint.same_run import dataset_facts, run_facts
 from diffusers_curriculum.training.data.bad_samples import usable_images
 from diffusers_curriculum.training.data.dataset import ImageDataset
-from diffusers_curriculum.training.data.sources import load_images
 from diffusers_curriculum.training.data.transforms import ImageTransform
 from diffusers_curriculum.training.errors import UsageError
 from diffusers_curriculum.training.loop.run import Run
@@ -267,6 +266,8 @@ class VQGAN(Task):
         self.model_config = _model_config(args)
 
     def load_rows(self, args: Arguments, seed: int) -> Any:
+        from diffusers_curriculum.training.data.sources import load_images
+
         self.held_out = None
         if args.validation_data_dir is not None:
             held_out = args.validation_data_dir

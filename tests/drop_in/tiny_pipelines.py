@@ -32,7 +32,7 @@ from transformers import (
     T5Tokenizer,
 )
 
-from diffusers_curriculum.models import TinySizes, make_tiny_pipeline
+from diffusers_curriculum.models.tiny import TinySizes, make_tiny_pipeline
 from diffusers_curriculum.models.vocabulary import caption_tokenizer
 
 WIDTH = 16  # of every text embedding

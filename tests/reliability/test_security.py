@@ -17,6 +17,7 @@ from typing import Any
 import huggingface_hub.constants
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from huggingface_hub import HfApi
 from safetensors.torch import load_file
 
@@ -398,7 +399,7 @@ def test_the_loaders_open_no_pickle_either(
     weights.unlink()
     line = [*bench.argv(tmp_path), "--pretrained_model_name_or_path", str(model)]
     args = parse_args(line)
-    unet = components._model(components.UNet2DConditionModel, args, "unet")
+    unet = components._model(UNet2DConditionModel, args, "unet")
     with pytest.raises(UsageError, match=f"its {part} cannot be loaded"):
         components.load_components(args, None, torch.device("cpu"), torch.float32)
     with pytest.raises(OSError, match="safetensors"):

@@ -20,7 +20,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from PIL import Image
 
-from diffusers_curriculum.models import TinySizes, make_tiny_pipeline
+from diffusers_curriculum.models.tiny import TinySizes, make_tiny_pipeline
 from diffusers_curriculum.samplers import CurriculumTimestepSampler
 from diffusers_curriculum.training.loop import job
 from diffusers_curriculum.training.loop.monitor import LevelMonitor

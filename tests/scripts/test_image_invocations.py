@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from diffusers_curriculum.training.arguments import environment as environment_checks
+from diffusers_curriculum.training.data import sources
 from diffusers_curriculum.training.loop import job
 from diffusers_curriculum.training.parts import images as image_components
 from diffusers_curriculum.training.process import runtime
@@ -348,7 +349,7 @@ def _nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
 
         return fail
 
-    monkeypatch.setattr(image_task, "load_images", forbidden("the data set"))
+    monkeypatch.setattr(sources, "load_images", forbidden("the data set"))
     monkeypatch.setattr(image_task.ImageTask, "load", forbidden("a model"))
     monkeypatch.setattr(image_components, "load_space", forbidden("the autoencoder"))
     monkeypatch.setattr(image_components, "make_network", forbidden("the network"))

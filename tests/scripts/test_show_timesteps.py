@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from diffusers_curriculum.training.data import sources
 from diffusers_curriculum.training.parts import stable_diffusion as components
 from diffusers_curriculum.training.process import runtime
-from diffusers_curriculum.training.tasks import text_to_image
 from tests.scripts.small_runs import Bench, status
 
 
@@ -27,7 +27,7 @@ def _nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
 
         return fail
 
-    monkeypatch.setattr(text_to_image, "load_image_captions", forbidden("the data set"))
+    monkeypatch.setattr(sources, "load_image_captions", forbidden("the data set"))
     monkeypatch.setattr(components, "load_components", forbidden("a model"))
     monkeypatch.setattr(components, "load_tokenizer", forbidden("the tokenizer"))
     monkeypatch.setattr(runtime, "make_accelerator", forbidden("the accelerator"))

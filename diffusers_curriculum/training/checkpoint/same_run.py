@@ -11,9 +11,7 @@ import logging
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
-
-from datasets import Dataset
+from typing import TYPE_CHECKING, Any
 
 from diffusers_curriculum.samplers.configs import plain_config
 from diffusers_curriculum.training.arguments.command_line import Arguments
@@ -28,6 +26,9 @@ from diffusers_curriculum.training.storage.fingerprints import (
     hash_config,
     schedule_identity,
 )
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 logger = logging.getLogger(__name__)
 

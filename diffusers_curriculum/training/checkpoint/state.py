@@ -8,10 +8,9 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
-from diffusers.training_utils import EMAModel
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -33,6 +32,9 @@ from diffusers_curriculum.training.storage.tensors import (
     unpack,
     write_json,
 )
+
+if TYPE_CHECKING:
+    from diffusers.training_utils import EMAModel
 
 logger = logging.getLogger(__name__)
 

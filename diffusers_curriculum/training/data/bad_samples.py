@@ -10,9 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from datasets import Dataset
 from tqdm.auto import tqdm
 
 from diffusers_curriculum.training.arguments.command_line import Arguments
@@ -32,6 +31,9 @@ from diffusers_curriculum.training.data.checks import (
 )
 from diffusers_curriculum.training.errors import UsageError
 from diffusers_curriculum.training.storage.files import write_atomically
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 logger = logging.getLogger(__name__)
 

@@ -7,10 +7,9 @@ position), so the number of loader workers, of ranks and of interruptions change
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
@@ -25,6 +24,9 @@ from diffusers_curriculum.training.data.transforms import (
 )
 from diffusers_curriculum.training.errors import UsageError
 from diffusers_curriculum.training.process.stopping import ignore_stop_signals
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 class Latents(Protocol):

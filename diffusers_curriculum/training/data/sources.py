@@ -9,12 +9,12 @@ from typing import Any
 from datasets import ClassLabel, Dataset, DatasetDict, Image, load_dataset, load_from_disk
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
-from diffusers_curriculum.training.data.checks import (
+from diffusers_curriculum.training.data.checks import describe
+from diffusers_curriculum.training.data.columns import (
     check_columns,
     check_image_column,
     check_label_column,
     class_value,
-    describe,
     warn_of_unlisted_images,
 )
 from diffusers_curriculum.training.errors import UsageError

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from datasets import Dataset
 from torch import Tensor
 
 from diffusers_curriculum.metrics.choices import metrics_by_network, networks_of
@@ -16,6 +15,9 @@ from diffusers_curriculum.training.data.checks import describe, sample_name
 from diffusers_curriculum.training.data.transforms import ImageTransform, decode_image
 from diffusers_curriculum.training.errors import UsageError
 from diffusers_curriculum.training.evaluation.evaluator import EvaluationSettings, Evaluator, Images
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 def training_images(

@@ -8,12 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from diffusers import (
-    DDPMScheduler,
-    DiffusionPipeline,
-    EDMEulerScheduler,
-    FlowMatchEulerDiscreteScheduler,
-)
+import diffusers
 
 from diffusers_curriculum.noise_levels import NoiseLevels
 from diffusers_curriculum.training.arguments.command_line import Arguments
@@ -62,7 +57,7 @@ def _read_index(path: str, revision: str | None) -> Mapping[str, Any]:
         raise UsageError(f"--pretrained_model_name_or_path {path!r} is a file: give its folder.")
     refuse_foreign_code(path, revision)
     try:
-        index: Any = DiffusionPipeline.load_config(path, revision=revision)
+        index: Any = diffusers.DiffusionPipeline.load_config(path, revision=revision)
     except (OSError, ValueError) as error:
         raise UsageError(
             f"--pretrained_model_name_or_path {path!r} cannot be read "
@@ -118,8 +113,8 @@ def build_schedulers(args: Arguments, *, pixels: bool, default_vp: str) -> tuple
         )
         own = None
     settings = schedule_settings(own) | _settings(args, own is None, pixels)
-    kinds = {"ddpm": DDPMScheduler, "flow": FlowMatchEulerDiscreteScheduler}
-    kind: Any = kinds.get(args.formulation, EDMEulerScheduler)
+    kinds = {"ddpm": diffusers.DDPMScheduler, "flow": diffusers.FlowMatchEulerDiscreteScheduler}
+    kind: Any = kinds.get(args.formulation, diffusers.EDMEulerScheduler)
     base = {} if own is None else dict(own.config)
     try:
         training = kind.from_config(base, **settings)

@@ -11,12 +11,6 @@ from typing import Any
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from diffusers_curriculum.analysis.plots import (
-    figure_to_image,
-    plot_loss_by_noise_level,
-    plot_timesteps,
-    save_figure,
-)
 from diffusers_curriculum.samplers import CurriculumTimestepSampler
 from diffusers_curriculum.training.levels.levels import Levels
 from diffusers_curriculum.training.loop.run import LevelLosses
@@ -179,6 +173,8 @@ class LevelMonitor(Monitor):
 
     def plot(self, step: int) -> None:
         """Send a picture of the effective density to the trackers."""
+        from diffusers_curriculum.analysis.plots import figure_to_image, plot_timesteps
+
         if self.accelerator.is_main_process and self.accelerator.trackers:
             figure = plot_timesteps(self.sampler, self._cpu_weights(), self.max_train_steps)
             picture = figure_to_image(figure)
@@ -188,19 +184,21 @@ class LevelMonitor(Monitor):
 
     def finish(self, output_dir: str) -> None:
         """End the bar, and write timesteps.png and loss_per_noise_level.png."""
+        from diffusers_curriculum.analysis import plots
+
         super().finish(output_dir)
         if not self.accelerator.is_main_process:
             return
         folder = Path(output_dir)
         first, second = (half.summary() for half in self.halves)
-        save_figure(
-            plot_timesteps(self.sampler, self._cpu_weights(), self.max_train_steps),
+        plots.save_figure(
+            plots.plot_timesteps(self.sampler, self._cpu_weights(), self.max_train_steps),
             folder / "timesteps.png",
         )
         counts = [a + b for a, b in zip(first.counts, second.counts, strict=True)]
         losses = {"first half": first.means, "second half": second.means}
-        save_figure(
-            plot_loss_by_noise_level(first.edges, losses, counts),
+        plots.save_figure(
+            plots.plot_loss_by_noise_level(first.edges, losses, counts),
             folder / "loss_per_noise_level.png",
         )
 

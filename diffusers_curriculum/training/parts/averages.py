@@ -6,14 +6,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers.training_utils import EMAModel
 from torch import nn
 
 from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.parts.power_ema import PowerEMA, forget_later
+
+if TYPE_CHECKING:  # it takes a second to import, which --help should not have to wait for
+    from diffusers.training_utils import EMAModel
 
 SNAPSHOTS_FOLDER = "power_ema"
 _SNAPSHOTS = 64  # unless a flag says how often
@@ -52,6 +54,8 @@ class Averages:
         """
         if not args.use_ema:
             return self
+        from diffusers.training_utils import EMAModel
+
         self.ema = EMAModel(
             (source or self.network).parameters(),
             decay=args.ema_decay,

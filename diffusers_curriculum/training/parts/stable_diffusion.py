@@ -9,15 +9,8 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import (
-    AutoencoderKL,
-    DDPMScheduler,
-    SchedulerMixin,
-    StableDiffusionPipeline,
-    UNet2DConditionModel,
-)
+import transformers
 from packaging import version
-from transformers import CLIPTextModel, CLIPTokenizer
 
 from diffusers_curriculum.noise_levels import NoiseLevels
 from diffusers_curriculum.training.arguments.command_line import Arguments
@@ -56,14 +49,16 @@ def load_schedulers(args: Arguments) -> tuple[Any, Any]:
     refuse_foreign_code(args.pretrained_model_name_or_path, args.revision)
     where = {"subfolder": "scheduler", "revision": args.revision}
     with _loading(args.pretrained_model_name_or_path, "scheduler"):
-        config: Any = DDPMScheduler.load_config(args.pretrained_model_name_or_path, **where)
+        config: Any = diffusers.DDPMScheduler.load_config(
+            args.pretrained_model_name_or_path, **where
+        )
         name = str(config.get("_class_name"))
         kind: Any = getattr(diffusers, name, None)
-        if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin)):
+        if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
             raise UsageError(f"the pipeline's scheduler class {name!r} is not in diffusers.")
         own: Any = kind.from_config(config)  # pyright: ignore[reportAttributeAccessIssue]
     preserving = NoiseLevels.from_scheduler(own).family == "vp"
-    return (DDPMScheduler.from_config(config) if preserving else own), own
+    return (diffusers.DDPMScheduler.from_config(config) if preserving else own), own
 
 
 def load_tokenizer(args: Arguments) -> Any:
@@ -74,7 +69,7 @@ def load_tokenizer(args: Arguments) -> Any:
     """
     path, revision = args.pretrained_model_name_or_path, args.revision
     with _loading(path, "tokenizer"):
-        tokenizer: Any = CLIPTokenizer.from_pretrained(
+        tokenizer: Any = transformers.CLIPTokenizer.from_pretrained(
             path, subfolder="tokenizer", revision=revision
         )
         # Where files are missing, transformers makes an empty tokenizer: all captions look alike.
@@ -92,9 +87,9 @@ def load_components(
     Raises:
         UsageError: a component cannot be loaded.
     """
-    text_encoder = _model(CLIPTextModel, args, "text_encoder", frozen_dtype)
-    vae = _model(AutoencoderKL, args, "vae", frozen_dtype)
-    unet = _model(UNet2DConditionModel, args, "unet", revision=args.non_ema_revision)
+    text_encoder = _model(transformers.CLIPTextModel, args, "text_encoder", frozen_dtype)
+    vae = _model(diffusers.AutoencoderKL, args, "vae", frozen_dtype)
+    unet = _model(diffusers.UNet2DConditionModel, args, "unet", revision=args.non_ema_revision)
     for frozen in (text_encoder, vae):
         frozen.requires_grad_(False).eval().to(device)
     unet.requires_grad_(True).train().to(device)
@@ -109,13 +104,13 @@ def averaged_unet(args: Arguments) -> Any:
     """The UNet whose weights an average starts from; None where it is the one that is trained."""
     if args.non_ema_revision == args.revision:
         return None
-    return _model(UNet2DConditionModel, args, "unet")
+    return _model(diffusers.UNet2DConditionModel, args, "unet")
 
 
 def final_pipeline(args: Arguments, unet: Any, prediction_type: str) -> Any:
     """The pipeline to keep: the base's own components in float32, with the trained UNet and a
     scheduler that knows what it predicts."""
-    pipeline: Any = StableDiffusionPipeline.from_pretrained(
+    pipeline: Any = diffusers.StableDiffusionPipeline.from_pretrained(
         args.pretrained_model_name_or_path,
         unet=unet,
         revision=args.revision,

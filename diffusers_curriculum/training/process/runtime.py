@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 import secrets
 import sys
 import tempfile
 from collections.abc import Callable, Collection, Mapping
+from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import datasets
 import diffusers
 import torch
-import transformers
 from accelerate import Accelerator
 from accelerate.utils import (
     InitProcessGroupKwargs,
     ProjectConfiguration,
     broadcast_object_list,
 )
+from tqdm import tqdm
 
 from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.errors import DiskFullError, ExitCode, NonFiniteError, UsageError
@@ -73,9 +74,24 @@ def make_accelerator(args: Arguments) -> Accelerator:
     return accelerator
 
 
+class _AboveBars(logging.StreamHandler):
+    """Writes log lines above the progress bars, as tqdm.contrib.logging does."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        # tqdm's lock is shared with forked workers, which show no bars: one that was killed while
+        # it held the lock would stop this process for good
+        worker = multiprocessing.parent_process() is not None
+        with nullcontext() if worker else tqdm.external_write_mode(file=self.stream):
+            super().emit(record)
+
+
 def _set_up_logging(accelerator: Accelerator) -> None:
+    import datasets
+    import transformers
+
     main = accelerator.is_local_main_process
     logging.basicConfig(
+        handlers=[_AboveBars()],
         format="%(asctime)s - %(levelname)s - %(name)s - %(message)s",
         datefmt="%m/%d/%Y %H:%M:%S",
         level=logging.INFO if main else logging.WARNING,

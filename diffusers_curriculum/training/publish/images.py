@@ -15,11 +15,7 @@ from PIL.Image import Image
 from PIL.Image import fromarray as image_of
 from torch import Tensor, nn
 
-from diffusers_curriculum.pipelines import (
-    ClassConditionalPipeline,
-    UnconditionalPipeline,
-    fitting_pipeline,
-)
+from diffusers_curriculum import pipelines
 from diffusers_curriculum.randomness import key
 from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.data.plan import BatchPlan
@@ -133,12 +129,14 @@ class ImagePublisher(PipelinePublisher):
         vae = self.models.space.model if self.models else None
         parts = {folder_name(self.network): self.network, "vae": vae}
         if self.id2label is None:
-            return UnconditionalPipeline(self.levels.inference, **parts)
-        return ClassConditionalPipeline(self.levels.inference, id2label=self.id2label, **parts)
+            return pipelines.UnconditionalPipeline(self.levels.inference, **parts)
+        return pipelines.ClassConditionalPipeline(
+            self.levels.inference, id2label=self.id2label, **parts
+        )
 
     def _final_pipeline(self) -> Any:
         vae = self.models.kept if self.models else None
-        return fitting_pipeline(self.network, vae, self.levels.inference, self.id2label)
+        return pipelines.fitting_pipeline(self.network, vae, self.levels.inference, self.id2label)
 
     def _draw(self, build: Any) -> list[Image]:
         args = self.args

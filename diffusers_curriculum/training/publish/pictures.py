@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -140,9 +141,12 @@ def log_images(
     for tracker in accelerator.trackers:
         if tracker.name == "tensorboard":
             stacked = np.stack([np.asarray(image.convert("RGB")) for image in images])
-            tracker.writer.add_images(tag, stacked, step, dataformats="NHWC")
-        elif tracker.name == "wandb":
-            tracker.log({tag: _wandb_images(images, captions(images, prompts))}, step=step)
+            tracker.log_images({tag: stacked}, step=step, dataformats="NHWC")
+        elif tracker.name in ("wandb", "swanlab"):
+            # their trackers' log_images leaves no room for captions
+            kind: Any = import_module(tracker.name).Image
+            shown = zip(images, captions(images, prompts), strict=True)
+            tracker.log({tag: [kind(image, caption=text) for image, text in shown]}, step=step)
         else:
             _warn_once(tracker.name)
 
@@ -153,12 +157,6 @@ def captions(images: Sequence[Image], prompts: Sequence[str]) -> list[str]:
     return [f"{i}: {prompts[i // each]}" for i in range(len(images))]
 
 
-def _wandb_images(images: Sequence[Image], texts: Sequence[str]) -> list[Any]:
-    import wandb  # pyright: ignore[reportMissingImports]
-
-    return [wandb.Image(image, caption=t) for image, t in zip(images, texts, strict=True)]
-
-
 @cache
 def _warn_once(tracker: str) -> None:
-    logger.warning("tracker %r shows no pictures; use tensorboard or wandb to see them", tracker)
+    logger.warning("tracker %r shows no pictures; use tensorboard, wandb or swanlab", tracker)

@@ -10,13 +10,14 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator
+from importlib import import_module
 from pathlib import Path
-from typing import Any
-
-import pyarrow.compute
-from datasets import ClassLabel, Dataset
+from typing import TYPE_CHECKING, Any
 
 from diffusers_curriculum.noise_levels import NoiseLevels
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 # What a checkpoint does not hold, and a step depends on; the scheduler has a digest of its own.
 FROZEN_PARTS = ("text_encoder", "tokenizer", "vae")
@@ -38,12 +39,13 @@ def dataset_digest(
     """
     root = None if folder is None else os.path.abspath(folder)
     table: Any = rows.data
-    compute: Any = pyarrow.compute  # most of its names are made at import
+    compute: Any = import_module("pyarrow.compute")  # most of its names are made at import
     digest = hashlib.sha256()
     columns = [image_column] if text_column is None else [image_column, text_column]
     kind = None if text_column is None else rows.features[text_column]
-    if isinstance(kind, ClassLabel):
-        digest.update(json.dumps(kind.names).encode())
+    names = getattr(kind, "names", None)  # of a ClassLabel
+    if names is not None:
+        digest.update(json.dumps(names).encode())
     selected = rows._indices  # which rows of the table, None for all: no public name tells it
     if selected is not None:
         digest.update(selected.column(0).to_numpy().tobytes())

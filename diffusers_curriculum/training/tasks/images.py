@@ -20,7 +20,6 @@ from diffusers_curriculum.models.networks import check_conditioning, null_class,
 from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.cache.latents import CachedLatents, cache_latents
 from diffusers_curriculum.training.data.dataset import ImageDataset
-from diffusers_curriculum.training.data.sources import load_images
 from diffusers_curriculum.training.errors import UsageError, usage_errors
 from diffusers_curriculum.training.evaluation.record import read_metrics
 from diffusers_curriculum.training.evaluation.setup import make_evaluator, training_images
@@ -114,6 +113,8 @@ class ImageTask(ImageLevelTask):
         parts.check_network(args, labelled=bool(self.text_columns))
 
     def load_rows(self, args: Arguments, seed: int) -> Any:
+        from diffusers_curriculum.training.data.sources import load_images
+
         return load_images(
             args.dataset_name,
             args.dataset_config_name,
@@ -160,11 +161,16 @@ class ImageTask(ImageLevelTask):
         warmup |= {"use_ema_warmup": True} if warmup else {}
         averages = Averages(network).with_ema(args, device, warmup=warmup).with_power(args)
         self.models = parts.ImageModels(network, space, kept)
-        self.null_label = null_class(network) if takes_labels(network) else None
         self.published.models, self.published.averages = self.models, averages
         self.evaluator = self._evaluator(job)
         self.latents = self._cached_latents(job)
         return Trained(network, parts.folder_name(network), averages)
+
+    @property
+    def null_label(self) -> int | None:
+        """The class that stands for none; None for a network without labels."""
+        network = self.models.network
+        return null_class(network) if takes_labels(network) else None
 
     def _evaluator(self, job: JobParts) -> Any:
         args = job.args

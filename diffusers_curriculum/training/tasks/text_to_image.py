@@ -36,7 +36,6 @@ from diffusers_curriculum.training.arguments.run import (
     SOURCE,
 )
 from diffusers_curriculum.training.data.dataset import ImageCaptionDataset
-from diffusers_curriculum.training.data.sources import load_image_captions
 from diffusers_curriculum.training.errors import UsageError
 from diffusers_curriculum.training.levels.levels import Levels
 from diffusers_curriculum.training.loop.run import LevelRun
@@ -185,6 +184,8 @@ class TextToImage(ImageLevelTask):
         return {"caption_column": self.args.caption_column}
 
     def load_rows(self, args: Arguments, seed: int) -> Any:
+        from diffusers_curriculum.training.data.sources import load_image_captions
+
         return load_image_captions(
             args.dataset_name,
             args.dataset_config_name,

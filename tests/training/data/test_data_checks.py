@@ -7,10 +7,8 @@ import pytest
 from datasets import Features, List, Value
 from datasets import Image as ImageFeature
 
-from diffusers_curriculum.training.data.checks import (
-    caption_fault,
-    check_columns,
-)
+from diffusers_curriculum.training.data.checks import caption_fault
+from diffusers_curriculum.training.data.columns import check_columns
 from diffusers_curriculum.training.errors import UsageError
 
 

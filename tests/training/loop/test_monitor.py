@@ -120,7 +120,7 @@ def test_pictures_tell_what_was_learnt(monkeypatch: pytest.MonkeyPatch, tmp_path
         drawn.update(losses=losses, counts=counts)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("diffusers_curriculum.training.loop.monitor.plot_loss_by_noise_level", plot)
+    monkeypatch.setattr("diffusers_curriculum.analysis.plots.plot_loss_by_noise_level", plot)
     monitor, _ = monitor_of()
     feed(monitor, range(8))
     with pytest.raises(KeyboardInterrupt):
@@ -153,7 +153,7 @@ def test_only_the_main_process_leaves_pictures(tmp_path: Path) -> None:
 def test_the_density_is_sent_to_trackers_now_and_then() -> None:
     monitor, fake = monitor_of(plot_every=4)
     feed(monitor, range(8))
-    images = fake.trackers[0].writer.images
+    images = fake.trackers[0].images
     assert [(tag, step) for tag, _, step in images] == [("timesteps", 4), ("timesteps", 8)]
     assert images[0][1][3] == 3
 

@@ -21,9 +21,9 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from diffusers.training_utils import EMAModel
-from transformers import CLIPTextModel
+from transformers import CLIPTextModel, CLIPTokenizer
 
-from diffusers_curriculum.models import TinySizes, make_tiny_pipeline
+from diffusers_curriculum.models.tiny import TinySizes, make_tiny_pipeline
 from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.errors import UsageError
 from diffusers_curriculum.training.parts import stable_diffusion as components
@@ -151,7 +151,7 @@ def test_all_parts_come_from_one_revision_and_variant(
 
     for kind in (CLIPTextModel, AutoencoderKL, UNet2DConditionModel):
         spied(kind)
-    spied(components.CLIPTokenizer)
+    spied(CLIPTokenizer)
     flags = ("--revision", "r1", "--variant", "fp16", "--non_ema_revision", "r2")
     load(arguments(pipeline, *flags))
     assert asked.keys() == {"tokenizer", "text_encoder", "vae", "unet"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
+from tqdm import tqdm
 
 from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.errors import (
@@ -154,3 +156,22 @@ def test_the_run_is_told(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
         runtime.log_run({"examples": 12, "seed": 3})
     assert [r.message.strip() for r in caplog.records[1:]] == ["examples = 12", "seed = 3"]
+
+
+def logged_beside_a_bar(handler: type[logging.StreamHandler]) -> str:
+    stream = io.StringIO()
+    record = logging.LogRecord("x", logging.INFO, "x", 1, "a line", None, None)
+    with tqdm(total=3, file=stream):
+        handler(stream).emit(record)
+    return stream.getvalue()
+
+
+def test_log_lines_do_not_run_into_bars() -> None:
+    assert "\ra line\n\r" in logged_beside_a_bar(runtime._AboveBars)
+    assert "\ra line" not in logged_beside_a_bar(logging.StreamHandler)
+
+
+def test_workers_leave_the_lock_of_bars_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("multiprocessing.parent_process", object)
+    monkeypatch.setattr(tqdm, "external_write_mode", None)
+    assert "a line\n" in logged_beside_a_bar(runtime._AboveBars)

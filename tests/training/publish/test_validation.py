@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import PartialState
+from accelerate.tracking import TensorBoardTracker
 from diffusers import AutoencoderKL, DDPMScheduler, EulerDiscreteScheduler, UNet2DConditionModel
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
     FlowMatchEulerDiscreteScheduler,
@@ -247,24 +250,44 @@ def accelerator(*trackers: Any, main: bool = True) -> SimpleNamespace:
     return SimpleNamespace(trackers=list(trackers), is_main_process=main)
 
 
+def image_events(folder: Path) -> list[tuple[str, int, bytes]]:
+    events = EventAccumulator(str(folder), size_guidance={"images": 0}).Reload()
+    tags = events.Tags()["images"]
+    return [(tag, e.step, e.encoded_image_string) for tag in tags for e in events.Images(tag)]
+
+
+@pytest.fixture
+def _accelerate_started() -> Iterator[None]:
+    """accelerate's trackers log through its own loggers, which ask for its state."""
+    PartialState()
+    yield
+    PartialState._reset_state()
+
+
+@pytest.mark.usefixtures("_accelerate_started")
 def test_tensorboard_receives_the_pictures(tmp_path: Path) -> None:
     from torch.utils.tensorboard.writer import SummaryWriter
 
-    with SummaryWriter(str(tmp_path)) as writer:
-        tracker = SimpleNamespace(name="tensorboard", writer=writer)
-        log_images(accelerator(tracker), "validation", coloured(10, 20), PROMPTS, step=7)
-    events = EventAccumulator(str(tmp_path), size_guidance={"images": 0}).Reload()
-    tags = events.Tags()["images"]
-    assert tags == ["validation"]
-    assert [event.step for event in events.Images("validation")] == [7]
+    images = coloured(10, 20)
+    tracker = TensorBoardTracker("run", tmp_path / "sent")
+    tracker.start()
+    log_images(accelerator(tracker), "validation", images, PROMPTS, step=7)
+    tracker.finish()
+    with SummaryWriter(str(tmp_path / "by_hand")) as writer:
+        stacked = np.stack([np.asarray(image) for image in images])
+        writer.add_images("validation", stacked, 7, dataformats="NHWC")
+    events = image_events(tmp_path / "sent" / "run")
+    assert [event[:2] for event in events] == [("validation", 7)]
+    assert events == image_events(tmp_path / "by_hand")
 
 
-def test_wandb_receives_the_pictures_with_their_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["wandb", "swanlab"])
+def test_pictures_come_with_their_prompts(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     def picture(image: Any, caption: str) -> tuple[Any, str]:
         return image, caption
 
-    monkeypatch.setitem(__import__("sys").modules, "wandb", SimpleNamespace(Image=picture))
-    tracker, images = FakeTracker("wandb"), coloured(1, 2, 3, 4)
+    monkeypatch.setitem(sys.modules, name, SimpleNamespace(Image=picture))
+    tracker, images = FakeTracker(name), coloured(1, 2, 3, 4)
     log_images(accelerator(tracker), "test", images, PROMPTS, step=9)
     ((values, step),) = tracker.logged
     assert step == 9
@@ -279,7 +302,7 @@ def test_other_trackers_warn_once(caplog: pytest.LogCaptureFixture) -> None:
         for step in range(3):
             log_images(accelerator(tracker), "validation", coloured(1), ["a"], step)
     assert [record.getMessage() for record in caplog.records] == [
-        "tracker 'csv' shows no pictures; use tensorboard or wandb to see them"
+        "tracker 'csv' shows no pictures; use tensorboard, wandb or swanlab"
     ]
     assert tracker.logged == []
 
