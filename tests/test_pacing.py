@@ -351,7 +351,7 @@ def test_configs_round_trip(name: str) -> None:
         ("eager", {}, r"'eager' is unknown: choose from patience"),
         ("fixed", {"patience": 3}, r"'fixed' has no parameter 'patience': it takes stage_steps"),
         ("patience", {"name": "x"}, r"'patience' has no parameter 'name'"),
-        ("patience", {"patience": 0}, r"patience=0 must be a whole number, 1 or more"),
+        ("patience", {"patience": 0}, r"patience=0 must be a whole number of at least 1"),
         ("patience", {"patience": -200}, r"patience=-200"),
         ("patience", {"patience": 2.5}, r"patience=2.5"),
         ("patience", {"patience": True}, r"patience=True"),

@@ -12,7 +12,7 @@ wherever a density is::
         cdf = lambda self, l: torch.exp(-torch.exp(-l / self.b))
 
 Parameters are dataclass fields, checked when the law is built: finite numbers, unless the field
-says otherwise (:func:`positive`, and module ``fields``). What a law may add:
+says otherwise (:func:`positive`, or ``checks.checked``). What a law may add:
 
 - ``icdf``, where it has a closed form; else the cdf is bisected to the last bit;
 - ``sf``, so that the clean tail keeps digits that ``1 - cdf`` loses;
@@ -22,22 +22,19 @@ says otherwise (:func:`positive`, and module ``fields``). What a law may add:
   given by ``time_pdf`` and ``time_cdf``;
 - a subclass of :class:`ScheduleDensity` knows the schedule's ``edges``.
 
-``ENTRIES`` tells formula, source and families of each name, ``EXAMPLES`` parameters of a telling
-instance.
+``DENSITIES.entry(name)`` tells formula, source, families and parameters of a telling instance.
 """
 
 from diffusers_curriculum.densities.base import (
     DENSITIES,
-    ENTRIES,
-    EXAMPLES,
     Density,
     ScheduleDensity,
     SymmetricDensity,
     make_density,
     portable_parameters,
+    positive,
     register,
 )
-from diffusers_curriculum.densities.fields import positive
 from diffusers_curriculum.densities.laws import (
     Cauchy,
     Cosine,
@@ -49,7 +46,7 @@ from diffusers_curriculum.densities.laws import (
     Normal,
     SplitNormal,
 )
-from diffusers_curriculum.densities.mixture import Mixture
+from diffusers_curriculum.densities.nested import Mixture, Truncated
 from diffusers_curriculum.densities.points import Spline, Tabulated
 from diffusers_curriculum.densities.published import (
     CosMap,
@@ -61,16 +58,12 @@ from diffusers_curriculum.densities.published import (
     Mode,
     UShaped,
 )
-from diffusers_curriculum.densities.reference import UniformTimestep
 from diffusers_curriculum.densities.shift import shift_from_pixels, shift_from_tokens
-from diffusers_curriculum.densities.time_fraction import TimeDensity
+from diffusers_curriculum.densities.time_fraction import TimeDensity, UniformTimestep
 from diffusers_curriculum.densities.time_laws import Beta, Speed, TimestepBias
-from diffusers_curriculum.densities.truncated import Truncated
 
 __all__ = [
     "DENSITIES",
-    "ENTRIES",
-    "EXAMPLES",
     "Beta",
     "Cauchy",
     "CosMap",

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from diffusers_curriculum.checks import checked, finite
 from diffusers_curriculum.densities.base import Density, register
 from diffusers_curriculum.densities.curve import Curve, monotone_cubic, straight_lines
-from diffusers_curriculum.densities.fields import UNCHECKED, number_list
 from diffusers_curriculum.densities.table_file import read_table
 
 
@@ -65,7 +66,7 @@ class Spline(CurveDensity):
             density, or two at one log-SNR.
     """
 
-    points: list[list[float]] = field(metadata=UNCHECKED)
+    points: list[list[float]] = checked(None)
 
     @cached_property
     def _curve(self) -> Curve:
@@ -73,7 +74,7 @@ class Spline(CurveDensity):
             raise ValueError(
                 f"points={self.points!r} is not a list: write [[-4, 0], [0, 1], [4, 0]]."
             )
-        pairs = [number_list(f"points[{i}]", point) for i, point in enumerate(self.points)]
+        pairs = [_number_list(f"points[{i}]", point) for i, point in enumerate(self.points)]
         for i, pair in enumerate(pairs):
             if len(pair) != 2:
                 raise ValueError(f"points[{i}]={pair!r} is not a pair [log_snr, density].")
@@ -103,9 +104,9 @@ class Tabulated(CurveDensity):
             (the message names file and line).
     """
 
-    log_snr: list[float] | None = field(default=None, metadata=UNCHECKED)
-    density: list[float] | None = field(default=None, metadata=UNCHECKED)
-    path: str | None = field(default=None, metadata=UNCHECKED)
+    log_snr: list[float] | None = checked(None, default=None)
+    density: list[float] | None = checked(None, default=None)
+    path: str | None = checked(None, default=None)
 
     @cached_property
     def _curve(self) -> Curve:
@@ -132,7 +133,7 @@ def _columns(log_snr: Any, density: Any, path: Any) -> tuple[list[float], list[f
             "a table needs log_snr and density, two lists of numbers, or path, a CSV file with "
             "both as columns: give the one or the other."
         )
-    return number_list("log_snr", log_snr), number_list("density", density)
+    return _number_list("log_snr", log_snr), _number_list("density", density)
 
 
 def _sorted(log_snr: list[float], density: list[float]) -> tuple[Tensor, Tensor]:
@@ -154,3 +155,19 @@ def _sorted(log_snr: list[float], density: list[float]) -> tuple[Tensor, Tensor]
     if len(twice):
         raise ValueError(f"log-SNR {float(twice[0])!r} is given twice: give each point once.")
     return knots, torch.tensor(density, dtype=torch.float64)[order]
+
+
+def _number_list(name: str, value: Any) -> list[float]:
+    """The finite numbers of a JSON list.
+
+    Raises:
+        ValueError: it is no list, or holds something else (the message says where).
+    """
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise ValueError(
+            f"{name}={value!r} is not a list of numbers: write [-4, 0, 4] (of a tensor or an "
+            "array, pass .tolist())."
+        )
+    for position, number in enumerate(value):
+        finite(f"{name}[{position}]", number)
+    return [float(number) for number in value]

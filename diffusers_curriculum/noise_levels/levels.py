@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffusers_curriculum.checks import one_of
 from diffusers_curriculum.noise_levels.schedulers import Clock, clock_of, read_tables
 
 OUTER_EDGES = ("half", "clip", "inf")
@@ -61,8 +62,7 @@ class NoiseLevels:
             ValueError: unknown ``outer_edges``, or a scheduler without a table of noise levels
                 (the message names the attributes that were missing).
         """
-        if outer_edges not in OUTER_EDGES:
-            raise ValueError(f"outer_edges={outer_edges!r} is unknown: choose from {OUTER_EDGES}.")
+        one_of("outer_edges", outer_edges, OUTER_EDGES)
         family, alpha, sigma, timesteps = read_tables(scheduler)
         log_snr = _log_snr(family, alpha, sigma)
         if len(log_snr) < 2 or bool((log_snr.diff() > 0).any()):

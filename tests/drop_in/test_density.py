@@ -14,7 +14,8 @@ from torch import Tensor
 
 from diffusers_curriculum import DensityTimestepSampler, NoiseLevels, Slots, drop_in
 from diffusers_curriculum.densities import DENSITIES
-from diffusers_curriculum.drop_in import binding, official
+from diffusers_curriculum.drop_in import binding
+from diffusers_curriculum.drop_in import names as official
 from diffusers_curriculum.weighting import WEIGHTINGS
 from tests.floors_fixtures import SCHEDULERS, levels_of, untouched_global_generators
 from tests.statistics.checks import LAWS, counts_of, deviation, exact_cdf, kolmogorov
@@ -301,11 +302,14 @@ def test_a_loss_weighting_is_drawn_uniformly(name: str) -> None:
     assert torch.equal(draws(f"weighting:{name}", 64), draws("none", 64))
 
 
-def test_a_name_of_both_kinds_must_say_which(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(WEIGHTINGS, "laplace", WEIGHTINGS["min_snr"])
-    with pytest.raises(ValueError, match="say 'density:laplace' or 'weighting:laplace'"):
-        draws("laplace", 4)
-    assert not torch.equal(draws("density:laplace", 4), draws("weighting:laplace", 4))
+def test_a_name_of_both_kinds_must_say_which() -> None:
+    WEIGHTINGS.register("laplace")(WEIGHTINGS["min_snr"])
+    try:
+        with pytest.raises(ValueError, match="say 'density:laplace' or 'weighting:laplace'"):
+            draws("laplace", 4)
+        assert not torch.equal(draws("density:laplace", 4), draws("weighting:laplace", 4))
+    finally:
+        WEIGHTINGS.remove("laplace")
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from pathlib import Path
 PACKAGE = "diffusers_curriculum"
 FLOORS = {
     "catalogue": 0,
+    "checks": 0,
     "noise_levels": 0,
     "densities": 0,
     "randomness": 0,
