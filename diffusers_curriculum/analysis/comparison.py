@@ -10,8 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from diffusers_curriculum.analysis.plots import GREY, density_line
-from diffusers_curriculum.analysis.preview import Preview
-from diffusers_curriculum.analysis.summaries import QUANTILES
+from diffusers_curriculum.analysis.preview import QUANTILES, Preview
 
 # distinct in print and to colour-blind readers (Okabe and Ito)
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffusers_curriculum.checks import one_of
 from diffusers_curriculum.clustering import log_snr_cells
 from diffusers_curriculum.noise_levels import NoiseLevels, to_device
 
@@ -186,8 +187,7 @@ def finite_widths(levels: NoiseLevels) -> Tensor:
 
 
 def _cells(levels: NoiseLevels, bins: int, binning: str) -> Tensor:
-    if binning not in BINNINGS:
-        raise ValueError(f"binning={binning!r} is unknown: choose from {', '.join(BINNINGS)}.")
+    one_of("binning", binning, BINNINGS)
     if binning == "quantile":
         return torch.arange(len(levels)) * bins // len(levels)
     finite = levels.finite.nonzero().flatten()

@@ -23,7 +23,6 @@ from diffusers_curriculum.training.arguments.timesteps import (
     add_pacing_arguments,
     add_timestep_arguments,
     resolve_bias,
-    resolve_draws,
 )
 from diffusers_curriculum.training.errors import UsageError
 
@@ -80,7 +79,6 @@ def parse_checked(
         setattr(args, name, parse_key_values(f"--{name}", getattr(args, name) or ()))
     resolve_bias(args)
     check_arguments(args, parser.get_default, dependences)
-    resolve_draws(args)
     _resolve_snr_gamma(args)
     _resolve_local_rank(args)
     return args

@@ -16,9 +16,7 @@ DRAWS = ("iid", "stratified", "antithetic", "systematic", "sobol")
 ORDERS = ("easy_to_hard", "hard_to_easy", "random")
 CLUSTERINGS = ("auto", "log_snr", "snr", "log_snr_width", "quantile", "uniform", "explicit")
 WITHIN = ("base", "balanced")
-LEARNING = ("loss_second_moment", "loss_proportional", "information_rate", "gradient_norm")
 PACINGS = ("patience", "fixed", "linear", "cosine", "root")
-DRAW_DEFAULTS = {"timestep_draw": "iid", "timestep_floor": 0.1, "importance_correction": "none"}
 
 
 def is_file(timestep_sampler: str) -> bool:
@@ -33,9 +31,9 @@ def add_timestep_arguments(parser: argparse.ArgumentParser) -> None:
         "--timestep_sampler",
         metavar="NAME",
         default="uniform",
-        help="density over log-SNR that timesteps are drawn from (docs/catalogue.md); "
-        f"{', '.join(LEARNING)}: learned while the model trains; two_phase; or the file "
-        "timestep_sampler_config.json of any sampler",
+        help="density over log-SNR that timesteps are drawn from, or sampler that learns one while "
+        "the model trains (docs/catalogue.md); two_phase; or the file timestep_sampler_config.json "
+        "of any sampler",
     )
     add(
         "--timestep_sampler_args",
@@ -178,13 +176,3 @@ def resolve_bias(args: argparse.Namespace) -> None:
     }
     if args.timestep_floor is None:
         args.timestep_floor = 0.0
-
-
-def resolve_draws(args: argparse.Namespace) -> None:
-    """Put the defaults where nothing was given; a sampler that learns, and one from a file, keep
-    their own settings."""
-    if args.timestep_sampler in LEARNING or is_file(args.timestep_sampler):
-        return
-    for name, value in DRAW_DEFAULTS.items():
-        if getattr(args, name) is None:
-            setattr(args, name, value)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +13,25 @@ from diffusers_curriculum.densities import DENSITIES
 from diffusers_curriculum.noise_levels import NoiseLevels
 from diffusers_curriculum.samplers import (
     DensityTimestepSampler,
-    GradientNormTimestepSampler,
-    InformationRateTimestepSampler,
-    LossProportionalTimestepSampler,
-    LossSecondMomentTimestepSampler,
     SequenceTimestepSampler,
     TimestepSampler,
+    learning_samplers,
 )
 from diffusers_curriculum.training.arguments.timesteps import is_file
 from diffusers_curriculum.training.errors import UsageError
 
 UNCERTAINTY = "uncertainty"  # the loss weighting that is learned
-# Samplers that learn their law while the model trains.
-LEARNING: dict[str, Callable[..., TimestepSampler]] = {
-    "loss_second_moment": LossSecondMomentTimestepSampler,
-    "loss_proportional": LossProportionalTimestepSampler,
-    "information_rate": InformationRateTimestepSampler,
-    "gradient_norm": partial(GradientNormTimestepSampler, mode="loss"),
-}
+DRAW_DEFAULTS = {"timestep_draw": "iid", "timestep_floor": 0.1, "importance_correction": "none"}
+
+
+def resolve_draws(args: argparse.Namespace) -> None:
+    """Put the defaults where nothing was given; a sampler that learns, and one from a file, keep
+    their own settings."""
+    if args.timestep_sampler in learning_samplers() or is_file(args.timestep_sampler):
+        return
+    for name, value in DRAW_DEFAULTS.items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
 
 
 def build_base(args: argparse.Namespace, scheduler: Any, seed: int) -> TimestepSampler:
@@ -42,6 +41,8 @@ def build_base(args: argparse.Namespace, scheduler: Any, seed: int) -> TimestepS
         UsageError: an unknown name, a file that does not fit, or flags that exclude each other.
         ValueError, TypeError: the sampler refuses its arguments.
     """
+    resolve_draws(args)
+    learning = learning_samplers()
     name, own = args.timestep_sampler, dict(args.timestep_sampler_args)
     if is_file(name):
         return _sampler_of_file(name, scheduler)
@@ -56,20 +57,20 @@ def build_base(args: argparse.Namespace, scheduler: Any, seed: int) -> TimestepS
     given = {setting: value for setting, value in given.items() if value is not None}
     if name == "two_phase":
         return SequenceTimestepSampler.two_phase(scheduler, **own, **given)
-    if name in LEARNING and args.loss_weighting == UNCERTAINTY:
+    if name in learning and args.loss_weighting == UNCERTAINTY:
         raise UsageError(
             f"--loss_weighting {UNCERTAINTY} evens out the losses that --timestep_sampler {name} "
             "follows: drop one of the two."
         )
-    if name in LEARNING:
+    if name in learning:
         loss = {
             "prediction_type": args.prediction_type,
             "loss_weighting": args.loss_weighting,
             "loss_weighting_args": args.loss_weighting_args,
         }
-        return LEARNING[name](scheduler, **own, **given, **loss)
+        return learning[name].from_losses(scheduler, **own, **given, **loss)
     if name not in DENSITIES:
-        names = ", ".join([*sorted(DENSITIES), *LEARNING, "two_phase"])
+        names = ", ".join([*sorted(DENSITIES), *learning, "two_phase"])
         raise UsageError(
             f"--timestep_sampler {name!r} is unknown: choose from {names}, or give a file "
             "timestep_sampler_config.json."

@@ -18,8 +18,7 @@ from diffusers_curriculum.pacing import PLATEAU_STAGE, Pacing
 from diffusers_curriculum.samplers import CurriculumTimestepSampler, TimestepSampler
 from diffusers_curriculum.training.errors import UsageError
 from diffusers_curriculum.training.levels.samplers import UNCERTAINTY, build_base
-from diffusers_curriculum.weighting import loss_weights
-from diffusers_curriculum.weighting.register import WHOLE_SCHEDULE
+from diffusers_curriculum.weighting import WEIGHTINGS, loss_weights
 from diffusers_curriculum.weighting.tables import log_weight
 
 logger = logging.getLogger(__name__)
@@ -93,9 +92,8 @@ def exact_weights(
             (the options ``measure``, ``normalise`` and ``terminal_weight``, or "speed").
     """
     settings = args.loss_weighting_args
-    if args.loss_weighting in WHOLE_SCHEDULE or {"measure", "normalise", "terminal_weight"} & set(
-        settings
-    ):
+    whole = WEIGHTINGS.entry(args.loss_weighting).whole_schedule
+    if whole or {"measure", "normalise", "terminal_weight"} & set(settings):
         return of_cells
     kind, levels = objective.prediction_type, objective.levels
     return log_weight(args.loss_weighting, log_snr, kind, levels=levels, **settings).exp().float()
@@ -136,7 +134,7 @@ def build_objective(args: argparse.Namespace, sampler: TimestepSampler) -> Objec
 
 def check_length(args: argparse.Namespace, sampler: TimestepSampler, max_train_steps: int) -> None:
     """Refuse a curriculum that is too long for the run; see :func:`check_curriculum_fits`."""
-    if isinstance(sampler, CurriculumTimestepSampler):
+    if sampler.pacing is not None:
         share = args.curriculum_max_share
         check_curriculum_fits(sampler.pacing, sampler.stages, max_train_steps, share)
 

@@ -16,7 +16,7 @@ from diffusers_curriculum.analysis.plots import (
     plot_timesteps,
     save_figure,
 )
-from diffusers_curriculum.samplers import CurriculumTimestepSampler, TimestepSampler
+from diffusers_curriculum.samplers import TimestepSampler
 from diffusers_curriculum.training.loop.guard import FiniteGuard
 from diffusers_curriculum.training.loop.tracking import LossByNoiseLevel, RunningMean
 from diffusers_curriculum.training.publish.pictures import log_images
@@ -62,7 +62,7 @@ class Monitor:
         self.by_level, *self.halves = (
             LossByNoiseLevel(sampler.levels.log_snr, 10, device) for _ in range(3)
         )
-        self.stage = sampler.stage(0) if isinstance(sampler, CurriculumTimestepSampler) else 0
+        self.stage = sampler.stage(0)
         self.bar: Any = None
 
     @property
@@ -78,8 +78,7 @@ class Monitor:
 
     def start(self, step: int) -> None:
         """Show the progress bar from ``step`` on."""
-        if isinstance(self.sampler, CurriculumTimestepSampler):
-            self.stage = self.sampler.stage(step)
+        self.stage = self.sampler.stage(step)
         self.bar = tqdm(
             total=self.max_train_steps,
             initial=step,
@@ -126,37 +125,16 @@ class Monitor:
             "skipped_updates": skipped,
         }
         metrics |= {k: v for k, v in self.by_level.read().items() if v or "count" not in k}
-        room = "curriculum" if isinstance(self.sampler, CurriculumTimestepSampler) else "sampler"
-        metrics |= {f"{room}/{k}": float(v) for k, v in self.sampler.metrics().items()}
+        of_sampler = self.sampler.report(step)
+        metrics |= of_sampler.metrics
         shown = {"loss": f"{metrics['train_loss']:.4f}", "lr": f"{learning_rate:.2e}"}
-        if isinstance(self.sampler, CurriculumTimestepSampler):
-            shown |= self._report_stage(self.sampler, step, metrics)
+        shown |= of_sampler.shown
+        if of_sampler.stage != self.stage and self.accelerator.is_main_process:
+            logger.info("%s", of_sampler.news)
+        self.stage = of_sampler.stage
         self.accelerator.log(metrics, step=step)
         if self.bar is not None:
             self.bar.set_postfix(shown)
-
-    def _report_stage(
-        self, sampler: CurriculumTimestepSampler, step: int, metrics: dict[str, float]
-    ) -> dict[str, str]:
-        stage = sampler.stage(step)
-        low, high = sampler.open_range(stage)
-        metrics |= {
-            "curriculum/stage": stage,
-            "curriculum/log_snr_low": low,
-            "curriculum/log_snr_high": high,
-        }
-        if stage != self.stage and self.accelerator.is_main_process:
-            opened = sampler.opened_at.tolist()[stage - 1]
-            logger.info(
-                "stage %d of %d since step %d: log-SNR %.2f to %.2f",
-                stage,
-                sampler.stages,
-                opened,
-                low,
-                high,
-            )
-        self.stage = stage
-        return {"stage": f"{stage}/{sampler.stages}", "log_snr": f"[{low:.1f}, {high:.1f}]"}
 
     def plot(self, step: int) -> None:
         """Send a picture of the effective density to the trackers."""

@@ -328,10 +328,8 @@ def test_names_are_those_of_the_library():
     from diffusers_curriculum.samplers import stages
     from diffusers_curriculum.training.checkpoint import same_run as config_changes
     from diffusers_curriculum.training.data import bad_samples
-    from diffusers_curriculum.training.levels import samplers as base_samplers
     from diffusers_curriculum.training.loop import guard
 
-    assert set(timestep_arguments.LEARNING) == set(base_samplers.LEARNING)
     assert ("auto", *clustering.CLUSTERINGS) == timestep_arguments.CLUSTERINGS
     assert set(timestep_arguments.PACINGS) == set(pacing.PACINGS)
     assert set(timestep_arguments.DRAWS) == set(randomness.DRAWS)

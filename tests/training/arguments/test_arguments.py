@@ -126,9 +126,9 @@ def test_every_new_flag_is_reachable_by_its_full_name():
 NEW_DEFAULTS = {
     "timestep_sampler": "uniform",
     "timestep_sampler_args": {},
-    "timestep_draw": "iid",
-    "timestep_floor": 0.1,
-    "importance_correction": "none",
+    "timestep_draw": None,
+    "timestep_floor": None,
+    "importance_correction": None,
     "timestep_bias_strategy": "none",
     "timestep_bias_multiplier": 1.0,
     "timestep_bias_begin": 0,

@@ -27,6 +27,7 @@ from diffusers_curriculum.training.arguments.unconditional import (
     parse_unconditional_args,
 )
 from diffusers_curriculum.training.errors import UsageError
+from diffusers_curriculum.training.levels.samplers import resolve_draws
 
 FIXTURE = Path(__file__).parents[2] / "fixtures" / "official_flags.json"
 PACKAGE = Path(arguments.__file__).parents[2]
@@ -112,6 +113,7 @@ def test_x0_is_weighted_by_the_snr_as_officially() -> None:
 def test_what_is_drawn_by_default(parse: Any, more: str, sampler: str, floor: float) -> None:
     base = CLASS if parse is parse_class_args else DATA
     args = parse([*base, *more.split()])
+    resolve_draws(args)
     assert (args.timestep_sampler, args.timestep_floor) == (sampler, floor)
     assert args.prediction_type == (
         "epsilon" if parse is parse_unconditional_args and "formulation" not in more else None
