@@ -1,6 +1,5 @@
 """Curricula and importance sampling over noise levels for training diffusers models."""
 
-from diffusers_curriculum.learned_weighting import LearnedLossWeights, UncertaintyWeighting
 from diffusers_curriculum.noise_levels import NoiseLevels
 from diffusers_curriculum.objective import Objective
 from diffusers_curriculum.randomness import Slots
@@ -16,6 +15,7 @@ from diffusers_curriculum.samplers import (
     TimestepSampler,
 )
 from diffusers_curriculum.weighting import loss_weights
+from diffusers_curriculum.weighting.learned import LearnedLossWeights, UncertaintyWeighting
 
 __version__ = "0.1.0"
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -242,8 +242,3 @@ def make_pacing(name: str, /, **parameters: Any) -> Pacing:
             f"pacing {name!r} has no parameter {unknown[0]!r}: it takes {', '.join(known)}."
         )
     return kind(**parameters)
-
-
-def pacing_config(pacing: Pacing) -> dict[str, Any]:
-    """The parameters of ``pacing`` as plain values, for :func:`make_pacing`."""
-    return asdict(pacing)

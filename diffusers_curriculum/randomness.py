@@ -178,6 +178,23 @@ def uniforms(draw: str, *, seed: int, step: int, slots: Slots, purpose: str = "t
     return u[slots.start : slots.start + slots.count].clamp_(_TINY, 1 - _TINY)
 
 
+def batch_uniforms(
+    draw: str,
+    batch: int | Slots,
+    *,
+    seed: int,
+    step: int,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """:func:`uniforms` for a batch of this rank, or for the exact slots that it fills; where a
+    ``generator`` is given, keyed by its next number instead of by (seed, step)."""
+    if generator is not None:
+        drawn = torch.randint(2**62, (), generator=generator, device=generator.device)
+        seed, step = int(drawn), 0
+    slots = batch if isinstance(batch, Slots) else Slots.here(batch)
+    return uniforms(draw, seed=seed, step=step, slots=slots)
+
+
 @DRAWS.register("iid", formula="u_i independent")
 def _iid(rng: np.random.Generator, total: int, step: int, stream: int) -> np.ndarray:
     return rng.random(total)

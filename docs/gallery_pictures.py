@@ -18,10 +18,10 @@ from diffusers_curriculum.analysis.over_training import over_training
 from diffusers_curriculum.analysis.plots import BLUE, GREY, ORANGE, figure_to_image
 from diffusers_curriculum.analysis.preview import log_snr_histogram
 from diffusers_curriculum.catalogue import Entry
-from diffusers_curriculum.learned_weighting import LearnedLossWeights
 from diffusers_curriculum.noise_levels import NoiseLevels
 from diffusers_curriculum.samplers import DensityTimestepSampler, TimestepSampler
 from diffusers_curriculum.weighting import log_weight
+from diffusers_curriculum.weighting.learned import LearnedLossWeights
 
 STEPS = 1000
 SIZE, DPI = (4.2, 2.6), 90

@@ -17,9 +17,9 @@ from typing import Any
 
 from diffusers_curriculum.catalogue import Entry
 from diffusers_curriculum.densities import DENSITIES
-from diffusers_curriculum.learned_weighting import LEARNED_WEIGHTINGS
 from diffusers_curriculum.samplers import SAMPLERS
 from diffusers_curriculum.weighting import WEIGHTINGS
+from diffusers_curriculum.weighting.learned import LEARNED_WEIGHTINGS
 from docs.gallery_pictures import density_picture, sampler_picture, weighting_picture
 
 DOCS = Path(__file__).parent

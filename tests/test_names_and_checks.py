@@ -14,11 +14,11 @@ from diffusers_curriculum import catalogue, checks
 from diffusers_curriculum.catalogue import Catalogue
 from diffusers_curriculum.clustering import CLUSTERINGS
 from diffusers_curriculum.densities import DENSITIES
-from diffusers_curriculum.learned_weighting import LEARNED_WEIGHTINGS
 from diffusers_curriculum.pacing import PACINGS
 from diffusers_curriculum.randomness import DRAWS
 from diffusers_curriculum.samplers import SAMPLERS
 from diffusers_curriculum.weighting import WEIGHTINGS
+from diffusers_curriculum.weighting.learned import LEARNED_WEIGHTINGS
 from tests.structure.layout import imported_modules
 
 ALL = (DENSITIES, WEIGHTINGS, LEARNED_WEIGHTINGS, SAMPLERS, DRAWS, PACINGS, CLUSTERINGS)
@@ -110,7 +110,7 @@ def test_names_and_checks_need_no_torch() -> None:
         tree = ast.parse(Path(str(module.__file__)).read_text("utf-8"))
         roots = {name.partition(".")[0] for _, name in imported_modules(tree)}
         assert roots <= {
-            *("__future__", "collections", "dataclasses", "difflib", "math", "typing"),
+            *("__future__", "collections", "dataclasses", "difflib", "inspect", "math", "typing"),
             "diffusers_curriculum",
         }
         own = {n for _, n in imported_modules(tree) if n.startswith("diffusers_curriculum")}

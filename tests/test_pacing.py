@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from itertools import pairwise
 from typing import Any
 
@@ -19,7 +20,6 @@ from diffusers_curriculum.pacing import (
     Pacing,
     PatiencePacing,
     make_pacing,
-    pacing_config,
 )
 
 SCHEDULED = ("fixed", "linear", "cosine", "root")
@@ -341,7 +341,7 @@ def test_configs_round_trip(name: str) -> None:
         "fixed": {"stage_steps": 3},
     }
     pacing = make_pacing(name, **settings.get(name, {"total_steps": 12}))
-    assert make_pacing(name, **pacing_config(pacing)) == pacing
+    assert make_pacing(name, **asdict(pacing)) == pacing
     assert pacing != make_pacing(name)
 
 

@@ -14,8 +14,6 @@ FILES = (
     "clustering",
     "pacing",
     "objective",
-    "learned_weighting",
-    "learned_variance",
     "inference_spacing",
 )
 CURRICULUM, ADAPTIVE = "tests/samplers/test_curriculum.py", "tests/samplers/test_adaptive*.py"
@@ -24,8 +22,7 @@ OWN: dict[str, Sequence[str]] = {
     "catalogue": ("tests/test_names_and_checks.py", "tests/densities/test_catalogue.py"),
     "checks": ("tests/test_names_and_checks.py",),
     "densities/nested": ("tests/densities/test_combined.py",),
-    "learned_weighting": ("tests/weighting/test_learned.py",),
-    "densities/table_file": ("tests/densities/test_points.py",),
+    "weighting/learned": ("tests/weighting/test_learned.py",),
     "densities/curve": ("tests/densities/test_points.py",),
     "densities/time_fraction": ("tests/densities/test_time_laws.py",),
     "densities/laws": ("tests/test_densities.py",),
@@ -58,7 +55,7 @@ AROUND: dict[str, Sequence[str]] = {
     "clustering": (CURRICULUM, GOLDEN),
     "pacing": (CURRICULUM, GOLDEN),
     "objective": ("tests/test_exactness.py", "tests/weighting"),
-    "learned_variance": ("tests/test_learned_variance.py",),
+    "weighting/variational": ("tests/weighting/test_variational.py",),
     "inference_spacing": ("tests/test_cli_preview.py",),
 }
 

@@ -25,6 +25,7 @@ says otherwise (:func:`positive`, or ``checks.checked``). What a law may add:
 ``DENSITIES.entry(name)`` tells formula, source, families and parameters of a telling instance.
 """
 
+from diffusers_curriculum.densities import laws, nested, points, published, time_laws
 from diffusers_curriculum.densities.base import (
     DENSITIES,
     Density,
@@ -35,68 +36,25 @@ from diffusers_curriculum.densities.base import (
     positive,
     register,
 )
-from diffusers_curriculum.densities.laws import (
-    Cauchy,
-    Cosine,
-    CosineScaled,
-    CosineShifted,
-    Laplace,
-    Logistic,
-    LogSnrUniform,
-    Normal,
-    SplitNormal,
-)
-from diffusers_curriculum.densities.nested import Mixture, Truncated
-from diffusers_curriculum.densities.points import Spline, Tabulated
-from diffusers_curriculum.densities.published import (
-    CosMap,
-    Edm,
-    Edm2,
-    FlowUniform,
-    HeavyTail,
-    LogitNormal,
-    Mode,
-    UShaped,
-)
 from diffusers_curriculum.densities.shift import shift_from_pixels, shift_from_tokens
 from diffusers_curriculum.densities.time_fraction import TimeDensity, UniformTimestep
-from diffusers_curriculum.densities.time_laws import Beta, Speed, TimestepBias
 
 __all__ = [
     "DENSITIES",
-    "Beta",
-    "Cauchy",
-    "CosMap",
-    "Cosine",
-    "CosineScaled",
-    "CosineShifted",
     "Density",
-    "Edm",
-    "Edm2",
-    "FlowUniform",
-    "HeavyTail",
-    "Laplace",
-    "LogSnrUniform",
-    "Logistic",
-    "LogitNormal",
-    "Mixture",
-    "Mode",
-    "Normal",
     "ScheduleDensity",
-    "Speed",
-    "Spline",
-    "SplitNormal",
     "SymmetricDensity",
-    "Tabulated",
     "TimeDensity",
-    "TimestepBias",
-    "Truncated",
-    "UShaped",
     "UniformTimestep",
+    "laws",
     "make_density",
+    "nested",
+    "points",
     "portable_parameters",
     "positive",
+    "published",
     "register",
     "shift_from_pixels",
     "shift_from_tokens",
+    "time_laws",
 ]

@@ -23,7 +23,7 @@ from diffusers_curriculum.drop_in.names import (
 )
 from diffusers_curriculum.drop_in.weights import compute_loss_weighting_for_sd3
 from diffusers_curriculum.noise_levels import NoiseLevels, to_device
-from diffusers_curriculum.randomness import Slots, uniforms
+from diffusers_curriculum.randomness import Slots, batch_uniforms
 from diffusers_curriculum.samplers.composition import compose, tables
 
 FLOOR = 0.1
@@ -102,7 +102,10 @@ class ForScheduler:
         if found.kind != "density":
             given = {} if floor is None else {"floor": floor}
             refuse_parameters(found, density_args | given)
-        w = self._uniforms(batch_size, draw, generator, seed, step)
+        key = torch.initial_seed() if seed is None else seed
+        at = self._calls if step is None else step
+        self._calls += step is None
+        w = batch_uniforms(draw, batch_size, seed=key, step=at, generator=generator)
         if found.kind == "density":
             u = self._through(self._cdf(found, floor, density_args), w)
         elif found.name == "logit_normal":
@@ -118,26 +121,6 @@ class ForScheduler:
         if self.reversed_sigmas and scheme(weighting_scheme).kind == "weighting":
             sigmas = 1 - sigmas
         return compute_loss_weighting_for_sd3(weighting_scheme, sigmas, **options)
-
-    def _uniforms(
-        self,
-        batch: int | Slots,
-        draw: str,
-        generator: torch.Generator | None,
-        seed: int | None,
-        step: int | None,
-    ) -> Tensor:
-        """(B,) float64 in (0, 1) on the CPU."""
-        slots = batch if isinstance(batch, Slots) else Slots.here(batch)
-        at = self._calls if step is None else step
-        if step is None:
-            self._calls += 1
-        if generator is not None:
-            device = generator.device
-            key, at = int(torch.randint(2**62, (), generator=generator, device=device)), 0
-        else:
-            key = torch.initial_seed() if seed is None else seed
-        return uniforms(draw, seed=key, step=at, slots=slots)
 
     def _cdf(self, found: Scheme, floor: float | None, density_args: dict[str, Any]) -> Tensor:
         """(T,) cumulative probabilities, cleanest first."""

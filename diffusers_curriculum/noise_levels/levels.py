@@ -138,6 +138,15 @@ class NoiseLevels:
         return (self.clock.scale * told).to(self.timesteps.dtype if floating else torch.float32)
 
     @property
+    def positions(self) -> Tensor:
+        """(T,) log-SNR; a level at infinity stands one step beyond its neighbour."""
+        positions = self.log_snr.clone()
+        for end, one, two in ((0, 1, 2), (-1, -2, -3)):
+            if bool(positions[end].isinf()):
+                positions[end] = 2 * positions[one] - positions[two]
+        return positions
+
+    @property
     def finite(self) -> Tensor:
         """(T,) bool: where the log-SNR is finite (false at zero terminal SNR)."""
         return self.log_snr.isfinite()

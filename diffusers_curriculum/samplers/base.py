@@ -12,7 +12,7 @@ from torch import Tensor
 from diffusers_curriculum.catalogue import Catalogue
 from diffusers_curriculum.checks import inside, one_of
 from diffusers_curriculum.noise_levels import NoiseLevels, to_device
-from diffusers_curriculum.randomness import DRAWS, Slots, uniforms
+from diffusers_curriculum.randomness import DRAWS, Slots, batch_uniforms
 from diffusers_curriculum.samplers.cells import Cells, check_continuous, share_of_cell
 from diffusers_curriculum.samplers.composition import (
     CPU,
@@ -192,7 +192,7 @@ class TimestepSampler(Described):
             )
         at, own, target = self._step(step), u is None, torch.device(device) if device else CPU
         if u is None:
-            u = self._uniforms(batch, at, generator)
+            u = batch_uniforms(self.draw, batch or 0, seed=self.seed, step=at, generator=generator)
         if step is None:
             self._calls += 1
         cdf, importance = self._tables(at, target)
@@ -275,16 +275,6 @@ class TimestepSampler(Described):
                 f"_class_name={name!r} is no {cls.__name__}: expected {', '.join(kinds)}."
             )
         return kinds[name]
-
-    def _uniforms(
-        self, batch: int | Slots | None, step: int, generator: torch.Generator | None
-    ) -> Tensor:
-        slots = batch if isinstance(batch, Slots) else Slots.here(batch or 0)
-        seed = self.seed
-        if generator is not None:
-            drawn = torch.randint(2**62, (), generator=generator, device=generator.device)
-            seed, step = int(drawn), 0
-        return uniforms(self.draw, seed=seed, step=step, slots=slots)
 
     def _mass_and_importance(self, step: int, device: torch.device) -> tuple[Tensor, Tensor]:
         law, reference = self.law(step, device), self.reference(step, device)

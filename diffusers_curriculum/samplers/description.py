@@ -80,12 +80,9 @@ class Described(ConfigMixin, ABC):
         told = [name + arguments_in_words(config.get("density_args"))]
         for key, parameter in inspect.signature(cls).parameters.items():
             value, default = config.get(key), 0 if key == "floor" else parameter.default
-            if (
-                key not in ("density", "seed")
-                and isinstance(value, int | float | str)
-                and value != default
-            ):
-                told += [] if default is None else [f"{key}={value}"]
+            silent = key in ("density", "seed") or default is None
+            if not silent and isinstance(value, int | float | str) and value != default:
+                told.append(f"{key}={value}")
         return ", ".join(told)
 
     def rows(self) -> dict[str, str]:

@@ -89,7 +89,7 @@ class BinnedMeans(Statistics):
         cell = _cells(levels, bins, binning)
         count = int(cell[-1]) + 1
         starts = torch.searchsorted(cell, torch.arange(count)).tolist()
-        position = finite_log_snr(levels).numpy()
+        position = levels.positions.numpy()
         centres = np.array([part.mean() for part in np.split(position, starts[1:])])
         # np.interp wants a rising axis; beyond the outer centres it is constant
         columns = [np.interp(-position, -centres, row) for row in np.eye(count)]
@@ -166,15 +166,6 @@ class LastValues(Statistics):
     def profile(self, state: State) -> Tensor:
         known = state["count"][:-1].clamp(1, self.length)
         return state["history"][:-1].sum(1) / known
-
-
-def finite_log_snr(levels: NoiseLevels) -> Tensor:
-    """(T,) log-SNR; a level at infinity stands one step beyond its neighbour."""
-    position = levels.log_snr.clone()
-    for end, one, two in ((0, 1, 2), (-1, -2, -3)):
-        if bool(position[end].isinf()):
-            position[end] = 2 * position[one] - position[two]
-    return position
 
 
 def finite_widths(levels: NoiseLevels) -> Tensor:

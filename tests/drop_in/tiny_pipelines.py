@@ -33,7 +33,7 @@ from transformers import (
 )
 
 from diffusers_curriculum.models import TinySizes, make_tiny_pipeline
-from diffusers_curriculum.models.vocabulary import caption_tokenizer
+from diffusers_curriculum.models.tiny import caption_tokenizer
 
 WIDTH = 16  # of every text embedding
 CAPTIONS = ["a photo", "picture number"]

@@ -17,7 +17,7 @@ from diffusers_curriculum import cli
 from diffusers_curriculum.models import MINUSCULE, TinyModelError, make_tiny_pipeline
 from diffusers_curriculum.models.autoencoder import encode_images
 from diffusers_curriculum.models.image_folder import read_images
-from diffusers_curriculum.models.vocabulary import byte_alphabet, caption_tokenizer
+from diffusers_curriculum.models.tiny import byte_alphabet, caption_tokenizer
 
 PARTS = ("unet", "vae", "text_encoder")
 

@@ -17,8 +17,6 @@ FLOORS = {
     "clustering": 1,
     "pacing": 1,
     "weighting": 1,
-    "learned_variance": 1,
-    "learned_weighting": 1,
     "objective": 1,
     "samplers": 2,
     "inference_spacing": 2,

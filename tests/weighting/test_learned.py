@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from diffusers_curriculum.learned_weighting import (
+from diffusers_curriculum.weighting.learned import (
     LEARNED_WEIGHTINGS,
     LearnedLossWeights,
     UncertaintyWeighting,

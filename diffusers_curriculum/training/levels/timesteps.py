@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffusers_curriculum.learned_weighting import LearnedLossWeights
 from diffusers_curriculum.objective import Objective
 from diffusers_curriculum.pacing import PLATEAU_STAGE, Pacing
 from diffusers_curriculum.samplers import CurriculumTimestepSampler, TimestepSampler
 from diffusers_curriculum.training.errors import UsageError
 from diffusers_curriculum.training.levels.samplers import UNCERTAINTY, build_base
 from diffusers_curriculum.weighting import WEIGHTINGS, loss_weights
+from diffusers_curriculum.weighting.learned import LearnedLossWeights
 from diffusers_curriculum.weighting.tables import log_weight
 
 logger = logging.getLogger(__name__)

@@ -18,8 +18,6 @@ from torch import Tensor
 
 from diffusers_curriculum.analysis.preview import make_preview
 from diffusers_curriculum.analysis.show import show
-from diffusers_curriculum.learned_variance import VariationalBound
-from diffusers_curriculum.learned_weighting import LearnedLossWeights
 from diffusers_curriculum.models.latent_space import LatentSpace
 from diffusers_curriculum.models.networks import check_conditioning, null_class, takes_labels
 from diffusers_curriculum.objective import Objective
@@ -38,6 +36,8 @@ from diffusers_curriculum.training.parts import optimizers as optimization
 from diffusers_curriculum.training.parts.averages import PowerEMA
 from diffusers_curriculum.training.process import runtime
 from diffusers_curriculum.training.storage.fingerprints import dataset_digest
+from diffusers_curriculum.weighting.learned import LearnedLossWeights
+from diffusers_curriculum.weighting.variational import VariationalBound
 
 LATENTS_FOLDER = "latents"
 CROP_SEED = 0  # of cached crops, so that runs of other seeds may share a cache

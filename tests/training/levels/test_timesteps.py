@@ -92,6 +92,7 @@ def test_samplers_that_learn(parse: Any, name: str) -> None:
     assert type(own) is kind
     assert (own.draw, own.floor, own.exponent) == (plain.draw, plain.floor, plain.exponent)
     assert own.config["loss_weighting"] == "min_snr"
+    assert own.config.get("mode", "loss") == "loss"  # a script passes losses, no gradient norms
     more = ("--timestep_draw", "iid", "--timestep_floor", 0.25, "--importance_correction", "none")
     more += ("--timestep_sampler_args", "bins=10", "--prediction_type", "v_prediction")
     told = build(parse("--timestep_sampler", name, *more))

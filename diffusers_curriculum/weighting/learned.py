@@ -55,7 +55,7 @@ class UncertaintyWeighting(nn.Module):
         frequencies, phases = rng.standard_normal(features), rng.random(features)
         self.register_buffer("frequencies", torch.from_numpy(2 * math.pi * frequencies).float())
         self.register_buffer("phases", torch.from_numpy(2 * math.pi * phases).float())
-        coordinate = (-_finite(levels.log_snr.cpu()) / 8).float()
+        coordinate = (-levels.positions.cpu().double() / 8).float()
         self.register_buffer("coordinate", coordinate, persistent=False)  # the levels say it
         self.weight = nn.Parameter(torch.zeros(features))
 
@@ -183,11 +183,3 @@ class LearnedLossWeights:
         self.optimizer.state.clear()
         if moved.get("step", 0) > 0:
             self.optimizer.state[self.uncertainty.weight] = moved
-
-
-def _finite(log_snr: Tensor) -> Tensor:
-    log_snr = log_snr.double().clone()
-    for end, inner in ((0, (1, 2)), (-1, (-2, -3))):
-        if bool(log_snr[end].isinf()):
-            log_snr[end] = 2 * log_snr[inner[0]] - log_snr[inner[1]]
-    return log_snr
