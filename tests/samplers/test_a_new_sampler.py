@@ -156,6 +156,50 @@ def test_every_argument_is_in_the_signature_the_config_and_the_docstrings(kind: 
     assert [name for name in parameters if f"{name}:" not in text and f"{name}," not in text] == []
 
 
+# As configs and manifests of every version have them.
+CONFIG: dict[str, Any] = {
+    "bins": 64,
+    "binning": "quantile",
+    "refresh_every": 100,
+    "warm_up": 1000,
+    "min_observations": 10,
+    "ema": 0.9,
+    "neighbours": 1,
+    "warm_up_density": "uniform",
+    "warm_up_density_args": {},
+    "prediction_type": None,
+    "loss_weighting": "none",
+    "loss_weighting_args": {},
+    "draw": "stratified",
+    "floor": 0.1,
+    "importance_correction": "full",
+    "outer_edges": "half",
+    "seed": 0,
+}
+OWN: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "loss_second_moment": ({}, {"warm_up": 0}),
+    "loss_proportional": ({"measure": "log_snr"}, {}),
+    "information_rate": (
+        {"gate": None, "gate_power": 3.0, "onset": 0.002, "max_x0_error": 1.0},
+        {"warm_up": 2000, "importance_correction": "none"},
+    ),
+    "gradient_norm": ({"mode": "gradients"}, {"bins": 16, "min_observations": 4}),
+}
+
+
+@pytest.mark.parametrize("name", learning_samplers())
+def test_configs_have_the_keys_values_and_order_that_they_always_had(name: str) -> None:
+    """A run of an older version goes on only if its sampler says the same of itself."""
+    own, changed = OWN[name]
+    kind = learning_samplers()[name]
+    config = plain_config(kind(SCHEDULERS["sd"]()))
+    assert config.pop("_class_name") == kind.__name__
+    assert config.pop("scheduler")["_class_name"] == "DDPMScheduler"
+    assert list(config.items()) == list((own | CONFIG | changed).items())
+    config = plain_config(kind(SCHEDULERS["flow"](), continuous=True))
+    assert list(config)[-1] == "continuous"  # told where it is on
+
+
 def test_another_default_keeps_type_and_check() -> None:
     class Hasty(AdaptiveTimestepSampler):
         warm_up = 3
