@@ -146,11 +146,8 @@ def shared_settings() -> Strategy:
 def own(kind: type) -> tuple[str, ...]:
     """The package's samplers of a kind."""
     package = "diffusers_curriculum."
-    return tuple(
-        k.__name__
-        for k in SAMPLERS.values()
-        if issubclass(k, kind) and k.__module__.startswith(package)
-    )
+    kinds = [k for k in SAMPLERS.values() if issubclass(k, kind)]
+    return tuple(sorted(k.__name__ for k in kinds if k.__module__.startswith(package)))
 
 
 LEARNING = own(AdaptiveTimestepSampler)
@@ -249,7 +246,9 @@ class Combination(NamedTuple):
 @st.composite
 def combinations(draw: st.DrawFn, walk: str) -> Combination:
     scheduler = draw(st.sampled_from(sorted(SCHEDULERS))), draw(st.sampled_from([50, 97, 120, 200]))
-    weighting = draw(st.sampled_from(["none", *COMMON, "none", *COMMON, *COMMON, *WEIGHTINGS]))
+    weighting = draw(
+        st.sampled_from(["none", *COMMON, "none", *COMMON, *COMMON, *sorted(WEIGHTINGS)])
+    )
     args = draw(some_of(measure=st.sampled_from(MEASURES), normalise=st.booleans()))
     own_target = {"flow": "flow", "flow_shift_3": "flow", "edm": "edm"}
     shared = draw(shared_settings())

@@ -28,8 +28,8 @@ class CurveDensity(Density):
         super().__post_init__()
         if not 0 < self._curve.total < math.inf:
             raise ValueError(
-                f"the densities add up to {self._curve.total!r}: give one or more that are greater "
-                "than 0, and none that is huge."
+                f"the densities of all points (log_snr, density) add up to {self._curve.total!r}: "
+                "give one or more that are greater than 0, and none that is huge."
             )
 
     @cached_property

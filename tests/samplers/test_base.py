@@ -244,7 +244,7 @@ def test_own_numbers_are_rounded_down_to_single_precision(monkeypatch: pytest.Mo
     """A device without float64 gets them in float32, where the largest becomes 1."""
     sampler = Narrow([0.25, 0.75, 0.0])
     assert set(sampler.sample(1000).indices.tolist()) == {0, 1}
-    monkeypatch.setattr(base, "uniforms", lambda *_, **__: _u(2.0**-53, JUST_BELOW_1).float())
+    monkeypatch.setattr(base, "batch_uniforms", lambda *_, **__: _u(2.0**-53, JUST_BELOW_1).float())
     assert sampler.sample(2).indices.tolist() == [0, 1]
 
 
