@@ -499,4 +499,4 @@ def walk_through(walk: str, examples: int, distinct: int) -> None:
 
 @pytest.mark.parametrize("walk", WALKS)
 def test_a_thousand_combinations_work_or_are_refused(walk: str) -> None:
-    walk_through(walk, 300, 250)
+    walk_through(walk, 600, 500)
