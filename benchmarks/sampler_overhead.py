@@ -74,18 +74,19 @@ class Row(NamedTuple):
 
 def scheduler_for(density: str) -> Any:
     """A scheduler of the first family that a density is meant for."""
-    families = densities.ENTRIES[density].families
+    families = densities.DENSITIES.entry(density).families
     return next(s for f, s in _SCHEDULERS.items() if families == "all" or f in families)()
 
 
 def own_samplers() -> list[str]:
-    """The names of the samplers that the package itself brings."""
-    return [n for n, k in SAMPLERS.items() if k.__module__.startswith("diffusers_curriculum.")]
+    """The classes of the samplers that the package itself brings, by name."""
+    own = [k for k in SAMPLERS.values() if k.__module__.startswith("diffusers_curriculum.")]
+    return [kind.__name__ for kind in own]
 
 
 def build_density(name: str, scheduler: Any = None, **settings: Any) -> DensityTimestepSampler:
     """A density sampler with the density's example arguments."""
-    args = densities.EXAMPLES[name]
+    args = dict(densities.DENSITIES.entry(name).example)
     scheduler = scheduler or scheduler_for(name)
     return DensityTimestepSampler(scheduler, density=name, density_args=args, **settings)
 
@@ -93,7 +94,7 @@ def build_density(name: str, scheduler: Any = None, **settings: Any) -> DensityT
 def build_sampler(name: str, **settings: Any) -> TimestepSampler:
     """A sampler with its example arguments, on a variance preserving schedule."""
     args = EXAMPLES.get(name, {}) | settings
-    return SAMPLERS[name].from_scheduler(_SCHEDULERS["vp"](), **args)
+    return TimestepSampler.kinds()[name].from_scheduler(_SCHEDULERS["vp"](), **args)
 
 
 def build_curriculum(pacing: str, base: str = "laplace", **settings: Any) -> TimestepSampler:

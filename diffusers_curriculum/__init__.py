@@ -8,7 +8,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from diffusers_curriculum.learned_weighting import LearnedLossWeights, UncertaintyWeighting
     from diffusers_curriculum.noise_levels import NoiseLevels
     from diffusers_curriculum.objective import Objective
     from diffusers_curriculum.randomness import Slots
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
         TimestepSampler,
     )
     from diffusers_curriculum.weighting import loss_weights
+    from diffusers_curriculum.weighting.learned import LearnedLossWeights, UncertaintyWeighting
 
 __version__ = "0.1.0"
 
@@ -47,11 +47,11 @@ __all__ = [
 
 # Where a name comes from; all others come from `samplers`.
 _MODULES = {
-    "LearnedLossWeights": "learned_weighting",
+    "LearnedLossWeights": "weighting.learned",
     "NoiseLevels": "noise_levels",
     "Objective": "objective",
     "Slots": "randomness",
-    "UncertaintyWeighting": "learned_weighting",
+    "UncertaintyWeighting": "weighting.learned",
     "loss_weights": "weighting",
 }
 

@@ -1,14 +1,19 @@
-"""What a catalogue says of each of its entries: densities, loss weightings and samplers."""
+"""The one way to register, look up and refuse a name: of densities, weightings, samplers, ..."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from diffusers_curriculum.checks import refuse
+
+Kind = TypeVar("Kind")
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
-class Entry:
+class Entry(Generic[Kind]):
     """One entry of a catalogue, as it stands in the table of the docs.
 
     Attributes:
@@ -18,11 +23,92 @@ class Entry:
         source: paper and equation, or the code base that made it known.
         families: schedules it is meant for: "all", or some of "vp", "flow", "edm".
         note: what a user should know besides, empty for most.
+        example: parameters of a telling instance, for the gallery and for tests; needed where a
+            parameter has no default.
+        whole_schedule: whether it means nothing for single noise levels, as what it says of one
+            depends on those beside it.
     """
 
     name: str
-    make: Callable[..., Any]
-    formula: str
-    source: str
+    make: Kind
+    formula: str = ""
+    source: str = ""
     families: str = "all"
     note: str = ""
+    example: dict[str, Any] = field(default_factory=dict)
+    whole_schedule: bool = False
+
+
+class Catalogue(Mapping[str, Kind]):
+    """Names, and the class or function behind each, in the order in which they were registered.
+
+    Args:
+        what: it is a catalogue of, for messages: "density".
+        reserved: names that are known, and stand for nothing that could be looked up.
+    """
+
+    def __init__(self, what: str, reserved: Iterable[str] = ()) -> None:
+        self.what, self.reserved = what, tuple(reserved)
+        self._entries: dict[str, Entry[Kind]] = {}
+
+    def register(self, name: str, **told: Any) -> Callable[[Made], Made]:
+        """Decorator: make a class or function available under ``name``.
+
+        Args:
+            told: what the catalogue says of it: formula, source, families, note, example,
+                whole_schedule; see :class:`Entry`.
+
+        Raises:
+            ValueError: the name is taken.
+        """
+
+        def add(make: Any) -> Any:
+            if name in self._entries or name in self.reserved:
+                raise ValueError(
+                    f"a {self.what} named {name!r} exists already: choose another name, or "
+                    "remove() it first."
+                )
+            self._entries[name] = Entry(name, make, **told)
+            return make
+
+        return add
+
+    def remove(self, name: str) -> None:
+        """Forget ``name``, so that a notebook's cell may register it again."""
+        del self._entries[name]
+
+    def look_up(self, name: Any) -> Kind:
+        """What is registered as ``name``.
+
+        Raises:
+            ValueError: unknown name; the message lists the known ones, and the one most like it.
+        """
+        return self.entry(name).make
+
+    def entry(self, name: Any) -> Entry[Kind]:
+        """Everything that is told of ``name``.
+
+        Raises:
+            ValueError: as of :meth:`look_up`.
+        """
+        if not isinstance(name, str) or name not in self._entries:
+            refuse(f"{self.what} {name!r}", name, (*self.reserved, *self._entries))
+        return self._entries[name]
+
+    @property
+    def entries(self) -> tuple[Entry[Kind], ...]:
+        """Everything that is told of each name."""
+        return tuple(self._entries.values())
+
+    def name_of(self, make: Any) -> str:
+        """The name of a class or function; its own where it is not registered."""
+        return next((e.name for e in self.entries if e.make is make), make.__name__)
+
+    def __getitem__(self, name: str) -> Kind:
+        return self._entries[name].make
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)

@@ -5,15 +5,19 @@ A clustering is the tuple of first indices of its clusters, cleanest first: (0, 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from diffusers_curriculum.catalogue import Catalogue
+from diffusers_curriculum.checks import one_of, whole
 from diffusers_curriculum.noise_levels import NoiseLevels
 
-CLUSTERINGS = ("log_snr", "snr", "log_snr_width", "quantile", "uniform", "explicit")
+CLUSTERINGS: Catalogue[Callable[..., tuple[int, ...]]] = Catalogue("clustering")
 
 
 def cluster_starts(
@@ -22,11 +26,12 @@ def cluster_starts(
     method: str = "log_snr",
     *,
     masses: Tensor | None = None,
-    boundaries: Sequence[float] | None = None,
-    center: str = "median",
-    min_size: int | None = None,
+    **options: Any,
 ) -> tuple[int, ...]:
     """First indices of ``clusters`` contiguous clusters of noise levels.
+
+    A level at infinite log-SNR joins the neighbouring cluster in the dynamic programs and in equal
+    widths.
 
     Args:
         method: "log_snr" or "snr": the partition of least L1 distance to the clusters' centres in
@@ -34,45 +39,99 @@ def cluster_starts(
             widths of log-SNR; "quantile": equal ``masses``; "uniform": equal numbers of timesteps;
             "explicit": ``boundaries``.
         masses: (T,) base probabilities, for "quantile".
-        boundaries: for "explicit": the first index of each cluster (integers, the first is 0), or
-            the log-SNR of each boundary between clusters (floats, decreasing).
-        center: "median" (L1-optimal) or "ant" (the index one to the right of it that the public
-            code of arXiv 2306.00354 takes), for the dynamic programs.
-        min_size: least number of levels in a cluster, for the dynamic programs; default
-            max(1, T // (10 clusters)) for "log_snr", 1 for "snr".
-
-    A level at infinite log-SNR joins the neighbouring cluster in the dynamic programs and in equal
-    widths.
+        options: of the method, None for its default. Of the dynamic programs ``center``, "median"
+            (L1-optimal) or "ant" (the index one to the right of it that the public code of arXiv
+            2306.00354 takes), and ``min_size``, the least number of levels in a cluster, default
+            max(1, T // (10 clusters)) for "log_snr", 1 for "snr". Of "explicit", ``boundaries``:
+            the first index of each cluster (integers, the first is 0), or the log-SNR of each
+            boundary between clusters (floats, decreasing).
 
     Raises:
         ValueError: unknown names, more clusters than levels, an empty cluster, or boundaries that
             do not partition the levels.
     """
-    if method not in CLUSTERINGS:
-        raise ValueError(f"clustering {method!r} is unknown: choose from {', '.join(CLUSTERINGS)}.")
-    if (boundaries is not None) != (method == "explicit"):
-        raise ValueError("clustering 'explicit' and boundaries go together: give both or neither.")
-    if boundaries is not None:
-        return _explicit(levels, boundaries)
-    _check_count(clusters, len(levels))
-    first, stop = _finite_run(levels)
-    log_snr = levels.log_snr[first:stop].cpu().numpy()
-    if method in ("log_snr", "snr"):
-        values = log_snr if method == "log_snr" else np.exp(log_snr)
-        default_size = len(levels) // (10 * clusters) if method == "log_snr" else 1
-        size = max(1, default_size) if min_size is None else min_size
-        starts, _ = optimal_partition(values, clusters, center=center, min_size=size)
-        return (0, *(first + s for s in starts[1:]))
-    if min_size is not None:
+    function = CLUSTERINGS.look_up(method)
+    given = {name: value for name, value in options.items() if value is not None}
+    for name in given.keys() - _options(function):
+        others = [other for other in CLUSTERINGS if name in _options(CLUSTERINGS[other])]
+        remedy = f", or choose from {', '.join(others)}" if others else ""
         raise ValueError(
-            f"min_size={min_size} has no effect with clustering {method!r}: leave it out."
+            f"{name}={given[name]!r} has no effect with clustering {method!r}: leave it out"
+            f"{remedy}."
         )
-    if method == "uniform":
-        return tuple(len(levels) * i // clusters for i in range(clusters))
-    if method == "quantile":
-        return _starts_of(_quantile_cells(masses, clusters), clusters, method)
-    cells = log_snr_cells(log_snr, clusters)
-    return _starts_of(np.pad(cells, (first, len(levels) - stop), mode="edge"), clusters, method)
+    if "masses" in _options(function):
+        given |= {"masses": masses}
+    return function(levels, clusters, **given)
+
+
+@CLUSTERINGS.register(
+    "log_snr",
+    formula="least sum of |l - l of the cluster's centre|",
+    source="arXiv 2306.00354, in log-SNR",
+)
+def _by_log_snr(
+    levels: NoiseLevels, clusters: int, center: str = "median", min_size: int | None = None
+) -> tuple[int, ...]:
+    whole("clusters", clusters, 1, len(levels))
+    size = max(1, len(levels) // (10 * clusters)) if min_size is None else min_size
+    first, values = _finite_log_snr(levels)
+    return _partition(first, values, clusters, center, size)
+
+
+@CLUSTERINGS.register(
+    "snr", formula="least sum of |S - S of the cluster's centre|", source="arXiv 2306.00354"
+)
+def _by_snr(
+    levels: NoiseLevels, clusters: int, center: str = "median", min_size: int = 1
+) -> tuple[int, ...]:
+    first, values = _finite_log_snr(levels)
+    return _partition(first, np.exp(values), clusters, center, min_size)
+
+
+@CLUSTERINGS.register("log_snr_width", formula="equal widths of l")
+def _by_width(levels: NoiseLevels, clusters: int) -> tuple[int, ...]:
+    whole("clusters", clusters, 1, len(levels))
+    first, values = _finite_log_snr(levels)
+    after = len(levels) - first - len(values)
+    cells = np.pad(log_snr_cells(values, clusters), (first, after), mode="edge")
+    return _starts_of(cells, clusters, "log_snr_width")
+
+
+@CLUSTERINGS.register("quantile", formula="equal mass of the base law")
+def _by_mass(levels: NoiseLevels, clusters: int, masses: Tensor | None) -> tuple[int, ...]:
+    whole("clusters", clusters, 1, len(levels))
+    if masses is None:
+        raise ValueError("clustering 'quantile' needs the base probabilities: pass masses.")
+    mass = masses.cpu().double().numpy()
+    middle = np.cumsum(mass) - mass / 2
+    cells = np.minimum((middle / mass.sum() * clusters).astype(int), clusters - 1)
+    return _starts_of(cells, clusters, "quantile")
+
+
+@CLUSTERINGS.register("uniform", formula="equal numbers of timesteps")
+def _by_number(levels: NoiseLevels, clusters: int) -> tuple[int, ...]:
+    whole("clusters", clusters, 1, len(levels))
+    return tuple(len(levels) * i // clusters for i in range(clusters))
+
+
+@CLUSTERINGS.register("explicit", formula="the boundaries given")
+def _explicit(
+    levels: NoiseLevels, clusters: int, boundaries: Sequence[float] | None = None
+) -> tuple[int, ...]:
+    if boundaries is None:
+        raise ValueError("clustering 'explicit' and boundaries go together: give both or neither.")
+    if any(isinstance(b, float) for b in boundaries):
+        edges = np.asarray(boundaries, dtype=float)
+        starts = [0, *np.searchsorted(-levels.log_snr.cpu().numpy(), -edges).tolist()]
+    else:
+        starts = [int(b) for b in boundaries]
+    rising = all(a < b for a, b in pairwise(starts))
+    if not starts or starts[0] != 0 or not rising or starts[-1] >= len(levels):
+        raise ValueError(
+            f"boundaries={list(boundaries)} do not partition {len(levels)} levels: give first "
+            "indices 0 < s1 < s2 < ... below that number, or decreasing log-SNR values as floats."
+        )
+    return tuple(starts)
 
 
 def optimal_partition(
@@ -86,7 +145,7 @@ def optimal_partition(
     Raises:
         ValueError: unknown center, or more clusters than fit.
     """
-    _check_count(clusters, len(values))
+    whole("clusters", clusters, 1, len(values))
     if min_size < 1 or clusters * min_size > len(values):
         raise ValueError(
             f"{clusters} clusters of at least min_size={min_size} levels do not fit "
@@ -114,8 +173,7 @@ def log_snr_cells(log_snr: np.ndarray, clusters: int) -> np.ndarray:
 
 def _segment_costs(values: np.ndarray, center: str, min_size: int) -> np.ndarray:
     """(T, T): cost of the segment from row to column, infinite where not allowed."""
-    if center not in _CENTERS:
-        raise ValueError(f"center={center!r} is unknown: choose from {', '.join(_CENTERS)}.")
+    one_of("center", center, _CENTERS)
     count = len(values)
     sums = np.concatenate([[0.0], np.cumsum(values)])
     left, right = np.arange(count)[:, None], np.arange(count)[None, :]
@@ -133,14 +191,6 @@ _CENTERS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 }
 
 
-def _quantile_cells(masses: Tensor | None, clusters: int) -> np.ndarray:
-    if masses is None:
-        raise ValueError("clustering 'quantile' needs the base probabilities: pass masses.")
-    mass = masses.cpu().double().numpy()
-    middle = np.cumsum(mass) - mass / 2
-    return np.minimum((middle / mass.sum() * clusters).astype(int), clusters - 1)
-
-
 def _starts_of(cells: np.ndarray, clusters: int, method: str) -> tuple[int, ...]:
     empty = sorted(set(range(clusters)) - set(cells.tolist()))
     if empty:
@@ -151,28 +201,19 @@ def _starts_of(cells: np.ndarray, clusters: int, method: str) -> tuple[int, ...]
     return tuple(int(i) for i in np.searchsorted(cells, np.arange(clusters)))
 
 
-def _explicit(levels: NoiseLevels, boundaries: Sequence[float]) -> tuple[int, ...]:
-    if any(isinstance(b, float) for b in boundaries):
-        edges = np.asarray(boundaries, dtype=float)
-        starts = [0, *np.searchsorted(-levels.log_snr.cpu().numpy(), -edges).tolist()]
-    else:
-        starts = [int(b) for b in boundaries]
-    rising = all(a < b for a, b in pairwise(starts))
-    if not starts or starts[0] != 0 or not rising or starts[-1] >= len(levels):
-        raise ValueError(
-            f"boundaries={list(boundaries)} do not partition {len(levels)} levels: give first "
-            "indices 0 < s1 < s2 < ... below that number, or decreasing log-SNR values as floats."
-        )
-    return tuple(starts)
+def _partition(
+    first: int, values: np.ndarray, clusters: int, center: str, min_size: int
+) -> tuple[int, ...]:
+    starts, _ = optimal_partition(values, clusters, center=center, min_size=min_size)
+    return (0, *(first + start for start in starts[1:]))
 
 
-def _finite_run(levels: NoiseLevels) -> tuple[int, int]:
-    finite = levels.finite.nonzero().flatten()
-    return int(finite[0]), int(finite[-1]) + 1
+def _finite_log_snr(levels: NoiseLevels) -> tuple[int, np.ndarray]:
+    """The first level of finite log-SNR, and the log-SNR of all that are finite."""
+    finite = levels.finite.cpu().numpy()
+    return int(finite.argmax()), levels.log_snr.cpu().numpy()[finite]
 
 
-def _check_count(clusters: int, count: int) -> None:
-    if isinstance(clusters, bool) or not isinstance(clusters, int) or not 1 <= clusters <= count:
-        raise ValueError(
-            f"clusters={clusters!r} must be a whole number from 1 to {count} (levels)."
-        )
+def _options(clustering: Callable[..., tuple[int, ...]]) -> frozenset[str]:
+    """What a clustering takes besides levels and their number."""
+    return frozenset(inspect.signature(clustering).parameters) - {"levels", "clusters"}

@@ -12,8 +12,9 @@ import diffusers
 import torch
 from torch import Tensor
 
+from diffusers_curriculum.checks import inside, whole
 from diffusers_curriculum.noise_levels import NoiseLevels
-from diffusers_curriculum.samplers import CurriculumTimestepSampler, TimestepSampler
+from diffusers_curriculum.samplers import TimestepSampler
 
 logger = logging.getLogger(__name__)
 
@@ -74,8 +75,7 @@ def fit_inference(
     levels = NoiseLevels.from_scheduler(scheduler)
     _check_levels(levels, sampler.levels)
     if mass is None:
-        open_to_all = sampler.base if isinstance(sampler, CurriculumTimestepSampler) else sampler
-        mass = open_to_all.probabilities()
+        mass = sampler.opened.probabilities()
     indices = law_indices(sampler.levels, mass, steps, cover=cover)
     _warn_of_signal(float(levels.log_snr[indices[0]]))
     runner = _runner(scheduler)
@@ -105,16 +105,16 @@ def law_indices(levels: NoiseLevels, mass: Tensor, steps: int, *, cover: float =
     Raises:
         ValueError: ``cover`` out of range, or more steps than trained levels.
     """
-    if not 0 <= cover <= 1:
-        raise ValueError(f"cover={cover!r} must lie in [0, 1].")
+    inside("cover", cover, 0, 1)
     trained = (mass * len(mass) >= HARDLY_TRAINED) & (
         (levels.alpha > 0) | (levels.prediction_type != "epsilon")
     )
     places = trained.nonzero().flatten()
-    if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= len(places):
+    whole("steps", steps, 1)
+    if steps > len(places):
         raise ValueError(
-            f"steps={steps!r} must be a whole number from 1 to {len(places)} (levels that are "
-            "trained): ask for fewer steps, or train with a larger floor."
+            f"steps={steps} is more than the {len(places)} levels that are trained: ask for fewer, "
+            "or train with a larger floor."
         )
     widths = -levels.edges.diff()[places]
     even = torch.where(widths.isfinite(), widths, 0.0)

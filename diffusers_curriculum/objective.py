@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from diffusers_curriculum.checks import one_of
 from diffusers_curriculum.noise_levels import NoiseLevels
 
 _TARGETS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
@@ -49,10 +50,7 @@ class Objective:
 
     def __post_init__(self) -> None:
         kind = self.prediction_type
-        if kind not in PREDICTION_TYPES:
-            raise ValueError(
-                f"prediction_type={kind!r} is unknown: choose from {', '.join(PREDICTION_TYPES)}."
-            )
+        one_of("prediction_type", kind, PREDICTION_TYPES)
         if not self._has(kind):
             fitting = [name for name in PREDICTION_TYPES if self._has(name)]
             raise ValueError(

@@ -8,11 +8,15 @@ where tensors cost more than what they hold.  A rule is written once for both.  
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar
+from bisect import bisect_left
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from diffusers_curriculum.catalogue import Catalogue
+from diffusers_curriculum.checks import check_fields, checked, inside, not_negative, whole
 
 State = dict[str, Any]
 # Mean length of a stage on a plateau, in units of patience, for any continuous law of losses:
@@ -33,9 +37,15 @@ _OF_NUMBERS = (lambda c, yes, no: yes if c else no), _lerp_numbers, math.isfinit
 
 @dataclass(frozen=True)
 class Pacing:
-    """Base of all pacings."""
+    """Base of all pacings; parameters are fields, checked when it is built."""
 
-    name: ClassVar[str]
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    @property
+    def name(self) -> str:
+        """As it is registered."""
+        return PACINGS.name_of(type(self))
 
     def initial_state(self) -> State:
         """The state before the first step; empty where the stage follows from the step alone."""
@@ -54,7 +64,23 @@ class Pacing:
         """Optimizer steps until the last stage begins (on a loss plateau, for patience)."""
         raise NotImplementedError
 
+    def planned_starts(self, stages: int, steps: int) -> list[float]:
+        """The step at which each of the stages begins, as far as a run of ``steps`` gets (on a
+        loss plateau, where losses decide); those that it does not get to begin after its end."""
+        if self.initial_state():
+            return [float(self.expected_steps(stage)) for stage in range(1, stages + 1)]
+        reached = [int(self.stage({}, step, stages)) for step in range(steps + 1)]
+        return [float(bisect_left(reached, stage)) for stage in range(1, stages + 1)]
 
+
+PACINGS: Catalogue[type[Pacing]] = Catalogue("pacing")
+
+
+@PACINGS.register(
+    "patience",
+    formula="next stage after `patience` steps without a new best loss",
+    source="arXiv 2403.10348",
+)
 @dataclass(frozen=True)
 class PatiencePacing(Pacing):
     """Next stage when the loss has not improved for ``patience`` steps (arXiv 2403.10348).
@@ -71,22 +97,16 @@ class PatiencePacing(Pacing):
         max_stage_steps: a stage ends after so many steps whatever the loss; None for no cap.
     """
 
-    name: ClassVar[str] = "patience"
-    patience: int = 200
-    min_delta: float = 0.0
-    smoothing: float = 0.0
-    min_stage_steps: int = 0
-    max_stage_steps: int | None = None
+    patience: int = checked(whole, 1, default=200)
+    min_delta: float = checked(not_negative, default=0.0)
+    smoothing: float = checked(inside, 0, 1, "[)", default=0.0)
+    min_stage_steps: int = checked(whole, default=0)
+    max_stage_steps: int | None = checked(whole, 1, default=None)
 
     def __post_init__(self) -> None:
-        _check_whole("patience", self.patience, 1)
-        _check_whole("min_stage_steps", self.min_stage_steps, 0)
+        super().__post_init__()
         if self.max_stage_steps is not None:
-            _check_whole("max_stage_steps", self.max_stage_steps, max(1, self.min_stage_steps))
-        if not self.min_delta >= 0:
-            raise ValueError(f"min_delta={self.min_delta!r} must be 0 or more.")
-        if not 0 <= self.smoothing < 1:
-            raise ValueError(f"smoothing={self.smoothing!r} must lie in [0, 1).")
+            whole("max_stage_steps", self.max_stage_steps, self.min_stage_steps)
 
     @property
     def _warm_up(self) -> int:
@@ -142,15 +162,12 @@ class PatiencePacing(Pacing):
         return (stages - 1) * max(mean, self.min_stage_steps)
 
 
+@PACINGS.register("fixed", formula="n = 1 + floor(step / stage_steps)")
 @dataclass(frozen=True)
 class FixedPacing(Pacing):
     """Next stage every ``stage_steps`` optimizer steps."""
 
-    name: ClassVar[str] = "fixed"
-    stage_steps: int = 1000
-
-    def __post_init__(self) -> None:
-        _check_whole("stage_steps", self.stage_steps, 1)
+    stage_steps: int = checked(whole, 1, default=1000)
 
     def stage(self, state: State, step: int, stages: int) -> int:
         return min(stages, 1 + step // self.stage_steps)
@@ -164,10 +181,7 @@ class TotalStepsPacing(Pacing):
     """Stage 1 + floor((stages - 1) f(step / total_steps)): everything is open from step
     ``total_steps`` on."""
 
-    total_steps: int = 10000
-
-    def __post_init__(self) -> None:
-        _check_whole("total_steps", self.total_steps, 1)
+    total_steps: int = checked(whole, 1, default=10000)
 
     @staticmethod
     def _shape(progress: float) -> float:
@@ -183,42 +197,34 @@ class TotalStepsPacing(Pacing):
         return self.total_steps
 
 
+@PACINGS.register("linear", formula="f(p) = p")
 @dataclass(frozen=True)
 class LinearPacing(TotalStepsPacing):
     """f(p) = p."""
-
-    name: ClassVar[str] = "linear"
 
     @staticmethod
     def _shape(progress: float) -> float:
         return progress
 
 
+@PACINGS.register("cosine", formula="f(p) = (1 - cos(pi p)) / 2")
 @dataclass(frozen=True)
 class CosinePacing(TotalStepsPacing):
     """f(p) = (1 - cos(pi p)) / 2: slow at both ends."""
-
-    name: ClassVar[str] = "cosine"
 
     @staticmethod
     def _shape(progress: float) -> float:
         return (1 - math.cos(math.pi * progress)) / 2
 
 
+@PACINGS.register("root", formula="f(p) = sqrt(p)")
 @dataclass(frozen=True)
 class RootPacing(TotalStepsPacing):
     """f(p) = sqrt(p): most stages early."""
 
-    name: ClassVar[str] = "root"
-
     @staticmethod
     def _shape(progress: float) -> float:
         return math.sqrt(progress)
-
-
-PACINGS: dict[str, type[Pacing]] = {
-    p.name: p for p in (PatiencePacing, FixedPacing, LinearPacing, CosinePacing, RootPacing)
-}
 
 
 def make_pacing(name: str, /, **parameters: Any) -> Pacing:
@@ -228,22 +234,11 @@ def make_pacing(name: str, /, **parameters: Any) -> Pacing:
         ValueError: unknown name or parameter (the message lists the known ones), or a parameter
             out of range.
     """
-    if name not in PACINGS:
-        raise ValueError(f"pacing {name!r} is unknown: choose from {', '.join(PACINGS)}.")
-    known = [f.name for f in fields(PACINGS[name])]
+    kind = PACINGS.look_up(name)
+    known = [f.name for f in fields(kind)]
     unknown = sorted(set(parameters) - set(known))
     if unknown:
         raise ValueError(
             f"pacing {name!r} has no parameter {unknown[0]!r}: it takes {', '.join(known)}."
         )
-    return PACINGS[name](**parameters)
-
-
-def pacing_config(pacing: Pacing) -> dict[str, Any]:
-    """The parameters of ``pacing`` as plain values, for :func:`make_pacing`."""
-    return asdict(pacing)
-
-
-def _check_whole(name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name}={value!r} must be a whole number, {least} or more.")
+    return kind(**parameters)

@@ -16,6 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffusers_curriculum.catalogue import Catalogue
+
+DRAWS: Catalogue[Callable[[np.random.Generator, int, int, int], np.ndarray]] = Catalogue("draw")
 # u is kept inside (0, 1): an inverse cdf may be infinite at the ends. 1 - 2^-53 is the largest
 # float64 below 1.
 _TINY = 2.0**-53
@@ -168,31 +171,56 @@ def uniforms(draw: str, *, seed: int, step: int, slots: Slots, purpose: str = "t
     Raises:
         ValueError: unknown ``draw``.
     """
-    if draw not in DRAWS:
-        raise ValueError(f"draw {draw!r} is unknown: choose from {', '.join(DRAWS)}.")
+    make = DRAWS.look_up(draw)
     rng = host_generator(seed, step, purpose=purpose)
     stream = key(seed, purpose=f"{purpose} sequence") if draw == "sobol" else 0
-    u = torch.from_numpy(DRAWS[draw](rng, slots.total, step, stream))
+    u = torch.from_numpy(make(rng, slots.total, step, stream))
     return u[slots.start : slots.start + slots.count].clamp_(_TINY, 1 - _TINY)
 
 
+def batch_uniforms(
+    draw: str,
+    batch: int | Slots,
+    *,
+    seed: int,
+    step: int,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """:func:`uniforms` for a batch of this rank, or for the exact slots that it fills; where a
+    ``generator`` is given, keyed by its next number instead of by (seed, step)."""
+    if generator is not None:
+        drawn = torch.randint(2**62, (), generator=generator, device=generator.device)
+        seed, step = int(drawn), 0
+    slots = batch if isinstance(batch, Slots) else Slots.here(batch)
+    return uniforms(draw, seed=seed, step=step, slots=slots)
+
+
+@DRAWS.register("iid", formula="u_i independent")
 def _iid(rng: np.random.Generator, total: int, step: int, stream: int) -> np.ndarray:
     return rng.random(total)
 
 
+@DRAWS.register("stratified", formula="u_i = (pi(i) + r_i) / N")
 def _stratified(rng: np.random.Generator, total: int, step: int, stream: int) -> np.ndarray:
     return (rng.permutation(total) + rng.random(total)) / total
 
 
+@DRAWS.register("antithetic", formula="u, 1 - u in pairs")
 def _antithetic(rng: np.random.Generator, total: int, step: int, stream: int) -> np.ndarray:
     half = rng.random((total + 1) // 2)
     return rng.permutation(np.concatenate([half, 1 - half])[:total])
 
 
+@DRAWS.register("systematic", formula="u_i = (pi(i) / N + r) mod 1", source="arXiv 2107.00630")
 def _systematic(rng: np.random.Generator, total: int, step: int, stream: int) -> np.ndarray:
     return (rng.permutation(total) / total + rng.random()) % 1.0
 
 
+@DRAWS.register(
+    "sobol",
+    formula="base-2 radical inverse, digitally shifted",
+    source="Sobol 1967, first dimension",
+)
 def _sobol(rng: np.random.Generator, total: int, step: int, stream: int) -> np.ndarray:
     shift = stream & ((1 << 53) - 1)  # one for all steps
     points = _radical_inverse(np.arange(step * total, (step + 1) * total, dtype=np.uint64))
@@ -203,12 +231,3 @@ def _sobol(rng: np.random.Generator, total: int, step: int, stream: int) -> np.n
 def _radical_inverse(index: np.ndarray) -> np.ndarray:
     """The low 53 bits of ``index`` in reverse order: Sobol's first dimension, as integers."""
     return _REVERSED[index.view(np.uint8)].view(np.uint64).byteswap() >> np.uint64(11)
-
-
-DRAWS: dict[str, Callable[[np.random.Generator, int, int, int], np.ndarray]] = {
-    "iid": _iid,
-    "stratified": _stratified,
-    "antithetic": _antithetic,
-    "systematic": _systematic,
-    "sobol": _sobol,
-}

@@ -16,13 +16,12 @@ from torch import Tensor
 
 from diffusers_curriculum.analysis.over_training import over_training
 from diffusers_curriculum.analysis.plots import BLUE, GREY, ORANGE, figure_to_image
-from diffusers_curriculum.analysis.summaries import log_snr_histogram
+from diffusers_curriculum.analysis.preview import log_snr_histogram
 from diffusers_curriculum.catalogue import Entry
-from diffusers_curriculum.learned_weighting import LearnedLossWeights
 from diffusers_curriculum.noise_levels import NoiseLevels
 from diffusers_curriculum.samplers import DensityTimestepSampler, TimestepSampler
-from diffusers_curriculum.samplers.adaptive import AdaptiveTimestepSampler
 from diffusers_curriculum.weighting import log_weight
+from diffusers_curriculum.weighting.learned import LearnedLossWeights
 
 STEPS = 1000
 SIZE, DPI = (4.2, 2.6), 90
@@ -98,7 +97,7 @@ def sampler_picture(entry: Entry, arguments: Mapping[str, Any]) -> Image.Image:
     given = SAMPLER_ARGUMENTS.get(entry.name, {}) | dict(arguments)
     sampler = entry.make.from_scheduler(_scheduler(entry.families), **given)  # type: ignore[attr-defined]
     figure, axis = _canvas(entry.name)
-    if isinstance(sampler, AdaptiveTimestepSampler):
+    if sampler.learns:
         loss = _train(sampler)
         _draw_law(axis, sampler.levels, sampler.probabilities())
         right = axis.twinx()
@@ -143,7 +142,7 @@ def _draw_training(axis: Axes, sampler: TimestepSampler) -> None:
     axis.set_ylabel("log-SNR", fontsize=7)
 
 
-def _train(sampler: AdaptiveTimestepSampler, batch: int = 128) -> np.ndarray:
+def _train(sampler: TimestepSampler, batch: int = 128) -> np.ndarray:
     """Let ``sampler`` see mean losses with the scatter of single samples; returns the means."""
     means = _linear_losses(sampler.levels)
     scatter = np.random.Generator(np.random.Philox(key=1))

@@ -17,10 +17,9 @@ from typing import Any
 
 from diffusers_curriculum.catalogue import Entry
 from diffusers_curriculum.densities import DENSITIES
-from diffusers_curriculum.densities import base as densities
-from diffusers_curriculum.learned_weighting import LearnedLossWeights
 from diffusers_curriculum.samplers import SAMPLERS
-from diffusers_curriculum.weighting import ENTRIES as WEIGHTING_ENTRIES
+from diffusers_curriculum.weighting import WEIGHTINGS
+from diffusers_curriculum.weighting.learned import LEARNED_WEIGHTINGS
 from docs.gallery_pictures import density_picture, sampler_picture, weighting_picture
 
 DOCS = Path(__file__).parent
@@ -67,13 +66,10 @@ KINDS = {
 
 def entries() -> Iterator[tuple[str, Entry]]:
     """(kind, entry) of everything that is registered, in the order of the registries."""
-    yield from (("density", densities.ENTRIES[name]) for name in DENSITIES)
-    yield from (("weighting", entry) for entry in WEIGHTING_ENTRIES.values())
-    yield "weighting", LearnedLossWeights.entry
-    for sampler in SAMPLERS.values():
-        entry = getattr(sampler, "entry", None)
-        if isinstance(entry, Entry) and entry.make is sampler:  # and not its parent's
-            yield "sampler", entry
+    yield from (("density", entry) for entry in DENSITIES.entries)
+    yield from (("weighting", entry) for entry in WEIGHTINGS.entries)
+    yield from (("weighting", entry) for entry in LEARNED_WEIGHTINGS.entries)
+    yield from (("sampler", entry) for entry in SAMPLERS.entries)
 
 
 def picture_name(kind: str, entry: Entry) -> str:
@@ -118,7 +114,7 @@ def gallery() -> str:
 
 def example(kind: str, entry: Entry) -> dict[str, Any]:
     """Arguments of the instance that is drawn; empty for the defaults."""
-    return dict(getattr(densities, "EXAMPLES", {}).get(entry.name, {})) if kind == "density" else {}
+    return dict(entry.example) if kind == "density" else {}
 
 
 def defaults(kind: str, entry: Entry) -> str:

@@ -329,7 +329,9 @@ def test_no_partition_is_cheaper(
         ({"min_size": 0}, r"min_size=0"),
         ({"method": "uniform", "min_size": 3}, r"min_size=3 has no effect"),
         ({"method": "quantile"}, r"pass masses"),
-        ({"boundaries": [0, 5]}, r"'explicit' and boundaries go together"),
+        ({"boundaries": [0, 5]}, r"boundaries=\[0, 5\] has no effect .*or choose from explicit\."),
+        ({"method": "uniform", "center": "ant"}, r"center='ant' has no effect .* log_snr, snr\."),
+        ({"minimal": 3}, r"minimal=3 has no effect with clustering 'log_snr': leave it out\."),
         ({"method": "explicit"}, r"'explicit' and boundaries go together"),
     ],
 )

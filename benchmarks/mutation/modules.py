@@ -9,48 +9,39 @@ PACKAGE = "diffusers_curriculum"
 FOLDERS = ("noise_levels", "densities", "weighting", "samplers", "drop_in")
 FILES = (
     "catalogue",
+    "checks",
     "randomness",
     "clustering",
     "pacing",
     "objective",
-    "learned_weighting",
-    "learned_variance",
     "inference_spacing",
 )
 CURRICULUM, ADAPTIVE = "tests/samplers/test_curriculum.py", "tests/samplers/test_adaptive*.py"
 # tests of a module that stand under another name than its own
 OWN: dict[str, Sequence[str]] = {
-    "catalogue": ("tests/densities/test_catalogue.py",),
-    "learned_weighting": ("tests/weighting/test_learned.py",),
-    "densities/table_file": ("tests/densities/test_points.py",),
+    "catalogue": ("tests/test_names_and_checks.py", "tests/densities/test_catalogue.py"),
+    "checks": ("tests/test_names_and_checks.py",),
+    "densities/nested": ("tests/densities/test_combined.py",),
+    "weighting/learned": ("tests/weighting/test_learned.py",),
     "densities/curve": ("tests/densities/test_points.py",),
-    "densities/mixture": ("tests/densities/test_combined.py",),
-    "densities/truncated": ("tests/densities/test_combined.py",),
     "densities/time_fraction": ("tests/densities/test_time_laws.py",),
-    "densities/special": ("tests/densities/test_time_laws.py",),
     "densities/laws": ("tests/test_densities.py",),
     "densities/base": ("tests/test_densities.py", "tests/densities/test_catalogue.py"),
     "densities/shift": ("tests/test_densities.py",),
-    "densities/reference": ("tests/test_densities.py",),
-    "densities/shapes": ("tests/test_densities.py",),
     "samplers/composition": ("tests/samplers/test_base.py",),
     "samplers/configs": ("tests/samplers/test_base.py",),
-    "samplers/phases": (CURRICULUM,),
     "samplers/progress": (CURRICULUM,),
     "samplers/stages": (CURRICULUM,),
     "samplers/information": ("tests/samplers/test_adaptive_laws.py", ADAPTIVE),
     "samplers/gradient": ("tests/samplers/test_adaptive_gradients.py", ADAPTIVE),
     "samplers/statistics": ("tests/samplers/test_adaptive_statistics.py", ADAPTIVE),
     "samplers/loss_based": (ADAPTIVE,),
-    "samplers/adaptive_checks": (ADAPTIVE,),
     "samplers/cells": ("tests/samplers/test_continuous.py",),
     "noise_levels/levels": ("tests/test_noise_levels.py", "tests/samplers/test_continuous.py"),
     "noise_levels/schedulers": ("tests/test_noise_levels.py",),
-    "drop_in/snr": ("tests/drop_in/test_weights_and_snr.py",),
     "drop_in/weights": ("tests/drop_in/test_weights_and_snr.py",),
     "drop_in/binding": ("tests/drop_in/test_density.py",),
     "drop_in/names": ("tests/drop_in/test_density.py",),
-    "drop_in/official": ("tests/drop_in/test_changes.py",),
 }
 STATISTICS = ("tests/statistics/test_catalogue_fit.py", "tests/statistics/test_goodness_of_fit.py")
 GOLDEN = "tests/golden"
@@ -64,7 +55,7 @@ AROUND: dict[str, Sequence[str]] = {
     "clustering": (CURRICULUM, GOLDEN),
     "pacing": (CURRICULUM, GOLDEN),
     "objective": ("tests/test_exactness.py", "tests/weighting"),
-    "learned_variance": ("tests/test_learned_variance.py",),
+    "weighting/variational": ("tests/weighting/test_variational.py",),
     "inference_spacing": ("tests/test_cli_preview.py",),
 }
 

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from diffusers_curriculum.analysis.preview import Preview
-from diffusers_curriculum.analysis.summaries import QUANTILES
+from diffusers_curriculum.analysis.preview import QUANTILES, Preview
 
 # The table does without matplotlib, which takes part of a second.
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -11,19 +11,19 @@ import torch
 from torch import Tensor
 
 from diffusers_curriculum.analysis.advice import advice
-from diffusers_curriculum.analysis.describe import describe_sampler
-from diffusers_curriculum.analysis.over_training import OverTraining, mass_at, over_training
-from diffusers_curriculum.analysis.summaries import (
-    QUANTILES,
-    Quantiles,
-    log_snr_histogram,
-    quantiles,
-)
+from diffusers_curriculum.analysis.over_training import OverTraining, over_training
 from diffusers_curriculum.noise_levels import NoiseLevels
-from diffusers_curriculum.samplers import CurriculumTimestepSampler, TimestepSampler
+from diffusers_curriculum.samplers import TimestepSampler
 
-BANDS = 10
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 DEFAULT_STEPS = 1000  # length of a run that is not told
+
+
+class Quantiles(NamedTuple):
+    """The timestep and the log-SNR below which 5, 25, 50, 75 and 95 % of a mass lie."""
+
+    timestep: tuple[float, ...]
+    log_snr: tuple[float, ...]
 
 
 class Share(NamedTuple):
@@ -164,16 +164,16 @@ def make_preview(
             "for each, as weighting.loss_weights() makes them."
         )
     training = over_training(sampler, max_train_steps or DEFAULT_STEPS)
-    mass, importance = mass_at(sampler, step=training.steps - 1)
+    mass, importance = sampler.at_stage(step=training.steps - 1)
     corrected = mass * importance
     effective = corrected if weights is None else corrected * weights.cpu().double()
     laws = {"drawn": mass, "effective": effective, "uniform": torch.full_like(mass, 1 / count)}
     tables = {name: (law / law.sum()).numpy() for name, law in laws.items()}
     tables["drawn"] = mass.numpy()
-    grouped_by, starts = _groups(sampler)
+    grouped_by, starts = sampler.groups()
     over_run = mass.numpy() if max_train_steps is None else training.average
     return Preview(
-        title=title or describe_sampler(sampler),
+        title=title or sampler.describe(),
         levels=sampler.levels,
         mass=tables["drawn"],
         uniform=tables["uniform"],
@@ -187,17 +187,36 @@ def make_preview(
     )
 
 
-def _groups(sampler: TimestepSampler) -> tuple[str, list[int]]:
-    """What the levels are grouped by, and the first index of each group."""
-    if isinstance(sampler, CurriculumTimestepSampler):
-        return "cluster", list(sampler.starts)
-    count = len(sampler.levels)
-    return "tenth", sorted({count * band // BANDS for band in range(BANDS)})
+def quantiles(levels: NoiseLevels, mass: np.ndarray) -> Quantiles:
+    """The least timestep, and the least log-SNR, up to which a mass (T,) has come to each of
+    ``QUANTILES``: values of the table, as those are what is drawn."""
+    wanted = np.array(QUANTILES) - 1e-12  # a sum of tenths may end just below a half
+    noisier = np.searchsorted(mass.cumsum(), wanted).clip(0, len(mass) - 1)
+    cleaner = np.searchsorted(mass[::-1].cumsum(), wanted).clip(0, len(mass) - 1)
+    log_snr = levels.log_snr.flip(0).numpy()[cleaner]
+    return Quantiles(tuple(levels.timesteps.numpy()[noisier].tolist()), tuple(log_snr.tolist()))
+
+
+def log_snr_histogram(
+    levels: NoiseLevels, masses: np.ndarray, bins: int = 80
+) -> tuple[np.ndarray, np.ndarray]:
+    """Edges (bins + 1,) in log-SNR and densities (n, bins) of masses (n, T).
+
+    Each level's mass is spread over its cell, as the levels of the clean end lie further apart than
+    the bins; a level at infinity counts to the end bin.
+    """
+    cells = levels.edges.flip(0).numpy()
+    finite = cells[np.isfinite(cells)]
+    edges = np.linspace(finite[0], finite[-1], bins + 1)
+    below = np.pad(masses[:, ::-1].cumsum(1), ((0, 0), (1, 0)))
+    below = np.stack([np.interp(edges, cells.clip(edges[0], edges[-1]), row) for row in below])
+    below[:, 0], below[:, -1] = 0, masses.sum(1)
+    return edges, np.diff(below) / (edges[1] - edges[0])
 
 
 def _shares(
     levels: NoiseLevels,
-    starts: list[int],
+    starts: Sequence[int],
     tables: Mapping[str, np.ndarray],
     training: OverTraining,
 ) -> tuple[Share, ...]:

@@ -8,8 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from diffusers_curriculum.analysis.preview import Preview
-from diffusers_curriculum.analysis.summaries import QUANTILES, Quantiles, log_snr_histogram
+from diffusers_curriculum.analysis.preview import QUANTILES, Preview, Quantiles, log_snr_histogram
 
 WIDTH = 100
 COLUMNS = 80  # of a chart

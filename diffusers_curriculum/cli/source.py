@@ -57,10 +57,10 @@ def _from_config(config: Mapping[str, Any], name: str) -> Source:
     import diffusers
 
     from diffusers_curriculum.noise_levels import NoiseLevels
-    from diffusers_curriculum.samplers import SAMPLERS
+    from diffusers_curriculum.samplers import TimestepSampler
     from diffusers_curriculum.samplers.configs import build_scheduler
 
-    if config.get("_class_name") in SAMPLERS:
+    if config.get("_class_name") in TimestepSampler.kinds():
         return Source(None, None, config)
     if "_class_name" not in config:
         raise ValueError(f"{name}: its config says no _class_name. {_REMEDY}")

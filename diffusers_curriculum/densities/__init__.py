@@ -12,7 +12,7 @@ wherever a density is::
         cdf = lambda self, l: torch.exp(-torch.exp(-l / self.b))
 
 Parameters are dataclass fields, checked when the law is built: finite numbers, unless the field
-says otherwise (:func:`positive`, and module ``fields``). What a law may add:
+says otherwise (:func:`positive`, or ``checks.checked``). What a law may add:
 
 - ``icdf``, where it has a closed form; else the cdf is bisected to the last bit;
 - ``sf``, so that the clean tail keeps digits that ``1 - cdf`` loses;
@@ -22,88 +22,39 @@ says otherwise (:func:`positive`, and module ``fields``). What a law may add:
   given by ``time_pdf`` and ``time_cdf``;
 - a subclass of :class:`ScheduleDensity` knows the schedule's ``edges``.
 
-``ENTRIES`` tells formula, source and families of each name, ``EXAMPLES`` parameters of a telling
-instance.
+``DENSITIES.entry(name)`` tells formula, source, families and parameters of a telling instance.
 """
 
+from diffusers_curriculum.densities import laws, nested, points, published, time_laws
 from diffusers_curriculum.densities.base import (
     DENSITIES,
-    ENTRIES,
-    EXAMPLES,
     Density,
     ScheduleDensity,
     SymmetricDensity,
     make_density,
     portable_parameters,
+    positive,
     register,
 )
-from diffusers_curriculum.densities.fields import positive
-from diffusers_curriculum.densities.laws import (
-    Cauchy,
-    Cosine,
-    CosineScaled,
-    CosineShifted,
-    Laplace,
-    Logistic,
-    LogSnrUniform,
-    Normal,
-    SplitNormal,
-)
-from diffusers_curriculum.densities.mixture import Mixture
-from diffusers_curriculum.densities.points import Spline, Tabulated
-from diffusers_curriculum.densities.published import (
-    CosMap,
-    Edm,
-    Edm2,
-    FlowUniform,
-    HeavyTail,
-    LogitNormal,
-    Mode,
-    UShaped,
-)
-from diffusers_curriculum.densities.reference import UniformTimestep
 from diffusers_curriculum.densities.shift import shift_from_pixels, shift_from_tokens
-from diffusers_curriculum.densities.time_fraction import TimeDensity
-from diffusers_curriculum.densities.time_laws import Beta, Speed, TimestepBias
-from diffusers_curriculum.densities.truncated import Truncated
+from diffusers_curriculum.densities.time_fraction import TimeDensity, UniformTimestep
 
 __all__ = [
     "DENSITIES",
-    "ENTRIES",
-    "EXAMPLES",
-    "Beta",
-    "Cauchy",
-    "CosMap",
-    "Cosine",
-    "CosineScaled",
-    "CosineShifted",
     "Density",
-    "Edm",
-    "Edm2",
-    "FlowUniform",
-    "HeavyTail",
-    "Laplace",
-    "LogSnrUniform",
-    "Logistic",
-    "LogitNormal",
-    "Mixture",
-    "Mode",
-    "Normal",
     "ScheduleDensity",
-    "Speed",
-    "Spline",
-    "SplitNormal",
     "SymmetricDensity",
-    "Tabulated",
     "TimeDensity",
-    "TimestepBias",
-    "Truncated",
-    "UShaped",
     "UniformTimestep",
+    "laws",
     "make_density",
+    "nested",
+    "points",
     "portable_parameters",
     "positive",
+    "published",
     "register",
     "shift_from_pixels",
     "shift_from_tokens",
+    "time_laws",
 ]

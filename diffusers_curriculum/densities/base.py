@@ -4,64 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, fields
 from functools import cached_property
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from diffusers_curriculum.catalogue import Entry
-from diffusers_curriculum.densities.fields import finite
-from diffusers_curriculum.densities.inverse import largest
+from diffusers_curriculum.catalogue import Catalogue
+from diffusers_curriculum.checks import above_zero, check_fields, checked, finite
 
-DENSITIES: dict[str, type[Density]] = {}
-ENTRIES: dict[str, Entry] = {}
-EXAMPLES: dict[str, dict[str, Any]] = {}
-Kind = TypeVar("Kind", bound="type[Density]")
+DENSITIES: Catalogue[type[Density]] = Catalogue("density")
+register = DENSITIES.register
+_SIGN = torch.iinfo(torch.int64).min
 
 
-def register(
-    name: str,
-    *,
-    formula: str = "",
-    source: str = "",
-    families: str = "all",
-    note: str = "",
-    example: Mapping[str, Any] | None = None,
-) -> Callable[[Kind], Kind]:
-    """Class decorator: make a density available under ``name``; the rest is told in the catalogue.
-
-    Args:
-        example: parameters of a telling instance, for the gallery and for tests; needed where a
-            parameter has no default.
-
-    Raises:
-        ValueError: the name is taken.
-    """
-
-    def add(density: Kind) -> Kind:
-        if name in DENSITIES:
-            raise ValueError(f"a density named {name!r} exists already: choose another name.")
-        DENSITIES[name] = density
-        ENTRIES[name] = Entry(name, density, formula, source, families, note)
-        EXAMPLES[name] = dict(example or {})
-        return density
-
-    return add
-
-
-def density_class(name: str) -> type[Density]:
-    """The class registered under ``name``.
-
-    Raises:
-        ValueError: unknown name (the message lists the known ones).
-    """
-    if not isinstance(name, str) or name not in DENSITIES:
-        raise ValueError(
-            f"density {name!r} is unknown: choose from {', '.join(sorted(DENSITIES))}."
-        )
-    return DENSITIES[name]
+def positive(default: float) -> Any:
+    """A parameter that must be greater than 0."""
+    return checked(above_zero, default=default)
 
 
 def make_density(name: str, edges: Tensor, /, **parameters: Any) -> Density:
@@ -71,7 +31,7 @@ def make_density(name: str, edges: Tensor, /, **parameters: Any) -> Density:
         ValueError: unknown name or parameter (the message lists the known ones), a parameter that
             is missing or out of range.
     """
-    kind = density_class(name)
+    kind = DENSITIES.look_up(name)
     own = [f for f in fields(kind) if f.name != "edges"]
     known = [f.name for f in own]
     unknown = sorted(set(parameters) - set(known))
@@ -81,9 +41,8 @@ def make_density(name: str, edges: Tensor, /, **parameters: Any) -> Density:
     for f in own:
         required = f.default is MISSING and f.default_factory is MISSING
         if required and f.name not in parameters:
-            raise ValueError(
-                f"density {name!r} needs {f.name!r}, for example {json.dumps(EXAMPLES[name])}."
-            )
+            example = json.dumps(DENSITIES.entry(name).example)
+            raise ValueError(f"density {name!r} needs {f.name!r}, for example {example}.")
     return kind.on_schedule(edges, **parameters)
 
 
@@ -101,7 +60,7 @@ def portable_parameters(name: str, parameters: Mapping[str, Any]) -> dict[str, A
             f"the parameters of {name!r} must be numbers, words, lists and dicts: {error}; of a "
             "tensor or an array, pass .tolist()."
         ) from error
-    return density_class(name).portable(plain)
+    return DENSITIES.look_up(name).portable(plain)
 
 
 @dataclass(frozen=True)
@@ -115,8 +74,7 @@ class Density:
     passes_on: ClassVar[bool] = False  # whether unknown parameters go on to on_schedule()
 
     def __post_init__(self) -> None:
-        for f in (f for f in fields(self) if f.name != "edges"):
-            f.metadata.get("check", finite)(f.name, getattr(self, f.name))
+        check_fields(self, otherwise=finite)
 
     @classmethod
     def on_schedule(cls, edges: Tensor, **parameters: Any) -> Density:
@@ -215,8 +173,44 @@ class SymmetricDensity(Density):
 class ScheduleDensity(Density):
     """A law that depends on the schedule, through the edges of its cells (T+1,), decreasing."""
 
-    edges: Tensor = field(repr=False)
+    edges: Tensor = checked(None, repr=False)
 
     @classmethod
     def on_schedule(cls, edges: Tensor, **parameters: Any) -> Density:
         return cls(edges, **parameters)
+
+
+# -- inverses without a closed form, to the last bit of float64 ------------------------------------
+
+
+def largest(holds: Callable[[Tensor], Tensor], low: Tensor, high: Tensor) -> Tensor:
+    """The largest number of [low, high] up to which ``holds`` is true, by bisection.
+
+    The halves are halves of the floating-point numbers between ``low`` and ``high``, not of their
+    distance: 64 steps reach neighbouring numbers from anywhere, infinite ends and tails included.
+
+    Args:
+        holds: elementwise test, true up to some point and false beyond; taken to hold at ``low``.
+        low: float64, of the result's shape.
+        high: float64, of the result's shape.
+    """
+    below, above = _rank(low), _rank(high)
+    above = torch.where(holds(high), below, above)
+    answer_high = above == below
+    for _ in range(64):
+        middle = (below & above) + ((below ^ above) >> 1)  # the mean, which cannot overflow
+        true = holds(_number(middle))
+        below, above = torch.where(true, middle, below), torch.where(true, above, middle)
+        if bool(((below == above) | (below + 1 == above)).all()):
+            break
+    return torch.where(answer_high, high, _number(below))
+
+
+def _rank(x: Tensor) -> Tensor:
+    """int64 in the order of the numbers; both zeros are 0."""
+    bits = x.contiguous().view(torch.int64)
+    return torch.where(bits < 0, _SIGN - bits, bits)
+
+
+def _number(rank: Tensor) -> Tensor:
+    return torch.where(rank < 0, _SIGN - rank, rank).view(torch.float64)

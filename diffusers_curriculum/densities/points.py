@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import csv
 import math
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from diffusers_curriculum.checks import checked, finite
 from diffusers_curriculum.densities.base import Density, register
 from diffusers_curriculum.densities.curve import Curve, monotone_cubic, straight_lines
-from diffusers_curriculum.densities.fields import UNCHECKED, number_list
-from diffusers_curriculum.densities.table_file import read_table
+
+_COLUMNS = ("log_snr", "density")
+_FORM = "write two columns, log_snr and density, with a comma between them"
 
 
 class CurveDensity(Density):
@@ -23,8 +28,8 @@ class CurveDensity(Density):
         super().__post_init__()
         if not 0 < self._curve.total < math.inf:
             raise ValueError(
-                f"the densities add up to {self._curve.total!r}: give one or more that are greater "
-                "than 0, and none that is huge."
+                f"the densities of all points (log_snr, density) add up to {self._curve.total!r}: "
+                "give one or more that are greater than 0, and none that is huge."
             )
 
     @cached_property
@@ -65,7 +70,7 @@ class Spline(CurveDensity):
             density, or two at one log-SNR.
     """
 
-    points: list[list[float]] = field(metadata=UNCHECKED)
+    points: list[list[float]] = checked(None)
 
     @cached_property
     def _curve(self) -> Curve:
@@ -73,7 +78,7 @@ class Spline(CurveDensity):
             raise ValueError(
                 f"points={self.points!r} is not a list: write [[-4, 0], [0, 1], [4, 0]]."
             )
-        pairs = [number_list(f"points[{i}]", point) for i, point in enumerate(self.points)]
+        pairs = [_number_list(f"points[{i}]", point) for i, point in enumerate(self.points)]
         for i, pair in enumerate(pairs):
             if len(pair) != 2:
                 raise ValueError(f"points[{i}]={pair!r} is not a pair [log_snr, density].")
@@ -103,9 +108,9 @@ class Tabulated(CurveDensity):
             (the message names file and line).
     """
 
-    log_snr: list[float] | None = field(default=None, metadata=UNCHECKED)
-    density: list[float] | None = field(default=None, metadata=UNCHECKED)
-    path: str | None = field(default=None, metadata=UNCHECKED)
+    log_snr: list[float] | None = checked(None, default=None)
+    density: list[float] | None = checked(None, default=None)
+    path: str | None = checked(None, default=None)
 
     @cached_property
     def _curve(self) -> Curve:
@@ -126,13 +131,13 @@ def _columns(log_snr: Any, density: Any, path: Any) -> tuple[list[float], list[f
     if path is not None and log_snr is None and density is None:
         if not isinstance(path, str):
             raise ValueError(f"path={path!r} is not the name of a file.")
-        return read_table(path)
+        return _read_table(path)
     if path is not None or not lists:
         raise ValueError(
             "a table needs log_snr and density, two lists of numbers, or path, a CSV file with "
             "both as columns: give the one or the other."
         )
-    return number_list("log_snr", log_snr), number_list("density", density)
+    return _number_list("log_snr", log_snr), _number_list("density", density)
 
 
 def _sorted(log_snr: list[float], density: list[float]) -> tuple[Tensor, Tensor]:
@@ -154,3 +159,82 @@ def _sorted(log_snr: list[float], density: list[float]) -> tuple[Tensor, Tensor]
     if len(twice):
         raise ValueError(f"log-SNR {float(twice[0])!r} is given twice: give each point once.")
     return knots, torch.tensor(density, dtype=torch.float64)[order]
+
+
+def _number_list(name: str, value: Any) -> list[float]:
+    """The finite numbers of a JSON list.
+
+    Raises:
+        ValueError: it is no list, or holds something else (the message says where).
+    """
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise ValueError(
+            f"{name}={value!r} is not a list of numbers: write [-4, 0, 4] (of a tensor or an "
+            "array, pass .tolist())."
+        )
+    for position, number in enumerate(value):
+        finite(f"{name}[{position}]", number)
+    return [float(number) for number in value]
+
+
+# -- a density in a CSV file -----------------------------------------------------------------------
+
+
+def _read_table(path: str) -> tuple[list[float], list[float]]:
+    """(log-SNR, density) of a CSV file, with or without the header ``log_snr,density``.
+
+    With a header the columns may stand in any order, among others; without one there are two.
+
+    Raises:
+        ValueError: the file cannot be read, or a line is not of this form (the message names file
+            and line).
+    """
+    try:
+        text = Path(path).read_text("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"path={path!r} cannot be read as a CSV file: {error}.") from error
+    reader = csv.reader(text.splitlines(), skipinitialspace=True)
+    lines = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
+    if not lines:
+        raise ValueError(f"path={path!r} holds no numbers: {_FORM}.")
+    columns, lines = _header(path, *lines[0], lines)
+    width = None if columns else 2
+    pairs = [_pair(path, line, row, columns or (0, 1), width) for line, row in lines]
+    return [log_snr for log_snr, _ in pairs], [density for _, density in pairs]
+
+
+def _header(
+    path: str, line: int, row: list[str], lines: list[tuple[int, list[str]]]
+) -> tuple[tuple[int, int] | None, list[tuple[int, list[str]]]]:
+    """Positions of the two columns, None without a header, and the lines that follow it."""
+    if _number(row[0]) is not None:
+        return None, lines
+    names = [cell.strip().lower() for cell in row]
+    missing = [name for name in _COLUMNS if name not in names]
+    if missing:
+        raise ValueError(
+            f"{path} line {line}: the header {','.join(row)!r} has no column {missing[0]!r}; "
+            f"{_FORM}."
+        )
+    return (names.index(_COLUMNS[0]), names.index(_COLUMNS[1])), lines[1:]
+
+
+def _pair(
+    path: str, line: int, row: list[str], columns: tuple[int, int], width: int | None
+) -> tuple[float, float]:
+    if len(row) <= max(columns) or (width is not None and len(row) != width):
+        raise ValueError(f"{path} line {line}: {','.join(row)!r} has {len(row)} columns; {_FORM}.")
+    log_snr, density = (_number(row[column]) for column in columns)
+    for column, number in zip(columns, (log_snr, density), strict=True):
+        if number is None or not math.isfinite(number):
+            raise ValueError(f"{path} line {line}: {row[column]!r} is not a finite number.")
+    if log_snr is None or density is None or density < 0:
+        raise ValueError(f"{path} line {line}: the density {density!r} is negative.")
+    return log_snr, density
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None

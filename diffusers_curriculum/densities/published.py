@@ -11,10 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffusers_curriculum.densities.base import SymmetricDensity, register
-from diffusers_curriculum.densities.fields import positive
-from diffusers_curriculum.densities.inverse import largest
-from diffusers_curriculum.densities.shapes import HyperbolicSecant, LogisticShape, NormalShape
+from diffusers_curriculum.checks import checked, inside
+from diffusers_curriculum.densities.base import SymmetricDensity, largest, positive, register
+from diffusers_curriculum.densities.laws import HyperbolicSecant, LogisticShape, NormalShape
 from diffusers_curriculum.densities.shift import Shifted
 
 _SD3 = "arXiv 2403.03206, section 3.1"
@@ -195,12 +194,7 @@ class UShaped(SymmetricDensity):
         ValueError: a above 500, where the exponentials overflow.
     """
 
-    a: float = positive(4.0)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.a > 500:
-            raise ValueError(f"a={self.a!r} must be at most 500.")
+    a: float = checked(inside, 0, 500, "(]", default=4.0)
 
     def _pdf(self, z: Tensor) -> Tensor:
         clean = torch.sigmoid(-z.abs() / 2)

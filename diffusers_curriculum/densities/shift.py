@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from diffusers_curriculum.checks import above_zero, checked
 from diffusers_curriculum.densities.base import SymmetricDensity
-from diffusers_curriculum.densities.fields import above_zero, optional
 
 # FLUX: mu = ln s is a line through these two points of (image tokens, mu), and is not clamped.
 _FLUX = (256, 0.5), (4096, 1.15)
@@ -60,10 +60,10 @@ class Shifted(SymmetricDensity):
         ValueError: more than one of them, or pixels without base_pixels.
     """
 
-    shift: float | None = optional(above_zero)
-    tokens: float | None = optional(above_zero)
-    pixels: float | None = optional(above_zero)
-    base_pixels: float | None = optional(above_zero)
+    shift: float | None = checked(above_zero, default=None)
+    tokens: float | None = checked(above_zero, default=None)
+    pixels: float | None = checked(above_zero, default=None)
+    base_pixels: float | None = checked(above_zero, default=None)
 
     def __post_init__(self) -> None:
         super().__post_init__()

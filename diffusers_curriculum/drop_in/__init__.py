@@ -7,9 +7,9 @@ which keep diffusers' meaning.  A name that is neither is refused.
 from diffusers_curriculum.drop_in.binding import (
     ForScheduler,
     compute_density_for_timestep_sampling,
+    compute_snr,
     for_scheduler,
 )
-from diffusers_curriculum.drop_in.snr import compute_snr
 from diffusers_curriculum.drop_in.weights import compute_loss_weighting_for_sd3
 
 __all__ = [

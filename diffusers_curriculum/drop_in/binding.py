@@ -9,15 +9,21 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler, training_utils
 from torch import Tensor
 
+from diffusers_curriculum.checks import inside
 from diffusers_curriculum.densities import make_density
-from diffusers_curriculum.drop_in import official
-from diffusers_curriculum.drop_in.names import Scheme, refuse_parameters, scheme
+from diffusers_curriculum.drop_in.names import (
+    Scheme,
+    logit_normal,
+    mode,
+    refuse_parameters,
+    scheme,
+)
 from diffusers_curriculum.drop_in.weights import compute_loss_weighting_for_sd3
 from diffusers_curriculum.noise_levels import NoiseLevels, to_device
-from diffusers_curriculum.randomness import Slots, uniforms
+from diffusers_curriculum.randomness import Slots, batch_uniforms
 from diffusers_curriculum.samplers.composition import compose, tables
 
 FLOOR = 0.1
@@ -96,13 +102,16 @@ class ForScheduler:
         if found.kind != "density":
             given = {} if floor is None else {"floor": floor}
             refuse_parameters(found, density_args | given)
-        w = self._uniforms(batch_size, draw, generator, seed, step)
+        key = torch.initial_seed() if seed is None else seed
+        at = self._calls if step is None else step
+        self._calls += step is None
+        w = batch_uniforms(draw, batch_size, seed=key, step=at, generator=generator)
         if found.kind == "density":
             u = self._through(self._cdf(found, floor, density_args), w)
         elif found.name == "logit_normal":
-            u = official.logit_normal(w, logit_mean, logit_std)
+            u = logit_normal(w, logit_mean, logit_std)
         else:
-            u = official.mode(w, mode_scale) if found.name == "mode" else w
+            u = mode(w, mode_scale) if found.name == "mode" else w
         return to_device(u.float().clamp(0, _BELOW_ONE), device)
 
     def compute_loss_weighting_for_sd3(
@@ -113,31 +122,10 @@ class ForScheduler:
             sigmas = 1 - sigmas
         return compute_loss_weighting_for_sd3(weighting_scheme, sigmas, **options)
 
-    def _uniforms(
-        self,
-        batch: int | Slots,
-        draw: str,
-        generator: torch.Generator | None,
-        seed: int | None,
-        step: int | None,
-    ) -> Tensor:
-        """(B,) float64 in (0, 1) on the CPU."""
-        slots = batch if isinstance(batch, Slots) else Slots.here(batch)
-        at = self._calls if step is None else step
-        if step is None:
-            self._calls += 1
-        if generator is not None:
-            device = generator.device
-            key, at = int(torch.randint(2**62, (), generator=generator, device=device)), 0
-        else:
-            key = torch.initial_seed() if seed is None else seed
-        return uniforms(draw, seed=key, step=at, slots=slots)
-
     def _cdf(self, found: Scheme, floor: float | None, density_args: dict[str, Any]) -> Tensor:
         """(T,) cumulative probabilities, cleanest first."""
         share = (0.0 if found.name == "uniform" else FLOOR) if floor is None else floor
-        if not 0 <= share <= 1:
-            raise ValueError(f"floor={floor!r} must lie in [0, 1].")
+        inside("floor", share, 0, 1)
         key = _json([found.name, share, density_args])
         if key not in self._cdfs:
             masses = make_density(found.name, self.levels.edges, **density_args).masses(
@@ -209,6 +197,30 @@ def compute_density_for_timestep_sampling(
     )
 
 
+def compute_snr(noise_scheduler: Any, timesteps: Tensor) -> Tensor:
+    """Signal-to-noise ratio (alpha / sigma)^2 at timesteps of a scheduler.
+
+    On variance preserving schedules it is diffusers' own function; on flow matching and EDM
+    schedules the timestep is looked up in the scheduler's table of training timesteps.
+
+    Args:
+        noise_scheduler: any diffusers scheduler with a table of noise levels.
+        timesteps: any shape, as the scheduler's ``timesteps`` have them, before any rescaling.
+
+    Returns:
+        float32, the shape of ``timesteps``, on their device; 0 at zero terminal SNR.
+
+    Raises:
+        ValueError: a timestep that is not one of the scheduler's, or a scheduler without a table.
+    """
+    levels = bound(noise_scheduler).levels
+    index = _indices(levels, timesteps)
+    if levels.family == "vp":
+        return training_utils.compute_snr(noise_scheduler, index.to(timesteps.device))
+    snr = (levels.alpha / levels.sigma).square().float()
+    return snr[index].to(timesteps.device)
+
+
 def bound(scheduler: Any) -> ForScheduler:
     """The functions for ``scheduler`` that all calls of the process share."""
     if scheduler is None:
@@ -242,3 +254,18 @@ def _json(value: Any) -> str:
         return json.dumps(value, sort_keys=True)
     except TypeError as error:
         raise ValueError(f"density parameters must be plain numbers and lists: {error}.") from None
+
+
+def _indices(levels: NoiseLevels, timesteps: Tensor) -> Tensor:
+    """Position of each timestep in the table, on the CPU."""
+    wanted, known = timesteps.detach().cpu().double(), levels.timesteps.double()
+    distance, index = (wanted[..., None] - known).abs().min(-1)
+    # hundredths of the narrowest step: rounding to float32 passes, another schedule's do not
+    strange = ~(distance <= 0.01 * known.diff().abs().min())
+    if bool(strange.any()):
+        raise ValueError(
+            f"timestep {wanted[strange].flatten()[0].item()!r} is not one of the scheduler's "
+            f"{len(known)} ({known.min().item():g} to {known.max().item():g}): pass timesteps as "
+            "they come from the scheduler's table, before they are divided or cast."
+        )
+    return index

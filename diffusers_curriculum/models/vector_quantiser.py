@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss, normalize
 
+from diffusers_curriculum.checks import not_negative
+
 _ROWS = 8192  # vectors compared at once: with 8,192 codes that is 256 MiB of similarities
 
 
@@ -71,8 +73,7 @@ class VectorQuantiser(nn.Module):
             raise ValueError(
                 f"a codebook of {codes} codes of {dim} numbers: take at least 2 codes of 1 number."
             )
-        if not 0 <= beta < math.inf:
-            raise ValueError(f"beta={beta}: the commitment weight must be finite and not negative.")
+        not_negative("beta", beta)
         self.beta = beta
         self.embedding = nn.Embedding(codes, dim)  # starts as N(0, 1)
         self.register_buffer("idle", torch.zeros(codes, dtype=torch.int64))

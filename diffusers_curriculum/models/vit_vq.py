@@ -18,6 +18,7 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from diffusers_curriculum.checks import one_of
 from diffusers_curriculum.models.vector_quantiser import Quantised, VectorQuantiser
 from diffusers_curriculum.models.vision_transformer import Transformer
 
@@ -41,8 +42,7 @@ def vit_vq_config(size: str, resolution: int = 256, **changes: Any) -> dict[str,
     Raises:
         ValueError: an unknown size.
     """
-    if size not in VIT_VQ_SIZES:
-        raise ValueError(f"size {size!r} is unknown: choose from {', '.join(VIT_VQ_SIZES)}.")
+    one_of("size", size, VIT_VQ_SIZES)
     encoder, decoder = VIT_VQ_SIZES[size]
     config: dict[str, Any] = {"image_size": resolution, "patch_size": 8, "in_channels": 3}
     config |= {f"encoder_{name}": value for name, value in encoder.items()}

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffusers_curriculum.checks import one_of
 from diffusers_curriculum.noise_levels.schedulers import Clock, clock_of, read_tables
 
 OUTER_EDGES = ("half", "clip", "inf")
@@ -61,8 +62,7 @@ class NoiseLevels:
             ValueError: unknown ``outer_edges``, or a scheduler without a table of noise levels
                 (the message names the attributes that were missing).
         """
-        if outer_edges not in OUTER_EDGES:
-            raise ValueError(f"outer_edges={outer_edges!r} is unknown: choose from {OUTER_EDGES}.")
+        one_of("outer_edges", outer_edges, OUTER_EDGES)
         family, alpha, sigma, timesteps = read_tables(scheduler)
         log_snr = _log_snr(family, alpha, sigma)
         if len(log_snr) < 2 or bool((log_snr.diff() > 0).any()):
@@ -136,6 +136,15 @@ class NoiseLevels:
         told = -log_snr / 2 if self.clock.logarithmic else self.coefficients(log_snr)[1]
         floating = self.timesteps.is_floating_point()
         return (self.clock.scale * told).to(self.timesteps.dtype if floating else torch.float32)
+
+    @property
+    def positions(self) -> Tensor:
+        """(T,) log-SNR; a level at infinity stands one step beyond its neighbour."""
+        positions = self.log_snr.clone()
+        for end, one, two in ((0, 1, 2), (-1, -2, -3)):
+            if bool(positions[end].isinf()):
+                positions[end] = 2 * positions[one] - positions[two]
+        return positions
 
     @property
     def finite(self) -> Tensor:

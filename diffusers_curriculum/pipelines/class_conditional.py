@@ -12,8 +12,13 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
 from diffusers_curriculum.models.networks import null_class, takes_labels
-from diffusers_curriculum.pipelines.denoising import Generators, Guidance
-from diffusers_curriculum.pipelines.parts import Request, generate, the_network
+from diffusers_curriculum.pipelines.denoising import (
+    Generators,
+    Guidance,
+    Request,
+    generate,
+    the_network,
+)
 
 
 class ClassConditionalPipeline(DiffusionPipeline):

@@ -1,17 +1,18 @@
-"""From noise to latents with any diffusers scheduler, and from latents to images."""
+"""What the pipelines share: from noise to latents with any diffusers scheduler, and to images."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from diffusers.utils.pil_utils import numpy_to_pil
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from diffusers_curriculum.checks import one_of
 from diffusers_curriculum.models.latent_space import LatentSpace
 from diffusers_curriculum.models.networks import null_class
 
@@ -19,6 +20,15 @@ OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 LEARNED_VARIANCE = ("learned", "learned_range")
 Generators = torch.Generator | list[torch.Generator] | None
 Predict = Callable[[Tensor, Tensor, float], Tensor]
+
+
+class Request(NamedTuple):
+    """How many images, from which generators, in how many steps, and in which form."""
+
+    count: int
+    generator: Generators
+    steps: int
+    output_type: str
 
 
 @dataclass(frozen=True)
@@ -153,12 +163,48 @@ def to_images(latents: Tensor, vae: Any, output_type: str) -> Any:
     return numpy_to_pil(arrays) if output_type == "pil" else arrays
 
 
-def check_output_type(output_type: str) -> None:
-    """Raise ValueError for an unknown kind of output."""
-    if output_type not in OUTPUT_TYPES:
-        raise ValueError(
-            f"output_type={output_type!r} is unknown: choose from {', '.join(OUTPUT_TYPES)}."
-        )
+def the_network(transformer: Any, unet: Any) -> Any:
+    """Return the one network that is there.
+
+    Raises:
+        ValueError: none, or two.
+    """
+    if (transformer is None) == (unet is None):
+        count = "no network" if unet is None else "two networks"
+        raise ValueError(f"{count}: give a transformer or a unet, one of them.")
+    return unet if transformer is None else transformer
+
+
+def input_shape(network: Any) -> tuple[int, int, int]:
+    """Return (channels, height, width) of what a network denoises."""
+    size = network.config["sample_size"]
+    height, width = (size, size) if isinstance(size, int) else size
+    return network.config["in_channels"], height, width
+
+
+def generate(
+    pipeline: Any,
+    request: Request,
+    labels: Tensor | None = None,
+    guidance: Guidance | None = None,
+) -> Any:
+    """Return images of a pipeline with `scheduler`, `transformer` or `unet`, and `vae`."""
+    one_of("output_type", request.output_type, OUTPUT_TYPES)
+    network = the_network(pipeline.transformer, pipeline.unet)
+    shape = input_shape(network)
+    patch = network.config.get("patch_size") or 1
+    latents = denoise(
+        predictor(network, labels, guidance),
+        pipeline.scheduler,
+        initial_noise((request.count, *shape), request.generator, pipeline._execution_device),
+        request.steps,
+        request.generator,
+        pipeline.progress_bar,
+        tokens=shape[1] * shape[2] // patch**2,
+    )
+    images = to_images(latents, pipeline.vae, request.output_type)
+    pipeline.maybe_free_model_hooks()
+    return images
 
 
 def _parameters(function: Any) -> Any:

@@ -10,8 +10,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from diffusers_curriculum.models.networks import null_class, takes_labels
-from diffusers_curriculum.pipelines.denoising import Generators
-from diffusers_curriculum.pipelines.parts import Request, generate, the_network
+from diffusers_curriculum.pipelines.denoising import Generators, Request, generate, the_network
 
 
 class UnconditionalPipeline(DiffusionPipeline):

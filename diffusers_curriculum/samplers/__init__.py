@@ -1,9 +1,16 @@
-"""Timestep samplers: which noise levels a training step trains on."""
+"""Timestep samplers: which noise levels a training step trains on.
+
+A sampler is one file here, or of one's own: a class with ``@SAMPLERS.register("name", ...)``.
+"""
+
+import pkgutil
+from importlib import import_module
 
 from diffusers_curriculum.samplers.adaptive import AdaptiveTimestepSampler
 from diffusers_curriculum.samplers.base import SAMPLERS, TimestepSample, TimestepSampler
 from diffusers_curriculum.samplers.curriculum import CurriculumTimestepSampler
 from diffusers_curriculum.samplers.density import DensityTimestepSampler
+from diffusers_curriculum.samplers.description import Report, describe_config
 from diffusers_curriculum.samplers.gradient import (
     GradientNormTimestepSampler,
     gradient_norm_samplers,
@@ -25,9 +32,27 @@ __all__ = [
     "InformationRateTimestepSampler",
     "LossProportionalTimestepSampler",
     "LossSecondMomentTimestepSampler",
+    "Report",
     "SequenceTimestepSampler",
     "TimestepSample",
     "TimestepSampler",
+    "describe_config",
     "gradient_norm_samplers",
+    "learning_samplers",
     "per_sample_gradient_norms",
 ]
+
+
+def import_all() -> None:
+    """Import every module of this folder, so that what they register is known."""
+    for module in pkgutil.iter_modules(__path__):
+        import_module(f"{__name__}.{module.name}")
+
+
+def learning_samplers() -> dict[str, type[AdaptiveTimestepSampler]]:
+    """The registered samplers that learn their law from losses, by name."""
+    kinds = SAMPLERS.items()
+    return {name: kind for name, kind in kinds if issubclass(kind, AdaptiveTimestepSampler)}
+
+
+import_all()

@@ -2,31 +2,53 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from dataclasses import KW_ONLY, InitVar, dataclass, fields
+from typing import Any, ClassVar, dataclass_transform
 
 import torch
 from torch import Tensor
 
-from diffusers_curriculum.catalogue import Entry
+from diffusers_curriculum.checks import (
+    check_fields,
+    checked,
+    inside,
+    one_of,
+    take_over_fields,
+    whole,
+)
 from diffusers_curriculum.noise_levels import NoiseLevels, to_device
-from diffusers_curriculum.samplers.adaptive_checks import check_adaptive
-from diffusers_curriculum.samplers.base import SAMPLERS, TimestepSampler
+from diffusers_curriculum.samplers.base import TimestepSampler
 from diffusers_curriculum.samplers.composition import CPU, tables
 from diffusers_curriculum.samplers.configs import build_scheduler, plain_config
 from diffusers_curriculum.samplers.density import DensityTimestepSampler
-from diffusers_curriculum.samplers.statistics import BinnedMeans, State, Statistics
-from diffusers_curriculum.weighting import loss_weights
+from diffusers_curriculum.samplers.statistics import BINNINGS, BinnedMeans, State, Statistics
+from diffusers_curriculum.weighting import TARGETS, loss_weights
+
+_OF_EVERY_SAMPLER = ("draw", "floor", "importance_correction", "seed", "continuous")
 
 
+@dataclass_transform(kw_only_default=True, eq_default=False, field_specifiers=(checked,))
+@dataclass(eq=False, repr=False)
 class AdaptiveTimestepSampler(TimestepSampler):
     """Base of the samplers whose law follows the losses they observe.
 
     Unweighted losses are averaged in bins of log-SNR; every ``refresh_every`` optimizer steps the
     law is computed anew from the averages, on their device. Until ``warm_up`` steps are over and
-    every bin has ``min_observations``, levels are drawn from the warm-up density. A subclass says
-    what is averaged (:meth:`_observed`) and what the law is of it (:meth:`_rule`), and registers
-    its arguments before it calls this constructor.
+    every bin has ``min_observations``, levels are drawn from the warm-up density.
+
+    A subclass says what is averaged (:meth:`_observed`) and what the law is of it (:meth:`_rule`).
+    It is a dataclass whose fields are the arguments: its own, see :func:`checks.checked`, and other
+    defaults for those below. Any module that is imported may hold one::
+
+        @SAMPLERS.register("loss_power", formula="p(l) ~ E[loss]^power")
+        class LossPowerTimestepSampler(AdaptiveTimestepSampler):
+            power: float = checked(above_zero, default=0.5)
+            warm_up = 500
+
+            def _rule(self, profile, constants):
+                return profile**self.power
 
     Args:
         scheduler: a diffusers scheduler, or its config with its ``_class_name``.
@@ -50,54 +72,93 @@ class AdaptiveTimestepSampler(TimestepSampler):
         ValueError: unknown names or numbers out of range.
     """
 
-    entry: ClassVar[Entry]
-    static_law = False
-    # Means per noise level are the same whatever law drew the levels.
-    learns_from_any_law: ClassVar[bool] = True
+    scheduler: InitVar[Any]
+    _: KW_ONLY
+    bins: int = checked(whole, 1, default=None)  # known once it is built
+    binning: str = checked(one_of, BINNINGS, default="quantile")
+    refresh_every: int = checked(whole, 1, default=100)
+    warm_up: int = checked(whole, default=1000)
+    min_observations: int = checked(whole, 1, default=10)
+    ema: float = checked(inside, 0, 1, "[)", default=0.9)
+    neighbours: int = checked(whole, default=1)
+    warm_up_density: str = "uniform"
+    warm_up_density_args: dict[str, Any] | None = None
+    prediction_type: str | None = None
+    loss_weighting: str = "none"
+    loss_weighting_args: dict[str, Any] | None = None
+    draw: str = "stratified"
+    floor: float = checked(inside, 0, 1, default=0.1)
+    importance_correction: str | float = "full"
+    outer_edges: str = "half"
+    seed: int = 0
+    continuous: bool = False
 
-    def __init__(self) -> None:
-        scheduler = build_scheduler(self.config["scheduler"])
-        levels = NoiseLevels.from_scheduler(scheduler, self.config["outer_edges"])
-        if self.config["prediction_type"] is not None:
-            levels = levels.with_prediction_type(self.config["prediction_type"])
+    static_law, learns = False, True
+    learns_from_any_law = True  # means per noise level are the same whatever law drew the levels
+    most_bins: ClassVar[int] = 64  # by default
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        take_over_fields(cls)
+        dataclass(eq=False, repr=False, kw_only=True)(cls)
+
+    def __post_init__(self, scheduler: Any) -> None:
+        check_fields(self)
+        scheduler = build_scheduler(scheduler)
+        levels = NoiseLevels.from_scheduler(scheduler, self.outer_edges)
+        if self.prediction_type is not None:
+            levels = levels.with_prediction_type(self.prediction_type)
         self._resolve_defaults(len(levels))
-        config = self.config
-        super().__init__(
-            levels,
-            draw=config["draw"],
-            floor=config["floor"],
-            importance_correction=config["importance_correction"],
-            seed=config["seed"],
-            continuous=config["continuous"],
-        )
-        check_adaptive(config, len(levels), levels.prediction_type)
+        self._check(levels)
+        settings = self._settings()
+        super().__init__(levels, **{name: settings[name] for name in _OF_EVERY_SAMPLER})
         warm_up = DensityTimestepSampler(
             scheduler,
-            density=config["warm_up_density"],
-            density_args=config["warm_up_density_args"],
+            density=self.warm_up_density,
+            density_args=self.warm_up_density_args,
             floor=self.floor,
-            outer_edges=config["outer_edges"],
+            outer_edges=self.outer_edges,
         )
-        self.register_to_config(
-            scheduler=plain_config(scheduler),
-            warm_up_density_args=dict(warm_up.config["density_args"]),
-            loss_weighting_args=dict(config["loss_weighting_args"] or {}),
-        )
+        settings["warm_up_density_args"] = dict(warm_up.config["density_args"])
+        settings["loss_weighting_args"] = dict(self.loss_weighting_args or {})
+        self.register_to_config(scheduler=plain_config(scheduler), **settings)
         constants = {"warm_up": warm_up.law(0, CPU), **self._rule_tables()}
         self._statistics = self._build_statistics()
         self._copies = {CPU: (self._statistics, constants)}
         profile = torch.zeros(len(levels), dtype=torch.float64)
         self._state = self._statistics.initial_state()
         self._state |= {"profile": profile, "learned": torch.tensor(False)}
-        self._refresh_every, self._warm_up = config["refresh_every"], config["warm_up"]
         self._window = 0
-        self._laws: dict[torch.device, Tensor] = {}
-        self._drawn: dict[torch.device, tuple[Tensor, Tensor]] = {}
+        self._forget_laws()
+
+    @classmethod
+    def from_losses(cls, scheduler: Any, **config: Any) -> AdaptiveTimestepSampler:
+        """The sampler for a loop that passes losses to :meth:`observe` and nothing else."""
+        return cls(scheduler, **config)
 
     def _resolve_defaults(self, levels: int) -> None:
         """Put numbers in place of the arguments that are None by default."""
-        if self.config["bins"] is None:
-            self.register_to_config(bins=max(1, min(64, levels // 4)))
+        if self.bins is None:
+            self.bins = max(1, min(self.most_bins, levels // 4))
+
+    def _check(self, levels: NoiseLevels) -> None:
+        if self.bins > len(levels):
+            raise ValueError(
+                f"bins={self.bins} is more than the {len(levels)} levels of the schedule: choose "
+                f"at most {len(levels)}."
+            )
+        if self.floor == 0:
+            raise ValueError(
+                f"floor={self.floor!r} must be greater than 0 for a law that learns: a level whose "
+                "loss was once 0 would never be drawn again; 0.1 is the usual choice."
+            )
+        one_of("prediction_type", levels.prediction_type, TARGETS)
+
+    def _settings(self) -> dict[str, Any]:
+        """The arguments but for the scheduler, by their names: a subclass's own ones first."""
+        shared = [f.name for f in fields(AdaptiveTimestepSampler)]
+        own = [f.name for f in fields(self) if f.name not in shared]
+        return {name: getattr(self, name) for name in own + shared}
 
     # -- what a subclass says --------------------------------------------------------------------
 
@@ -105,24 +166,19 @@ class AdaptiveTimestepSampler(TimestepSampler):
         """(N,) what is averaged of the losses (N,)."""
         return losses
 
+    @abstractmethod
     def _rule(self, profile: Tensor, constants: Mapping[str, Tensor]) -> Tensor:
         """(T,) the law, not normalised, of the averages at each level; constants are those of
         :meth:`_rule_tables` on the same device."""
-        raise NotImplementedError
 
     def _rule_tables(self) -> dict[str, Tensor]:
         """(T,) float64 tables that :meth:`_rule` needs."""
-        weights = loss_weights(
-            self.config["loss_weighting"],
-            self.levels,
-            **(self.config["loss_weighting_args"] or {}),
-        )
+        weights = loss_weights(self.loss_weighting, self.levels, **(self.loss_weighting_args or {}))
         ones = torch.ones(len(self.levels), dtype=torch.float64)
         return {"weights": ones if weights is None else weights.double()}
 
     def _build_statistics(self) -> Statistics:
-        c = self.config
-        return BinnedMeans.of(self.levels, c["bins"], c["binning"], c["neighbours"], c["ema"])
+        return BinnedMeans.of(self.levels, self.bins, self.binning, self.neighbours, self.ema)
 
     # -- the law ---------------------------------------------------------------------------------
 
@@ -160,13 +216,13 @@ class AdaptiveTimestepSampler(TimestepSampler):
         self._add(indices, losses)
         self._end_step(step)
 
+    def moments(self, steps: int) -> list[int]:
+        return [0]  # what is still to be learned is not known
+
     def metrics(self) -> dict[str, Tensor]:
         """Whether the law is a learned one, and the observations of the bin with the fewest."""
-        statistics, _ = self._on(self._state["profile"].device)
-        return {
-            "law_is_learned": self._state["learned"],
-            "least_observations": statistics.seen(self._state).min(),
-        }
+        seen = self._on(self._state["profile"].device)[0].seen(self._state)
+        return {"law_is_learned": self._state["learned"], "least_observations": seen.min()}
 
     def _add(self, indices: Tensor, losses: Tensor) -> None:
         if indices.shape != losses.shape or indices.ndim != 1:
@@ -176,12 +232,12 @@ class AdaptiveTimestepSampler(TimestepSampler):
             )
         state = self._move_state(losses.device)
         values = self._observed(losses.detach().to(state["profile"].dtype))
-        statistics, _ = self._on(losses.device)
-        statistics.add(state, indices, values.nan_to_num(0.0, 0.0, 0.0), values.isfinite())
+        finite = values.nan_to_num(0.0, 0.0, 0.0), values.isfinite()
+        self._on(losses.device)[0].add(state, indices, *finite)
 
     def _end_step(self, step: int) -> None:
         # windows are counted, so that a step that was not observed does not cost a refresh
-        window = (step + 1) // self._refresh_every
+        window = (step + 1) // self.refresh_every
         if window == self._window:
             return
         self._window = window
@@ -189,11 +245,10 @@ class AdaptiveTimestepSampler(TimestepSampler):
         statistics, _ = self._on(state["profile"].device)
         statistics.fold(state)
         state["profile"] = statistics.profile(state)
-        if step + 1 >= self._warm_up:
-            enough = (statistics.seen(state) >= self.config["min_observations"]).all()
+        if step + 1 >= self.warm_up:
+            enough = (statistics.seen(state) >= self.min_observations).all()
             state["learned"] = state["learned"] | enough
-        self._laws.clear()
-        self._drawn.clear()
+        self._forget_laws()
 
     # -- state -----------------------------------------------------------------------------------
 
@@ -212,10 +267,10 @@ class AdaptiveTimestepSampler(TimestepSampler):
                 "it from the same config and scheduler."
             )
         for name, mine in self._state.items():
-            given = torch.as_tensor(state.get(f"state.{name}", mine))
-            if given.shape != mine.shape:
+            shape = torch.as_tensor(state.get(f"state.{name}", mine)).shape
+            if shape != mine.shape:
                 raise ValueError(
-                    f"the state's {name} has shape {tuple(given.shape)}, this sampler's "
+                    f"the state's {name} has shape {tuple(shape)}, this sampler's "
                     f"{tuple(mine.shape)}: build it from the same config and scheduler."
                 )
         super().load_state_dict(state)
@@ -224,8 +279,11 @@ class AdaptiveTimestepSampler(TimestepSampler):
             for name, mine in self._state.items()
         }
         self._window = int(state["window"])
-        self._laws.clear()
-        self._drawn.clear()
+        self._forget_laws()
+
+    def _forget_laws(self) -> None:
+        self._laws: dict[torch.device, Tensor] = {}
+        self._drawn: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     def _move_state(self, device: torch.device) -> State:
         if self._state["profile"].device != device:
@@ -239,6 +297,3 @@ class AdaptiveTimestepSampler(TimestepSampler):
             moved = {name: to_device(table, device) for name, table in constants.items()}
             self._copies[device] = statistics.to(device), moved
         return self._copies[device]
-
-
-del SAMPLERS[AdaptiveTimestepSampler.__name__]  # abstract: no config may name it

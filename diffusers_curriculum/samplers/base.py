@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import torch
-from diffusers.configuration_utils import ConfigMixin
 from torch import Tensor
 
-from diffusers_curriculum.catalogue import Entry
+from diffusers_curriculum.catalogue import Catalogue
+from diffusers_curriculum.checks import inside, one_of
 from diffusers_curriculum.noise_levels import NoiseLevels, to_device
-from diffusers_curriculum.randomness import DRAWS, Slots, uniforms
+from diffusers_curriculum.randomness import DRAWS, Slots, batch_uniforms
 from diffusers_curriculum.samplers.cells import Cells, check_continuous, share_of_cell
 from diffusers_curriculum.samplers.composition import (
     CPU,
@@ -22,13 +23,38 @@ from diffusers_curriculum.samplers.composition import (
     tables,
 )
 from diffusers_curriculum.samplers.configs import checked_arguments
-from diffusers_curriculum.samplers.sample import TimestepSample
+from diffusers_curriculum.samplers.description import Described
 
-SAMPLERS: dict[str, type[TimestepSampler]] = {}
+SAMPLERS: Catalogue[type[TimestepSampler]] = Catalogue("sampler")
 
 
-class TimestepSampler(ConfigMixin):
-    """Base of all samplers; a subclass gives :meth:`law` and may learn in :meth:`observe`.
+class TimestepSample(NamedTuple):
+    """One draw of noise levels.
+
+    Attributes:
+        timesteps: (B,) in the dtype that the scheduler and the model expect.
+        indices: (B,) int64, position in ``sampler.levels``, 0 = cleanest; of a continuous draw, the
+            level in whose cell it fell.
+        importance: (B,) float32, factor of each sample's loss; ones unless a correction is on.
+        log_snr: (B,) float64 (float32 on MPS), the noise level of a continuous draw, finite; None
+            where the levels are those of the table.
+    """
+
+    timesteps: Tensor
+    indices: Tensor
+    importance: Tensor
+    log_snr: Tensor | None = None
+
+    @property
+    def at(self) -> Tensor:
+        """(B,) the noise level as :class:`~diffusers_curriculum.objective.Objective` takes it: the
+        log-SNR of a continuous draw, else the index."""
+        return self.indices if self.log_snr is None else self.log_snr
+
+
+class TimestepSampler(Described):
+    """Base of all samplers; a subclass gives :meth:`law` and may learn in :meth:`observe`. With
+    ``@SAMPLERS.register("name", ...)`` it stands in the catalogue.
 
     The drawn mass is ``(1 - floor) law + floor reference``: the floor bounds the importance
     weights by 1 / floor and keeps every level in play.
@@ -47,13 +73,8 @@ class TimestepSampler(ConfigMixin):
         ValueError: an unknown name, a number out of range, or ``continuous`` on another schedule.
     """
 
-    entry: ClassVar[Entry]  # in the catalogue
     config_name = "timestep_sampler_config.json"
-    static_law = True  # false where law() changes with the step or with what was observed
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        SAMPLERS[cls.__name__] = cls
+    learns_from_any_law: ClassVar[bool] = False  # even from losses of levels that others drew
 
     def __init__(
         self,
@@ -66,10 +87,8 @@ class TimestepSampler(ConfigMixin):
         continuous: bool = False,
     ) -> None:
         check_continuous(continuous, levels)
-        if draw not in DRAWS:
-            raise ValueError(f"draw={draw!r} is unknown: choose from {', '.join(DRAWS)}.")
-        if not (isinstance(floor, int | float) and 0 <= floor <= 1):
-            raise ValueError(f"floor={floor!r} must lie in [0, 1].")
+        one_of("draw", draw, DRAWS)
+        inside("floor", floor, 0, 1)
         self.levels = levels
         self.draw, self.floor, self.seed = draw, float(floor), int(seed)
         self.exponent = correction_exponent(importance_correction)
@@ -85,11 +104,31 @@ class TimestepSampler(ConfigMixin):
         """The sampler for a diffusers scheduler; ``config`` goes to the constructor."""
         return cls(scheduler, **config)
 
+    @classmethod
+    def name(cls) -> str:
+        return SAMPLERS.name_of(cls)
+
+    @property
+    def opened(self) -> TimestepSampler:
+        """What is drawn from once everything is open: itself but for a curriculum."""
+        return self
+
+    @property
+    def inner(self) -> Sequence[TimestepSampler]:
+        """The samplers that this one is made of: a curriculum's base, a sequence's phases."""
+        return ()
+
+    def walk(self) -> Iterator[TimestepSampler]:
+        """This sampler and all those inside it."""
+        yield self
+        for sampler in self.inner:
+            yield from sampler.walk()
+
     # -- the law ---------------------------------------------------------------------------------
 
+    @abstractmethod
     def law(self, step: int, device: torch.device) -> Tensor:
         """(T,) float64 probabilities before the floor, at optimizer step ``step``."""
-        raise NotImplementedError
 
     def first_laws(self) -> list[Tensor]:
         """(T,) float64 the law at the beginning, of each phase where there are several."""
@@ -110,6 +149,11 @@ class TimestepSampler(ConfigMixin):
     def importance(self, step: int | None = None) -> Tensor:
         """(T,) float64 on the CPU: the importance of each level at optimizer step ``step``."""
         return self._mass_and_importance(self._step(step), CPU)[1].clone()
+
+    def at_stage(self, stage: int | None = None, step: int | None = None) -> tuple[Tensor, Tensor]:
+        """(T,) mass and (T,) importance on the CPU at optimizer step ``step``, in stage ``stage``
+        of a curriculum (None: with everything open); nothing of the state changes."""
+        return self.probabilities(step), self.importance(step)
 
     def cells(self, step: int, device: torch.device) -> Cells:
         """The law inside the cells of the levels, for continuous draws at ``step``."""
@@ -148,7 +192,7 @@ class TimestepSampler(ConfigMixin):
             )
         at, own, target = self._step(step), u is None, torch.device(device) if device else CPU
         if u is None:
-            u = self._uniforms(batch, at, generator)
+            u = batch_uniforms(self.draw, batch or 0, seed=self.seed, step=at, generator=generator)
         if step is None:
             self._calls += 1
         cdf, importance = self._tables(at, target)
@@ -172,10 +216,6 @@ class TimestepSampler(ConfigMixin):
             losses: (N,) float.
             step: the optimizer step they were drawn for.
         """
-
-    def metrics(self) -> dict[str, Tensor]:
-        """0-dim tensors worth logging, on the device; reading them is the caller's choice."""
-        return {}
 
     def _step(self, step: int | None) -> int:
         return self._calls if step is None else step
@@ -219,22 +259,22 @@ class TimestepSampler(ConfigMixin):
         Raises:
             ValueError: a class that is no sampler (or not a kind of ``cls``), or an unknown key.
         """
-        name = config.get("_class_name", cls.__name__)
-        kind = SAMPLERS.get(name)
-        if kind is None or not issubclass(kind, cls):
-            known = ", ".join(n for n, k in SAMPLERS.items() if issubclass(k, cls))
-            raise ValueError(f"_class_name={name!r} is no {cls.__name__}: expected {known}.")
+        kind = cls.kind_of(config)
         return kind(**checked_arguments(kind, config, overrides))
 
-    def _uniforms(
-        self, batch: int | Slots | None, step: int, generator: torch.Generator | None
-    ) -> Tensor:
-        slots = batch if isinstance(batch, Slots) else Slots.here(batch or 0)
-        seed = self.seed
-        if generator is not None:
-            drawn = torch.randint(2**62, (), generator=generator, device=generator.device)
-            seed, step = int(drawn), 0
-        return uniforms(self.draw, seed=seed, step=step, slots=slots)
+    @classmethod
+    def kind_of(cls, config: Mapping[str, Any]) -> type[TimestepSampler]:
+        """The class that a config names.
+
+        Raises:
+            ValueError: it is no sampler, or not a kind of ``cls``.
+        """
+        name, kinds = config.get("_class_name", cls.__name__), cls.kinds()
+        if name not in kinds:
+            raise ValueError(
+                f"_class_name={name!r} is no {cls.__name__}: expected {', '.join(kinds)}."
+            )
+        return kinds[name]
 
     def _mass_and_importance(self, step: int, device: torch.device) -> tuple[Tensor, Tensor]:
         law, reference = self.law(step, device), self.reference(step, device)

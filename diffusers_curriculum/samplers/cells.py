@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from diffusers_curriculum.checks import flag
 from diffusers_curriculum.densities import Density
 from diffusers_curriculum.noise_levels import NoiseLevels, cell_edges, to_device
 
@@ -74,8 +75,7 @@ class Cells:
 
 def check_continuous(continuous: object, levels: NoiseLevels) -> None:
     """Raise ValueError where ``continuous`` is no bool, or the schedule has its timesteps only."""
-    if not isinstance(continuous, bool):
-        raise ValueError(f"continuous={continuous!r} must be true or false.")
+    flag("continuous", continuous)
     if continuous and not levels.continuous:
         raise ValueError(
             f"continuous=True needs flow matching or EDM, and this schedule is {levels.family!r}, "

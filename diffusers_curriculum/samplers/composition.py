@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
+from diffusers_curriculum.checks import is_finite
 from diffusers_curriculum.noise_levels import to_device
 
 CPU = torch.device("cpu")
@@ -33,7 +32,7 @@ def correction_exponent(correction: str | float) -> float:
     """0 for "none", 1 for "full", or the number itself in [0, 1]."""
     names = {"none": 0.0, "full": 1.0}
     value = names.get(correction, correction) if isinstance(correction, str) else correction
-    if isinstance(value, str | bool) or not (math.isfinite(value) and 0 <= value <= 1):
+    if isinstance(value, str) or not (is_finite(value) and 0 <= value <= 1):
         raise ValueError(
             f"importance_correction={correction!r} must be 'none', 'full' or a number from 0 to 1."
         )

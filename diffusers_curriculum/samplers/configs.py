@@ -12,6 +12,7 @@ from diffusers.configuration_utils import ConfigMixin
 # Settings of samplers that came later: told where they are on, so that a run of an older version
 # is not taken for another one.
 _LATER = {"continuous": False}
+_LONG = 24  # characters of a value in words
 
 
 def plain_config(configured: ConfigMixin) -> dict[str, Any]:
@@ -23,6 +24,14 @@ def plain_config(configured: ConfigMixin) -> dict[str, Any]:
     }
     values = {k: v.tolist() if hasattr(v, "tolist") else v for k, v in values.items()}
     return {"_class_name": type(configured).__name__, **values}
+
+
+def arguments_in_words(arguments: Any) -> str:
+    """``(mu=0.0, b=0.5)`` of a mapping; long values are left out, and nothing is told of none."""
+    if not isinstance(arguments, Mapping) or not arguments:
+        return ""
+    shown = (f"{k}={v if len(str(v)) < _LONG else '...'}" for k, v in arguments.items())
+    return f"({', '.join(shown)})"
 
 
 def build_scheduler(scheduler: Any) -> Any:

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from diffusers_curriculum.catalogue import Entry
 from diffusers_curriculum.clustering import cluster_starts
-from diffusers_curriculum.pacing import make_pacing
-from diffusers_curriculum.samplers.base import TimestepSampler
+from diffusers_curriculum.pacing import Pacing, make_pacing
+from diffusers_curriculum.samplers.base import SAMPLERS, TimestepSampler
 from diffusers_curriculum.samplers.cells import Cells
 from diffusers_curriculum.samplers.composition import CPU, compose
 from diffusers_curriculum.samplers.configs import plain_config
+from diffusers_curriculum.samplers.description import Report, clusters_in_words, describe_config
 from diffusers_curriculum.samplers.progress import Progress, as_tensor
 from diffusers_curriculum.samplers.stages import Stages, StageTables, renormalised, restrict, row
 
 
+@SAMPLERS.register(
+    "curriculum",
+    formula="p_n(l) = p(l) on the clusters open at stage n, renormalised",
+    source="arXiv 2403.10348",
+    note="takes any sampler as its base; --curriculum difficulty",
+)
 class CurriculumTimestepSampler(TimestepSampler):
     """Restricts any sampler to the open clusters of noise levels; clusters open stage by stage.
 
@@ -46,6 +53,7 @@ class CurriculumTimestepSampler(TimestepSampler):
     """
 
     static_law = False
+    pacing: Pacing
 
     def __init__(
         self,
@@ -75,7 +83,7 @@ class CurriculumTimestepSampler(TimestepSampler):
         self.starts = cluster_starts(
             self.levels, clusters, method, masses=masses, **(clustering_args or {})
         )
-        self.stages = len(self.starts)
+        self.stages, self.learns = len(self.starts), self.base.learns
         self.order, self.within = order, within
         self.pacing = make_pacing(pacing, **(pacing_args or {}))
         clusters_in_order = Stages.of(self.starts, len(self.levels), order, within, self.seed)
@@ -162,6 +170,61 @@ class CurriculumTimestepSampler(TimestepSampler):
         names, pace = {"counter": "patience_counter", "best": "best_loss"}, self._progress.pace
         return {new: as_tensor(pace[old]) for old, new in names.items() if old in pace}
 
+    # -- what it tells of itself -----------------------------------------------------------------
+
+    @classmethod
+    def in_words(cls, config: Mapping[str, Any]) -> str:
+        """The base in words, then its clusters: ``uniform; 9 clusters, easy_to_hard, patience``."""
+        return f"{describe_config(config.get('base'))}; {clusters_in_words(config)}"
+
+    def rows(self) -> dict[str, str]:
+        told = self.base.rows()
+        own, inner = clusters_in_words(self.config), told.get("Curriculum")
+        return told | {"Curriculum": f"{own}; inside it {inner}" if inner else own}
+
+    def report(self, step: int) -> Report:
+        """Stage and open range of log-SNR, and how far the pacing is."""
+        stage = self.stage(step)
+        low, high = self.open_range(stage)
+        told = {"stage": stage, "log_snr_low": low, "log_snr_high": high}
+        told |= {name: float(value) for name, value in self.metrics().items()}
+        since = int(self.opened_at[stage - 1])
+        return Report(
+            {f"curriculum/{name}": value for name, value in told.items()},
+            {"stage": f"{stage}/{self.stages}", "log_snr": f"[{low:.1f}, {high:.1f}]"},
+            stage,
+            f"stage {stage} of {self.stages} since step {since}: log-SNR {low:.2f} to {high:.2f}",
+        )
+
+    @property
+    def inner(self) -> Sequence[TimestepSampler]:
+        return (self.base,)
+
+    @property
+    def opened(self) -> TimestepSampler:
+        return self.base.opened
+
+    def at_stage(self, stage: int | None = None, step: int | None = None) -> tuple[Tensor, Tensor]:
+        stages, at = self._on(CPU), 0 if step is None else step
+        opened = stages.opened[(self.stages if stage is None else max(stage, 1)) - 1]
+        law = restrict(stages.spread(self.base.law(at, CPU)), opened)
+        reference = restrict(self.base.reference(at, CPU), opened)
+        return compose(law, reference, self.floor, self.exponent)
+
+    def stage_starts(self, steps: int) -> tuple[list[float], str]:
+        """Where the stages opened, once losses were seen, else where they are planned."""
+        if int(self.cluster_counts.sum()):
+            opened = [math.inf if at < 0 else float(at) for at in self.opened_at.tolist()]
+            return opened, "stages as they opened"
+        how = "on a loss plateau" if self.pacing.initial_state() else "planned"
+        return self.pacing.planned_starts(self.stages, steps), f"stages as {how}"
+
+    def moments(self, steps: int) -> list[int]:
+        return self.base.moments(steps)
+
+    def groups(self) -> tuple[str, Sequence[int]]:
+        return "cluster", self.starts
+
     @property
     def cluster_counts(self) -> Tensor:
         """(stages,) int64: samples observed in each cluster so far, cleanest first."""
@@ -230,12 +293,3 @@ class CurriculumTimestepSampler(TimestepSampler):
 
 def _part(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-
-
-CurriculumTimestepSampler.entry = Entry(
-    "curriculum",
-    CurriculumTimestepSampler,
-    "p_n(l) = p(l) on the clusters open at stage n, renormalised",
-    "arXiv 2403.10348",
-    note="takes any sampler as its base; --curriculum difficulty",
-)

@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffusers_curriculum.catalogue import Entry
 from diffusers_curriculum.densities import make_density, portable_parameters
 from diffusers_curriculum.noise_levels import NoiseLevels, to_device
-from diffusers_curriculum.samplers.base import TimestepSampler
+from diffusers_curriculum.samplers.base import SAMPLERS, TimestepSampler
 from diffusers_curriculum.samplers.cells import Cells
 from diffusers_curriculum.samplers.composition import CPU
 from diffusers_curriculum.samplers.configs import build_scheduler, plain_config
@@ -19,6 +18,12 @@ from diffusers_curriculum.samplers.configs import build_scheduler, plain_config
 logger = logging.getLogger(__name__)
 
 
+@SAMPLERS.register(
+    "density",
+    formula="p_i = F(edge_i) - F(edge_i+1), normalised",
+    source="arXiv 2407.03297, with the Jacobian on every schedule",
+    note="takes any density of this catalogue",
+)
 class DensityTimestepSampler(TimestepSampler):
     """Draws timesteps whose log-SNR follows a density (arXiv 2407.03297 for "laplace").
 
@@ -76,8 +81,11 @@ class DensityTimestepSampler(TimestepSampler):
         if self.floor > 0 and not bool(masses.all()):
             logger.warning(
                 "%s has no mass on %d of %d levels, but floor=%s draws them too: floor=0 does not.",
-                density, int((masses == 0).sum()), len(levels), self.floor,
-            )  # fmt: skip
+                density,
+                int((masses == 0).sum()),
+                len(levels),
+                self.floor,
+            )
         self.register_to_config(
             scheduler=plain_config(scheduler),
             density=density,
@@ -107,12 +115,3 @@ def _warn_of_untrained_ends(density: Any, levels: NoiseLevels) -> None:
             float(central[0]),
             float(central[1]),
         )
-
-
-DensityTimestepSampler.entry = Entry(
-    "density",
-    DensityTimestepSampler,
-    "p_i = F(edge_i) - F(edge_i+1), normalised",
-    "arXiv 2407.03297, with the Jacobian on every schedule",
-    note="takes any density of this catalogue",
-)

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
-from diffusers_curriculum.catalogue import Entry
+from diffusers_curriculum.checks import checked, one_of
 from diffusers_curriculum.samplers.adaptive import AdaptiveTimestepSampler
-from diffusers_curriculum.samplers.adaptive_checks import check_choice
-from diffusers_curriculum.samplers.base import TimestepSampler
+from diffusers_curriculum.samplers.base import SAMPLERS, TimestepSampler
 
 logger = logging.getLogger(__name__)
-MODES = ("gradients", "loss")
 
 
+@SAMPLERS.register(
+    "gradient_norm",
+    formula="p(t) ~ W sqrt(E|grad loss|^2)",
+    source="least variance, by the Cauchy-Schwarz inequality",
+    note="learns from observe_gradients(), or from observe() with mode='loss'",
+)
 class GradientNormTimestepSampler(AdaptiveTimestepSampler):
     """p proportional to q W sqrt(E||grad loss||^2) per timestep: of all laws, the one whose
     importance corrected gradient has the least variance (by the Cauchy-Schwarz inequality), q the
@@ -41,38 +44,19 @@ class GradientNormTimestepSampler(AdaptiveTimestepSampler):
         ValueError: unknown names or numbers out of range.
     """
 
-    @register_to_config
-    def __init__(
-        self,
-        scheduler: Any,
-        mode: str = "gradients",
-        bins: int | None = None,
-        binning: str = "quantile",
-        refresh_every: int = 100,
-        warm_up: int = 1000,
-        min_observations: int = 4,
-        ema: float = 0.9,
-        neighbours: int = 1,
-        warm_up_density: str = "uniform",
-        warm_up_density_args: dict[str, Any] | None = None,
-        prediction_type: str | None = None,
-        loss_weighting: str = "none",
-        loss_weighting_args: dict[str, Any] | None = None,
-        draw: str = "stratified",
-        floor: float = 0.1,
-        importance_correction: str | float = "full",
-        outer_edges: str = "half",
-        seed: int = 0,
-        continuous: bool = False,
-    ) -> None:
-        check_choice("mode", mode, MODES)
-        super().__init__()
+    mode: str = checked(one_of, ("gradients", "loss"), default="gradients")
+    min_observations = 4
+    most_bins: ClassVar[int] = 16
+
+    def __post_init__(self, scheduler: Any) -> None:
+        super().__post_init__(scheduler)
         self._gradients_at = -1  # step of the last norms
         self._may_warn = True
 
-    def _resolve_defaults(self, levels: int) -> None:
-        if self.config["bins"] is None:
-            self.register_to_config(bins=max(1, min(16, levels // 4)))
+    @classmethod
+    def from_losses(cls, scheduler: Any, **config: Any) -> AdaptiveTimestepSampler:
+        settings: dict[str, Any] = {"mode": "loss"} | config
+        return cls(scheduler, **settings)
 
     def _rule(self, profile: Tensor, constants: Mapping[str, Tensor]) -> Tensor:
         return constants["weights"] * profile.sqrt()
@@ -89,9 +73,9 @@ class GradientNormTimestepSampler(AdaptiveTimestepSampler):
         Raises:
             ValueError: not one loss per index.
         """
-        if self.config["mode"] == "loss":
+        if self.mode == "loss":
             self._add(indices, losses)
-        elif self._gradients_at < 0 and step >= self._warm_up + self._refresh_every:
+        elif self._gradients_at < 0 and step >= self.warm_up + self.refresh_every:
             self._warn_of_missing_gradients(step)
         self._end_step(step)
 
@@ -107,7 +91,7 @@ class GradientNormTimestepSampler(AdaptiveTimestepSampler):
         Raises:
             ValueError: mode "loss", or not one number per index.
         """
-        if self.config["mode"] != "gradients":
+        if self.mode != "gradients":
             raise ValueError(
                 f"mode={self.config['mode']!r} learns from observe() alone: build the sampler with "
                 "mode='gradients' for gradient norms."
@@ -170,17 +154,6 @@ def per_sample_gradient_norms(losses: Tensor, parameters: Iterable[Tensor]) -> T
 def gradient_norm_samplers(sampler: TimestepSampler) -> Iterator[GradientNormTimestepSampler]:
     """The samplers inside ``sampler`` (a curriculum's base, a sequence's phases, itself) that
     :meth:`~GradientNormTimestepSampler.observe_gradients` is to be called on."""
-    if isinstance(sampler, GradientNormTimestepSampler) and sampler.config["mode"] == "gradients":
-        yield sampler
-    for inner in (getattr(sampler, "base", None), *getattr(sampler, "samplers", ())):
-        if inner is not None:
-            yield from gradient_norm_samplers(inner)
-
-
-GradientNormTimestepSampler.entry = Entry(
-    "gradient_norm",
-    GradientNormTimestepSampler,
-    "p(t) ~ W sqrt(E|grad loss|^2)",
-    "least variance, by the Cauchy-Schwarz inequality",
-    note="learns from observe_gradients(), or from observe() with mode='loss'",
-)
+    for each in sampler.walk():
+        if isinstance(each, GradientNormTimestepSampler) and each.mode == "gradients":
+            yield each

@@ -8,12 +8,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
-from diffusers_curriculum.catalogue import Entry
+from diffusers_curriculum.checks import above_zero, checked, not_negative
 from diffusers_curriculum.samplers.adaptive import AdaptiveTimestepSampler
-from diffusers_curriculum.samplers.adaptive_checks import check_positive
+from diffusers_curriculum.samplers.base import SAMPLERS
 from diffusers_curriculum.samplers.statistics import finite_widths
 from diffusers_curriculum.weighting import to_target
 from diffusers_curriculum.weighting.conversion import bounded
@@ -21,6 +20,12 @@ from diffusers_curriculum.weighting.conversion import bounded
 logger = logging.getLogger(__name__)
 
 
+@SAMPLERS.register(
+    "information_rate",
+    formula="p(l) ~ sigma^3 / (sigma^3 + c^3) * S E|x0 error|^2 / W_x0, sigma = exp(-l/2)",
+    source="arXiv 2602.18647",
+    note="learns from observe()",
+)
 class InformationRateTimestepSampler(AdaptiveTimestepSampler):
     """p(l) proportional to g(l) rho(l) / W_x0(l), rho = S m the information rate per unit of
     log-SNR l and m the mean squared error of x0 (InfoNoise, arXiv 2602.18647).
@@ -47,40 +52,18 @@ class InformationRateTimestepSampler(AdaptiveTimestepSampler):
             the law would be infinite.
     """
 
-    @register_to_config
-    def __init__(
-        self,
-        scheduler: Any,
-        gate: float | None = None,
-        gate_power: float = 3.0,
-        onset: float = 0.002,
-        max_x0_error: float | None = 1.0,
-        bins: int | None = None,
-        binning: str = "quantile",
-        refresh_every: int = 100,
-        warm_up: int = 2000,
-        min_observations: int = 10,
-        ema: float = 0.9,
-        neighbours: int = 1,
-        warm_up_density: str = "uniform",
-        warm_up_density_args: dict[str, Any] | None = None,
-        prediction_type: str | None = None,
-        loss_weighting: str = "none",
-        loss_weighting_args: dict[str, Any] | None = None,
-        draw: str = "stratified",
-        floor: float = 0.1,
-        importance_correction: str | float = "none",
-        outer_edges: str = "half",
-        seed: int = 0,
-        continuous: bool = False,
-    ) -> None:
-        check_positive("gate_power", gate_power)
-        check_positive("onset", onset)
-        if gate is not None:
-            check_positive("gate", gate, zero=True)
-        if max_x0_error is not None:
-            check_positive("max_x0_error", max_x0_error)
-        super().__init__()
+    gate: float | None = checked(not_negative, default=None)
+    gate_power: float = checked(above_zero, default=3.0)
+    onset: float = checked(above_zero, default=0.002)
+    max_x0_error: float | None = 1.0
+    warm_up = 2000
+    importance_correction = "none"
+
+    def __post_init__(self, scheduler: Any) -> None:
+        if self.max_x0_error is not None:
+            above_zero("max_x0_error", self.max_x0_error)
+        super().__post_init__(scheduler)
+        gate = self.gate
         if gate is not None and self._is_low(math.log(gate) if gate else -math.inf):
             self._warn_of_low_gate(gate)
 
@@ -89,7 +72,7 @@ class InformationRateTimestepSampler(AdaptiveTimestepSampler):
         log_snr = bounded(self.levels.log_snr)
         on_target = to_target(self.levels.prediction_type, log_snr, self.levels.sigma_data)
         x0_per_loss = on_target.exp()
-        if self.config["max_x0_error"] is None and not bool(x0_per_loss.isfinite().all()):
+        if self.max_x0_error is None and not bool(x0_per_loss.isfinite().all()):
             raise ValueError(
                 "max_x0_error=None needs a schedule without zero SNR: there an epsilon error says "
                 "nothing of x0; give a bound such as 1.0."
@@ -112,7 +95,7 @@ class InformationRateTimestepSampler(AdaptiveTimestepSampler):
         if not bool(law.isfinite().all()):
             index = int((~law.isfinite()).nonzero()[0])
             raise ValueError(
-                f"loss weighting {self.config['loss_weighting']!r} is 0 at index {index} (log-SNR "
+                f"loss weighting {self.loss_weighting!r} is 0 at index {index} (log-SNR "
                 f"{float(self.levels.log_snr[index]):.4g}), where the law would be infinite: use "
                 "a weighting that is positive on the whole schedule."
             )
@@ -120,21 +103,21 @@ class InformationRateTimestepSampler(AdaptiveTimestepSampler):
     def _rule(self, profile: Tensor, constants: Mapping[str, Tensor]) -> Tensor:
         x0_error = self._x0_error(profile, constants)
         distance = constants["log_sigma"] - self._log_gate(x0_error, constants)
-        open_gate = torch.sigmoid(self.config["gate_power"] * distance)
+        open_gate = torch.sigmoid(self.gate_power * distance)
         return open_gate * x0_error * constants["mass_per_x0"]
 
     def _x0_error(self, profile: Tensor, constants: Mapping[str, Tensor]) -> Tensor:
-        bound = self.config["max_x0_error"]
+        bound = self.max_x0_error
         error = torch.where(profile > 0, profile * constants["x0_per_loss"], 0.0)
         return error if bound is None else error.clamp_max(bound)
 
     def _log_gate(self, x0_error: Tensor, constants: Mapping[str, Tensor]) -> Tensor:
         """log c, 0-dim."""
-        log_sigma, gate = constants["log_sigma"], self.config["gate"]
+        log_sigma, gate = constants["log_sigma"], self.gate
         if gate is not None:
             return torch.full_like(log_sigma[0], math.log(gate) if gate else -math.inf)
         rate = x0_error * constants["rate_per_x0"]
-        counted = (rate >= self.config["onset"] * rate.max()) & (rate > 0)
+        counted = (rate >= self.onset * rate.max()) & (rate > 0)
         return torch.where(counted, log_sigma, -torch.inf).max()
 
     def _is_low(self, log_gate: float) -> bool:
@@ -159,17 +142,8 @@ class InformationRateTimestepSampler(AdaptiveTimestepSampler):
     def state_dict(self) -> dict[str, Any]:
         # the state is read back to the host here anyway: a step must not wait for a warning
         state = super().state_dict()
-        if self.config["gate"] is None and bool(state["state.learned"]):
+        if self.gate is None and bool(state["state.learned"]):
             gate = float(self.metrics()["gate"])
             if self._is_low(math.log(gate) if gate else -math.inf):
                 self._warn_of_low_gate(gate)
         return state
-
-
-InformationRateTimestepSampler.entry = Entry(
-    "information_rate",
-    InformationRateTimestepSampler,
-    "p(l) ~ sigma^3 / (sigma^3 + c^3) * S E|x0 error|^2 / W_x0, sigma = exp(-l/2)",
-    "arXiv 2602.18647",
-    note="learns from observe()",
-)

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
-from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
-from diffusers_curriculum.catalogue import Entry
+from diffusers_curriculum.checks import checked, inside, one_of, whole
 from diffusers_curriculum.samplers.adaptive import AdaptiveTimestepSampler
-from diffusers_curriculum.samplers.adaptive_checks import check_choice
+from diffusers_curriculum.samplers.base import SAMPLERS
 from diffusers_curriculum.samplers.statistics import LastValues, Statistics, finite_widths
 from diffusers_curriculum.weighting import MEASURES
 
 
+@SAMPLERS.register(
+    "loss_second_moment",
+    formula="p(t) ~ W sqrt(E[loss^2])",
+    source="arXiv 2102.09672, openai/guided-diffusion",
+    note="learns from observe(); published rule with as many bins as timesteps",
+)
 class LossSecondMomentTimestepSampler(AdaptiveTimestepSampler):
     """p proportional to W sqrt(E[loss^2]) per timestep: the law of least variance for an estimate
     of the loss (arXiv 2102.09672).
@@ -34,43 +38,23 @@ class LossSecondMomentTimestepSampler(AdaptiveTimestepSampler):
         ValueError: unknown names or numbers out of range.
     """
 
-    @register_to_config
-    def __init__(
-        self,
-        scheduler: Any,
-        bins: int | None = None,
-        binning: str = "quantile",
-        refresh_every: int | None = None,
-        warm_up: int = 0,
-        min_observations: int = 10,
-        ema: float = 0.9,
-        neighbours: int = 1,
-        warm_up_density: str = "uniform",
-        warm_up_density_args: dict[str, Any] | None = None,
-        prediction_type: str | None = None,
-        loss_weighting: str = "none",
-        loss_weighting_args: dict[str, Any] | None = None,
-        draw: str = "stratified",
-        floor: float | None = None,
-        importance_correction: str | float = "full",
-        outer_edges: str = "half",
-        seed: int = 0,
-        continuous: bool = False,
-    ) -> None:
-        super().__init__()
+    refresh_every: int = checked(whole, 1, default=None)
+    warm_up = 0
+    floor: float = checked(inside, 0, 1, default=None)
 
     def _resolve_defaults(self, levels: int) -> None:
         super()._resolve_defaults(levels)
-        published = self.config["bins"] == levels
-        defaults = {"refresh_every": 1 if published else 100, "floor": 1e-3 if published else 0.1}
-        missing = {k: v for k, v in defaults.items() if self.config[k] is None}
-        self.register_to_config(**missing)
+        published = self.bins == levels
+        if self.refresh_every is None:
+            self.refresh_every = 1 if published else 100
+        if self.floor is None:
+            self.floor = 1e-3 if published else 0.1
 
     def _build_statistics(self) -> Statistics:
         levels = len(self.levels)
-        if self.config["bins"] < levels:
+        if self.bins < levels:
             return super()._build_statistics()
-        return LastValues(tuple(range(levels)), self.config["min_observations"])
+        return LastValues(tuple(range(levels)), self.min_observations)
 
     def _observed(self, losses: Tensor) -> Tensor:
         return losses.square()
@@ -79,6 +63,12 @@ class LossSecondMomentTimestepSampler(AdaptiveTimestepSampler):
         return constants["weights"] * profile.sqrt()
 
 
+@SAMPLERS.register(
+    "loss_proportional",
+    formula="p(l) ~ W E[loss]",
+    source="arXiv 2303.00848",
+    note="learns from observe()",
+)
 class LossProportionalTimestepSampler(AdaptiveTimestepSampler):
     """p(l) proportional to W E[loss], from running averages in bins of log-SNR (VDM++, arXiv
     2303.00848, section on its adaptive noise schedule).
@@ -100,54 +90,13 @@ class LossProportionalTimestepSampler(AdaptiveTimestepSampler):
         ValueError: unknown names or numbers out of range.
     """
 
-    @register_to_config
-    def __init__(
-        self,
-        scheduler: Any,
-        measure: str = "log_snr",
-        bins: int | None = None,
-        binning: str = "quantile",
-        refresh_every: int = 100,
-        warm_up: int = 1000,
-        min_observations: int = 10,
-        ema: float = 0.9,
-        neighbours: int = 1,
-        warm_up_density: str = "uniform",
-        warm_up_density_args: dict[str, Any] | None = None,
-        prediction_type: str | None = None,
-        loss_weighting: str = "none",
-        loss_weighting_args: dict[str, Any] | None = None,
-        draw: str = "stratified",
-        floor: float = 0.1,
-        importance_correction: str | float = "full",
-        outer_edges: str = "half",
-        seed: int = 0,
-        continuous: bool = False,
-    ) -> None:
-        check_choice("measure", measure, MEASURES)
-        super().__init__()
+    measure: str = checked(one_of, MEASURES, default="log_snr")
 
     def _rule_tables(self) -> dict[str, Tensor]:
         tables = super()._rule_tables()
-        if self.config["measure"] == "log_snr":
+        if self.measure == "log_snr":
             tables["weights"] = tables["weights"] * finite_widths(self.levels)
         return tables
 
     def _rule(self, profile: Tensor, constants: Mapping[str, Tensor]) -> Tensor:
         return constants["weights"] * profile
-
-
-LossSecondMomentTimestepSampler.entry = Entry(
-    "loss_second_moment",
-    LossSecondMomentTimestepSampler,
-    "p(t) ~ W sqrt(E[loss^2])",
-    "arXiv 2102.09672, openai/guided-diffusion",
-    note="learns from observe(); published rule with as many bins as timesteps",
-)
-LossProportionalTimestepSampler.entry = Entry(
-    "loss_proportional",
-    LossProportionalTimestepSampler,
-    "p(l) ~ W E[loss]",
-    "arXiv 2303.00848",
-    note="learns from observe()",
-)

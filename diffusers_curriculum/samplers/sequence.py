@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from diffusers_curriculum.catalogue import Entry
-from diffusers_curriculum.samplers.base import TimestepSampler
+from diffusers_curriculum.checks import one_of, whole
+from diffusers_curriculum.samplers.base import SAMPLERS, TimestepSampler
 from diffusers_curriculum.samplers.cells import Cells
 from diffusers_curriculum.samplers.configs import plain_config
-from diffusers_curriculum.samplers.phases import (
-    check_alike,
-    check_ends,
-    check_mix,
-    phase_sampler,
-    sampler_for,
-)
+from diffusers_curriculum.samplers.description import describe_config
 
 
 class Phase(NamedTuple):
@@ -29,6 +24,12 @@ class Phase(NamedTuple):
     share: float
 
 
+@SAMPLERS.register(
+    "sequence",
+    formula="p(l) = p_k(l), k the phase of the step",
+    source="arXiv 2603.12517 for two phases",
+    note="takes phases",
+)
 class SequenceTimestepSampler(TimestepSampler):
     """Draws from one sampler until a step, then from the next; logit-normal first and uniform later
     is the two-phase law of arXiv 2603.12517.
@@ -54,17 +55,16 @@ class SequenceTimestepSampler(TimestepSampler):
             numbers out of range.
     """
 
-    entry: ClassVar[Entry]
     static_law = False
 
     def __init__(
         self, phases: Sequence[Mapping[str, Any]], mix: str = "hard", mix_steps: int = 0
     ) -> None:
-        self.samplers = tuple(phase_sampler(number, p) for number, p in enumerate(phases, 1))
+        self.samplers = tuple(_phase_sampler(number, p) for number, p in enumerate(phases, 1))
         ends: list[Any] = [phase.get("until") for phase in phases]
-        check_ends(ends)
+        _check_ends(ends)
         for number, sampler in enumerate(self.samplers[1:], 2):
-            check_alike(self.samplers[0], sampler, number)
+            _check_alike(self.samplers[0], sampler, number)
         first = self.samplers[0]
         super().__init__(
             first.levels,
@@ -74,8 +74,9 @@ class SequenceTimestepSampler(TimestepSampler):
             seed=first.seed,
             continuous=first.continuous,
         )
+        self.learns = any(sampler.learns for sampler in self.samplers)
         self.starts: tuple[int, ...] = (0, *ends[:-1])
-        check_mix(mix, mix_steps, self.starts)
+        _check_mix(mix, mix_steps, self.starts)
         self._mix_steps = mix_steps
         self.register_to_config(
             phases=[
@@ -92,7 +93,7 @@ class SequenceTimestepSampler(TimestepSampler):
     ) -> SequenceTimestepSampler:
         """A sequence for ``scheduler``; the phases' configs need none, and are of a
         :class:`DensityTimestepSampler` where they name no class."""
-        built = [dict(p) | {"sampler": sampler_for(scheduler, p["sampler"])} for p in phases]
+        built = [dict(p) | {"sampler": _sampler_for(scheduler, p["sampler"])} for p in phases]
         return cls(built, **config)
 
     @classmethod
@@ -177,7 +178,7 @@ class SequenceTimestepSampler(TimestepSampler):
         found = []
         for number in range(phases[0].number, len(self.samplers)):
             sampler = self.samplers[number]
-            if getattr(sampler, "learns_from_any_law", False):
+            if sampler.learns_from_any_law:
                 found.append((sampler, step))
             elif number in in_force:
                 found.append((sampler, in_force[number]))
@@ -186,6 +187,24 @@ class SequenceTimestepSampler(TimestepSampler):
     def metrics(self) -> dict[str, Tensor]:
         """Those of all phases, under phase1_, phase2_, ..."""
         return self._of_all("phase{}_", lambda sampler: sampler.metrics())
+
+    # -- what it tells of itself -----------------------------------------------------------------
+
+    @classmethod
+    def in_words(cls, config: Mapping[str, Any]) -> str:
+        """Its phases in their own words: ``normal(mean=-1.6) until step 5, then uniform``."""
+        phases = config.get("phases", ())
+        laws = [describe_config(phase.get("sampler")) for phase in phases]
+        ends = [f" until step {phase.get('until')}" for phase in phases[:-1]]
+        told = ", then ".join(law + end for law, end in zip(laws, [*ends, ""], strict=False))
+        return told + (f", mixed over {steps} steps" if (steps := config.get("mix_steps")) else "")
+
+    @property
+    def inner(self) -> Sequence[TimestepSampler]:
+        return self.samplers
+
+    def moments(self, steps: int) -> list[int]:
+        return sorted({*super().moments(steps), *(s for s in self.starts if s < steps)})
 
     # -- state -----------------------------------------------------------------------------------
 
@@ -207,10 +226,71 @@ class SequenceTimestepSampler(TimestepSampler):
         }
 
 
-SequenceTimestepSampler.entry = Entry(
-    "sequence",
-    SequenceTimestepSampler,
-    "p(l) = p_k(l), k the phase of the step",
-    "arXiv 2603.12517 for two phases",
-    note="takes phases",
-)
+def _phase_sampler(number: int, phase: Mapping[str, Any]) -> TimestepSampler:
+    """The sampler of a phase, built if it is a config.
+
+    Raises:
+        ValueError: other keys than "sampler" and "until".
+    """
+    unknown = sorted(phase.keys() - {"until", "sampler"})
+    if unknown or "sampler" not in phase:
+        raise ValueError(
+            f"phase {number} has {', '.join(sorted(phase)) or 'nothing'}: it takes 'sampler' and "
+            "'until' (None for the last phase)."
+        )
+    given = phase["sampler"]
+    return given if isinstance(given, TimestepSampler) else TimestepSampler.from_config(given)
+
+
+def _sampler_for(scheduler: Any, settings: Any) -> TimestepSampler:
+    """The sampler for ``scheduler`` with ``settings``, by default a density sampler; a sampler is
+    returned as it is.
+
+    Raises:
+        ValueError: "_class_name" names no sampler.
+    """
+    if isinstance(settings, TimestepSampler):
+        return settings
+    arguments = {k: v for k, v in settings.items() if k not in ("_class_name", "scheduler")}
+    kind = TimestepSampler.kind_of({"_class_name": "DensityTimestepSampler"} | settings)
+    return kind.from_scheduler(scheduler, **arguments)
+
+
+def _check_ends(ends: Sequence[Any]) -> None:
+    """Raise ValueError unless the steps at which phases end increase, and the last is None."""
+    if not ends:
+        raise ValueError("phases=[] draws from nothing: give at least one phase.")
+    if ends[-1] is not None:
+        raise ValueError(f"until={ends[-1]!r} of the last phase must be None: it never ends.")
+    for number, (before, end) in enumerate(pairwise([0, *ends[:-1]]), 1):
+        whole(f"until (of phase {number})", end, before + 1)
+
+
+def _check_alike(first: TimestepSampler, other: TimestepSampler, number: int) -> None:
+    """Raise ValueError unless phase ``number`` can follow the first one."""
+    for name in ("draw", "floor", "exponent", "seed", "continuous"):
+        mine, theirs = getattr(first, name), getattr(other, name)
+        if mine != theirs:
+            label = "importance_correction" if name == "exponent" else name
+            raise ValueError(
+                f"phase {number} has {label}={theirs!r} and phase 1 {mine!r}: give all phases the "
+                "same draw, floor, importance_correction, seed and continuous."
+            )
+    a, b = first.levels, other.levels
+    if len(a) != len(b) or not torch.equal(a.log_snr, b.log_snr):
+        raise ValueError(f"phase {number} is of another schedule than phase 1: use one scheduler.")
+
+
+def _check_mix(mix: str, mix_steps: int, starts: Sequence[int]) -> None:
+    """Raise ValueError for an unknown ``mix``, or a mixture that outlasts a phase."""
+    one_of("mix", mix, ("hard", "linear"))
+    if mix == "hard" and mix_steps != 0:
+        raise ValueError(f"mix_steps={mix_steps!r} has no effect with mix='hard': use 'linear'.")
+    if mix == "linear":
+        whole("mix_steps", mix_steps, 1)
+        for start, end in pairwise(starts[1:]):
+            if mix_steps > end - start:
+                raise ValueError(
+                    f"mix_steps={mix_steps} is longer than the phase of steps {start} to "
+                    f"{end - 1}: three laws would be mixed; choose at most {end - start}."
+                )

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from diffusers_curriculum.checks import one_of
 from diffusers_curriculum.noise_levels import to_device
 from diffusers_curriculum.randomness import host_generator
 from diffusers_curriculum.samplers.composition import tables
@@ -41,11 +42,8 @@ class Stages:
         Raises:
             ValueError: unknown ``order`` or ``within``.
         """
-        if order not in ORDERS or within not in WITHIN:
-            raise ValueError(
-                f"order={order!r} must be one of {', '.join(ORDERS)}, "
-                f"within={within!r} one of {', '.join(WITHIN)}."
-            )
+        one_of("order", order, ORDERS)
+        one_of("within", within, WITHIN)
         opening = _opening_order(order, len(starts), seed)
         bounds = torch.tensor(starts[1:], dtype=torch.int64)
         cluster_of = torch.searchsorted(bounds, torch.arange(levels), right=True)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffusers_curriculum.checks import one_of
 from diffusers_curriculum.clustering import log_snr_cells
 from diffusers_curriculum.noise_levels import NoiseLevels, to_device
 
@@ -88,7 +89,7 @@ class BinnedMeans(Statistics):
         cell = _cells(levels, bins, binning)
         count = int(cell[-1]) + 1
         starts = torch.searchsorted(cell, torch.arange(count)).tolist()
-        position = finite_log_snr(levels).numpy()
+        position = levels.positions.numpy()
         centres = np.array([part.mean() for part in np.split(position, starts[1:])])
         # np.interp wants a rising axis; beyond the outer centres it is constant
         columns = [np.interp(-position, -centres, row) for row in np.eye(count)]
@@ -167,15 +168,6 @@ class LastValues(Statistics):
         return state["history"][:-1].sum(1) / known
 
 
-def finite_log_snr(levels: NoiseLevels) -> Tensor:
-    """(T,) log-SNR; a level at infinity stands one step beyond its neighbour."""
-    position = levels.log_snr.clone()
-    for end, one, two in ((0, 1, 2), (-1, -2, -3)):
-        if bool(position[end].isinf()):
-            position[end] = 2 * position[one] - position[two]
-    return position
-
-
 def finite_widths(levels: NoiseLevels) -> Tensor:
     """(T,) width of each level's cell in log-SNR; an infinite one counts as its neighbour's."""
     widths = -levels.edges.diff()
@@ -186,8 +178,7 @@ def finite_widths(levels: NoiseLevels) -> Tensor:
 
 
 def _cells(levels: NoiseLevels, bins: int, binning: str) -> Tensor:
-    if binning not in BINNINGS:
-        raise ValueError(f"binning={binning!r} is unknown: choose from {', '.join(BINNINGS)}.")
+    one_of("binning", binning, BINNINGS)
     if binning == "quantile":
         return torch.arange(len(levels)) * bins // len(levels)
     finite = levels.finite.nonzero().flatten()

@@ -6,15 +6,13 @@ to the network's own target by :mod:`~diffusers_curriculum.weighting.conversion`
 
 from diffusers_curriculum.weighting import folk, formulas
 from diffusers_curriculum.weighting.conversion import TARGETS, softplus, to_target
-from diffusers_curriculum.weighting.register import ENTRIES, WEIGHTINGS, WHOLE_SCHEDULE, register
+from diffusers_curriculum.weighting.formulas import WEIGHTINGS, register
 from diffusers_curriculum.weighting.tables import MEASURES, log_weight, loss_weights
 
 __all__ = [
-    "ENTRIES",
     "MEASURES",
     "TARGETS",
     "WEIGHTINGS",
-    "WHOLE_SCHEDULE",
     "folk",
     "formulas",
     "log_weight",

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from diffusers_curriculum.checks import one_of
+
 # Beyond it exp() is 0 or infinite in float64 for every weight, which is the limit wanted.
 _INFINITY = 1e4
 
@@ -48,10 +50,7 @@ def to_target(prediction_type: str, log_snr: Tensor, sigma_data: float | None = 
     Raises:
         ValueError: unknown prediction type, or "edm" without sigma_data.
     """
-    if prediction_type not in TARGETS:
-        raise ValueError(
-            f"prediction_type={prediction_type!r} has no weight: use one of {', '.join(TARGETS)}."
-        )
+    one_of("prediction_type", prediction_type, TARGETS)
     if prediction_type == "edm" and sigma_data is None:
         raise ValueError(
             "prediction_type='edm' has no weight without sigma_data, the standard deviation of "

@@ -10,8 +10,9 @@ import math
 
 from torch import Tensor
 
+from diffusers_curriculum.checks import above_zero
 from diffusers_curriculum.weighting.conversion import softplus, to_target
-from diffusers_curriculum.weighting.register import check_positive, register
+from diffusers_curriculum.weighting.formulas import register
 
 _MAX_LOG_SNR = math.log(1000)  # both code bases clip S there for "debiased"
 
@@ -68,7 +69,7 @@ def p2_onetrainer(log_snr: Tensor, gamma: float = 1.0, *, prediction_type: str) 
     Raises:
         ValueError: another prediction type, or gamma not greater than 0.
     """
-    check_positive("gamma", gamma)
+    above_zero("gamma", gamma)
     log_two = math.log(2)
     weights = {"v_prediction": -gamma * (log_two + softplus(log_snr - log_two))}
     return _on_x0("p2_onetrainer", weights, log_snr, prediction_type, "p2")

@@ -1,24 +1,26 @@
 """Loss weightings that are one function of log-SNR, the same objective for every target.
 
-Each maps log-SNRs, (T,) float64, to the logarithm of its weight on the squared error of x0.
+Each maps log-SNRs, (T,) float64, finite and cleanest first, to the logarithm of its weight on the
+squared error of x0. Its further arguments are the weighting's parameters; a keyword-only
+``prediction_type`` is filled in for it.
+
 S = exp(log_snr); t = 1 / (1 + sqrt S) is the noise fraction of flow matching.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from diffusers_curriculum.catalogue import Catalogue
+from diffusers_curriculum.checks import above_zero, finite, flag, inside
 from diffusers_curriculum.weighting.conversion import softplus
-from diffusers_curriculum.weighting.register import (
-    check_between,
-    check_flag,
-    check_number,
-    check_positive,
-    register,
-)
+
+WEIGHTINGS: Catalogue[Callable[..., Tensor]] = Catalogue("loss weighting", reserved=("none",))
+register = WEIGHTINGS.register
 
 _PRECONDITIONED = (
     "preconditioned=False weights the error of the flow velocity, True that of x0, as diffusers' "
@@ -54,7 +56,7 @@ def unit_flow(log_snr: Tensor) -> Tensor:
 @register("min_snr", formula="W_x0 = min(S, gamma)", source="arXiv 2303.09556")
 def min_snr(log_snr: Tensor, gamma: float = 5.0) -> Tensor:
     """log of W_x0 = min(S, gamma) (arXiv 2303.09556)."""
-    check_positive("gamma", gamma)
+    above_zero("gamma", gamma)
     return log_snr.clamp_max(math.log(gamma))
 
 
@@ -67,7 +69,7 @@ def min_snr(log_snr: Tensor, gamma: float = 5.0) -> Tensor:
 def min_snr_plus_one(log_snr: Tensor, gamma: float = 5.0) -> Tensor:
     """log of W_x0 = min(S + 1, gamma), that is min(S + 1, gamma) / (S + 1) on v, as diffusers had
     it from pull request 5238 to 6307; not that of arXiv 2303.09556."""
-    check_positive("gamma", gamma)
+    above_zero("gamma", gamma)
     return softplus(log_snr).clamp_max(math.log(gamma))
 
 
@@ -79,7 +81,7 @@ def min_snr_plus_one(log_snr: Tensor, gamma: float = 5.0) -> Tensor:
 )
 def soft_min_snr(log_snr: Tensor, gamma: float = 4.0) -> Tensor:
     """log of W_x0 = S gamma / (S + gamma) (arXiv 2401.11605; gamma = 1 / sigma_data^2)."""
-    check_positive("gamma", gamma)
+    above_zero("gamma", gamma)
     return log_snr - softplus(log_snr - math.log(gamma))
 
 
@@ -97,8 +99,8 @@ def max_snr(log_snr: Tensor) -> Tensor:
 )
 def p2(log_snr: Tensor, k: float = 1.0, gamma: float = 1.0) -> Tensor:
     """log of W_x0 = S / (k + S)^gamma (arXiv 2204.00227)."""
-    check_positive("k", k)
-    check_positive("gamma", gamma)
+    above_zero("k", k)
+    above_zero("gamma", gamma)
     return log_snr - gamma * (math.log(k) + softplus(log_snr - math.log(k)))
 
 
@@ -117,7 +119,7 @@ def debiased(log_snr: Tensor) -> Tensor:
 def edm(log_snr: Tensor, sigma_data: float = 0.5) -> Tensor:
     """log of W_x0 = S + 1 / sigma_data^2 (arXiv 2206.00364, table 1: (sigma^2 + sigma_data^2) /
     (sigma sigma_data)^2); sigma_data is the standard deviation of the data."""
-    check_positive("sigma_data", sigma_data)
+    above_zero("sigma_data", sigma_data)
     floor = -2 * math.log(sigma_data)
     return floor + softplus(log_snr - floor)
 
@@ -131,7 +133,7 @@ def edm(log_snr: Tensor, sigma_data: float = 0.5) -> Tensor:
 def sigmoid(log_snr: Tensor, bias: float = 0.0) -> Tensor:
     """log of W_x0 = e^bias sigmoid(log_snr - bias), that is sigmoid(bias - log_snr) on epsilon
     (arXiv 2303.00848, 2410.19324, which state it per unit of log-SNR: measure="log_snr")."""
-    check_number("bias", bias)
+    finite("bias", bias)
     return bias - softplus(bias - log_snr)
 
 
@@ -145,7 +147,7 @@ def sigmoid(log_snr: Tensor, bias: float = 0.0) -> Tensor:
 def sigma_sqrt(log_snr: Tensor, preconditioned: bool = False) -> Tensor:
     """log of the W_x0 that weights the flow velocity, or (``preconditioned``) x0, by t^-2
     (compute_loss_weighting_for_sd3 of diffusers; despite its name sigma^-2)."""
-    check_flag("preconditioned", preconditioned)
+    flag("preconditioned", preconditioned)
     return (2 if preconditioned else 4) * softplus(log_snr / 2)
 
 
@@ -159,7 +161,7 @@ def sigma_sqrt(log_snr: Tensor, preconditioned: bool = False) -> Tensor:
 def cosmap(log_snr: Tensor, preconditioned: bool = False) -> Tensor:
     """log of the W_x0 that weights the flow velocity, or (``preconditioned``) x0, by
     2 / (pi (1 - 2t + 2t^2)) (arXiv 2403.03206; compute_loss_weighting_for_sd3 of diffusers)."""
-    check_flag("preconditioned", preconditioned)
+    flag("preconditioned", preconditioned)
     velocity = 2 * softplus(log_snr / 2)  # log of t^-2
     weight = math.log(2 / math.pi) + velocity - softplus(log_snr)
     return weight if preconditioned else weight + velocity
@@ -189,8 +191,8 @@ def speed(log_snr: Tensor, contrast: float = 0.6, tau: float = 0.7) -> Tensor:
         ValueError: a number out of range, or a schedule on which 1 - abar is a straight line.
     """
     count = len(log_snr)
-    check_between("contrast", contrast, 0, 1)
-    check_between("tau", tau, 0, count)
+    inside("contrast", contrast, 0, 1)
+    inside("tau", tau, 0, count)
     change = torch.gradient(torch.sigmoid(-log_snr))[0]
     span = change.max() - change.min()
     if not bool(span > 0):

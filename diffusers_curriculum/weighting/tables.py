@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from diffusers_curriculum.checks import flag, not_negative, one_of
 from diffusers_curriculum.noise_levels import NoiseLevels, cell_edges
 from diffusers_curriculum.weighting.conversion import bounded, to_target
-from diffusers_curriculum.weighting.register import (
-    WHOLE_SCHEDULE,
-    check_flag,
-    depends_on_target,
-    lookup,
-)
+from diffusers_curriculum.weighting.formulas import WEIGHTINGS
 
 MEASURES = ("draw", "log_snr")
 
@@ -62,8 +59,9 @@ def loss_weights(
     if name == "none" and plain and not parameters:
         return None
     kind = prediction_type or levels.prediction_type
-    check_flag("normalise", normalise)
-    if name in WHOLE_SCHEDULE or measure != "draw" or normalise:
+    flag("normalise", normalise)
+    needs_all = name in WEIGHTINGS and WEIGHTINGS.entry(name).whole_schedule
+    if needs_all or measure != "draw" or normalise:
         _check_schedule(levels, name)
     logs = _log_weight(name, levels.log_snr, kind, levels.sigma_data, parameters)
     weights = (logs + _log_jacobian(levels.log_snr, measure)).exp()
@@ -106,9 +104,21 @@ def log_weight(
 def _log_weight(
     name: str, log_snr: Tensor, kind: str, sigma_data: float | None, parameters: dict[str, Any]
 ) -> Tensor:
-    weighting, at = lookup(name, parameters), bounded(log_snr)
+    if name == "none":
+        raise ValueError(
+            "loss weighting 'none' has no weights, parameters or options: drop them, or name a "
+            "weighting."
+        )
+    weighting, at = WEIGHTINGS.look_up(name), bounded(log_snr)
+    takes = inspect.signature(weighting).parameters.values()
+    known = [p.name for p in takes if p.kind is p.POSITIONAL_OR_KEYWORD][1:]
+    unknown = sorted(set(parameters) - set(known))
+    if unknown:
+        raise ValueError(
+            f"loss weighting {name!r} has no parameter {unknown[0]!r}: it takes {known or 'none'}."
+        )
     on_target = to_target(kind, at, sigma_data)
-    own = {"prediction_type": kind} if depends_on_target(weighting) else {}
+    own = {"prediction_type": kind} if "prediction_type" in {p.name for p in takes} else {}
     return weighting(at, **parameters, **own) + on_target
 
 
@@ -125,8 +135,7 @@ def _check_schedule(levels: NoiseLevels, name: str) -> None:
 
 def _log_jacobian(log_snr: Tensor, measure: str) -> Tensor:
     """(T,) log |dl/dt| by the width of each level's cell, or 0 for the measure "draw"."""
-    if measure not in MEASURES:
-        raise ValueError(f"measure={measure!r} is unknown: choose from {', '.join(MEASURES)}.")
+    one_of("measure", measure, MEASURES)
     if measure == "draw":
         return torch.zeros_like(log_snr)
     per_level = (-cell_edges(log_snr, "half").diff()).log()
@@ -153,9 +162,7 @@ def _as_diffusers(weights: Tensor, levels: NoiseLevels, kind: str, gamma: float 
 
 
 def _with_terminal(weights: Tensor, levels: NoiseLevels, value: float) -> Tensor:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not (number and math.isfinite(value) and value >= 0):
-        raise ValueError(f"terminal_weight={value!r} must be a finite number, 0 or more.")
+    not_negative("terminal_weight", value)
     terminal = levels.log_snr == -torch.inf
     if not bool(terminal.any()):
         raise ValueError(

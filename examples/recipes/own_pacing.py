@@ -1,7 +1,6 @@
 """A pacing of your own: the second half of the clusters opens twice as fast as the first."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from diffusers import DDPMScheduler
 
@@ -9,9 +8,9 @@ from diffusers_curriculum import CurriculumTimestepSampler
 from diffusers_curriculum.pacing import PACINGS, Pacing
 
 
+@PACINGS.register("slow_then_fast")
 @dataclass(frozen=True)
 class SlowThenFast(Pacing):
-    name: ClassVar[str] = "slow_then_fast"
     stage_steps: int = 100
 
     def stage(self, state: dict, step: int, stages: int) -> int:
@@ -23,9 +22,6 @@ class SlowThenFast(Pacing):
     def expected_steps(self, stages: int) -> float:
         half = stages // 2
         return half * self.stage_steps + (stages - 1 - half) * (self.stage_steps // 2)
-
-
-PACINGS[SlowThenFast.name] = SlowThenFast
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from diffusers_curriculum import DensityTimestepSampler, TimestepSampler
-from diffusers_curriculum.densities import EXAMPLES, Density, make_density
+from diffusers_curriculum.densities import DENSITIES, Density, make_density
 from tests.densities.oracles import LAWS, ON_SCHEDULE
 from tests.floors_fixtures import SCHEDULERS, levels_of
 
@@ -103,7 +103,11 @@ def test_configs_round_trip_to_equal_probabilities(name: str, schedule: str, tmp
 @pytest.mark.parametrize("name", sorted(ON_SCHEDULE))
 def test_examples_have_mass_on_every_schedule(name: str, outer_edges: str, schedule: str) -> None:
     sampler = DensityTimestepSampler(
-        SCHEDULERS[schedule](), name, EXAMPLES[name], floor=0.0, outer_edges=outer_edges
+        SCHEDULERS[schedule](),
+        name,
+        DENSITIES.entry(name).example,
+        floor=0.0,
+        outer_edges=outer_edges,
     )
     mass = sampler.probabilities()
     assert float(mass.sum()) == pytest.approx(1, abs=1e-12)

@@ -163,7 +163,7 @@ def test_a_csv_file_is_a_table(text: str, tmp_path: Path) -> None:
         ("1,2\ninf,3\n", r"line 2: 'inf' is not a finite number"),
         ("1,2\n3,-0.5\n", r"line 2: the density -0\.5 is negative"),
         ("1,2\n1,3\n", r"log-SNR 1\.0 is given twice"),
-        ("1,0\n2,0\n", r"the densities add up to 0\.0"),
+        ("1,0\n2,0\n", r"the densities of all points .* add up to 0\.0"),
     ],
 )
 def test_files_that_are_refused(text: str, message: str, tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from torch import Tensor
 from diffusers_curriculum import DensityTimestepSampler
 from diffusers_curriculum.densities import (
     Density,
-    Mode,
     make_density,
+    published,
     shift_from_pixels,
     shift_from_tokens,
 )
@@ -251,7 +251,7 @@ def test_mode_without_its_middle_is_the_square_of_a_sine() -> None:
 
 @pytest.mark.parametrize("scale", [-1, 0, 1.29, 1.7519])
 def test_mode_accepts_the_whole_range(scale: float) -> None:
-    assert isinstance(_law("mode", scale=scale), Mode)
+    assert isinstance(_law("mode", scale=scale), published.Mode)
 
 
 def test_tails_of_the_published_laws_down_to_1e_300() -> None:

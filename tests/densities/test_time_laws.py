@@ -13,7 +13,7 @@ from scipy import special, stats
 from torch import Tensor
 
 from diffusers_curriculum.densities import TimeDensity, make_density
-from diffusers_curriculum.densities.special import incomplete_beta
+from diffusers_curriculum.densities.time_laws import incomplete_beta
 from tests.densities.oracles import bias_weights, speed_weights
 from tests.floors_fixtures import SCHEDULERS, levels_of
 

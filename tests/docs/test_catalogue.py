@@ -12,7 +12,7 @@ from PIL import Image
 
 from diffusers_curriculum.catalogue import Entry
 from diffusers_curriculum.densities import DENSITIES
-from diffusers_curriculum.samplers import SAMPLERS
+from diffusers_curriculum.samplers import SAMPLERS, TimestepSampler
 from diffusers_curriculum.weighting import WEIGHTINGS
 from docs import generate_catalogue as generator
 
@@ -38,9 +38,13 @@ def test_everything_registered_has_a_row() -> None:
     assert len(named) == len(rows) == len(set(named))
     assert {name for kind, name in named if kind == "density"} == set(DENSITIES)
     assert {name for kind, name in named if kind == "weighting"} == {*WEIGHTINGS, "uncertainty"}
-    told = {entry.make for kind, entry in ENTRIES if kind == "sampler"}
-    own = {c for c in SAMPLERS.values() if isinstance(vars(c).get("entry"), Entry)}
-    assert {c for c in own if c.__module__.startswith("diffusers_curriculum.")} == told
+    assert {name for kind, name in named if kind == "sampler"} == set(SAMPLERS)
+    concrete = [
+        kind
+        for kind in TimestepSampler.kinds().values()
+        if kind.__module__.startswith("diffusers_curriculum.")
+    ]
+    assert set(concrete) == set(SAMPLERS.values())
 
 
 @pytest.mark.parametrize(("kind", "entry"), ENTRIES, ids=IDS)

@@ -79,9 +79,9 @@ def test_tables_name_every_density_and_weighting() -> None:
     from diffusers_curriculum.densities import DENSITIES
     from diffusers_curriculum.pacing import PACINGS
     from diffusers_curriculum.randomness import DRAWS
-    from diffusers_curriculum.training.levels.samplers import LEARNING
+    from diffusers_curriculum.samplers import learning_samplers
     from diffusers_curriculum.weighting import WEIGHTINGS
 
     named = set(re.findall(r"`(\w+)`", TEXTS["README.md"]))
-    assert {*DENSITIES, *LEARNING, *PACINGS, *DRAWS, *CLUSTERINGS} <= named
+    assert {*DENSITIES, *learning_samplers(), *PACINGS, *DRAWS, *CLUSTERINGS} <= named
     assert set(WEIGHTINGS) <= set(re.findall(r"\[`(\w+)`\]", TEXTS["docs/catalogue.md"]))

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from diffusers_curriculum import DensityTimestepSampler, NoiseLevels, Slots, drop_in
 from diffusers_curriculum.densities import DENSITIES
-from diffusers_curriculum.drop_in import binding, official
+from diffusers_curriculum.drop_in import binding
+from diffusers_curriculum.drop_in import names as official
 from diffusers_curriculum.weighting import WEIGHTINGS
 from tests.floors_fixtures import SCHEDULERS, levels_of, untouched_global_generators
 from tests.statistics.checks import LAWS, counts_of, deviation, exact_cdf, kolmogorov
@@ -171,7 +172,7 @@ def test_reversed_sigmas_are_refused_without_flow_matching() -> None:
 @pytest.fixture
 def extreme_uniforms(monkeypatch: pytest.MonkeyPatch) -> Tensor:
     w = torch.tensor([0.0, 2.0**-53, 1e-9, 0.5, 1 - 1e-9, 1 - 2.0**-53], dtype=torch.float64)
-    monkeypatch.setattr(binding, "uniforms", lambda *args, **kwargs: w)
+    monkeypatch.setattr(binding, "batch_uniforms", lambda *args, **kwargs: w)
     return w
 
 
@@ -197,7 +198,7 @@ def test_float32_arithmetic_of_the_scripts_never_moves_a_step(
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(num_train_timesteps=count)
     steps = torch.arange(count, dtype=torch.float64).repeat_interleave(3)
     inside = torch.tensor([1e-6, 0.5, 1 - 1e-6], dtype=torch.float64).repeat(count)
-    monkeypatch.setattr(binding, "uniforms", lambda *args, **kwargs: (steps + inside) / count)
+    monkeypatch.setattr(binding, "batch_uniforms", lambda *args, **kwargs: (steps + inside) / count)
     u = drop_in.for_scheduler(scheduler).compute_density_for_timestep_sampling("uniform", 3)
     assert torch.equal(count - 1 - indices(u, count), steps.long())
 
@@ -205,7 +206,7 @@ def test_float32_arithmetic_of_the_scripts_never_moves_a_step(
 def test_a_step_begins_where_the_one_before_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(num_train_timesteps=1024)
     w = torch.arange(1024, dtype=torch.float64) / 1024  # binary fractions: the cdf is exact
-    monkeypatch.setattr(binding, "uniforms", lambda *args, **kwargs: w)
+    monkeypatch.setattr(binding, "batch_uniforms", lambda *args, **kwargs: w)
     u = drop_in.for_scheduler(scheduler).compute_density_for_timestep_sampling("uniform", 1024)
     assert torch.equal(1023 - indices(u, 1024), torch.arange(1024))
 
@@ -301,11 +302,14 @@ def test_a_loss_weighting_is_drawn_uniformly(name: str) -> None:
     assert torch.equal(draws(f"weighting:{name}", 64), draws("none", 64))
 
 
-def test_a_name_of_both_kinds_must_say_which(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(WEIGHTINGS, "laplace", WEIGHTINGS["min_snr"])
-    with pytest.raises(ValueError, match="say 'density:laplace' or 'weighting:laplace'"):
-        draws("laplace", 4)
-    assert not torch.equal(draws("density:laplace", 4), draws("weighting:laplace", 4))
+def test_a_name_of_both_kinds_must_say_which() -> None:
+    WEIGHTINGS.register("laplace")(WEIGHTINGS["min_snr"])
+    try:
+        with pytest.raises(ValueError, match="say 'density:laplace' or 'weighting:laplace'"):
+            draws("laplace", 4)
+        assert not torch.equal(draws("density:laplace", 4), draws("weighting:laplace", 4))
+    finally:
+        WEIGHTINGS.remove("laplace")
 
 
 @pytest.mark.parametrize(

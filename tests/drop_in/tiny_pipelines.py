@@ -32,8 +32,7 @@ from transformers import (
     T5Tokenizer,
 )
 
-from diffusers_curriculum.models.tiny import TinySizes, make_tiny_pipeline
-from diffusers_curriculum.models.vocabulary import caption_tokenizer
+from diffusers_curriculum.models.tiny import TinySizes, caption_tokenizer, make_tiny_pipeline
 
 WIDTH = 16  # of every text embedding
 CAPTIONS = ["a photo", "picture number"]

@@ -15,7 +15,6 @@ from diffusers_curriculum import CurriculumTimestepSampler, DensityTimestepSampl
 from diffusers_curriculum.densities import DENSITIES
 from diffusers_curriculum.pacing import PACINGS
 from diffusers_curriculum.randomness import DRAWS
-from diffusers_curriculum.samplers import SAMPLERS
 from diffusers_curriculum.samplers.stages import ORDERS, WITHIN
 from tests.floors_fixtures import SCHEDULERS
 
@@ -61,7 +60,7 @@ def configurations() -> dict[str, Case]:
 
 
 def _sampler_case(name: str) -> Case:
-    takes = inspect.signature(SAMPLERS[name]).parameters
+    takes = inspect.signature(TimestepSampler.kinds()[name]).parameters
     soon = {key: value for key, value in LEARN_SOON.items() if key in takes}
     return Case(lambda: build_sampler(name, **soon))
 

@@ -16,8 +16,12 @@ from safetensors.torch import load_file
 from diffusers_curriculum import cli
 from diffusers_curriculum.models.autoencoder import encode_images
 from diffusers_curriculum.models.image_folder import TinyModelError, read_images
-from diffusers_curriculum.models.tiny import MINUSCULE, make_tiny_pipeline
-from diffusers_curriculum.models.vocabulary import byte_alphabet, caption_tokenizer
+from diffusers_curriculum.models.tiny import (
+    MINUSCULE,
+    byte_alphabet,
+    caption_tokenizer,
+    make_tiny_pipeline,
+)
 
 PARTS = ("unet", "vae", "text_encoder")
 

@@ -13,5 +13,5 @@ def test_the_largest_parameter_of_beta_is_still_taken(name: str) -> None:
     edges = levels_of("sd").edges
     masses = make_density("beta", edges, **{name: 1000.0}).masses(edges)
     assert float(masses.sum()) == pytest.approx(1.0)
-    with pytest.raises(ValueError, match="at most 1000"):
+    with pytest.raises(ValueError, match=r"must lie in \(0, 1000\]"):
         make_density("beta", edges, **{name: 1000.1})

@@ -28,7 +28,7 @@ def test_the_seed_of_a_sampler_is_zero_unless_it_is_told() -> None:
     assert not torch.equal(drawn, Uniform(levels, seed=1).sample(50).indices)
 
 
-@pytest.mark.parametrize(("name", "steps"), [("GradientNormTimestepSampler", 1000)])
+@pytest.mark.parametrize(("name", "steps"), [("gradient_norm", 1000)])
 def test_the_warm_up_that_is_documented(name: str, steps: int) -> None:
     assert inspect.signature(SAMPLERS[name]).parameters["warm_up"].default == steps
 

@@ -297,7 +297,7 @@ def test_forms_of_output_of_a_pipeline() -> None:
     assert picture.size == (16, 16)
     (latents,) = pipeline(1, 2.0, generator(), 2, "latent", return_dict=False)
     assert latents.shape == (1, 4, 8, 8)
-    with pytest.raises(ValueError, match="output_type='gif'"):
+    with pytest.raises(ValueError, match="output_type='gif' is unknown: choose from pil"):
         pipeline(1, output_type="gif")
     with pytest.raises(ValueError, match="batch_size=0"):
         UnconditionalPipeline(DDIMScheduler(), unet=tiny_unet())(0)

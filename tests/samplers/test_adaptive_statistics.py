@@ -13,7 +13,6 @@ from torch import Tensor
 from diffusers_curriculum.samplers.statistics import (
     BinnedMeans,
     LastValues,
-    finite_log_snr,
     finite_widths,
 )
 from tests.floors_fixtures import SCHEDULERS, levels_of, table
@@ -143,7 +142,7 @@ def test_profiles_interpolate_smoothed_means_between_bin_centres(
         near = [j for j in range(count) if abs(j - b) <= neighbours]
         weight = [neighbours + 1 - abs(j - b) for j in near]
         smooth.append(np.average(means[near], weights=weight))
-    position = finite_log_snr(levels_of(schedule)).tolist()
+    position = levels_of(schedule).positions.tolist()
     cell = statistics.cell.tolist()
     centre = [
         np.mean([x for x, c in zip(position, cell, strict=True) if c == b]) for b in range(count)
@@ -163,11 +162,11 @@ def test_profiles_interpolate_smoothed_means_between_bin_centres(
 
 def test_infinite_levels_stand_one_step_beyond_their_neighbours() -> None:
     levels = table([torch.inf, 4.0, 2.0, 1.0, -torch.inf])
-    assert finite_log_snr(levels).tolist() == [6.0, 4.0, 2.0, 1.0, 0.0]
+    assert levels.positions.tolist() == [6.0, 4.0, 2.0, 1.0, 0.0]
     # inner edges 5, 3, 1.5, 0.5: the two outer cells are infinite
     assert finite_widths(levels).tolist() == [2.0, 2.0, 1.5, 1.0, 1.0]
     plain = table([4.0, 2.0, 1.0])
-    assert finite_log_snr(plain).tolist() == [4.0, 2.0, 1.0]
+    assert plain.positions.tolist() == [4.0, 2.0, 1.0]
     assert finite_widths(plain).tolist() == [2.0, 1.5, 1.0]
 
 

@@ -244,7 +244,7 @@ def test_own_numbers_are_rounded_down_to_single_precision(monkeypatch: pytest.Mo
     """A device without float64 gets them in float32, where the largest becomes 1."""
     sampler = Narrow([0.25, 0.75, 0.0])
     assert set(sampler.sample(1000).indices.tolist()) == {0, 1}
-    monkeypatch.setattr(base, "uniforms", lambda *_, **__: _u(2.0**-53, JUST_BELOW_1).float())
+    monkeypatch.setattr(base, "batch_uniforms", lambda *_, **__: _u(2.0**-53, JUST_BELOW_1).float())
     assert sampler.sample(2).indices.tolist() == [0, 1]
 
 
@@ -322,8 +322,8 @@ def test_wrong_settings_are_refused(arguments: dict[str, Any], message: str) -> 
 
 
 def test_the_base_class_needs_a_law() -> None:
-    with pytest.raises(NotImplementedError):
-        TimestepSampler(table([1, 0, -1])).sample(2)
+    with pytest.raises(TypeError, match=r"abstract.* law"):
+        TimestepSampler(table([1, 0, -1]))  # pyright: ignore
 
 
 def test_metrics_are_empty_and_observing_changes_nothing_by_default() -> None:
@@ -338,9 +338,13 @@ def test_metrics_are_empty_and_observing_changes_nothing_by_default() -> None:
 
 
 def test_every_sampler_is_registered() -> None:
-    assert SAMPLERS["DensityTimestepSampler"] is DensityTimestepSampler
-    assert SAMPLERS["CurriculumTimestepSampler"] is CurriculumTimestepSampler
-    assert SAMPLERS["FixedLaw"] is FixedLaw
+    assert SAMPLERS["density"] is DensityTimestepSampler
+    assert SAMPLERS["curriculum"] is CurriculumTimestepSampler
+    assert all(SAMPLERS.name_of(kind) == kind.name() == name for name, kind in SAMPLERS.items())
+    kinds = TimestepSampler.kinds()
+    assert kinds["DensityTimestepSampler"] is DensityTimestepSampler
+    assert kinds["FixedLaw"] is FixedLaw  # a custom one needs no name of its own
+    assert FixedLaw.name() == "FixedLaw"
 
 
 def test_a_custom_sampler_saves_and_loads(tmp_path: Path) -> None:

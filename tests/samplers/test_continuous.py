@@ -15,7 +15,7 @@ from scipy import stats
 from torch import Tensor
 
 from diffusers_curriculum import CurriculumTimestepSampler, DensityTimestepSampler, TimestepSampler
-from diffusers_curriculum.densities import EXAMPLES, make_density
+from diffusers_curriculum.densities import DENSITIES, make_density
 from diffusers_curriculum.noise_levels import NoiseLevels
 from diffusers_curriculum.objective import Objective
 from diffusers_curriculum.samplers import SAMPLERS, SequenceTimestepSampler
@@ -24,14 +24,14 @@ from tests.floors_fixtures import SCHEDULERS
 from tests.samplers.draws import parts
 
 EDM = {"density": "edm", "floor": 0.0}
-DENSITIES = [
+LAWS = [
     ("edm", {}),
     ("laplace", {"mu": 0.0, "b": 0.5}),
     ("cauchy", {}),
     ("logit_normal", {}),
-    ("mixture", EXAMPLES["mixture"]),
-    ("truncated", EXAMPLES["truncated"]),
-    ("spline", EXAMPLES["spline"]),
+    ("mixture", DENSITIES.entry("mixture").example),
+    ("truncated", DENSITIES.entry("truncated").example),
+    ("spline", DENSITIES.entry("spline").example),
     ("beta", {}),
 ]
 
@@ -48,8 +48,8 @@ def u_grid(count: int = 4001) -> Tensor:
 def samplers() -> dict[str, Any]:
     """A builder of every kind of sampler, by its name."""
     found: dict[str, Any] = {
-        name: lambda scheduler, kind=kind, **kw: kind(scheduler, **kw)
-        for name, kind in SAMPLERS.items()
+        kind.__name__: lambda scheduler, kind=kind, **kw: kind(scheduler, **kw)
+        for kind in SAMPLERS.values()
         if "scheduler" in inspect.signature(kind).parameters
         and kind.__module__.startswith("diffusers_curriculum")
     }
@@ -69,8 +69,8 @@ def samplers() -> dict[str, Any]:
 
 
 def test_every_sampler_is_looked_at() -> None:
-    own = {n for n, k in SAMPLERS.items() if k.__module__.startswith("diffusers_curriculum")}
-    assert set(samplers()) == own
+    own = [k for k in SAMPLERS.values() if k.__module__.startswith("diffusers_curriculum")]
+    assert set(samplers()) == {kind.__name__ for kind in own}
 
 
 @pytest.mark.parametrize("schedule", ["flow_shift_3", "edm"])
@@ -113,7 +113,7 @@ def test_schedules_with_timesteps_only_are_refused(name: str) -> None:
 
 @pytest.mark.parametrize("outer_edges", ["half", "clip"])
 @pytest.mark.parametrize("schedule", ["flow", "edm"])
-@pytest.mark.parametrize(("name", "args"), DENSITIES, ids=[n for n, _ in DENSITIES])
+@pytest.mark.parametrize(("name", "args"), LAWS, ids=[n for n, _ in LAWS])
 def test_numbers_go_through_the_inverse_cdf(
     name: str, args: dict[str, Any], schedule: str, outer_edges: str
 ) -> None:
@@ -215,7 +215,7 @@ def test_strata_survive(draw: str) -> None:
 
 
 def test_nothing_is_solved_when_drawing() -> None:
-    sampler = drawn_from("edm", "mixture", density_args=EXAMPLES["mixture"])
+    sampler = drawn_from("edm", "mixture", density_args=DENSITIES.entry("mixture").example)
     sampler.density = None
     assert sampler.sample(8).log_snr is not None
 

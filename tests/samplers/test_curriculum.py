@@ -640,8 +640,8 @@ def test_from_scheduler_defaults_to_a_uniform_base() -> None:
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"order": "upwards"}, r"order='upwards' must be one of easy_to_hard"),
-        ({"within": "equal"}, r"within='equal' one of base, balanced"),
+        ({"order": "upwards"}, r"order='upwards' is unknown: choose from easy_to_hard"),
+        ({"within": "equal"}, r"within='equal' is unknown: choose from base, balanced"),
         ({"clusters": 0}, r"clusters=0"),
         ({"clusters": 1001}, r"clusters=1001"),
         ({"clustering": "kmeans"}, r"'kmeans' is unknown"),

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from diffusers_curriculum import DensityTimestepSampler, TimestepSampler
-from diffusers_curriculum.densities import DENSITIES, EXAMPLES, make_density
+from diffusers_curriculum.densities import DENSITIES, make_density
 from diffusers_curriculum.randomness import DRAWS
 from tests.floors_fixtures import SCHEDULERS, SD, levels_of
 from tests.samplers.draws import parts
@@ -23,7 +23,7 @@ each_density = pytest.mark.parametrize("density", sorted(DENSITIES))
 def _sampler(schedule: str = "sd", density: str = "laplace", **kwargs: Any) -> Any:
     settings: dict[str, Any] = {
         "density": density,
-        "density_args": EXAMPLES.get(density, {}),
+        "density_args": DENSITIES.entry(density).example,
     } | kwargs
     return DensityTimestepSampler.from_scheduler(SCHEDULERS[schedule](), **settings)
 
@@ -36,7 +36,9 @@ def test_the_mass_is_the_law_over_cells_with_a_floor(
 ) -> None:
     levels = levels_of(schedule)
     sampler = _sampler(schedule, density, floor=floor)
-    cells = make_density(density, levels.edges, **EXAMPLES[density]).masses(levels.edges)
+    cells = make_density(density, levels.edges, **DENSITIES.entry(density).example).masses(
+        levels.edges
+    )
     expected = (1 - floor) * cells / cells.sum() + floor / len(levels)
     torch.testing.assert_close(sampler.probabilities(), expected, atol=1e-16, rtol=1e-12)
     assert float(sampler.probabilities().sum()) == pytest.approx(1, abs=1e-12)

@@ -14,6 +14,7 @@ from torch import Tensor
 from diffusers_curriculum import CurriculumTimestepSampler, DensityTimestepSampler, TimestepSampler
 from diffusers_curriculum.randomness import Slots
 from diffusers_curriculum.samplers import (
+    SAMPLERS,
     LossSecondMomentTimestepSampler,
     SequenceTimestepSampler,
 )
@@ -340,7 +341,7 @@ def test_from_scheduler_gives_every_phase_the_scheduler() -> None:
     )
     assert again.samplers == (given,)
     wrong = [{"until": None, "sampler": {"_class_name": "Elsewhere"}}]
-    with pytest.raises(ValueError, match="_class_name='Elsewhere' is no sampler"):
+    with pytest.raises(ValueError, match="_class_name='Elsewhere' is no TimestepSampler"):
         SequenceTimestepSampler.from_scheduler(SCHEDULERS["sd"](), wrong)
 
 
@@ -400,5 +401,4 @@ def test_phases_with_other_keys_are_refused() -> None:
 
 
 def test_the_entry_of_the_catalogue() -> None:
-    assert SequenceTimestepSampler.entry.make is SequenceTimestepSampler
-    assert SequenceTimestepSampler.entry.name == "sequence"
+    assert SAMPLERS["sequence"] is SequenceTimestepSampler

@@ -10,14 +10,13 @@ from pathlib import Path
 PACKAGE = "diffusers_curriculum"
 FLOORS = {
     "catalogue": 0,
+    "checks": 0,
     "noise_levels": 0,
     "densities": 0,
     "randomness": 0,
     "clustering": 1,
     "pacing": 1,
     "weighting": 1,
-    "learned_variance": 1,
-    "learned_weighting": 1,
     "objective": 1,
     "samplers": 2,
     "inference_spacing": 2,

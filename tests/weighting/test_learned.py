@@ -12,7 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from diffusers_curriculum.learned_weighting import LearnedLossWeights, UncertaintyWeighting
+from diffusers_curriculum.weighting.learned import (
+    LEARNED_WEIGHTINGS,
+    LearnedLossWeights,
+    UncertaintyWeighting,
+)
 from tests.floors_fixtures import levels_of, table, untouched_global_generators
 
 LEVELS = torch.arange(1000)
@@ -262,6 +266,6 @@ def test_losses_per_element_are_refused() -> None:
 
 
 def test_what_the_catalogue_tells() -> None:
-    entry = LearnedLossWeights.entry
+    entry = LEARNED_WEIGHTINGS.entry("uncertainty")
     assert (entry.name, entry.make) == ("uncertainty", LearnedLossWeights)
     assert "2312.02696" in entry.source

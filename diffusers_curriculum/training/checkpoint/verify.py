@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from diffusers_curriculum.training.errors import CheckpointError, UsageError
 from diffusers_curriculum.training.storage.folders import checkpoints
@@ -73,6 +72,8 @@ def _inspect(folder: Path) -> CheckpointReport:
         manifest = read_manifest(folder)
     except CheckpointError as error:
         return CheckpointReport(folder.name, (str(error),))
+    from diffusers_curriculum.samplers import describe_config
+
     return CheckpointReport(
         name=folder.name,
         faults=tuple(find_faults(folder, manifest)),
@@ -80,18 +81,6 @@ def _inspect(folder: Path) -> CheckpointReport:
         sampler=describe_config(manifest.get("facts", {}).get("sampler")),
         versions=manifest.get("versions"),
     )
-
-
-def describe_config(config: Any) -> str:
-    """A sampler's config in a few words, such as ``laplace(b=0.5, mu=0)``; "-" if there is none."""
-    if not isinstance(config, Mapping):
-        return "-"
-    if "base" in config:
-        return f"{config.get('clusters')} clusters of {describe_config(config['base'])}"
-    given = config.get("density_args")
-    values = ", ".join(f"{k}={v}" for k, v in given.items()) if isinstance(given, Mapping) else ""
-    name = str(config.get("density", config.get("_class_name", "-")))
-    return f"{name}({values})" if values else name
 
 
 def _cells(report: CheckpointReport) -> tuple[str, ...]:

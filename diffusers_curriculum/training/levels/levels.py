@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffusers_curriculum.learned_variance import VariationalBound
-from diffusers_curriculum.learned_weighting import LearnedLossWeights
 from diffusers_curriculum.objective import Objective
 from diffusers_curriculum.samplers import TimestepSample, TimestepSampler
 from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.levels import timesteps
-from diffusers_curriculum.weighting.register import WHOLE_SCHEDULE
+from diffusers_curriculum.weighting import WEIGHTINGS
+from diffusers_curriculum.weighting.learned import LearnedLossWeights
 from diffusers_curriculum.weighting.tables import log_weight
+from diffusers_curriculum.weighting.variational import VariationalBound
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +90,8 @@ class Levels:
         """Weights (B,) float32 of levels (B,) that were drawn continuously; those of their cells
         where a weight depends on the whole schedule."""
         name, settings = self.weighting
-        if name in WHOLE_SCHEDULE or {"measure", "normalise", "terminal_weight"} & set(settings):
+        of_schedule = {"measure", "normalise", "terminal_weight"}
+        if WEIGHTINGS.entry(name).whole_schedule or of_schedule & set(settings):
             return of_cells
         kind, levels = self.objective.prediction_type, self.objective.levels
         return log_weight(name, log_snr, kind, levels=levels, **settings).exp().float()

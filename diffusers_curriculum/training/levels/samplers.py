@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +12,9 @@ from diffusers_curriculum.densities import DENSITIES
 from diffusers_curriculum.noise_levels import NoiseLevels
 from diffusers_curriculum.samplers import (
     DensityTimestepSampler,
-    GradientNormTimestepSampler,
-    InformationRateTimestepSampler,
-    LossProportionalTimestepSampler,
-    LossSecondMomentTimestepSampler,
     SequenceTimestepSampler,
     TimestepSampler,
+    learning_samplers,
 )
 from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.arguments.noise_levels import is_file
@@ -27,19 +22,12 @@ from diffusers_curriculum.training.errors import UsageError
 
 DRAW_DEFAULTS = {"timestep_draw": "iid", "timestep_floor": 0.1, "importance_correction": "none"}
 UNCERTAINTY = "uncertainty"  # the loss weighting that is learned
-# Samplers that learn their law while the model trains.
-LEARNING: dict[str, Callable[..., TimestepSampler]] = {
-    "loss_second_moment": LossSecondMomentTimestepSampler,
-    "loss_proportional": LossProportionalTimestepSampler,
-    "information_rate": InformationRateTimestepSampler,
-    "gradient_norm": partial(GradientNormTimestepSampler, mode="loss"),
-}
 
 
 def settle_draws(args: Arguments) -> None:
     """Put the defaults where nothing was given; a sampler that learns, and one from a file, keep
     their own settings."""
-    if args.timestep_sampler in LEARNING or is_file(args.timestep_sampler):
+    if args.timestep_sampler in learning_samplers() or is_file(args.timestep_sampler):
         return
     for name, value in DRAW_DEFAULTS.items():
         if args[name] is None:
@@ -59,6 +47,7 @@ def build_base(
         ValueError, TypeError: the sampler refuses its arguments.
     """
     settle_draws(args)
+    learning = learning_samplers()
     name, own = args.timestep_sampler, dict(args.timestep_sampler_args)
     if is_file(name):
         return _sampler_of_file(name, scheduler)
@@ -73,20 +62,20 @@ def build_base(
     given = {setting: value for setting, value in given.items() if value is not None}
     if name == "two_phase":
         return SequenceTimestepSampler.two_phase(scheduler, **own, **given)
-    if name in LEARNING and args.loss_weighting == UNCERTAINTY:
+    if name in learning and args.loss_weighting == UNCERTAINTY:
         raise UsageError(
             f"--loss_weighting {UNCERTAINTY} evens out the losses that --timestep_sampler {name} "
             "follows: drop one of the two."
         )
-    if name in LEARNING:
+    if name in learning:
         loss = {
             "prediction_type": args.prediction_type,
             "loss_weighting": args.loss_weighting,
             "loss_weighting_args": args.loss_weighting_args,
         }
-        return LEARNING[name](scheduler, **own, **given, **loss)
+        return learning[name].from_losses(scheduler, **own, **given, **loss)
     if name not in DENSITIES:
-        names = ", ".join([*sorted(DENSITIES), *LEARNING, "two_phase"])
+        names = ", ".join([*sorted(DENSITIES), *learning, "two_phase"])
         raise UsageError(
             f"--timestep_sampler {name!r} is unknown: choose from {names}, or give a file "
             "timestep_sampler_config.json."

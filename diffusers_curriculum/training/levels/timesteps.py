@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import Tensor
 
-from diffusers_curriculum.learned_weighting import LearnedLossWeights
 from diffusers_curriculum.objective import Objective
 from diffusers_curriculum.pacing import PLATEAU_STAGE, Pacing
 from diffusers_curriculum.samplers import CurriculumTimestepSampler, TimestepSampler
@@ -16,6 +15,7 @@ from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.errors import UsageError, usage_errors
 from diffusers_curriculum.training.levels.samplers import UNCERTAINTY, build_base
 from diffusers_curriculum.weighting import loss_weights
+from diffusers_curriculum.weighting.learned import LearnedLossWeights
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +113,7 @@ def build_objective(args: Arguments, sampler: TimestepSampler) -> Objective:
 
 def check_length(args: Arguments, sampler: TimestepSampler, max_train_steps: int) -> None:
     """Refuse a curriculum that is too long for the run; see :func:`check_curriculum_fits`."""
-    if isinstance(sampler, CurriculumTimestepSampler):
+    if sampler.pacing is not None:
         share = args.curriculum_max_share
         check_curriculum_fits(sampler.pacing, sampler.stages, max_train_steps, share)
 

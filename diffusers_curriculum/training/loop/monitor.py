@@ -11,7 +11,6 @@ from typing import Any
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from diffusers_curriculum.samplers import CurriculumTimestepSampler
 from diffusers_curriculum.training.levels.levels import Levels
 from diffusers_curriculum.training.loop.run import LevelLosses
 from diffusers_curriculum.training.loop.tracking import LossByNoiseLevel, RunningMean
@@ -107,9 +106,7 @@ class LevelMonitor(Monitor):
         self.by_level, *self.halves = (
             LossByNoiseLevel(self.sampler.levels.log_snr, 10, device) for _ in range(3)
         )
-        self.stage = (
-            self.sampler.stage(0) if isinstance(self.sampler, CurriculumTimestepSampler) else 0
-        )
+        self.stage = self.sampler.stage(0)
 
     @property
     def stateful(self) -> dict[str, Any]:
@@ -123,8 +120,7 @@ class LevelMonitor(Monitor):
 
     def start(self, step: int) -> None:
         super().start(step)
-        if isinstance(self.sampler, CurriculumTimestepSampler):
-            self.stage = self.sampler.stage(step)
+        self.stage = self.sampler.stage(step)
 
     def add(self, step: int, outcome: LevelLosses, norm: Tensor | None) -> None:
         self.train_loss.add(outcome.loss.double().mean())
@@ -141,35 +137,12 @@ class LevelMonitor(Monitor):
     def read(self, step: int) -> tuple[dict[str, float], dict[str, str]]:
         metrics = {"train_loss": self.train_loss.read(), "grad_norm": self.grad_norm.read()}
         metrics |= {k: v for k, v in self.by_level.read().items() if v or "count" not in k}
-        room = "curriculum" if isinstance(self.sampler, CurriculumTimestepSampler) else "sampler"
-        metrics |= {f"{room}/{k}": float(v) for k, v in self.sampler.metrics().items()}
-        shown = {"loss": f"{metrics['train_loss']:.4f}"}
-        if isinstance(self.sampler, CurriculumTimestepSampler):
-            shown |= self._report_stage(self.sampler, step, metrics)
-        return metrics, shown
-
-    def _report_stage(
-        self, sampler: CurriculumTimestepSampler, step: int, metrics: dict[str, float]
-    ) -> dict[str, str]:
-        stage = sampler.stage(step)
-        low, high = sampler.open_range(stage)
-        metrics |= {
-            "curriculum/stage": stage,
-            "curriculum/log_snr_low": low,
-            "curriculum/log_snr_high": high,
-        }
-        if stage != self.stage and self.accelerator.is_main_process:
-            opened = sampler.opened_at.tolist()[stage - 1]
-            logger.info(
-                "stage %d of %d since step %d: log-SNR %.2f to %.2f",
-                stage,
-                sampler.stages,
-                opened,
-                low,
-                high,
-            )
-        self.stage = stage
-        return {"stage": f"{stage}/{sampler.stages}", "log_snr": f"[{low:.1f}, {high:.1f}]"}
+        of_sampler = self.sampler.report(step)
+        metrics |= of_sampler.metrics
+        if of_sampler.stage != self.stage and self.accelerator.is_main_process:
+            logger.info("%s", of_sampler.news)
+        self.stage = of_sampler.stage
+        return metrics, {"loss": f"{metrics['train_loss']:.4f}"} | of_sampler.shown
 
     def plot(self, step: int) -> None:
         """Send a picture of the effective density to the trackers."""

@@ -8,13 +8,13 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
-from diffusers_curriculum.learned_variance import VariationalBound
 from diffusers_curriculum.objective import Objective
 from diffusers_curriculum.samplers import TimestepSample, TimestepSampler
 from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.levels.levels import Levels
 from diffusers_curriculum.training.loop.guard import FiniteGuard
 from diffusers_curriculum.training.parts.averages import Averages
+from diffusers_curriculum.weighting.variational import VariationalBound
 
 
 class Outcome(Protocol):

@@ -10,12 +10,6 @@ from typing import Any
 
 from PIL.Image import Image
 
-from diffusers_curriculum.samplers import (
-    CurriculumTimestepSampler,
-    SequenceTimestepSampler,
-    TimestepSampler,
-)
-from diffusers_curriculum.samplers.configs import plain_config
 from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.arguments.environment import repository_name
 from diffusers_curriculum.training.data.plan import BatchPlan
@@ -184,36 +178,6 @@ class PipelinePublisher:
             "learning_rate": args.learning_rate,
             "steps": args.max_train_steps,
             "mixed_precision": self.accelerator.mixed_precision,
-            "sampler": describe_sampler(self.levels.sampler)
-            | {"Loss weighting": args.loss_weighting},
+            "sampler": self.levels.sampler.rows() | {"Loss weighting": args.loss_weighting},
             "license": args.license,
         }
-
-
-def describe_sampler(sampler: TimestepSampler) -> dict[str, object]:
-    """What a reader of the model card wants to know of a sampler."""
-    base = sampler.base if isinstance(sampler, CurriculumTimestepSampler) else sampler
-    told: dict[str, object] = {
-        "Timestep density": _law(base),
-        "Timestep draw": sampler.draw,
-    }
-    if isinstance(sampler, CurriculumTimestepSampler):
-        pacing = " ".join(f"{k}={v}" for k, v in sampler.config["pacing_args"].items())
-        told["Curriculum"] = (
-            f"{sampler.order}, {sampler.stages} clusters, {sampler.pacing.name} {pacing}"
-        )
-    return told
-
-
-def _law(sampler: TimestepSampler) -> str:
-    """A density with its parameters, or what else the law comes from."""
-    if isinstance(sampler, SequenceTimestepSampler):
-        steps = [f"until step {phase['until']}, then" for phase in sampler.config["phases"][:-1]]
-        laws = [_law(phase) for phase in sampler.samplers]
-        told = [f"{law} {end}" for law, end in zip(laws, steps, strict=False)]
-        return " ".join([*told, laws[-1]])
-    config = plain_config(sampler)
-    parameters = " ".join(f"{k}={v}" for k, v in config.get("density_args", {}).items())
-    entry = getattr(sampler, "entry", None)
-    name = config.get("density") or (entry.name if entry else type(sampler).__name__)
-    return f"{name} {parameters}".strip()

@@ -14,7 +14,6 @@ import torch
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
-from diffusers_curriculum.learned_variance import VariationalBound
 from diffusers_curriculum.models.latent_space import LatentSpace
 from diffusers_curriculum.models.networks import check_conditioning, null_class, takes_labels
 from diffusers_curriculum.training.arguments.command_line import Arguments
@@ -37,6 +36,7 @@ from diffusers_curriculum.training.process.runtime import frozen_dtype
 from diffusers_curriculum.training.publish.images import ImagePublisher
 from diffusers_curriculum.training.storage.fingerprints import dataset_digest
 from diffusers_curriculum.training.tasks.levels import ImageLevelTask
+from diffusers_curriculum.weighting.variational import VariationalBound
 
 LATENTS_FOLDER = "latents"
 CROP_SEED = 0  # of cached crops, so that runs of other seeds may share a cache

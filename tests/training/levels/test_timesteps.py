@@ -10,10 +10,9 @@ import torch
 
 from diffusers_curriculum import CurriculumTimestepSampler, DensityTimestepSampler
 from diffusers_curriculum.pacing import make_pacing
-from diffusers_curriculum.samplers import SequenceTimestepSampler
+from diffusers_curriculum.samplers import SequenceTimestepSampler, learning_samplers
 from diffusers_curriculum.samplers.configs import plain_config
 from diffusers_curriculum.training.errors import UsageError, usage_errors
-from diffusers_curriculum.training.levels import samplers as base_samplers
 from diffusers_curriculum.training.levels import timesteps
 from diffusers_curriculum.training.levels.levels import Levels
 from diffusers_curriculum.training.parts import stable_diffusion
@@ -87,15 +86,16 @@ def test_learned_weights(parse: Any) -> None:
         build(both)
 
 
-@pytest.mark.parametrize("name", base_samplers.LEARNING)
+@pytest.mark.parametrize("name", learning_samplers())
 def test_samplers_that_learn(parse: Any, name: str) -> None:
     """They keep their own draw, floor and correction unless told otherwise, and know the loss."""
     own = build(parse("--timestep_sampler", name, "--loss_weighting", "min_snr"))
-    kind = getattr(base_samplers.LEARNING[name], "func", base_samplers.LEARNING[name])
+    kind = learning_samplers()[name]
     plain = kind(SCHEDULERS["sd"](), seed=3)
     assert type(own) is kind
     assert (own.draw, own.floor, own.exponent) == (plain.draw, plain.floor, plain.exponent)
     assert own.config["loss_weighting"] == "min_snr"
+    assert own.config.get("mode", "loss") == "loss"  # a script passes losses, no gradient norms
     more = ("--timestep_draw", "iid", "--timestep_floor", 0.25, "--importance_correction", "none")
     more += ("--timestep_sampler_args", "bins=10", "--prediction_type", "v_prediction")
     told = build(parse("--timestep_sampler", name, *more))

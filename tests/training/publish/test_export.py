@@ -13,10 +13,7 @@ from diffusers.training_utils import EMAModel
 from PIL import Image
 
 from diffusers_curriculum import (
-    CurriculumTimestepSampler,
     DensityTimestepSampler,
-    LossProportionalTimestepSampler,
-    SequenceTimestepSampler,
     TimestepSampler,
 )
 from diffusers_curriculum.objective import Objective
@@ -232,34 +229,13 @@ def test_a_scheduler_that_cannot_draw(tmp_path: Path, caplog: pytest.LogCaptureF
 # -- description -----------------------------------------------------------------------------------
 
 
-def test_a_sampler_is_described() -> None:
-    told = {"Timestep density": "laplace mu=1 b=2", "Timestep draw": "sobol"}
-    assert publishing.describe_sampler(sampler_of()) == told
-    curriculum = CurriculumTimestepSampler(
-        sampler_of(), clusters=7, pacing="fixed", pacing_args={"stage_steps": 30}
-    )
-    assert publishing.describe_sampler(curriculum) == told | {
-        "Curriculum": "easy_to_hard, 7 clusters, fixed stage_steps=30"
-    }
-
-
-def test_samplers_without_one_density_are_described() -> None:
-    scheduler = SCHEDULERS["sd"]()
-    learning = LossProportionalTimestepSampler(scheduler)
-    told = publishing.describe_sampler(learning)
-    assert told == {"Timestep density": "loss_proportional", "Timestep draw": "stratified"}
-    two = SequenceTimestepSampler.two_phase(scheduler, 5)
-    expected = "normal mean=-1.6 std=2.0 until step 5, then uniform"
-    assert publishing.describe_sampler(two)["Timestep density"] == expected
-
-
 def test_the_card_describes_the_run(tmp_path: Path, noted: Noted) -> None:
     args = arguments(tmp_path)
     made = publisher(args, kind="v_prediction")
     put_models(made, averaged=False)
     made.finish()
     card = (Path(args.output_dir) / "README.md").read_text().replace("\\", "")
-    for part in ("laplace mu=1 b=2", "sobol", "min_snr", "v_prediction", "100"):
+    for part in ("laplace(mu=1, b=2)", "sobol", "min_snr", "v_prediction", "100"):
         assert part in card
     config = json.loads((Path(args.output_dir) / "timestep_sampler_config.json").read_text())
     assert config["_class_name"] == "DensityTimestepSampler"

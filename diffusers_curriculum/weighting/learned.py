@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from diffusers_curriculum.catalogue import Entry
+from diffusers_curriculum.catalogue import Catalogue
+from diffusers_curriculum.checks import above_zero, inside, whole
 from diffusers_curriculum.noise_levels import NoiseLevels
 from diffusers_curriculum.randomness import host_generator
+
+LEARNED_WEIGHTINGS: Catalogue[type[LearnedLossWeights]] = Catalogue("learned loss weighting")
 
 
 class UncertaintyWeighting(nn.Module):
@@ -47,13 +50,12 @@ class UncertaintyWeighting(nn.Module):
 
     def __init__(self, levels: NoiseLevels, *, features: int = 128, seed: int = 0) -> None:
         super().__init__()
-        if isinstance(features, bool) or not isinstance(features, int) or features < 1:
-            raise ValueError(f"features={features!r} must be a whole number of at least 1.")
+        whole("features", features, 1)
         rng = host_generator(seed, purpose="uncertainty features")
         frequencies, phases = rng.standard_normal(features), rng.random(features)
         self.register_buffer("frequencies", torch.from_numpy(2 * math.pi * frequencies).float())
         self.register_buffer("phases", torch.from_numpy(2 * math.pi * phases).float())
-        coordinate = (-_finite(levels.log_snr.cpu()) / 8).float()
+        coordinate = (-levels.positions.cpu().double() / 8).float()
         self.register_buffer("coordinate", coordinate, persistent=False)  # the levels say it
         self.weight = nn.Parameter(torch.zeros(features))
 
@@ -95,6 +97,12 @@ class UncertaintyWeighting(nn.Module):
         return losses.float() * torch.exp(-z) + z, z
 
 
+@LEARNED_WEIGHTINGS.register(
+    "uncertainty",
+    formula="e^-z, z(l) learned by minimising loss e^-z + z",
+    source="arXiv 2312.02696; NVlabs/edm2",
+    note="every level ends up with the same weighted loss; cancels any fixed weighting",
+)
 class LearnedLossWeights:
     """Trains an :class:`UncertaintyWeighting` beside a model, from the losses that a step observed.
 
@@ -114,8 +122,6 @@ class LearnedLossWeights:
         ValueError: a number out of range.
     """
 
-    entry: ClassVar[Entry]
-
     def __init__(
         self,
         levels: NoiseLevels,
@@ -126,12 +132,9 @@ class LearnedLossWeights:
         features: int = 128,
         seed: int = 0,
     ) -> None:
-        if not (_is_number(learning_rate) and learning_rate > 0):
-            raise ValueError(f"learning_rate={learning_rate!r} must be a number greater than 0.")
-        if isinstance(warm_up, bool) or not isinstance(warm_up, int) or warm_up < 0:
-            raise ValueError(f"warm_up={warm_up!r} must be a whole number, 0 or more.")
-        if not (_is_number(floor) and 0 < floor <= 1):
-            raise ValueError(f"floor={floor!r} must be greater than 0 and at most 1.")
+        above_zero("learning_rate", learning_rate)
+        whole("warm_up", warm_up)
+        inside("floor", floor, 0, 1, "(]")
         self.uncertainty = UncertaintyWeighting(levels, features=features, seed=seed)
         self.optimizer = torch.optim.AdamW(
             self.uncertainty.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.0
@@ -180,24 +183,3 @@ class LearnedLossWeights:
         self.optimizer.state.clear()
         if moved.get("step", 0) > 0:
             self.optimizer.state[self.uncertainty.weight] = moved
-
-
-def _is_number(value: Any) -> bool:
-    return not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value)
-
-
-LearnedLossWeights.entry = Entry(
-    name="uncertainty",
-    make=LearnedLossWeights,
-    formula="e^-z, z(l) learned by minimising loss e^-z + z",
-    source="arXiv 2312.02696; NVlabs/edm2",
-    note="every level ends up with the same weighted loss; cancels any fixed weighting",
-)
-
-
-def _finite(log_snr: Tensor) -> Tensor:
-    log_snr = log_snr.double().clone()
-    for end, inner in ((0, (1, 2)), (-1, (-2, -3))):
-        if bool(log_snr[end].isinf()):
-            log_snr[end] = 2 * log_snr[inner[0]] - log_snr[inner[1]]
-    return log_snr

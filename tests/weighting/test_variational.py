@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
-from diffusers_curriculum.learned_variance import VariationalBound
 from diffusers_curriculum.noise_levels import NoiseLevels
 from diffusers_curriculum.objective import Objective
+from diffusers_curriculum.weighting.variational import VariationalBound
 from tests.floors_fixtures import SCHEDULERS, levels_of, table
 
 KINDS = ("epsilon", "v_prediction", "sample")
@@ -233,5 +233,5 @@ def test_what_has_no_such_variance_is_refused() -> None:
     for weight in (0, math.inf):
         with pytest.raises(ValueError, match=f"weight={weight}"):
             VariationalBound(small_levels(), weight=weight)
-    with pytest.raises(ValueError, match="bins=1 must be 2 or more"):
+    with pytest.raises(ValueError, match="bins=1 must be a whole number of at least 2"):
         VariationalBound(small_levels(), bins=1)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from diffusers_curriculum.checks import above_zero, check_fields, checked, whole
 from diffusers_curriculum.noise_levels import NoiseLevels, to_device
 from diffusers_curriculum.objective import Objective
 
@@ -41,8 +42,8 @@ class VariationalBound:
     """
 
     levels: NoiseLevels
-    weight: float = 0.001
-    bins: int | None = None
+    weight: float = checked(above_zero, default=0.001)
+    bins: int | None = checked(whole, 2, default=None)
     _tables: dict[torch.device, dict[str, Tensor]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -57,10 +58,7 @@ class VariationalBound:
                 "prediction_type='epsilon' has no mean at the schedule's zero terminal SNR: use "
                 "v_prediction, or a schedule without it."
             )
-        if not 0 < self.weight < math.inf:
-            raise ValueError(f"weight={self.weight!r} must be a finite number greater than 0.")
-        if self.bins is not None and self.bins < 2:
-            raise ValueError(f"bins={self.bins!r} must be 2 or more, or None for latents.")
+        check_fields(self)
         self._tables[torch.device("cpu")] = _posterior(self.levels.to("cpu"))
 
     def split(self, prediction: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,146 @@
+"""What a sampler tells of itself: in words, of its progress, and how its law changes over a run."""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Self
+
+from diffusers.configuration_utils import ConfigMixin
+from torch import Tensor
+
+from diffusers_curriculum.noise_levels import NoiseLevels
+from diffusers_curriculum.pacing import Pacing
+from diffusers_curriculum.samplers.configs import arguments_in_words, plain_config
+
+MOMENTS = 64  # at which a law that changes with the step is looked at
+GROUPS = 10
+
+
+class Report(NamedTuple):
+    """How far a sampler has come.
+
+    Attributes:
+        metrics: numbers for trackers, by their full names.
+        shown: words for a progress bar.
+        stage: of a curriculum, else 1.
+        news: what to tell when the stage is a new one.
+    """
+
+    metrics: dict[str, float]
+    shown: dict[str, str]
+    stage: int = 1
+    news: str = ""
+
+
+class Described(ConfigMixin, ABC):
+    """A sampler, as far as it tells of itself; the defaults are those of a law that never changes.
+
+    Attributes:
+        levels: its noise levels.
+        draw: how a batch is drawn.
+        static_law: false where the law changes with the step or with what was observed.
+        learns: whether the law follows the losses that were observed.
+        stages: their number, of a curriculum.
+        pacing: of a curriculum.
+    """
+
+    levels: NoiseLevels
+    draw: str
+    static_law: bool = True
+    learns: bool = False
+    stages: int = 1
+    pacing: Pacing | None = None
+
+    @classmethod
+    def kinds(cls) -> dict[str, type[Self]]:
+        """This class and those derived from it, by their names in configs; without abstract ones.
+        A sampler of one's own is among them once its module is imported."""
+        concrete = cls is not Described and not inspect.isabstract(cls)
+        own: dict[str, type[Self]] = {cls.__name__: cls} if concrete else {}
+        for kind in cls.__subclasses__():
+            own |= kind.kinds()
+        return own
+
+    @classmethod
+    def name(cls) -> str:
+        """As it is registered, else that of the class."""
+        return cls.__name__
+
+    def describe(self) -> str:
+        """The sampler in words, on one line: ``laplace(mu=0.0, b=0.5), floor=0.1``."""
+        return self.in_words(plain_config(self) if hasattr(self, "config") else {})
+
+    @classmethod
+    def in_words(cls, config: Mapping[str, Any]) -> str:
+        """A config of this class in words: its law, and the settings that are no defaults (the
+        floor unless it is 0)."""
+        name = str(config.get("density") or cls.name())
+        told = [name + arguments_in_words(config.get("density_args"))]
+        for key, parameter in inspect.signature(cls).parameters.items():
+            value, default = config.get(key), 0 if key == "floor" else parameter.default
+            silent = key in ("density", "seed") or default is None
+            if not silent and isinstance(value, int | float | str) and value != default:
+                told.append(f"{key}={value}")
+        return ", ".join(told)
+
+    def rows(self) -> dict[str, str]:
+        """What a model card tells, by the names of its rows."""
+        return {"Timestep density": self.describe(), "Timestep draw": self.draw}
+
+    def metrics(self) -> dict[str, Tensor]:
+        """0-dim tensors worth logging, on the device; reading them is the caller's choice."""
+        return {}
+
+    def report(self, step: int) -> Report:
+        """What a progress report tells before optimizer step ``step``; numbers are read back."""
+        return Report({f"sampler/{name}": float(v) for name, v in self.metrics().items()}, {})
+
+    # -- its course over a run -------------------------------------------------------------------
+
+    def stage(self, step: int | None = None) -> int:
+        """The stage (1 to ``stages``) of optimizer step ``step``: 1 but for a curriculum."""
+        return 1
+
+    def stage_starts(self, steps: int) -> tuple[list[float], str]:
+        """The step of a run of ``steps`` at which each stage begins (infinite: it did not), and how
+        that is known, as a short text; empty where nothing changes."""
+        return [0.0], "as learned so far" if self.learns else ""
+
+    def moments(self, steps: int) -> list[int]:
+        """Optimizer steps of a run of ``steps`` at which to look at the law besides the stages'
+        starts; one where it is the same at all of them, but for what is learned."""
+        if self.static_law:
+            return [0]
+        return sorted({min(round(n * steps / MOMENTS), steps - 1) for n in range(MOMENTS)})
+
+    def groups(self) -> tuple[str, Sequence[int]]:
+        """What the levels are grouped by in tables, and the first index of each group."""
+        count = len(self.levels)
+        return "tenth", sorted({count * number // GROUPS for number in range(GROUPS)})
+
+
+def describe_config(config: Any) -> str:
+    """A sampler's config in words, as :meth:`Described.describe` says them; "-" for none.
+
+    A config of an unknown class, or one that its class does not understand, as a damaged file may
+    hold it, is told by its density or its class alone.
+    """
+    if not isinstance(config, Mapping):
+        return "-"
+    name = str(config.get("_class_name", "-"))
+    try:
+        return Described.kinds()[name].in_words(config)
+    except (AttributeError, KeyError, TypeError):
+        return str(config.get("density", name)) + arguments_in_words(config.get("density_args"))
+
+
+def clusters_in_words(config: Mapping[str, Any]) -> str:
+    """A curriculum's config without its base: ``20 clusters, easy_to_hard, patience``."""
+    method, given = config.get("clustering"), arguments_in_words(config.get("clustering_args"))
+    clusters = "clusters" if method == "explicit" else f"{config.get('clusters')} clusters"
+    told = [clusters if method == "auto" and not given else f"{clusters} by {method}{given}"]
+    told += [str(config.get("order"))]
+    told += [f"{config.get('pacing')}{arguments_in_words(config.get('pacing_args'))}"]
+    return ", ".join(told + ["balanced"] * (config.get("within") == "balanced"))
