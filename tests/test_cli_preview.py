@@ -196,11 +196,30 @@ def test_places_that_are_no_source(tmp_path: Path, capsys: Capture) -> None:
 
 def test_flags_mean_what_they_mean_in_training(pipeline: Path, tmp_path: Path) -> None:
     told = numbers(
-        pipeline, "--timestep_sampler", "laplace", "--timestep_sampler_args", "mu=1", "b=0.75",
-        "--importance_correction", "0.5", "--curriculum", "difficulty", "--curriculum_clusters", 6,
-        "--curriculum_pacing", "fixed", "--curriculum_stage_steps", 10, "--max_train_steps", 400,
-        "--snr_gamma", 4, "--prediction_type", "v_prediction", folder=tmp_path,
-    )  # fmt: skip
+        pipeline,
+        "--timestep_sampler",
+        "laplace",
+        "--timestep_sampler_args",
+        "mu=1",
+        "b=0.75",
+        "--importance_correction",
+        "0.5",
+        "--curriculum",
+        "difficulty",
+        "--curriculum_clusters",
+        6,
+        "--curriculum_pacing",
+        "fixed",
+        "--curriculum_stage_steps",
+        10,
+        "--max_train_steps",
+        400,
+        "--snr_gamma",
+        4,
+        "--prediction_type",
+        "v_prediction",
+        folder=tmp_path,
+    )
     base = training(
         density="laplace", density_args={"mu": 1, "b": 0.75}, floor=0.1, importance_correction=0.5
     )
@@ -305,9 +324,15 @@ def test_comparing(pipeline: Path, tmp_path: Path, capsys: Capture) -> None:
     file = tmp_path / "saved" / "timestep_sampler_config.json"
     names = ["laplace", "normal:mean=1,std=1.5", "uniform", str(file)]
     told = numbers(
-        pipeline, "--timestep_floor", 0.3, "--loss_weighting", "p2", "--compare", *names,
+        pipeline,
+        "--timestep_floor",
+        0.3,
+        "--loss_weighting",
+        "p2",
+        "--compare",
+        *names,
         folder=tmp_path,
-    )  # fmt: skip
+    )
     assert list(told) == names
     assert (
         told["laplace"]["mass"] == training(density="laplace", floor=0.3).probabilities().tolist()

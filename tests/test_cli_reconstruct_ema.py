@@ -24,9 +24,13 @@ def make_run(folder: Path, *, every: int = 10, shard: str = "10GB") -> list[np.n
     """A finished run with snapshots; the weights of its first parameter after each step."""
     torch.manual_seed(0)
     unet = UNet2DModel(
-        sample_size=8, layers_per_block=1, block_out_channels=(8, 8), norm_num_groups=4,
-        down_block_types=("DownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "UpBlock2D"),
-    )  # fmt: skip
+        sample_size=8,
+        layers_per_block=1,
+        block_out_channels=(8, 8),
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+    )
     ema = PowerEMA(unet.named_parameters(), config=unet.config)
     first, course = next(unet.parameters()), []
     for step in range(1, STEPS + 1):
@@ -85,9 +89,12 @@ def test_the_copy_has_the_average_and_the_run_stays_as_it_was(run, tmp_path, cap
     assert np.abs(course[(step or STEPS) - 1] - wanted).max() > 5e-3  # the weights themselves
     assert {path.name for path in out.parent.iterdir()} == {"out"}
     assert {path.name for path in out.iterdir()} == {
-        "unet", "scheduler", "model_index.json", "timestep_sampler_config.json",
+        "unet",
+        "scheduler",
+        "model_index.json",
+        "timestep_sampler_config.json",
         "ema_reconstruction.json",
-    }  # fmt: skip
+    }
     report = json.loads((out / "ema_reconstruction.json").read_text())
     assert report["residual"] < 0.02
     assert sum(report["coefficients"].values()) == pytest.approx(1)

@@ -103,9 +103,17 @@ def test_global_generators_are_left_alone() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"learning_rate": 0}, {"learning_rate": True}, {"warm_up": -1}, {"warm_up": 1.5},
-     {"floor": 0.0}, {"floor": 1.5}, {"floor": float("nan")}, {"features": 0}],
-)  # fmt: skip
+    [
+        {"learning_rate": 0},
+        {"learning_rate": True},
+        {"warm_up": -1},
+        {"warm_up": 1.5},
+        {"floor": 0.0},
+        {"floor": 1.5},
+        {"floor": float("nan")},
+        {"features": 0},
+    ],
+)
 def test_wrong_numbers_are_refused(wrong: dict[str, Any]) -> None:
     (name,) = wrong
     with pytest.raises(ValueError, match=f"{name}="):

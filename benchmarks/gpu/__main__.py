@@ -66,9 +66,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     output.mkdir(parents=True, exist_ok=True)
     (output / "gpu.log").write_text("", encoding="utf-8")
     report: dict[str, Any] = {
-        "schema": SCHEMA, "device": args.device, "device_name": name, "smoke": args.smoke,
-        "seconds": 0.0, "parts": {},
-    }  # fmt: skip
+        "schema": SCHEMA,
+        "device": args.device,
+        "device_name": name,
+        "smoke": args.smoke,
+        "seconds": 0.0,
+        "parts": {},
+    }
     start = time.monotonic()
     for part in args.only or PARTS:
         left = TOTAL_SECONDS - (time.monotonic() - start)
@@ -82,8 +86,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__,
-                                     formatter_class=argparse.RawTextHelpFormatter)  # fmt: skip
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu",
+        description=__doc__,
+        formatter_class=argparse.RawTextHelpFormatter,
+    )
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--smoke", action="store_true", help="minuscule sizes, single steps")
     parser.add_argument("--output_dir", help="default: benchmarks/results/<device>")
@@ -119,10 +126,21 @@ def _run_part(part: str, seconds: float, args: argparse.Namespace, output: Path)
         work_dir = Path(scratch) / "work"
         work_dir.mkdir()
         command = [
-            sys.executable, "-m", "benchmarks.gpu", "--part", part, "--device", args.device,
-            "--findings", str(findings), "--work_dir", str(work_dir), "--seconds", str(seconds),
+            sys.executable,
+            "-m",
+            "benchmarks.gpu",
+            "--part",
+            part,
+            "--device",
+            args.device,
+            "--findings",
+            str(findings),
+            "--work_dir",
+            str(work_dir),
+            "--seconds",
+            str(seconds),
             *(["--smoke"] if args.smoke else []),
-        ]  # fmt: skip
+        ]
         with open(output / "gpu.log", "a", encoding="utf-8") as log:
             log.write(f"\n===== {part}\n")
             log.flush()
@@ -152,9 +170,14 @@ def _finish(
 ) -> int | None:
     """The exit status, or None when the time was up."""
     process = subprocess.Popen(
-        command, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=ROOT,
-        stdin=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
+        command,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        env=environment,
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+    )
     try:
         return process.wait(timeout=seconds)
     except subprocess.TimeoutExpired:
@@ -170,9 +193,12 @@ def _entry(
     status: str, taken: float, limit: float, rows: dict[str, Any], error: str | None
 ) -> dict[str, Any]:
     return {
-        "status": status, "seconds": taken, "limit_seconds": round(limit, 1), "error": error,
+        "status": status,
+        "seconds": taken,
+        "limit_seconds": round(limit, 1),
+        "error": error,
         "rows": rows,
-    }  # fmt: skip
+    }
 
 
 def _status(rows: dict[str, Any]) -> str:

@@ -43,9 +43,12 @@ def _compare(
         "ours": lambda: subject.update(variant, next(steps), plan, pinned),
     }
     return clock.paired_windows(
-        settings.device, variants, batch * accumulation, speed.WINDOWS,
+        settings.device,
+        variants,
+        batch * accumulation,
+        speed.WINDOWS,
         speed.window_seconds(settings),
-    )  # fmt: skip
+    )
 
 
 def _official_step(

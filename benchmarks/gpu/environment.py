@@ -24,8 +24,12 @@ def measure(findings: Findings, settings: Settings) -> None:
 def _versions() -> dict[str, Any]:
     found = {name: _version(name) for name in PACKAGES}
     cudnn = torch.backends.cudnn.version() if torch.backends.cudnn.is_available() else None
-    return {**found, "python": platform.python_version(), "cuda": torch.version.cuda,
-            "cudnn": cudnn}  # fmt: skip
+    return {
+        **found,
+        "python": platform.python_version(),
+        "cuda": torch.version.cuda,
+        "cudnn": cudnn,
+    }
 
 
 def _version(package: str) -> str:

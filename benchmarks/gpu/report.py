@@ -12,8 +12,10 @@ def markdown(report: Mapping[str, Any]) -> str:
     smoke = " (smoke test: the numbers mean nothing)" if report["smoke"] else ""
     lines = [f"# {report['device_name']}{smoke}", "", _versions(parts), ""]
     lines += ["| part | status | seconds |", "|---|---|---|"]
-    lines += [f"| {k} | {v['status']} | {v['seconds']} of {v['limit_seconds']:.0f} |"
-              for k, v in parts.items()]  # fmt: skip
+    lines += [
+        f"| {k} | {v['status']} | {v['seconds']} of {v['limit_seconds']:.0f} |"
+        for k, v in parts.items()
+    ]
     for name, part in parts.items():
         if name != "environment":
             lines += ["", f"## {name}", "", *_table(part)]

@@ -50,11 +50,20 @@ def _command(settings: Settings, flags: list[str], steps: int) -> dict[str, Any]
     """A process of its own, with validation images and a checkpoint."""
     folder = settings.work_dir / "out-command"
     command = [
-        sys.executable, str(ROOT / "train_text_to_image_curriculum.py"), *flags,
-        "--output_dir", str(folder), "--mixed_precision", "bf16",
-        "--validation_prompts", "a handwritten seven", "--validation_steps", str(steps),
-        "--checkpointing_steps", str(steps),
-    ]  # fmt: skip
+        sys.executable,
+        str(ROOT / "train_text_to_image_curriculum.py"),
+        *flags,
+        "--output_dir",
+        str(folder),
+        "--mixed_precision",
+        "bf16",
+        "--validation_prompts",
+        "a handwritten seven",
+        "--validation_steps",
+        str(steps),
+        "--checkpointing_steps",
+        str(steps),
+    ]
     told = subprocess.run(command, capture_output=True, text=True, check=False)
     check(told.returncode == 0, f"exit status {told.returncode}: {told.stderr[-1500:]}")
     for name in ("model_index.json", f"checkpoint-{steps}/manifest.json"):

@@ -66,12 +66,32 @@ def pipeline_and_images(settings: Settings) -> tuple[list[str], str]:
     kind = write_images(images, 16 if settings.smoke else 64, side)
     make_tiny_pipeline(images, pipeline, resolution=side, vae_steps=2, sizes=sizes)
     flags = [
-        "--pretrained_model_name_or_path", str(pipeline), "--train_data_dir", str(images),
-        "--resolution", str(side), "--cache_dir", str(settings.work_dir / "cache"),
-        "--train_batch_size", "4", "--seed", "1", "--log_every", "2", "--use_ema",
-        "--timestep_sampler", "laplace", "--curriculum", "difficulty",
-        "--curriculum_clusters", "3", "--curriculum_patience", "1", "--curriculum_max_share", "9",
-    ]  # fmt: skip
+        "--pretrained_model_name_or_path",
+        str(pipeline),
+        "--train_data_dir",
+        str(images),
+        "--resolution",
+        str(side),
+        "--cache_dir",
+        str(settings.work_dir / "cache"),
+        "--train_batch_size",
+        "4",
+        "--seed",
+        "1",
+        "--log_every",
+        "2",
+        "--use_ema",
+        "--timestep_sampler",
+        "laplace",
+        "--curriculum",
+        "difficulty",
+        "--curriculum_clusters",
+        "3",
+        "--curriculum_patience",
+        "1",
+        "--curriculum_max_share",
+        "9",
+    ]
     return flags, kind
 
 

@@ -84,9 +84,13 @@ def disk_full(place: Workplace) -> Iterator[Row]:
             f"{'whole' if whole else 'gone'}; left: {', '.join(ended.checkpoints)}; `latest` then: "
             f"exit {again.status}" + (f", {again.error!r}" if again.error else ""),
             " ".join(map(str, (*more, *rotation))) + "; RLIMIT_FSIZE below the optimizer's size",
-            {"status": ended.status, "old_whole": whole, "left": ended.checkpoints,
-             "status_of_latest": again.status},
-        )  # fmt: skip
+            {
+                "status": ended.status,
+                "old_whole": whole,
+                "left": ended.checkpoints,
+                "status_of_latest": again.status,
+            },
+        )
 
 
 MEASURES = {"R16": nonfinite, "R18": bad_image, "R19": sigterm, "R20": disk_full}

@@ -62,9 +62,12 @@ def overshoot(place: Workplace) -> Iterator[Row]:
         f"interruption); a finished run of {SAVED}, resumed with --max_train_steps {SAVED}, makes "
         f"{len(done)} more",
         RESUMED,
-        {"uninterrupted": len(place.whole.all("step")), "after_resuming": steps,
-         "after_the_end": len(done)},
-    )  # fmt: skip
+        {
+            "uninterrupted": len(place.whole.all("step")),
+            "after_resuming": steps,
+            "after_the_end": len(done),
+        },
+    )
 
 
 def ranks_differ(place: Workplace) -> Iterator[Row]:
@@ -72,8 +75,10 @@ def ranks_differ(place: Workplace) -> Iterator[Row]:
     runs = place.run_two("--max_train_steps", PARALLEL_STEPS)
     one, other = (run.all("draw") for run in runs)
     total = len(one)
-    same = {name: sum(a[name] == b[name] for a, b in zip(one, other, strict=True))
-            for name in ("timesteps", "noise")}  # fmt: skip
+    same = {
+        name: sum(a[name] == b[name] for a, b in zip(one, other, strict=True))
+        for name in ("timesteps", "noise")
+    }
     yield Row(
         "R5",
         ranks_differ.__doc__ or "",
@@ -89,8 +94,15 @@ def learning_rates(place: Workplace) -> Iterator[Row]:
     lengths = {"steps": ("--max_train_steps", 12), "epochs": ("--num_train_epochs", 2)}
     found: dict[str, dict[str, Any]] = {}
     for (name, length), accumulation in product(lengths.items(), (1, 2)):
-        flags = (*length, "--lr_scheduler", "linear", "--lr_warmup_steps", 2,
-                 "--gradient_accumulation_steps", accumulation)  # fmt: skip
+        flags = (
+            *length,
+            "--lr_scheduler",
+            "linear",
+            "--lr_warmup_steps",
+            2,
+            "--gradient_accumulation_steps",
+            accumulation,
+        )
         one = _rates(place.run(*flags, batch=2))
         two = _rates(place.run_two(*flags, batch=1)[0])
         found[f"{name}, accumulation {accumulation}"] = {"one": one, "two": two}

@@ -10,14 +10,21 @@ from benchmarks.official_faults.report import Row
 from benchmarks.official_faults.trial import LOADED
 from benchmarks.official_faults.workplace import SAVED, Outcome, Workplace
 
-PICKLES = ("optimizer.bin", "scheduler.bin", "random_states_0.pkl", "custom_checkpoint_0.pkl",
-           "unet/diffusion_pytorch_model.bin")  # fmt: skip
+PICKLES = (
+    "optimizer.bin",
+    "scheduler.bin",
+    "random_states_0.pkl",
+    "custom_checkpoint_0.pkl",
+    "unet/diffusion_pytorch_model.bin",
+)
 
 
 def strangers(place: Workplace) -> Iterator[Row]:
     """Is a folder checkpoint-best left alone?"""
-    flags = {"rotation": (*TWO_SAVES, "--checkpoints_total_limit", 1),
-             "latest": ("--max_train_steps", 5, "--resume_from_checkpoint", "latest")}  # fmt: skip
+    flags = {
+        "rotation": (*TWO_SAVES, "--checkpoints_total_limit", 1),
+        "latest": ("--max_train_steps", 5, "--resume_from_checkpoint", "latest"),
+    }
     for name, more in flags.items():
         folder = place.saved()
         (folder / "checkpoint-best").mkdir()

@@ -9,8 +9,26 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 SCHEMA = 1
-ROWS = ("R2", "R3", "R4", "R5", "R9", "R10", "R11", "R12", "R13", "R14", "R15", "R16", "R18", "R19",
-        "R20", "R22", "R23", "R28")  # fmt: skip
+ROWS = (
+    "R2",
+    "R3",
+    "R4",
+    "R5",
+    "R9",
+    "R10",
+    "R11",
+    "R12",
+    "R13",
+    "R14",
+    "R15",
+    "R16",
+    "R18",
+    "R19",
+    "R20",
+    "R22",
+    "R23",
+    "R28",
+)
 SCRIPT = "examples/text_to_image/train_text_to_image.py"
 METHOD = (
     "Each run is a process of its own, forked from one that has imported the libraries; on the CPU "

@@ -59,9 +59,12 @@ def uploads(place: Workplace) -> Iterator[Row]:
         ("with wandb, without prompts", (faults.wandb_installed,), ()),
     ):
         ended = place.run(
-            "--max_train_steps", 1, *PUSH, *prompts,
+            "--max_train_steps",
+            1,
+            *PUSH,
+            *prompts,
             faults=[*installed, faults.hub(place.root / "unused")],
-        )  # fmt: skip
+        )
         yield Row(
             "R23",
             f"Does --push_to_hub end well {name}?",
@@ -92,10 +95,18 @@ def wrong_invocations(place: Workplace) -> Iterator[Row]:
         f"{max(seconds.values()):.1f} s at most after the imports; accepted with exit 0: "
         f"{', '.join(accepted) or 'none'}",
         "--max_train_steps 20 and one mistake",
-        {name: {"flags": _flags(name), "status": end.status, "seconds": end.seconds,
-                "models_loaded": _loaded(end), "steps": len(end.all("step")), "error": end.error}
-         for name, end in ends.items()},
-    )  # fmt: skip
+        {
+            name: {
+                "flags": _flags(name),
+                "status": end.status,
+                "seconds": end.seconds,
+                "models_loaded": _loaded(end),
+                "steps": len(end.all("step")),
+                "error": end.error,
+            }
+            for name, end in ends.items()
+        },
+    )
 
 
 MEASURES = {"R22": secrets, "R23": uploads, "R28": wrong_invocations}
@@ -120,9 +131,15 @@ def _sent(place: Workplace) -> Row:
         f"{len(tokens)} with the token, {'also' if NOTES in names else 'not'} a foreign text file",
         "--max_train_steps 2 --checkpointing_steps 2 --push_to_hub --hub_token TOKEN "
         "--validation_prompts 'a picture'; wandb replaced by an empty module, the Hub by a list",
-        {"status": ended.status, "sent": len(names), "of": len(everything),
-         "checkpoint_files": len(states), "with_token": len(tokens), "foreign": NOTES in names},
-    )  # fmt: skip
+        {
+            "status": ended.status,
+            "sent": len(names),
+            "of": len(everything),
+            "checkpoint_files": len(states),
+            "with_token": len(tokens),
+            "foreign": NOTES in names,
+        },
+    )
 
 
 def _holding(folder: Path) -> list[Path]:

@@ -11,10 +11,22 @@ from pathlib import Path
 from benchmarks.official_faults.report import SCRIPT
 
 # Commits by the hash of their script, for sources that are no git checkout.
-KNOWN = {"4c5f10d3986bc41c96d595215600a98a8c7b24f384e7f276e57d5df9c7e62a8c":
-         "58eb52c0803ea9af3abec60841c2a093bdf1f951"}  # fmt: skip
-PACKAGES = ("torch", "diffusers", "accelerate", "transformers", "datasets", "huggingface_hub",
-            "torchvision", "tensorboard", "wandb")  # fmt: skip
+KNOWN = {
+    "4c5f10d3986bc41c96d595215600a98a8c7b24f384e7f276e57d5df9c7e62a8c": (
+        "58eb52c0803ea9af3abec60841c2a093bdf1f951"
+    ),
+}
+PACKAGES = (
+    "torch",
+    "diffusers",
+    "accelerate",
+    "transformers",
+    "datasets",
+    "huggingface_hub",
+    "torchvision",
+    "tensorboard",
+    "wandb",
+)
 CHECK = re.compile(r'^check_min_version\("(.+)"\)$', re.MULTILINE)
 
 

@@ -119,9 +119,12 @@ class Workplace:
         return folder
 
     def run(
-        self, *flags: object, faults: Sequence[Fault] = (), folder: Path | None = None,
+        self,
+        *flags: object,
+        faults: Sequence[Fault] = (),
+        folder: Path | None = None,
         batch: int = 2,
-    ) -> Outcome:  # fmt: skip
+    ) -> Outcome:
         """One process to its end."""
         (outcome,) = self._runs(flags, faults, folder or self.folder(), batch, 1)
         return outcome

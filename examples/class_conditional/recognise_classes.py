@@ -44,9 +44,11 @@ def generate(pipeline: DiffusionPipeline, args: argparse.Namespace) -> list[Imag
     for digit in range(len(WORDS)):
         generator = torch.Generator().manual_seed(args.seed + digit)
         images += pipeline(
-            class_labels=[digit] * args.samples, guidance_scale=args.guidance_scale,
-            num_inference_steps=args.num_inference_steps, generator=generator,
-        ).images  # fmt: skip
+            class_labels=[digit] * args.samples,
+            guidance_scale=args.guidance_scale,
+            num_inference_steps=args.num_inference_steps,
+            generator=generator,
+        ).images
     return images
 
 

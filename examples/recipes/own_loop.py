@@ -14,10 +14,10 @@ def train(steps: int, batch: int = 32, seed: int = 0) -> list[float]:
     torch.manual_seed(seed)
     model = UNet2DModel(8, 1, 1, block_out_channels=(32, 32), norm_num_groups=8, **blocks)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    curriculum = {"clusters": 5, "pacing": "linear", "pacing_args": {"total_steps": steps // 2}}
     sampler = CurriculumTimestepSampler.from_scheduler(
-        DDPMScheduler(), {"density": "laplace", "seed": seed},
-        clusters=5, pacing="linear", pacing_args={"total_steps": steps // 2},
-    )  # fmt: skip
+        DDPMScheduler(), {"density": "laplace", "seed": seed}, **curriculum
+    )
     objective, weights = Objective(sampler.levels), loss_weights("min_snr", sampler.levels)
     slots, losses = Slots.of(batch), []
     for step in range(steps):

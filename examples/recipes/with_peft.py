@@ -12,10 +12,8 @@ def train(steps: int, batch: int = 32) -> list[float]:
     digits = load_digits()
     images = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 8 - 1
     labels = torch.tensor(digits.target)
-    model = DiTTransformer2DModel(
-        num_attention_heads=2, attention_head_dim=16, in_channels=1, out_channels=1, num_layers=2,
-        sample_size=8, patch_size=2, num_embeds_ada_norm=10, norm_num_groups=1,
-    )  # fmt: skip
+    sizes = {"in_channels": 1, "out_channels": 1, "sample_size": 8, "norm_num_groups": 1}
+    model = DiTTransformer2DModel(2, 16, num_layers=2, num_embeds_ada_norm=10, **sizes)
     model = get_peft_model(model, LoraConfig(r=8, target_modules=["to_q", "to_k", "to_v", "proj"]))
     optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=1e-2)
     sampler = CurriculumTimestepSampler.from_scheduler(

@@ -128,9 +128,12 @@ def test_the_untrained_levels_are_counted_right(steps: int, density: str) -> Non
 def test_a_cluster_that_opens_too_late_is_told() -> None:
     scheduler = diffusers.DDIMScheduler(clip_sample=False)  # type: ignore[call-arg]
     sampler = CurriculumTimestepSampler.from_scheduler(
-        diffusers.DDPMScheduler.from_config(scheduler.config), clusters=4, clustering="uniform",
-        pacing="fixed", pacing_args={"stage_steps": 33},
-    )  # fmt: skip
+        diffusers.DDPMScheduler.from_config(scheduler.config),
+        clusters=4,
+        clustering="uniform",
+        pacing="fixed",
+        pacing_args={"stage_steps": 33},
+    )
     (told,) = make_preview(sampler, None, 100, inference=scheduler).warnings
     assert "13 of the 50 levels" in told  # 0, 20, ..., 240 of the cleanest quarter
     assert make_preview(sampler, None, 1000, inference=scheduler).warnings == ()

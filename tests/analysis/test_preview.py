@@ -139,9 +139,12 @@ def test_equal_clusters_get_the_exposure_of_the_harmonic_law() -> None:
     # arXiv 2403.10348 with N equal clusters and stages of length L: by the end of stage N cluster j
     # (1 = first) has had L (H_N - H_{j-1}) samples of a batch of 1.
     sampler = CurriculumTimestepSampler.from_scheduler(
-        SCHEDULERS["sd"](), clusters=20, clustering="uniform", pacing="fixed",
+        SCHEDULERS["sd"](),
+        clusters=20,
+        clustering="uniform",
+        pacing="fixed",
         pacing_args={"stage_steps": 10},
-    )  # fmt: skip
+    )
     preview = make_preview(sampler, None, 200)
     harmonic = np.append(0, np.cumsum(1 / np.arange(1, 21)))
     expected = [(harmonic[20] - harmonic[j - 1]) / 20 for j in range(1, 21)]

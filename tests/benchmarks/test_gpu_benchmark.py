@@ -198,8 +198,11 @@ def test_a_failing_row_does_not_end_the_others(tmp_path: Path) -> None:
         findings.attempt(name, row)
     rows = json.loads((tmp_path / "rows.json").read_text("utf-8"))
     assert [row["status"] for row in rows.values()] == [
-        "failed", "not installed", "out of memory", "passed",
-    ]  # fmt: skip
+        "failed",
+        "not installed",
+        "out of memory",
+        "passed",
+    ]
     assert rows["a"]["error"] == "RuntimeError: a kernel died"
     assert "fails" in rows["a"]["stack"]
     assert findings.status == "failed"

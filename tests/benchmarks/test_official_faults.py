@@ -59,8 +59,9 @@ def test_the_stored_results_are_complete_and_name_no_machine() -> None:
     assert all(row.ran and row.what and row.official for row in rows)
     assert len(told["diffusers_commit"]) == 40
     assert told["versions"]["torch"]
-    assert not [word for word in ("/tmp", "/home", "/work", "/root", os.uname().nodename)
-                if word in text]  # fmt: skip
+    assert not [
+        word for word in ("/tmp", "/home", "/work", "/root", os.uname().nodename) if word in text
+    ]
 
 
 # -- the script ------------------------------------------------------------------------------------
@@ -175,8 +176,12 @@ def test_warnings_of_a_log(tmp_path: Path) -> None:
 @pytest.mark.skipif("DIFFUSERS_SOURCE" not in os.environ, reason="set DIFFUSERS_SOURCE")
 def test_a_row_is_measured(tmp_path: Path) -> None:
     argv = ["--only", "R16", "--json", str(tmp_path / "rows.json")]
-    told = subprocess.run([sys.executable, "-m", "benchmarks.official_faults", *argv],
-                          cwd=command.ROOT, capture_output=True, text=True)  # fmt: skip
+    told = subprocess.run(
+        [sys.executable, "-m", "benchmarks.official_faults", *argv],
+        cwd=command.ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert told.returncode == 0, told.stderr
     (row,) = rows_of((tmp_path / "rows.json").read_text("utf-8"))
     assert row.numbers["tensors"] > 100

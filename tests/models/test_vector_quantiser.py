@@ -183,9 +183,13 @@ def test_revival_finds_the_clusters_that_a_bad_start_misses() -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "told"),
-    [((1, 5), "a codebook of 1 codes"), ((4, 0), "of 0 numbers"), ((4, 5, -1.0), "beta=-1.0"),
-     ((4, 5, math.nan), "beta=nan")],
-)  # fmt: skip
+    [
+        ((1, 5), "a codebook of 1 codes"),
+        ((4, 0), "of 0 numbers"),
+        ((4, 5, -1.0), "beta=-1.0"),
+        ((4, 5, math.nan), "beta=nan"),
+    ],
+)
 def test_sizes_that_cannot_be(arguments: tuple[float, ...], told: str) -> None:
     with pytest.raises(ValueError, match=told):
         VectorQuantiser(*arguments)  # type: ignore

@@ -114,7 +114,7 @@ def test_a_block_is_torchs_own_encoder_layer_with_tanh() -> None:
             **{f"linear1.{k}": v for k, v in block.feed_forward[0].state_dict().items()},
             **{f"linear2.{k}": v for k, v in block.feed_forward[2].state_dict().items()},
         }
-    )  # fmt: skip
+    )
     tokens = torch.randn(2, 7, 12, generator=torch.Generator().manual_seed(0))
     assert torch.allclose(block(tokens), other(tokens), atol=1e-6)
 

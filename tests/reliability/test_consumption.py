@@ -85,10 +85,18 @@ def test_every_sample_once_per_epoch_after_resume(
     interruptions: int,
 ) -> None:
     argv = bench.argv(
-        tmp_path, "--max_train_steps", STEPS, "--gradient_accumulation_steps", ACCUMULATION,
-        "--dataloader_num_workers", workers, "--random_flip", "--checkpointing_steps", 3,
+        tmp_path,
+        "--max_train_steps",
+        STEPS,
+        "--gradient_accumulation_steps",
+        ACCUMULATION,
+        "--dataloader_num_workers",
+        workers,
+        "--random_flip",
+        "--checkpointing_steps",
+        3,
         batch=BATCH,
-    )  # fmt: skip
+    )
     reference = live(tmp_path / "reference", argv, script=bench.script)
     expected = consumed(reference)
     assert len(expected) == STEPS * TOTAL
@@ -120,7 +128,7 @@ def test_every_sample_once_per_epoch_after_resume(
         (lambda samples: samples[:SAMPLES] * 2, "same order"),
         (lambda samples: [99, *samples[1:]], "unknown"),
     ],
-)  # fmt: skip
+)
 def test_the_check_finds_what_it_is_for(
     change: Callable[[list[int]], list[int]], fault: str
 ) -> None:

@@ -131,9 +131,12 @@ def test_a_folder_that_cannot_be_written_is_told_before_anything_is_loaded(
 
 @pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
 def test_read_only_in_the_middle_of_a_run(
-    bench: Bench, whole: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    bench: Bench,
+    whole: dict[str, str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
     number: int,
-) -> None:  # fmt: skip
+) -> None:
     save = saving.save_checkpoint
 
     def later_denied(folder: Any, step: int, *args: Any, **kwargs: Any) -> Any:
@@ -179,9 +182,12 @@ def two_checkpoints(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 def test_missing_component_is_error(
-    bench: Bench, two_checkpoints: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    bench: Bench,
+    two_checkpoints: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
-) -> None:  # fmt: skip
+) -> None:
     """Whichever file is gone: an explicit checkpoint is refused, `latest` takes the one before."""
     files = sorted(p for p in (two_checkpoints / "checkpoint-4").rglob("*") if p.is_file())
     assert len(files) >= 6

@@ -174,8 +174,11 @@ CHANGES: list[tuple[str, tuple[object, ...], str]] = [
     ("model", ("--revision", "v2"), "model.revision is v2, was unset"),
     ("prediction_type", ("--prediction_type", "v_prediction"), "is v_prediction, was epsilon"),
     ("sampler", ("--timestep_sampler", "laplace"), "sampler.density is laplace, was uniform"),
-    ("sampler", ("--timestep_sampler", "two_phase", "--timestep_sampler_args", "switch_step=5"),
-     "sampler.phases.1.until is 5, was unset"),
+    (
+        "sampler",
+        ("--timestep_sampler", "two_phase", "--timestep_sampler_args", "switch_step=5"),
+        "sampler.phases.1.until is 5, was unset",
+    ),
     ("sampler", ("--timestep_draw", "sobol"), "sampler.draw is sobol, was iid"),
     ("sampler", ("--curriculum", "difficulty"), "sampler.curriculum.clusters is 20, was unset"),
     ("loss_weighting", ("--snr_gamma", 5), "loss_weighting.gamma is 5.0, was unset"),
@@ -183,7 +186,7 @@ CHANGES: list[tuple[str, tuple[object, ...], str]] = [
     ("images", ("--random_flip",), "images.random_flip is True, was False"),
     ("optimizer", ("--learning_rate", 0.01), "optimizer.learning_rate is 0.01, was 0.0001"),
     ("ema", ("--use_ema",), "ema.decay is 0.9999, was unset"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("setting", "more", "told"), CHANGES)
@@ -416,8 +419,16 @@ def test_a_failed_write_leaves_the_old_record_and_the_run(
 
 # -- the script ------------------------------------------------------------------------------------
 
-CURRICULUM = ("--curriculum", "difficulty", "--curriculum_clusters", 3, "--curriculum_patience", 1,
-              "--curriculum_max_share", 10**9)  # fmt: skip
+CURRICULUM = (
+    "--curriculum",
+    "difficulty",
+    "--curriculum_clusters",
+    3,
+    "--curriculum_patience",
+    1,
+    "--curriculum_max_share",
+    10**9,
+)
 RESUME = ("--max_train_steps", 4, "--resume_from_checkpoint", "latest")
 
 

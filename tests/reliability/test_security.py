@@ -71,7 +71,7 @@ RUN = (
     "--curriculum_max_share",
     10**9,
 )
-RESUME = (*RUN, "--max_train_steps", 4, "--resume_from_checkpoint", "latest")  # fmt: skip
+RESUME = (*RUN, "--max_train_steps", 4, "--resume_from_checkpoint", "latest")
 
 
 # -- R15: no pickle --------------------------------------------------------------------------------
@@ -87,10 +87,19 @@ class Poison:
         return os.mkdir, (str(self.canary),)
 
 
-PICKLES = ("random_states_0.pkl", "optimizer.bin", "scheduler.bin", "sampler.pkl", "scaler.pt",
-           "custom_checkpoint_0.pkl", "pytorch_model.bin", "training_state.pt",
-           "unet/diffusion_pytorch_model.bin", "unet_ema/diffusion_pytorch_model.bin",
-           "unet/pytorch_model.bin")  # fmt: skip
+PICKLES = (
+    "random_states_0.pkl",
+    "optimizer.bin",
+    "scheduler.bin",
+    "sampler.pkl",
+    "scaler.pt",
+    "custom_checkpoint_0.pkl",
+    "pytorch_model.bin",
+    "training_state.pt",
+    "unet/diffusion_pytorch_model.bin",
+    "unet_ema/diffusion_pytorch_model.bin",
+    "unet/pytorch_model.bin",
+)
 MODULES = ("sampler.py", "unet/diffusers.py", "unet/modeling.py", "__init__.py")
 
 
@@ -114,8 +123,11 @@ def no_unpickling(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object, **kwargs: object) -> None:
         raise AssertionError("something is being unpickled")
 
-    for owner, names in ((pickle, ("load", "loads", "Unpickler", "_load", "_loads", "_Unpickler")),
-                         (torch, ("load",)), (torch.serialization, ("load",))):  # fmt: skip
+    for owner, names in (
+        (pickle, ("load", "loads", "Unpickler", "_load", "_loads", "_Unpickler")),
+        (torch, ("load",)),
+        (torch.serialization, ("load",)),
+    ):
         for name in names:
             monkeypatch.setattr(owner, name, refuse)
 
@@ -156,9 +168,14 @@ def test_resume_executes_no_pickle(
     ["optimizer.safetensors", "unet/diffusion_pytorch_model.safetensors", "training_state.json"],
 )
 def test_a_pickle_under_a_trusted_name_is_refused(
-    bench: Bench, run: Path, tmp_path: Path, canary: Path, no_unpickling: None, name: str,
+    bench: Bench,
+    run: Path,
+    tmp_path: Path,
+    canary: Path,
+    no_unpickling: None,
+    name: str,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     folder = Path(shutil.copytree(run / "checkpoint-2", tmp_path / "out" / "checkpoint-2"))
     (folder / name).write_bytes(pickle.dumps(Poison(canary)))
     write_manifest(folder, 2, read_manifest(folder)["facts"])
@@ -176,15 +193,25 @@ SCHEDULER = {"_class_name": "DDPMScheduler"}
         ({"_class_name": "os.system", "scheduler": SCHEDULER}, "os.system"),
         ({"_class_name": "sampler.Evil", "scheduler": SCHEDULER}, "sampler.Evil"),
         ({"_class_name": "__init__", "scheduler": SCHEDULER}, "__init__"),
-        ({"_class_name": "DensityTimestepSampler", "scheduler": {"_class_name": "UNet2DModel"}},
-         "scheduler class 'UNet2DModel'"),
-        ({"_class_name": "DensityTimestepSampler", "scheduler": {"_class_name": "sampler.Evil"}},
-         "sampler.Evil"),
-        ({"_class_name": "DensityTimestepSampler", "scheduler": SCHEDULER,
-          "density": "__import__('os').mkdir('canary')"}, "__import__"),
+        (
+            {"_class_name": "DensityTimestepSampler", "scheduler": {"_class_name": "UNet2DModel"}},
+            "scheduler class 'UNet2DModel'",
+        ),
+        (
+            {"_class_name": "DensityTimestepSampler", "scheduler": {"_class_name": "sampler.Evil"}},
+            "sampler.Evil",
+        ),
+        (
+            {
+                "_class_name": "DensityTimestepSampler",
+                "scheduler": SCHEDULER,
+                "density": "__import__('os').mkdir('canary')",
+            },
+            "__import__",
+        ),
         ({"_class_name": "DensityTimestepSampler", "scheduler": SCHEDULER, "code": "x"}, "code"),
     ],
-)  # fmt: skip
+)
 def test_a_sampler_config_runs_nothing(
     tmp_path: Path, canary: Path, no_unpickling: None, monkeypatch: Any, config: Any, told: str
 ) -> None:
@@ -251,9 +278,14 @@ def fake_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
 @pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # huggingface_hub's own
 @pytest.mark.parametrize("given", [True, False])
 def test_secret_never_written(
-    bench: Bench, tmp_path: Path, fake_hub: FakeHub, monkeypatch: Any, capfd: Any, caplog: Any,
+    bench: Bench,
+    tmp_path: Path,
+    fake_hub: FakeHub,
+    monkeypatch: Any,
+    capfd: Any,
+    caplog: Any,
     given: bool,
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.setenv("HF_TOKEN", FROM_ENVIRONMENT)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.chdir(tmp_path)
@@ -374,9 +406,13 @@ ATTACKS: dict[Callable[[Path, Path], None], str] = {
 
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_no_remote_code(
-    bench: Bench, tmp_path: Path, canary: Path, attack: Callable[[Path, Path], None],
-    monkeypatch: Any, capsys: Any,
-) -> None:  # fmt: skip
+    bench: Bench,
+    tmp_path: Path,
+    canary: Path,
+    attack: Callable[[Path, Path], None],
+    monkeypatch: Any,
+    capsys: Any,
+) -> None:
     monkeypatch.syspath_prepend(str(tmp_path))
     model = Path(shutil.copytree(bench.pipeline, tmp_path / "model"))
     attack(model, canary)
@@ -411,13 +447,22 @@ def test_modules_that_nothing_names_are_left_alone(
 ) -> None:
     """auto_map and modules in the folders of a sound model: it trains, and they do not run."""
     model = Path(shutil.copytree(bench.pipeline, tmp_path / "model"))
-    for file in ("pipeline.py", "unet/modeling_evil.py", "tokenizer/tokenization_evil.py",
-                 "text_encoder/modeling_evil.py", "scheduler/scheduler.py",
-                 "unet/diffusion_pytorch_model.bin"):  # fmt: skip
+    for file in (
+        "pipeline.py",
+        "unet/modeling_evil.py",
+        "tokenizer/tokenization_evil.py",
+        "text_encoder/modeling_evil.py",
+        "scheduler/scheduler.py",
+        "unet/diffusion_pytorch_model.bin",
+    ):
         poison(model / file, canary)
     auto_map = dict.fromkeys(("AutoModel", "AutoConfig", "AutoTokenizer"), "modeling_evil.Evil")
-    for file in ("unet/config.json", "vae/config.json", "text_encoder/config.json",
-                 "tokenizer/tokenizer_config.json"):  # fmt: skip
+    for file in (
+        "unet/config.json",
+        "vae/config.json",
+        "text_encoder/config.json",
+        "tokenizer/tokenizer_config.json",
+    ):
         edit(model / file, auto_map=auto_map)
     argv = bench.argv(tmp_path / "out", "--max_train_steps", 1)
     train([*argv, "--pretrained_model_name_or_path", str(model)])

@@ -260,11 +260,14 @@ def test_sigterm_to_one_rank_saves_exact_step(
 
 
 FAULTS = [
-    pytest.param(Fault(rank, 4, gradients), id=f"{'gradients' if gradients else 'losses'}-{rank}",
-                 marks=() if rank and not gradients else pytest.mark.slow)
+    pytest.param(
+        Fault(rank, 4, gradients),
+        id=f"{'gradients' if gradients else 'losses'}-{rank}",
+        marks=() if rank and not gradients else pytest.mark.slow,
+    )
     for gradients in (True, False)
     for rank in range(2)
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -352,9 +355,14 @@ def test_lr_same_for_1_and_2_processes(bench: Bench, tmp_path: Path, schedule: s
     for processes in (1, 2):
         for split in (1, 2):
             job = finish(
-                bench, tmp_path / f"{processes}-{split}", *more,
-                "--gradient_accumulation_steps", split, batch=1, processes=processes,
-            )  # fmt: skip
+                bench,
+                tmp_path / f"{processes}-{split}",
+                *more,
+                "--gradient_accumulation_steps",
+                split,
+                batch=1,
+                processes=processes,
+            )
             for rank in range(processes):
                 rates = [told["lr"] for told in job.outcome.saw(rank).values()]
                 found[processes, split, rank] = rates

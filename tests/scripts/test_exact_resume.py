@@ -174,8 +174,9 @@ def test_optimizer_steps_equal_max_train_steps(
     in_an_epoch = -(-SAMPLES // (batch * accumulation))
     wanted = 5 if length == "--max_train_steps" else in_an_epoch
     if resumed:
-        bench.train(tmp_path, *shared, "--max_train_steps", 1, "--checkpointing_steps", 1,
-                         batch=batch)  # fmt: skip
+        bench.train(
+            tmp_path, *shared, "--max_train_steps", 1, "--checkpointing_steps", 1, batch=batch
+        )
     rest = (*shared, length, number, "--checkpointing_steps", 1)
     rest += ("--resume_from_checkpoint", "latest")
     record = bench.train(tmp_path, *rest, batch=batch)

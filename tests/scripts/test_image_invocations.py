@@ -64,8 +64,10 @@ def materials(tmp_path_factory: pytest.TempPathFactory) -> Materials:
         argv += ["--checkpointing_steps", "1"] + (["--cache_latents"] if name == "class" else [])
         train(argv, script=script)
     edm = made.argv(folder / "edm_run", UNCONDITIONAL_SCRIPT, "unet", "pixels")
-    train([*edm, "--formulation", "edm", "--max_train_steps", "1", "--checkpointing_steps", "1"],
-          script=UNCONDITIONAL_SCRIPT)  # fmt: skip
+    train(
+        [*edm, "--formulation", "edm", "--max_train_steps", "1", "--checkpointing_steps", "1"],
+        script=UNCONDITIONAL_SCRIPT,
+    )
     return made
 
 
@@ -103,59 +105,85 @@ BEFORE_MODELS: dict[str, tuple[str, tuple[object, ...], tuple[str, ...]]] = {
     "no formulation": ("", ("--formulation", "vp"), ("'vp'", "ddpm", "flow", "edm")),
     "no prediction": ("", ("--prediction_type", "score"), ("'score'", "epsilon")),
     "v of a flow": (
-        "", ("--formulation", "flow", "--prediction_type", "sample"),
+        "",
+        ("--formulation", "flow", "--prediction_type", "sample"),
         ("--prediction_type is sample", "--formulation ddpm"),
     ),
     "no scheduler": (
-        "", ("--sampling_scheduler", "DDIMSheduler"), ("'DDIMSheduler'", "DDIMScheduler"),
+        "",
+        ("--sampling_scheduler", "DDIMSheduler"),
+        ("'DDIMSheduler'", "DDIMScheduler"),
     ),
     "scheduler of another family": (
-        "", ("--formulation", "edm", "--sampling_scheduler", "DDIMScheduler"),
+        "",
+        ("--formulation", "edm", "--sampling_scheduler", "DDIMScheduler"),
         ("--sampling_scheduler DDIMScheduler", "--formulation edm"),
     ),
     "xformers without CUDA": (
-        "", ("--enable_xformers_memory_efficient_attention",), ("CUDA device", "drop the flag"),
+        "",
+        ("--enable_xformers_memory_efficient_attention",),
+        ("CUDA device", "drop the flag"),
     ),
     "no such autoencoder": ("", (VAE, "/nowhere/vae"), (f"{VAE} is /nowhere/vae", "Give a folder")),
     "no such pipeline": ("", (PIPELINE, "/nowhere/p"), ("'/nowhere/p' cannot be read", "Give a")),
     "not a pipeline": (
-        "", (PIPELINE, "{}/empty", "--formulation", "ddpm"), ("empty' cannot be read", "Give a"),
+        "",
+        (PIPELINE, "{}/empty", "--formulation", "ddpm"),
+        ("empty' cannot be read", "Give a"),
     ),
     "no such folder": ("", ("--train_data_dir", "/nowhere/d"), ("/nowhere/d", "Give a folder")),
     "no images": ("", ("--train_data_dir", "{}/VQModel"), ("VQModel' has no images",)),
     "no image column": ("", ("--image_column", "picture"), ("'picture'", "image")),
     "curriculum too long": (
-        "", ("--curriculum", "difficulty"), ("--curriculum_max_share", "2 steps"),
+        "",
+        ("--curriculum", "difficulty"),
+        ("--curriculum_max_share", "2 steps"),
     ),
     "no such checkpoint": (
-        "", ("--resume_from_checkpoint", "checkpoint-7"), ("checkpoint-7", "Give latest"),
+        "",
+        ("--resume_from_checkpoint", "checkpoint-7"),
+        ("checkpoint-7", "Give latest"),
     ),
     "output is a file": ("", ("--output_dir", "{}/dit.json"), ("is a file", "Name a folder")),
     "a mistyped flag": ("", ("--formulaton", "flow"), ("--formulaton", "--formulation")),
     "no config": ("", ("CONFIG", "/nowhere/c.json"), ("is /nowhere/c.json", "config.json")),
     "no classes": (
-        "class", ("--train_data_dir", "{}/bare"), ("'label'", "found: image.", "folder per class"),
+        "class",
+        ("--train_data_dir", "{}/bare"),
+        ("'label'", "found: image.", "folder per class"),
     ),
     "no such label column": (
-        "class", ("--label_column", "kind"), ("--label_column 'kind'", "image, text, label"),
+        "class",
+        ("--label_column", "kind"),
+        ("--label_column 'kind'", "image, text, label"),
     ),
     "captions are no classes of images": (
-        "class", ("--image_column", "text"), ("--image_column 'text'", "not images"),
+        "class",
+        ("--image_column", "text"),
+        ("--image_column 'text'", "not images"),
     ),
     "a missing class": (
-        "class", ("--train_data_dir", "{}/unlabelled"), ("02.png", "class is missing", "skip"),
+        "class",
+        ("--train_data_dir", "{}/unlabelled"),
+        ("02.png", "class is missing", "skip"),
     ),
     "dropout above one": ("class", ("--label_dropout", 2), ("--label_dropout is 2", "[0, 1]")),
     "classes": (
-        "class", ("--train_data_dir", "{}/images", "--label_dropout", "much"), ("'much'",),
+        "class",
+        ("--train_data_dir", "{}/images", "--label_dropout", "much"),
+        ("'much'",),
     ),
     "crops without a cache": (
-        "unconditional", ("--latent_crops", 3), ("--latent_crops is 3", "--cache_latents"),
+        "unconditional",
+        ("--latent_crops", 3),
+        ("--latent_crops is 3", "--cache_latents"),
     ),
     "EMA settings alone": (
-        "unconditional", ("--ema_power", 0.5), ("--ema_power is 0.5", "--use_ema"),
+        "unconditional",
+        ("--ema_power", 0.5),
+        ("--ema_power is 0.5", "--use_ema"),
     ),
-}  # fmt: skip
+}
 
 
 def told(capsys: pytest.CaptureFixture[str]) -> str:
@@ -198,30 +226,40 @@ def test_a_right_line_gets_as_far_as_the_models(
 
 WITH_MODELS: dict[str, tuple[str, tuple[object, ...], tuple[str, ...]]] = {
     "patch": (
-        "class", ("--model_config", "{}/odd.json"), ("patch_size=3 does not divide the 8 x 8",),
+        "class",
+        ("--model_config", "{}/odd.json"),
+        ("patch_size=3 does not divide the 8 x 8",),
     ),
     "channels": ("", ("CONFIG", "{}/grey.json"), ("in_channels=1, but 3 is asked for", "change")),
     "rows": ("class", ("--model_config", "{}/few.json"), ("num_class_embeds=3", "need 4")),
     "resolution": (
-        "", (VAE, "{}/AutoencoderKL", "--resolution", 9), ("resolution=9", "multiple of 2"),
+        "",
+        (VAE, "{}/AutoencoderKL", "--resolution", 9),
+        ("resolution=9", "multiple of 2"),
     ),
     "no autoencoder": ("", (VAE, "{}/images"), (VAE, "images", "Give a folder")),
     "a network": (
-        "", (VAE, "{}/class_run/transformer"), ("DiTTransformer2DModel", "no known autoencoder"),
+        "",
+        (VAE, "{}/class_run/transformer"),
+        ("DiTTransformer2DModel", "no known autoencoder"),
     ),
     "no network": ("", ("CONFIG", "{}/VQModel"), ("of class VQModel", "UNet2DModel")),
     "other classes": (
-        "class", (PIPELINE, "{}/few_run", "--train_data_dir", "{}/more"),
+        "class",
+        (PIPELINE, "{}/few_run", "--train_data_dir", "{}/more"),
         ("knows 3 classes, and the data has 4",),
     ),
     "other latents": (
-        "class", (PIPELINE, "{}/class_run", "--resolution", 16), ("side 4", "gives 4 of side 8"),
+        "class",
+        (PIPELINE, "{}/class_run", "--resolution", 16),
+        ("side 4", "gives 4 of side 8"),
     ),
     "latents of another": (
-        "", (VAE, "{}/VQModel", "--cache_latents", "--latent_cache_dir", "{}/class_run/latents"),
+        "",
+        (VAE, "{}/VQModel", "--cache_latents", "--latent_cache_dir", "{}/class_run/latents"),
         ("class_run/latents", "autoencoder"),
     ),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -252,7 +290,9 @@ def test_what_does_not_fit_is_refused_before_a_step(
 RESUMED: dict[str, tuple[str, tuple[object, ...], tuple[str, ...]]] = {
     "prediction": ("class", ("--prediction_type", "v_prediction"), ("prediction_type",)),
     "formulation": (
-        "class", ("--formulation", "flow"), ("schedule", "prediction_type", "sampler"),
+        "class",
+        ("--formulation", "flow"),
+        ("schedule", "prediction_type", "sampler"),
     ),
     "labels": ("class", ("--train_data_dir", "{}/relabelled"), ("dataset: digest of captions",)),
     "classes": ("class", ("--train_data_dir", "{}/more"), ("model.classes is 4, was 3",)),
@@ -263,13 +303,16 @@ RESUMED: dict[str, tuple[str, tuple[object, ...], tuple[str, ...]]] = {
     "steps": ("unconditional", ("--ddpm_num_steps", 500), ("schedule.levels is 500, was 1000",)),
     "a flow": ("unconditional", ("--formulation", "flow"), ("schedule.family is flow, was vp",)),
     "sigma_data": (
-        "edm", ("--formulation", "edm", "--sigma_data", 1.0), ("sigma_data is 1.0, was 0.5",),
+        "edm",
+        ("--formulation", "edm", "--sigma_data", 1.0),
+        ("sigma_data is 1.0, was 0.5",),
     ),
     "table": (
-        "edm", ("--formulation", "edm", "--discrete_timesteps"),
+        "edm",
+        ("--formulation", "edm", "--discrete_timesteps"),
         ("sampler.continuous is unset, was True",),
     ),
-}  # fmt: skip
+}
 
 
 def resuming(materials: Materials, run: str, more: tuple[object, ...]) -> tuple[list[str], str]:
@@ -327,8 +370,11 @@ def test_the_process_ends_with_status_2_and_one_line(
     done = subprocess.run(
         [sys.executable, str(path), *command_line(materials, tmp_path / "out", script, more)],
         env=os.environ | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)},
-        cwd=tmp_path, capture_output=True, text=True, timeout=200,
-    )  # fmt: skip
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     (line,) = [line for line in done.stderr.splitlines() if "error: " in line]

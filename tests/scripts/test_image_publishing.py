@@ -56,9 +56,14 @@ def materials(tmp_path_factory: pytest.TempPathFactory) -> Materials:
 
 
 def run(
-    materials: Materials, output: Path, script: str, *more: object, network: str = "unet",
-    space: str = "pixels", pictures: bool = True,
-) -> Record:  # fmt: skip
+    materials: Materials,
+    output: Path,
+    script: str,
+    *more: object,
+    network: str = "unet",
+    space: str = "pixels",
+    pictures: bool = True,
+) -> Record:
     """A few steps; pictures take few denoising steps."""
     argv = materials.argv(output, script, network, space, "--max_train_steps", 4, *more)
     if pictures:
@@ -129,9 +134,12 @@ def test_an_unknown_class_is_refused_with_those_there_are(
     [(CLASS_SCRIPT, "--validation_inference_steps"), (UNCONDITIONAL_SCRIPT, STEPS_OFFICIAL)],
 )
 def test_steps_that_the_scheduler_cannot_do_are_refused_before_training(
-    materials: Materials, tmp_path: Path, script: str, flag: str,
+    materials: Materials,
+    tmp_path: Path,
+    script: str,
+    flag: str,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     argv = materials.argv(tmp_path, script, "unet", "pixels", "--ddpm_num_steps", 20)
     argv.remove("--no_pictures")
     assert status([*argv, flag, "21"], script) == 2
@@ -301,8 +309,15 @@ def test_a_pipeline_is_kept_on_the_way(materials: Materials, tmp_path: Path) -> 
 
     more = ("--save_model_epochs", 2, "--use_ema", "--ema_max_decay", 0.5, "--learning_rate", 1e-2)
     with mock.patch.object(Job, "_after_update", looking):
-        run(materials, tmp_path, UNCONDITIONAL_SCRIPT, *more, "--max_train_steps", 16,
-            pictures=False)  # fmt: skip
+        run(
+            materials,
+            tmp_path,
+            UNCONDITIONAL_SCRIPT,
+            *more,
+            "--max_train_steps",
+            16,
+            pictures=False,
+        )
     assert min(kept) == 5
     changes = [step for step in kept if step > 5 and not torch.equal(kept[step], kept[step - 1])]
     assert changes == [14]  # epoch 2 ends in it
@@ -325,12 +340,17 @@ EXPORTS = [
 
 @pytest.mark.parametrize(("script", "network", "space", "more"), EXPORTS)
 def test_a_run_goes_on_from_its_own_export(
-    materials: Materials, tmp_path: Path, script: str, network: str, space: str,
+    materials: Materials,
+    tmp_path: Path,
+    script: str,
+    network: str,
+    space: str,
     more: tuple[object, ...],
-) -> None:  # fmt: skip
+) -> None:
     """It has the formulation, schedule and latents of the first run, with no flag repeated."""
-    first = run(materials, tmp_path / "first", script, *more, network=network, space=space,
-                pictures=False)  # fmt: skip
+    first = run(
+        materials, tmp_path / "first", script, *more, network=network, space=space, pictures=False
+    )
     argv = materials.argv(tmp_path / "second", script, network, "pixels", "--max_train_steps", 1)
     argv[0:2] = ["--pretrained_model_name_or_path", str(tmp_path / "first")]
     with weights_after_each_step() as course:
@@ -389,8 +409,17 @@ def test_an_average_of_another_width_is_a_pipeline(
     more = ("--power_ema", 0.05, 0.1, "--power_ema_snapshot_steps", 4, "--max_train_steps", 60)
     more += ("--power_ema_dtype", "float32")
     with weights_after_each_step() as course:
-        run(materials, out, script, *more, "--learning_rate", 1e-2, network=network, space=space,
-            pictures=False)  # fmt: skip
+        run(
+            materials,
+            out,
+            script,
+            *more,
+            "--learning_rate",
+            1e-2,
+            network=network,
+            space=space,
+            pictures=False,
+        )
     command = ["reconstruct-ema", str(out), "--sigma_rel", "0.075", "--output_dir"]
     assert cli([*command, str(tmp_path / "wide")]) == 0
     edges = np.arange(61) / 60

@@ -56,9 +56,14 @@ def run_python(program: str, *argv: str, **environment: str) -> None:
     root = str(Path(__file__).parents[2])
     settings = {"HF_HUB_DISABLE_XET": "1", "PYTHONPATH": root, **environment}
     done = subprocess.run(
-        [sys.executable, "-c", program, *argv], cwd=root, env={**os.environ, **settings},
-        capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+        [sys.executable, "-c", program, *argv],
+        cwd=root,
+        env={**os.environ, **settings},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert TOKEN not in done.stdout + done.stderr
 
@@ -175,8 +180,10 @@ def test_class_names_stay_text_in_the_card(uploaded: tuple[Path, FakeHub]) -> No
     assert "base_model" not in front
     facts = [text for text in shown if text.partition(":")[0] in FACTS]
     assert facts == [
-        "Network: DiTTransformer2DModel", "Trained on: latents",
-        "Autoencoder: AutoencoderKL", "Formulation: ddpm",
-    ]  # fmt: skip
+        "Network: DiTTransformer2DModel",
+        "Trained on: latents",
+        "Autoencoder: AutoencoderKL",
+        "Formulation: ddpm",
+    ]
     index = json.loads(uploaded[1].commits[0]["files"]["model_index.json"])
     assert list(index["id2label"].values()) == sorted(NASTY)

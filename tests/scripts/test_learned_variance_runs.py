@@ -84,9 +84,12 @@ def test_an_ignored_variance_has_no_loss(materials: Materials, tmp_path: Path) -
 @pytest.mark.parametrize("script", [CLASS_SCRIPT, UNCONDITIONAL_SCRIPT])
 @pytest.mark.parametrize("kind", ["flow", "edm"])
 def test_only_a_variance_preserving_process_has_the_term(
-    materials: Materials, tmp_path: Path, kind: str, script: str,
+    materials: Materials,
+    tmp_path: Path,
+    kind: str,
+    script: str,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     more = ("--max_train_steps", 1, "--formulation", kind, "--learned_variance", "vlb")
     assert status(materials.argv(tmp_path, script, "dit", "pixels", *more), script) == 2
     told = capsys.readouterr().err
@@ -133,9 +136,16 @@ def spread_rows(pipeline: Any) -> list[torch.Tensor]:
     ids=["-".join([case[0].split(".")[1], *case[1:4], *case[4][1:]]) for case in KINDS],
 )
 def test_trains_resumes_and_draws_with_the_variance(
-    materials: Materials, tmp_path: Path, script: str, network: str, space: str, variance: str,
-    more: tuple[object, ...], kind: Any, uses: bool,
-) -> None:  # fmt: skip
+    materials: Materials,
+    tmp_path: Path,
+    script: str,
+    network: str,
+    space: str,
+    variance: str,
+    more: tuple[object, ...],
+    kind: Any,
+    uses: bool,
+) -> None:
     whole, part = tmp_path / "whole", tmp_path / "part"
     options = ("--learned_variance", variance, "--max_train_steps", 20, *more)
     argv = materials.argv(whole, script, network, space, *options, "--checkpointing_steps", 7)

@@ -21,14 +21,29 @@ SAMPLERS = {
     "proportional": ("loss_proportional", "--timestep_sampler_args", *QUICK),
     "information": ("information_rate", "--timestep_sampler_args", *QUICK),
     "gradient": ("gradient_norm", "--timestep_sampler_args", *QUICK, "--loss_weighting", "min_snr"),
-    "uncertainty": ("laplace", "--loss_weighting", "uncertainty", "--loss_weighting_args",
-                    "warm_up=2", "learning_rate=0.1"),
-    "two phases": ("two_phase", "--timestep_sampler_args", "switch_step=4", "mix=linear",
-                   "mix_steps=2"),
+    "uncertainty": (
+        "laplace",
+        "--loss_weighting",
+        "uncertainty",
+        "--loss_weighting_args",
+        "warm_up=2",
+        "learning_rate=0.1",
+    ),
+    "two phases": (
+        "two_phase",
+        "--timestep_sampler_args",
+        "switch_step=4",
+        "mix=linear",
+        "mix_steps=2",
+    ),
     "mixture": ("mixture", "--timestep_sampler_args", PARTS),
-    "curriculum of one that learns": ("loss_proportional", "--timestep_sampler_args", *QUICK,
-                                      *CURRICULUM),
-}  # fmt: skip
+    "curriculum of one that learns": (
+        "loss_proportional",
+        "--timestep_sampler_args",
+        *QUICK,
+        *CURRICULUM,
+    ),
+}
 
 
 @pytest.mark.reliability

@@ -45,10 +45,18 @@ def show(bench: Bench, file: Path, *more: object) -> int:
         ("--timestep_sampler", "laplace", "--snr_gamma", 5, "--importance_correction", "full"),
         ("--curriculum", "difficulty", "--max_train_steps", 100000),
         ("--curriculum", "difficulty"),  # of a run of unknown length
-        ("--curriculum", "difficulty", "--curriculum_pacing", "root",
-         "--curriculum_total_steps", 50, "--max_train_steps", 1000),
+        (
+            "--curriculum",
+            "difficulty",
+            "--curriculum_pacing",
+            "root",
+            "--curriculum_total_steps",
+            50,
+            "--max_train_steps",
+            1000,
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_picture_is_drawn(bench: Bench, tmp_path: Path, more: tuple[object, ...]) -> None:
     file = tmp_path / "shown.png"
     assert show(bench, file, *more) == 0

@@ -251,9 +251,18 @@ def test_codebook_and_losses_are_logged(
 
     monkeypatch.setattr("accelerate.Accelerator.log", note)
     train(
-        "run", "--max_train_steps", 6, "--log_every", 2, "--codebook_patience", 1,
-        "--validation_data_dir", data / "held_out", "--validation_steps", 4,
-    )  # fmt: skip
+        "run",
+        "--max_train_steps",
+        6,
+        "--log_every",
+        2,
+        "--codebook_patience",
+        1,
+        "--validation_data_dir",
+        data / "held_out",
+        "--validation_steps",
+        4,
+    )
     assert sorted(logged) == [2, 4, 6]
     wanted = {"codebook/used", "codebook/perplexity", "codebook/revived", "lr"}
     losses = ("loss", "l2", "codebook", "adversarial", "discriminator")

@@ -71,9 +71,15 @@ def watched(argv: list[str], script: str) -> tuple[list[Witness], Any]:
         hook.remove()
         gradients = {k: p.grad.clone() for k, p in network.named_parameters()}
         witnesses.append(
-            Witness(**noted, images=batch["pixel_values"], loss=result[2][0], weights=weights,
-                    gradients=gradients, config=dict(network.config))
-        )  # fmt: skip
+            Witness(
+                **noted,
+                images=batch["pixel_values"],
+                loss=result[2][0],
+                weights=weights,
+                gradients=gradients,
+                config=dict(network.config),
+            )
+        )
         return result
 
     with pytest.MonkeyPatch.context() as patch:
@@ -160,9 +166,14 @@ def test_the_average_is_the_official_one(materials: Materials, tmp_path: Path) -
     network: Any = UNet2DModel.from_config(seen[0].config)
     network.load_state_dict(seen[0].weights)
     average = EMAModel(
-        network.parameters(), decay=0.7, use_ema_warmup=True, inv_gamma=2.0, power=0.6,
-        model_cls=UNet2DModel, model_config=network.config,
-    )  # fmt: skip
+        network.parameters(),
+        decay=0.7,
+        use_ema_warmup=True,
+        inv_gamma=2.0,
+        power=0.6,
+        model_cls=UNet2DModel,
+        model_config=network.config,
+    )
     decays, by_hand = [], [p.detach().clone().double() for p in network.parameters()]
     after = [*(witness.weights for witness in seen[1:]), script_run.network.state_dict()]
     for number, weights in enumerate(after):
