@@ -13,11 +13,13 @@ from diffusers_curriculum.metrics.choices import (
     networks_of,
 )
 from diffusers_curriculum.training.arguments.flag import (
-    COUNT,
     Family,
     Need,
     at_least,
-    path,
+    choice,
+    count,
+    place,
+    sharing,
     tracked,
 )
 from diffusers_curriculum.training.errors import UsageError
@@ -88,62 +90,38 @@ def _check_packages(network: str, metrics: tuple[str, ...]) -> None:
 
 EVALUATION = Family.of(
     "metrics while training",
-    tracked(
-        "eval_steps",
-        int,
-        help="compute metrics every N steps and at the end",
-        metavar="N",
-        bound=COUNT,
-    ),
-    tracked(
+    count("eval_steps", help="compute metrics every N steps and at the end", metavar="N"),
+    choice(
         "eval_metrics",
-        str,
+        METRICS,
         help="fid (arXiv 1706.08500), kid (1801.01401), fd_dinov2 (2306.04675), precision_recall "
         "(1904.06991)",
         nargs="+",
-        choices=METRICS,
     ),
-    tracked(
-        "eval_samples",
-        int,
-        1000,
-        "images generated, and training images compared with; figures of different numbers "
-        "cannot be compared, and published ones use 50000",
-        bound=at_least(4),  # precision and recall look at the third neighbour of a sample
-        needs=(_MEASURED,),
-    ),
-    tracked(
-        "eval_num_inference_steps",
-        int,
-        50,
-        "denoising steps per image",
-        bound=COUNT,
-        needs=(_MEASURED,),
-    ),
-    tracked(
-        "eval_generation_batch_size",
-        int,
-        32,
-        "images generated at once on each device",
-        bound=COUNT,
-        needs=(_MEASURED,),
-    ),
-    tracked(
-        "eval_feature_model",
-        str,
-        help="compute all metrics with this network: a transformers vision model, such as a "
-        "classifier of your own data, as a folder or a name on the Hub",
-        metavar="PATH",
-        convert=path,
-        needs=(_MEASURED,),
-    ),
-    tracked(
-        "eval_feature_weights",
-        str,
-        help="file with the Inception weights of torch-fidelity, instead of a download",
-        metavar="PATH",
-        convert=path,
-        needs=(_MEASURED, _THROUGH_INCEPTION),
+    *sharing(
+        tracked(
+            "eval_samples",
+            int,
+            1000,
+            "images generated, and training images compared with; figures of different numbers "
+            "cannot be compared, and published ones use 50000",
+            bound=at_least(4),  # precision and recall look at the third neighbour of a sample
+        ),
+        count("eval_num_inference_steps", 50, "denoising steps per image"),
+        count("eval_generation_batch_size", 32, "images generated at once on each device"),
+        place(
+            "eval_feature_model",
+            help="compute all metrics with this network: a transformers vision model, such as a "
+            "classifier of your own data, as a folder or a name on the Hub",
+            metavar="PATH",
+        ),
+        place(
+            "eval_feature_weights",
+            help="file with the Inception weights of torch-fidelity, instead of a download",
+            metavar="PATH",
+            needs=(_THROUGH_INCEPTION,),
+        ),
+        needs=_MEASURED,
     ),
     check=_check,
     check_machine=_check_machine,
