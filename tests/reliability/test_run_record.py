@@ -29,7 +29,7 @@ from diffusers_curriculum.training.checkpoint.same_run import (
     renewed_parts,
 )
 from diffusers_curriculum.training.data.plan import BatchPlan
-from diffusers_curriculum.training.data.sources import load_image_captions
+from diffusers_curriculum.training.data.sources import load_images
 from diffusers_curriculum.training.errors import CheckpointError, UsageError
 from diffusers_curriculum.training.levels.levels import Levels
 from diffusers_curriculum.training.storage.fingerprints import (
@@ -54,7 +54,9 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def load(folder: Path, cache: Path, **more: Any) -> Any:
-    return load_image_captions(train_data_dir=str(folder), cache_dir=str(cache), **more)
+    return load_images(
+        caption_column="text", train_data_dir=str(folder), cache_dir=str(cache), **more
+    )
 
 
 def arguments(folder: Path, *more: object) -> Arguments:

@@ -9,7 +9,9 @@ from diffusers_curriculum.training.arguments import environment
 from diffusers_curriculum.training.arguments.flag import (
     POSITIVE,
     Family,
+    Flag,
     Need,
+    at_least,
     choice,
     count,
     place,
@@ -164,7 +166,7 @@ _DIT_NAME = re.compile(r"dit-?\w+/\d+", re.IGNORECASE)
 _DIT_SIZE = re.compile(r"DiT-(S|B|L|XL)/[1-9]\d*")
 
 
-def check_network_name(args: Any) -> None:
+def _check_network_name(args: Any) -> None:
     """Refuse a misspelt size of DiT, which would be looked for on the Hub, and two networks."""
     name, flag = args.model_config, args.flag("model_config")
     if name is None:
@@ -181,7 +183,54 @@ def check_network_name(args: Any) -> None:
         )
 
 
-def check_pipeline(args: Any) -> None:
-    """Refuse a pipeline's folder, or a network's config, that is not there."""
+def _check_pipeline(args: Any) -> None:
     environment.check_folder(args, "pretrained_model_name_or_path", "a saved pipeline")
     environment.check_config(args)
+
+
+def network(config: Flag, kind: str) -> Family:
+    """What is trained: a network of the flag ``config``, or one of a pipeline of some ``kind``."""
+    return Family.of(
+        "model",
+        config,
+        place("pretrained_model_name_or_path", help=f"{kind} pipeline to go on from"),
+        *sharing(
+            tracked("revision", str, help="branch, tag or commit of that repository"),
+            tracked("variant", str, help="variant of its weight files, such as fp16"),
+            needs=PRETRAINED,
+        ),
+        setting="model",
+        check=_check_network_name,
+        check_machine=_check_pipeline,
+    )
+
+
+PROCESS = Family.of(
+    "variance preserving process",
+    tracked("ddpm_num_steps", int, 1000, "number of noise levels", bound=at_least(2)),
+    tracked(
+        "ddpm_beta_schedule",
+        str,
+        "linear",
+        f"course of the noise: {', '.join(BETA_SCHEDULES)}",
+        known=BETA_SCHEDULES,
+    ),
+    needs=DDPM,
+    setting="schedule",
+)
+
+
+def pictures(*flags: Flag, sampler: str) -> Family:
+    """Pictures with some flags of their own; ``sampler`` is the default for DDPM."""
+    return Family.of(
+        "pictures",
+        tracked("no_pictures", help="draw none, neither on the way nor at the end"),
+        *flags,
+        tracked(
+            "sampling_scheduler",
+            str,
+            help=f"diffusers scheduler of pictures and pipeline (default: {sampler}, "
+            "FlowMatchEulerDiscreteScheduler or EDMEulerScheduler)",
+            metavar="CLASS",
+        ),
+    )

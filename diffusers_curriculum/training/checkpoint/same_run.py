@@ -112,7 +112,7 @@ def dataset_facts(args: Arguments, rows: Dataset, text_column: str | None) -> di
     """Config and digest of a data set; the name too, unless it is a folder, which may be moved.
 
     Args:
-        rows: as ``load_image_captions`` or ``load_images`` returned them.
+        rows: as ``load_images`` returned them.
         text_column: of captions or classes; None where there is none.
     """
     source = args.train_data_dir if args.dataset_name is None else args.dataset_name

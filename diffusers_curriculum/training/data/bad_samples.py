@@ -125,7 +125,7 @@ def usable_rows(
     ``output_dir/skipped_samples.jsonl``, one ``{"path", "row", "reason"}`` per line.
 
     Args:
-        dataset: rows with the image column undecoded, as `load_image_captions` returns them.
+        dataset: rows with the image column undecoded, as `load_images` returns them.
         caption_column, label_column: looked at where they are not None.
         policy: "raise" refuses any bad sample, "skip" leaves them out.
         limit: largest share of bad samples that may be skipped, in [0, 1].

@@ -112,20 +112,6 @@ class ImageTask(ImageLevelTask):
         super().choose(args, seed)
         parts.check_network(args, labelled=bool(self.text_columns))
 
-    def load_rows(self, args: Arguments, seed: int) -> Any:
-        from diffusers_curriculum.training.data.sources import load_images
-
-        return load_images(
-            args.dataset_name,
-            args.dataset_config_name,
-            args.train_data_dir,
-            cache_dir=args.cache_dir,
-            image_column=args.image_column,
-            **self.text_columns,
-            max_train_samples=args.max_train_samples,
-            seed=seed,
-        )
-
     def model_facts(self, args: Arguments) -> dict[str, Any]:
         return parts.model_facts(args, self.classes)
 

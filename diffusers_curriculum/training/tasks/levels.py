@@ -85,6 +85,20 @@ class ImageLevelTask(LevelTask):
         """Columns beside the images, as ``caption_column`` or ``label_column``."""
         return {}
 
+    def load_rows(self, args: Arguments, seed: int) -> Any:
+        from diffusers_curriculum.training.data.sources import load_images
+
+        return load_images(
+            args.dataset_name,
+            args.dataset_config_name,
+            args.train_data_dir,
+            cache_dir=args.cache_dir,
+            image_column=args.image_column,
+            **self.text_columns,
+            max_train_samples=args.max_train_samples,
+            seed=seed,
+        )
+
     def usable_rows(self, args: Arguments, accelerator: Any, rows: Any) -> Any:
         return usable_images(args, accelerator, rows, **self.text_columns)
 

@@ -11,28 +11,23 @@ from diffusers_curriculum.training.arguments import environment
 from diffusers_curriculum.training.arguments.command_line import Arguments, CommandLine
 from diffusers_curriculum.training.arguments.curriculum import NOISE_LEVELS
 from diffusers_curriculum.training.arguments.flag import (
-    COUNT,
     NOT_NEGATIVE,
     SHARE,
     Family,
     Need,
-    path,
+    count,
+    place,
     tracked,
 )
 from diffusers_curriculum.training.arguments.noise_levels import PREDICTION
 from diffusers_curriculum.training.arguments.run import (
     CHECKPOINTS,
     EMA,
-    HUB,
-    IMAGES,
-    KERNELS,
-    LOADING,
     LOOP,
+    OF_IMAGES,
+    OF_MACHINE,
     OPTIMIZER,
-    OUTPUT,
-    PRECISION,
     RUN,
-    SAMPLES,
     SOURCE,
 )
 from diffusers_curriculum.training.data.dataset import ImageCaptionDataset
@@ -55,12 +50,10 @@ _PROMPTED = Need("--validation_prompts", lambda a: bool(a.validation_prompts))
 
 _MODEL = Family.of(
     "model",
-    tracked(
+    place(
         "pretrained_model_name_or_path",
-        str,
         help="pipeline to fine-tune: a repository on the Hub or a local folder",
         required=True,
-        convert=path,
     ),
     tracked("revision", str, help="branch, tag or commit of that repository"),
     tracked("variant", str, help="variant of its weight files, such as fp16"),
@@ -93,19 +86,17 @@ _NOISE = Family.of(
 _VALIDATION = Family.of(
     "validation",
     tracked("validation_prompts", str, help="prompts drawn from time to time", nargs="+"),
-    tracked("validation_epochs", int, 5, "epochs between validations", bound=COUNT),
+    count("validation_epochs", 5, "epochs between validations"),
 )
 _DROPOUT = Family.of(
     "further options",
     tracked(
-        "caption_dropout",
-        float,
-        0.0,
-        "share of captions left empty",
-        bound=SHARE,
-        setting="images",
+        "caption_dropout", float, 0.0, "share of captions left empty", bound=SHARE, setting="images"
     ),
 )
+_INPUT = (_MODEL, SOURCE, _CAPTIONS, *OF_IMAGES)
+_TRAINING = (RUN, OPTIMIZER, PREDICTION, _NOISE, EMA)
+_RESULTS = (_VALIDATION, *OF_MACHINE, CHECKPOINTS)
 OFFICIAL = (
     "pretrained_model_name_or_path revision variant non_ema_revision dataset_name "
     "dataset_config_name train_data_dir image_column caption_column max_train_samples cache_dir "
@@ -133,28 +124,7 @@ class TextToImage(ImageLevelTask):
 
     command_line = CommandLine(
         "Fine-tune Stable Diffusion with a timestep curriculum and importance sampling.",
-        (
-            _MODEL,
-            SOURCE,
-            _CAPTIONS,
-            IMAGES,
-            LOADING,
-            SAMPLES,
-            RUN,
-            OPTIMIZER,
-            PREDICTION,
-            _NOISE,
-            EMA,
-            _VALIDATION,
-            PRECISION,
-            KERNELS,
-            OUTPUT,
-            HUB,
-            CHECKPOINTS,
-            *NOISE_LEVELS,
-            _DROPOUT,
-            LOOP,
-        ),
+        (*_INPUT, *_TRAINING, *_RESULTS, *NOISE_LEVELS, _DROPOUT, LOOP),
         official=OFFICIAL,
         changes={
             "output_dir": {"default": "sd-model-finetuned"},
@@ -182,20 +152,6 @@ class TextToImage(ImageLevelTask):
     @property
     def text_columns(self) -> Mapping[str, str]:
         return {"caption_column": self.args.caption_column}
-
-    def load_rows(self, args: Arguments, seed: int) -> Any:
-        from diffusers_curriculum.training.data.sources import load_image_captions
-
-        return load_image_captions(
-            args.dataset_name,
-            args.dataset_config_name,
-            args.train_data_dir,
-            cache_dir=args.cache_dir,
-            image_column=args.image_column,
-            **self.text_columns,
-            max_train_samples=args.max_train_samples,
-            seed=seed,
-        )
 
     def model_facts(self, args: Arguments) -> dict[str, Any]:
         return model_identity(args.pretrained_model_name_or_path, args.revision, args.variant)
