@@ -36,10 +36,10 @@ def describe_images(root, entries, name="metadata.jsonl"):
 
 @pytest.fixture
 def load(tmp_path):
-    def call(root=None, **options):
+    def call(root=None, caption_column="text", **options):
         root = None if root is None else str(root)
         cache = str(tmp_path / "cache")
-        options = {"caption_column": "text"} | options
+        options["caption_column"] = caption_column
         return load_images(train_data_dir=root, cache_dir=cache, **options)
 
     return call
