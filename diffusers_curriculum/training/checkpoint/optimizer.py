@@ -39,12 +39,8 @@ def optimizer_state(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, 
 def load_optimizer_state(
     optimizer: Optimizer, tensors: Mapping[str, Tensor], described: Mapping[str, Any]
 ) -> None:
-    """Put the state of :func:`optimizer_state` into an optimizer with the same parameters.
-
-    Raises:
-        CheckpointError: class, parameter shapes or hyperparameter names differ; nothing has
-            changed then.
-    """
+    """Put the state of :func:`optimizer_state` into an optimizer with the same parameters, after
+    :func:`check_optimizer_state`."""
     groups, state = check_optimizer_state(optimizer, tensors, described)
     optimizer.load_state_dict({"param_groups": groups, "state": state})
     on_host = {id(tensors[name]) for name in described["on_host"]}

@@ -34,7 +34,6 @@ class CheckpointReport:
 
     @property
     def whole(self) -> bool:
-        """Whether every file is as it was written."""
         return not self.faults
 
 

@@ -24,16 +24,6 @@ DRAW_DEFAULTS = {"timestep_draw": "iid", "timestep_floor": 0.1, "importance_corr
 UNCERTAINTY = "uncertainty"  # the loss weighting that is learned
 
 
-def settle_draws(args: Arguments) -> None:
-    """Put the defaults where nothing was given; a sampler that learns, and one from a file, keep
-    their own settings."""
-    if args.timestep_sampler in learning_samplers() or is_file(args.timestep_sampler):
-        return
-    for name, value in DRAW_DEFAULTS.items():
-        if args[name] is None:
-            setattr(args, name, value)
-
-
 def build_base(
     args: Arguments, scheduler: Any, seed: int, continuous: bool = False
 ) -> TimestepSampler:
@@ -46,11 +36,14 @@ def build_base(
         UsageError: an unknown name, a file that does not fit, or flags that exclude each other.
         ValueError, TypeError: the sampler refuses its arguments.
     """
-    settle_draws(args)
     learning = learning_samplers()
     name, own = args.timestep_sampler, dict(args.timestep_sampler_args)
     if is_file(name):
         return _sampler_of_file(name, scheduler)
+    # a sampler that learns keeps its own settings where nothing was given
+    missing = [setting for setting in DRAW_DEFAULTS if args[setting] is None]
+    for setting in missing if name not in learning else ():
+        setattr(args, setting, DRAW_DEFAULTS[setting])
     given = {
         "draw": args.timestep_draw,
         "floor": args.timestep_floor,

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from diffusers_curriculum.objective import Objective
-from diffusers_curriculum.pacing import PLATEAU_STAGE, Pacing
+from diffusers_curriculum.pacing import PLATEAU_STAGE
 from diffusers_curriculum.samplers import CurriculumTimestepSampler, TimestepSampler
 from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.errors import UsageError, usage_errors
@@ -19,7 +19,7 @@ from diffusers_curriculum.weighting.learned import LearnedLossWeights
 
 logger = logging.getLogger(__name__)
 
-# The sampler's arguments for each pacing, by the name of the flag without "curriculum_".
+# Of each pacing, by the name of the flag without "curriculum_".
 _PACING_FLAGS = {
     "patience": ("patience", "min_delta", "smoothing", "min_stage_steps", "max_stage_steps"),
     "fixed": ("stage_steps",),
@@ -56,9 +56,9 @@ def build_sampler(
             base,
             clusters=args.curriculum_clusters,
             clustering=args.curriculum_clustering,
-            clustering_args=_clustering_args(args),
+            clustering_args=_given(args, "boundaries", "min_size"),
             pacing=args.curriculum_pacing,
-            pacing_args=_pacing_args(args),
+            pacing_args=_given(args, *_PACING_FLAGS[args.curriculum_pacing]),
             order=args.curriculum_order,
             within=args.curriculum_within,
         )
@@ -112,18 +112,14 @@ def build_objective(args: Arguments, sampler: TimestepSampler) -> Objective:
 
 
 def check_length(args: Arguments, sampler: TimestepSampler, max_train_steps: int) -> None:
-    """Refuse a curriculum that is too long for the run; see :func:`check_curriculum_fits`."""
-    if sampler.pacing is not None:
-        share = args.curriculum_max_share
-        check_curriculum_fits(sampler.pacing, sampler.stages, max_train_steps, share)
-
-
-def check_curriculum_fits(pacing: Pacing, stages: int, max_train_steps: int, share: float) -> None:
     """Refuse a curriculum whose hard clusters would open late or never.
 
     Raises:
-        UsageError: its expected length exceeds ``share`` of the run.
+        UsageError: its expected length exceeds --curriculum_max_share of the run.
     """
+    pacing, stages, share = sampler.pacing, sampler.stages, args.curriculum_max_share
+    if pacing is None:
+        return
     expected, allowed = pacing.expected_steps(stages), share * max_train_steps
     if expected <= allowed:
         return
@@ -140,12 +136,7 @@ def check_curriculum_fits(pacing: Pacing, stages: int, max_train_steps: int, sha
     )
 
 
-def _clustering_args(args: Arguments) -> dict[str, Any]:
-    given = {"boundaries": args.curriculum_boundaries, "min_size": args.curriculum_min_size}
-    return {name: value for name, value in given.items() if value is not None}
-
-
-def _pacing_args(args: Arguments) -> dict[str, Any]:
-    names = _PACING_FLAGS[args.curriculum_pacing]
-    given = {name: args[f"curriculum_{name}"] for name in names}
-    return {name: value for name, value in given.items() if value is not None}
+def _given(args: Arguments, *names: str) -> dict[str, Any]:
+    """Settings of the curriculum that have a value."""
+    values = ((name, args[f"curriculum_{name}"]) for name in names)
+    return {name: value for name, value in values if value is not None}

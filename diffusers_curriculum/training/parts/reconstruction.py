@@ -83,11 +83,6 @@ def gamma_of(sigma_rel: float) -> float:
     return max(0.0, 2 * math.sqrt(p / 3) * math.cos(angle / 3) - 7 / 3)
 
 
-def sigma_rel_of(gamma: float) -> float:
-    """The width of a power function with exponent ``gamma``: the inverse of :func:`gamma_of`."""
-    return math.sqrt((gamma + 1) / (gamma + 3)) / (gamma + 2)
-
-
 def inner_products(
     gammas: ArrayLike, ends: ArrayLike, others: ArrayLike, other_ends: ArrayLike
 ) -> NDArray[np.float64]:
@@ -184,20 +179,6 @@ def plan_reconstruction(
     if mixture.residual > WARN_RESIDUAL:
         logger.warning("%s.", told)
     return Reconstruction(found, mixture.coefficients.tolist(), sigma_rel, end, mixture.residual)
-
-
-def reconstruct(
-    folder: str | Path,
-    sigma_rel: float,
-    step: int | None = None,
-    max_residual: float = MAX_RESIDUAL,
-) -> dict[str, Tensor]:
-    """The average of width ``sigma_rel`` after ``step`` steps: float32 parameters by name.
-
-    Raises:
-        UsageError: as :func:`plan_reconstruction` and :func:`reconstructed`.
-    """
-    return dict(reconstructed(plan_reconstruction(folder, sigma_rel, step, max_residual)))
 
 
 def reconstructed(plan: Reconstruction) -> Iterator[tuple[str, Tensor]]:
