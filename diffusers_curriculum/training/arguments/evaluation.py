@@ -37,25 +37,21 @@ _THROUGH_INCEPTION = Need(
 
 def _check(args: Any) -> None:
     """Refuse metrics that cannot be computed."""
-    if args.eval_steps is None and not args.eval_metrics:
-        return
-    if args.eval_steps is None:
-        raise UsageError(
-            f"--eval_metrics is {' '.join(args.eval_metrics)}: it needs --eval_steps N, which says "
-            "when."
-        )
-    if not args.eval_metrics:
+    names = args.eval_metrics or ()
+    given = f"--eval_metrics is {' '.join(names)}"
+    if names and args.eval_steps is None:
+        raise UsageError(f"{given}: it needs --eval_steps N, which says when.")
+    if not names and args.eval_steps is not None:
         raise UsageError(
             f"--eval_steps is {args.eval_steps}: it needs --eval_metrics, one or more of "
             f"{', '.join(METRICS)}."
         )
-    names = args.eval_metrics
     if len(set(names)) < len(names):
-        raise UsageError(f"--eval_metrics is {' '.join(names)}: name each metric once.")
+        raise UsageError(f"{given}: name each metric once.")
     if args.eval_feature_model is not None and {"fid", "fd_dinov2"} <= set(names):
         raise UsageError(
-            f"--eval_metrics is {' '.join(names)}: with --eval_feature_model "
-            f"{args.eval_feature_model}, fid and fd_dinov2 are the same number: drop one of them."
+            f"{given}: with --eval_feature_model {args.eval_feature_model}, fid and fd_dinov2 are "
+            "the same number: drop one of them."
         )
 
 

@@ -134,11 +134,7 @@ class Flag:
         group.add_argument(f"--{self.name}", help=self.help, dest=self.dest, **settings | changes)
 
     def check(self, value: Any) -> None:
-        """Refuse a number out of range and an unknown word.
-
-        Raises:
-            UsageError: with the value and the remedy.
-        """
+        """Refuse a number out of range and an unknown word."""
         if value is None:
             return
         if self.bound is not None and not self.bound.holds(value):

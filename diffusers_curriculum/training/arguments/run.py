@@ -47,11 +47,7 @@ _SEED = Bound("in [0, 2^32)", lambda x: 0 <= x < 2**32)
 
 
 def settle_local_rank(args: Any) -> None:
-    """Launchers say the rank by a variable, which overrides the flag.
-
-    Raises:
-        UsageError: it is no integer.
-    """
+    """Launchers say the rank by a variable, which overrides the flag."""
     text = os.environ.get("LOCAL_RANK", "-1")
     try:
         rank = int(text)

@@ -38,11 +38,8 @@ class CheckpointReport:
 
 
 def inspect_run(run_dir: str | Path) -> list[CheckpointReport]:
-    """Read every byte of every checkpoint of a run, oldest first; nothing is changed or unpickled.
-
-    Raises:
-        UsageError: there is no such folder, or it holds no checkpoint.
-    """
+    """Read every byte of every checkpoint of a run, oldest first; nothing is changed or
+    unpickled."""
     root = Path(run_dir)
     found = checkpoints(root)
     if not found:

@@ -19,11 +19,7 @@ _METADATA_LIKE = (".jsonl", ".csv", ".parquet", ".json", ".txt", ".tsv")
 
 
 def check_image_column(features: Features, image_column: str) -> None:
-    """Check that the column exists and holds images.
-
-    Raises:
-        UsageError: it does not; names the columns found.
-    """
+    """Check that the column exists and holds images."""
     _check_there(features, "--image_column", image_column)
     if not isinstance(features[image_column], Image):
         raise UsageError(
@@ -39,9 +35,6 @@ def check_caption_column(
 
     Args:
         folder: the image folder that the data came from, if any; names the usual remedy.
-
-    Raises:
-        UsageError: it does not; names the columns found.
     """
     hint = _caption_hint(folder, caption_column) if folder else ""
     _check_there(features, "--caption_column", caption_column, hint)
@@ -56,9 +49,6 @@ def check_label_column(features: Features, label_column: str, folder: str | None
     """Check that the column exists and holds classes: `ClassLabel`, numbers or words.
 
     Whether numbers are whole, :func:`class_value` tells: with some missing they are read as floats.
-
-    Raises:
-        UsageError: it does not; names the columns found.
     """
     hint = (
         f"Put the images of {folder!r} into one folder per class (two or more, all equally deep), "

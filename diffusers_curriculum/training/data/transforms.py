@@ -103,9 +103,6 @@ class ImageTransform:
         interpolation: a key of `INTERPOLATIONS`.
         center_crop: crop the middle; otherwise uniformly over all places.
         random_flip: mirror left-right with probability 1/2.
-
-    Raises:
-        UsageError: an unknown interpolation, or a resolution below 1.
     """
 
     resolution: int = 512

@@ -67,11 +67,7 @@ def _read_index(path: str, revision: str | None) -> Mapping[str, Any]:
 
 
 def sigma_data_of(args: Arguments) -> float:
-    """The standard deviation of the data that EDM's preconditioning assumes.
-
-    Raises:
-        UsageError: the pretrained pipeline cannot be read.
-    """
+    """The standard deviation of the data that EDM's preconditioning assumes."""
     if args.sigma_data is not None:
         return args.sigma_data
     own = None if args.pretrained_model_name_or_path is None else _own_scheduler(args)
@@ -83,11 +79,7 @@ def sigma_data_of(args: Arguments) -> float:
 
 
 def formulation_of(args: Arguments) -> str:
-    """The formulation of a pretrained pipeline.
-
-    Raises:
-        UsageError: its scheduler cannot be read.
-    """
+    """The formulation of a pretrained pipeline."""
     family = NoiseLevels.from_scheduler(_own_scheduler(args)).family
     return next(name for name, kind in FAMILIES.items() if kind == family)
 
@@ -100,9 +92,6 @@ def build_schedulers(args: Arguments, *, pixels: bool, default_vp: str) -> tuple
     Args:
         pixels: whether images are trained on, and not latents.
         default_vp: class for sampling a variance preserving process.
-
-    Raises:
-        UsageError: a class that is none, cannot sample this formulation, or refuses a setting.
     """
     own = None if args.pretrained_model_name_or_path is None else _own_scheduler(args)
     if own is not None and NoiseLevels.from_scheduler(own).family != FAMILIES[args.formulation]:

@@ -52,9 +52,6 @@ class Levels:
 
         Args:
             continuous: draw between the levels of the table, where the schedule has such.
-
-        Raises:
-            UsageError: the arguments do not go together.
         """
         sampler = timesteps.build_sampler(args, scheduler, seed, args.max_train_steps, continuous)
         objective = timesteps.build_objective(args, sampler)

@@ -137,11 +137,7 @@ def _sampler_of_file(path: str, scheduler: Any) -> TimestepSampler:
 
 
 def build_loss_weights(args: Arguments, objective: Objective) -> Tensor | None:
-    """(T,) loss weights on the objective's own target, or None for none and for learned ones.
-
-    Raises:
-        UsageError: the weighting refuses the arguments or is infinite on this schedule.
-    """
+    """(T,) loss weights on the objective's own target, or None for none and for learned ones."""
     if args.loss_weighting == UNCERTAINTY:
         return None
     with usage_errors("--loss_weighting"):
@@ -156,11 +152,7 @@ def build_loss_weights(args: Arguments, objective: Objective) -> Tensor | None:
 def build_learned_weights(
     args: Arguments, objective: Objective, seed: int
 ) -> LearnedLossWeights | None:
-    """Weights that are learned beside the model, for --loss_weighting uncertainty.
-
-    Raises:
-        UsageError: an unknown argument or a number out of range.
-    """
+    """Weights that are learned beside the model, for --loss_weighting uncertainty."""
     if args.loss_weighting != UNCERTAINTY:
         return None
     with usage_errors("--loss_weighting"):
@@ -168,11 +160,7 @@ def build_learned_weights(
 
 
 def build_objective(args: Arguments, sampler: TimestepSampler) -> Objective:
-    """The objective for --prediction_type, by default the scheduler's own.
-
-    Raises:
-        UsageError: the schedule has no such prediction type.
-    """
+    """The objective for --prediction_type, by default the scheduler's own."""
     levels = sampler.levels
     if args.prediction_type is not None:
         levels = levels.with_prediction_type(args.prediction_type)

@@ -36,33 +36,22 @@ class Outcome(Protocol):
 
 
 class LevelLosses(NamedTuple):
-    """The outcome of a micro-batch of noise levels.
+    """The outcome of a micro-batch of noise levels."""
 
-    Attributes:
-        indices: (B,) levels.
-        losses: (B,) unweighted loss of each sample.
-        loss: (1,) what was differentiated.
-    """
-
-    indices: Tensor
-    losses: Tensor
-    loss: Tensor
+    indices: Tensor  # (B,) levels
+    losses: Tensor  # (B,) unweighted loss of each sample
+    loss: Tensor  # (1,) what was differentiated
 
 
 @dataclass(kw_only=True)
 class Run:
-    """What a step works with; a kind of job adds its models.
-
-    Attributes:
-        network: trained, prepared by accelerate.
-        averages: of its weights.
-    """
+    """What a step works with; a kind of job adds its models."""
 
     args: Arguments
     accelerator: Any  # accelerate.Accelerator, whose gather() is typed too widely
     seed: int
-    network: Any
-    averages: Averages
+    network: Any  # trained, prepared by accelerate
+    averages: Averages  # of its weights
     optimizer: Any
     guard: FiniteGuard
     lr_scheduler: Any

@@ -42,9 +42,6 @@ def load_schedulers(args: Arguments) -> tuple[Any, Any]:
 
     The first is DDPM for variance preserving pipelines, as in diffusers' script, and the
     pipeline's own class for flow matching and EDM.
-
-    Raises:
-        UsageError: there is none to load, or the pipeline brings code of its own.
     """
     refuse_foreign_code(args.pretrained_model_name_or_path, args.revision)
     where = {"subfolder": "scheduler", "revision": args.revision}
@@ -62,11 +59,7 @@ def load_schedulers(args: Arguments) -> tuple[Any, Any]:
 
 
 def load_tokenizer(args: Arguments) -> Any:
-    """The CLIP tokenizer of the pipeline.
-
-    Raises:
-        UsageError: there is none, or a file of it is missing.
-    """
+    """The CLIP tokenizer of the pipeline."""
     path, revision = args.pretrained_model_name_or_path, args.revision
     with _loading(path, "tokenizer"):
         tokenizer: Any = transformers.CLIPTokenizer.from_pretrained(
@@ -82,11 +75,7 @@ def load_tokenizer(args: Arguments) -> Any:
 def load_components(
     args: Arguments, tokenizer: Any, device: torch.device, frozen_dtype: torch.dtype
 ) -> Components:
-    """Load the models onto ``device``; the UNet trains in float32, the rest is frozen.
-
-    Raises:
-        UsageError: a component cannot be loaded.
-    """
+    """Load the models onto ``device``; the UNet trains in float32, the rest is frozen."""
     text_encoder = _model(transformers.CLIPTextModel, args, "text_encoder", frozen_dtype)
     vae = _model(diffusers.AutoencoderKL, args, "vae", frozen_dtype)
     unet = _model(diffusers.UNet2DConditionModel, args, "unet", revision=args.non_ema_revision)

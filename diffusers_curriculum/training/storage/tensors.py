@@ -40,11 +40,7 @@ def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def load_tensors(path: str | Path) -> dict[str, Tensor]:
-    """Read a safetensors file into memory; the tensors do not depend on the file any more.
-
-    Raises:
-        CheckpointError: the file is missing or is not a safetensors file.
-    """
+    """Read a safetensors file into memory; the tensors do not depend on the file any more."""
     try:
         # Cloned, because the loaded ones may be windows into the mapped file.
         return {name: tensor.clone() for name, tensor in load_file(path).items()}
@@ -60,11 +56,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        CheckpointError: the file is missing or holds something else.
-    """
+    """Read a JSON object."""
     try:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
