@@ -93,13 +93,9 @@ FORMULATION = Family.of(
         "preconditioning with log-normal sigma (arXiv 2206.00364); default: the pipeline's own, "
         "else ddpm",
     ),
-    tracked(
-        "flow_shift",
-        float,
-        1.0,
-        "shift of the noise levels of a flow",
-        bound=POSITIVE,
-        needs=(_FLOW,),
+    *sharing(
+        tracked("flow_shift", float, 1.0, "shift of the noise levels of a flow", bound=POSITIVE),
+        needs=_FLOW,
     ),
     *sharing(
         tracked(

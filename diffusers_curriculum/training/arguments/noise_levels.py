@@ -193,13 +193,9 @@ TIMESTEPS = Family.of(
         "none",
         "draw the cleanest or the noisiest timesteps, or a range of them, more often",
     ),
-    tracked(
-        "timestep_bias_multiplier",
-        float,
-        1.0,
-        "how much more often",
-        bound=POSITIVE,
-        needs=(_BIASED,),
+    *sharing(
+        tracked("timestep_bias_multiplier", float, 1.0, "how much more often", bound=POSITIVE),
+        needs=_BIASED,
     ),
     *sharing(
         tracked("timestep_bias_begin", int, 0, "first timestep of the range", bound=NOT_NEGATIVE),

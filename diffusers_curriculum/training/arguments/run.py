@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from diffusers_curriculum.training.arguments import environment
@@ -205,6 +206,13 @@ LOOP = Family.of(
 )
 # What any job takes; the others are for images, kernels and the Hub.
 FAMILIES = (LOADING, RUN, OPTIMIZER, EMA, PRECISION, OUTPUT, CHECKPOINTS, LOOP)
-# Runs of families, in the order of diffusers' scripts
+# Families in a row, in the order of diffusers' scripts, and what those scripts lack of them
 OF_IMAGES = (IMAGES, LOADING, SAMPLES)
 OF_MACHINE = (PRECISION, KERNELS, OUTPUT, HUB)
+_OURS = {flag.name for flag in SAMPLES.flags}
+_OURS |= {"ema_decay", "ema_interval", "license", "allow_config_change"}
+
+
+def official(families: Sequence[Family]) -> str:
+    """Names of the flags that diffusers' scripts have, of families that are named as there."""
+    return " ".join(f.name for family in families for f in family.flags if f.name not in _OURS)

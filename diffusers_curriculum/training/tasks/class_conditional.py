@@ -39,6 +39,7 @@ from diffusers_curriculum.training.arguments.run import (
     OPTIMIZER,
     RUN,
     SOURCE,
+    official,
 )
 from diffusers_curriculum.training.errors import UsageError
 from diffusers_curriculum.training.loop.task import JobParts
@@ -102,7 +103,6 @@ _PICTURES = pictures(
 _TRAINING = (RUN, OPTIMIZER, EMA, *OF_MACHINE, CHECKPOINTS)
 _FAMILIAR = (_MODEL, SOURCE, _LABELS, *OF_IMAGES, AUTOENCODER, *_TRAINING)
 _LEVELS = (PREDICTION, PROCESS, FORMULATION, *NOISE_LEVELS)
-_OURS = "bad_samples bad_samples_limit ema_decay ema_interval license allow_config_change"
 
 
 class ClassConditional(ImageTask):
@@ -112,9 +112,7 @@ class ClassConditional(ImageTask):
         "Train a class-conditional DiT or U-Net with a curriculum over noise levels and importance "
         "sampling.",
         (*_FAMILIAR, *_LEVELS, POWER_EMA, _PICTURES, EVALUATION, LOOP),
-        official=" ".join(
-            f.name for family in _FAMILIAR for f in family.flags if f.name not in _OURS.split()
-        ),
+        official=official(_FAMILIAR),
         changes={
             "output_dir": {"default": "class-conditional-model"},
             "tracker_project_name": {"default": "class-conditional"},

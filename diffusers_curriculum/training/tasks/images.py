@@ -148,8 +148,17 @@ class ImageTask(ImageLevelTask):
         averages = Averages(network).with_ema(args, device, warmup=warmup).with_power(args)
         self.models = parts.ImageModels(network, space, kept)
         self.published.models, self.published.averages = self.models, averages
-        self.evaluator = self._evaluator(job)
-        self.latents = self._cached_latents(job)
+        interpolation = args.image_interpolation_mode
+        self.evaluator = make_evaluator(
+            args,
+            accelerator,
+            training_images(job.rows, args.resolution, interpolation, args.image_column),
+            len(job.rows),
+            job.seed,
+            args.max_train_steps,
+            self.guidance_scale,
+        )
+        self.latents = self._cached_latents(job) if args.cache_latents else None
         return Trained(network, parts.folder_name(network), averages)
 
     @property
@@ -158,26 +167,8 @@ class ImageTask(ImageLevelTask):
         network = self.models.network
         return null_class(network) if takes_labels(network) else None
 
-    def _evaluator(self, job: JobParts) -> Any:
-        args = job.args
-        real = training_images(
-            job.rows, args.resolution, args.image_interpolation_mode, args.image_column
-        )
-        return make_evaluator(
-            args,
-            job.accelerator,
-            real,
-            len(job.rows),
-            job.seed,
-            args.max_train_steps,
-            self.guidance_scale,
-        )
-
-    def _cached_latents(self, job: JobParts) -> CachedLatents | None:
-        """The latents of all images, for --cache_latents."""
+    def _cached_latents(self, job: JobParts) -> CachedLatents:
         args, accelerator = job.args, job.accelerator
-        if not args.cache_latents:
-            return None
         folder = args.train_data_dir if args.dataset_name is None else None
         label_column = self.text_columns.get("label_column")
         fingerprint = {

@@ -29,6 +29,7 @@ from diffusers_curriculum.training.arguments.run import (
     OPTIMIZER,
     RUN,
     SOURCE,
+    official,
 )
 from diffusers_curriculum.training.data.dataset import ImageCaptionDataset
 from diffusers_curriculum.training.errors import UsageError
@@ -96,20 +97,7 @@ _DROPOUT = Family.of(
 )
 _INPUT = (_MODEL, SOURCE, _CAPTIONS, *OF_IMAGES)
 _TRAINING = (RUN, OPTIMIZER, PREDICTION, _NOISE, EMA)
-_RESULTS = (_VALIDATION, *OF_MACHINE, CHECKPOINTS)
-OFFICIAL = (
-    "pretrained_model_name_or_path revision variant non_ema_revision dataset_name "
-    "dataset_config_name train_data_dir image_column caption_column max_train_samples cache_dir "
-    "resolution center_crop random_flip image_interpolation_mode dataloader_num_workers "
-    "train_batch_size num_train_epochs max_train_steps gradient_accumulation_steps "
-    "gradient_checkpointing seed local_rank learning_rate scale_lr lr_scheduler lr_warmup_steps "
-    "use_8bit_adam adam_beta1 adam_beta2 adam_weight_decay adam_epsilon max_grad_norm "
-    "prediction_type snr_gamma noise_offset input_perturbation dream_training "
-    "dream_detail_preservation use_ema offload_ema foreach_ema validation_prompts "
-    "validation_epochs mixed_precision allow_tf32 enable_xformers_memory_efficient_attention "
-    "output_dir logging_dir report_to tracker_project_name push_to_hub hub_token hub_model_id "
-    "checkpointing_steps checkpoints_total_limit resume_from_checkpoint"
-)
+_FAMILIAR = (*_INPUT, *_TRAINING, _VALIDATION, *OF_MACHINE, CHECKPOINTS)
 
 
 @dataclass(kw_only=True)
@@ -124,8 +112,8 @@ class TextToImage(ImageLevelTask):
 
     command_line = CommandLine(
         "Fine-tune Stable Diffusion with a timestep curriculum and importance sampling.",
-        (*_INPUT, *_TRAINING, *_RESULTS, *NOISE_LEVELS, _DROPOUT, LOOP),
-        official=OFFICIAL,
+        (*_FAMILIAR, *NOISE_LEVELS, _DROPOUT, LOOP),
+        official=official(_FAMILIAR),
         changes={
             "output_dir": {"default": "sd-model-finetuned"},
             "tracker_project_name": {"default": "text2image-fine-tune"},
