@@ -53,18 +53,12 @@ _TEXTS = {
 
 @dataclass(frozen=True)
 class Difference:
-    """One value that is not what it was.
+    """One value that is not what it was."""
 
-    Attributes:
-        setting: its name for --allow_config_change.
-        name: dotted, such as ``sampler.density``.
-        old, new: the checkpoint's value and this run's; None where there is none.
-    """
-
-    setting: str
-    name: str
-    old: Any
-    new: Any
+    setting: str  # its name for --allow_config_change
+    name: str  # dotted, such as ``sampler.density``
+    old: Any  # the checkpoint's value, None where there is none
+    new: Any  # this run's
 
     def __str__(self) -> str:
         label = _TEXTS.get(self.name)

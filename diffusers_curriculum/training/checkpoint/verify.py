@@ -16,21 +16,13 @@ _SHOWN = ("torch", "diffusers")  # versions with a column
 
 @dataclass(frozen=True)
 class CheckpointReport:
-    """What is known of one checkpoint.
+    """What is known of one checkpoint."""
 
-    Attributes:
-        name: its folder.
-        faults: one line per damaged or missing file; none if it is whole.
-        step: optimizer steps made; None if the manifest cannot be trusted.
-        sampler: its timestep sampler in a few words, "-" if unknown.
-        versions: of the libraries that wrote it.
-    """
-
-    name: str
-    faults: tuple[str, ...]
-    step: int | None = None
-    sampler: str = "-"
-    versions: Mapping[str, str | None] | None = None
+    name: str  # its folder
+    faults: tuple[str, ...]  # one line per damaged or missing file; none if it is whole
+    step: int | None = None  # optimizer steps made; None if the manifest cannot be trusted
+    sampler: str = "-"  # its timestep sampler in a few words, "-" if unknown
+    versions: Mapping[str, str | None] | None = None  # of the libraries that wrote it
 
     @property
     def whole(self) -> bool:

@@ -43,16 +43,10 @@ _CHUNK = 16  # rows read at once: embedded images are held in memory, a call per
 
 @dataclass(frozen=True)
 class BadSample:
-    """One sample that cannot be trained on.
+    """One sample that cannot be trained on."""
 
-    Attributes:
-        row: row of the data set that was checked.
-        path: path of the image file, None where the image has none.
-        reason: what is wrong with it.
-    """
-
-    row: int
-    path: str | None
+    row: int  # of the data set that was checked
+    path: str | None  # of the image file, None where the image has none
     reason: str
 
     def __str__(self) -> str:
@@ -60,15 +54,10 @@ class BadSample:
 
 
 class Findings(NamedTuple):
-    """What a look at some rows gave.
+    """What a look at some rows gave."""
 
-    Attributes:
-        bad: the samples that cannot be trained on, by rising row.
-        fresh: keys of the good images that were not known before.
-    """
-
-    bad: list[BadSample]
-    fresh: list[str]
+    bad: list[BadSample]  # by rising row
+    fresh: list[str]  # keys of the good images that were not known before
 
 
 def usable_images(

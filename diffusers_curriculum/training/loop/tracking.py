@@ -45,17 +45,11 @@ class _Window:
 
 
 class LossSummary(NamedTuple):
-    """Mean loss per bin of log-SNR over a whole run.
+    """Mean loss per bin of log-SNR over a whole run."""
 
-    Attributes:
-        edges: (bins + 1,) ascending, in units of log-SNR.
-        means: (bins,) mean unweighted loss, NaN where nothing was drawn.
-        counts: (bins,) samples seen.
-    """
-
-    edges: tuple[float, ...]
-    means: tuple[float, ...]
-    counts: tuple[int, ...]
+    edges: tuple[float, ...]  # (bins + 1,) ascending, in units of log-SNR
+    means: tuple[float, ...]  # (bins,) mean unweighted loss, NaN where nothing was drawn
+    counts: tuple[int, ...]  # (bins,) samples seen
 
 
 class LossByNoiseLevel(_Window):

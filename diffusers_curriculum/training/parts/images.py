@@ -32,17 +32,12 @@ _DEFAULT = "UNet"  # as in diffusers' train_unconditional.py
 
 @dataclass
 class ImageModels:
-    """The models of an image run.
+    """The models of an image run."""
 
-    Attributes:
-        network: trained, float32.
-        space: what it is trained on; its autoencoder is frozen, in the dtype of mixed precision.
-        kept: the autoencoder in float32, as it is saved; on the CPU, and the same one where it is
-            not trained with in half precision.
-    """
-
-    network: Any
-    space: LatentSpace
+    network: Any  # trained, float32
+    space: LatentSpace  # its autoencoder is frozen, in the dtype of mixed precision
+    # the autoencoder in float32, as it is saved; on the CPU, and the same one where it is not
+    # trained with in half precision
     kept: Any
 
 

@@ -50,18 +50,13 @@ class Mixture(NamedTuple):
 
 
 class Reconstruction(NamedTuple):
-    """How an average is put together from snapshots.
-
-    Attributes:
-        step: the time of the average, in optimizer steps.
-        residual: the part of its profile that the snapshots cannot give.
-    """
+    """How an average is put together from snapshots."""
 
     snapshots: list[Snapshot]
     coefficients: list[float]
     sigma_rel: float
-    step: int
-    residual: float
+    step: int  # the time of the average, in optimizer steps
+    residual: float  # the part of its profile that the snapshots cannot give
 
 
 def gamma_of(sigma_rel: float) -> float:

@@ -24,17 +24,12 @@ DTYPE = "dtype" if version.parse(diffusers.__version__) >= version.parse("0.40")
 
 @dataclass
 class Components:
-    """The models of a text-to-image run.
-
-    Attributes:
-        unet: trained, float32.
-        vae, text_encoder: frozen, in the dtype of mixed precision.
-    """
+    """The models of a text-to-image run; what is frozen is in the dtype of mixed precision."""
 
     tokenizer: Any
     text_encoder: Any
     vae: Any
-    unet: Any
+    unet: Any  # trained, float32
 
 
 def load_schedulers(args: Arguments) -> tuple[Any, Any]:

@@ -44,15 +44,10 @@ CROP_SEED = 0  # of cached crops, so that runs of other seeds may share a cache
 
 @dataclass(kw_only=True)
 class ImageRun(LevelRun):
-    """What the step works with.
+    """What the step works with."""
 
-    Attributes:
-        space: what is trained in.
-        null_label: the class that stands for none; None for a network without labels.
-    """
-
-    space: LatentSpace
-    null_label: int | None
+    space: LatentSpace  # what is trained in
+    null_label: int | None  # the class that stands for none; None for a network without labels
 
     def encoded(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
         """Mean and deviation of a batch's latents: encoded now, or taken from the cache."""

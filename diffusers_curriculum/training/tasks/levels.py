@@ -16,15 +16,10 @@ from diffusers_curriculum.training.loop.task import JobParts, Task
 
 
 class LevelTask(Task):
-    """A task with noise levels to draw.
+    """A task with noise levels to draw."""
 
-    Attributes:
-        args: the checked command line, once levels are chosen.
-        levels: what is trained on.
-    """
-
-    args: Arguments
-    levels: Levels
+    args: Arguments  # checked, once levels are chosen
+    levels: Levels  # what is trained on
 
     def choose_levels(self, args: Arguments, seed: int) -> Levels:
         """Schedulers, sampler, objective and weights."""
