@@ -13,7 +13,7 @@ from diffusers_curriculum.training.errors import HubError, UsageError
 _ALONE = ("wandb", "comet_ml", "aim", "mlflow", "clearml", "dvclive", "swanlab", "trackio")
 TRACKERS = {"tensorboard": ("tensorboard", "tensorboardX")} | {name: (name,) for name in _ALONE}
 
-_LOCAL = ("/", "./", "../", "~")  # of names that cannot be those of a repository
+LOCAL = ("/", "./", "../", "~")  # of names that cannot be those of a repository
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 
 
@@ -26,20 +26,10 @@ def check_folder(args: Any, name: str, wanted: str) -> None:
     """Refuse a path to a folder of something ``wanted`` that is not there; anything else may be a
     name on the Hub."""
     value = getattr(args, name)
-    if value is not None and value.startswith(_LOCAL) and not Path(value).is_dir():
+    if value is not None and value.startswith(LOCAL) and not Path(value).is_dir():
         raise UsageError(
             f"--{name} is {value}: there is no such folder. Give a folder with {wanted}, or the "
             "name of a repository on the Hub."
-        )
-
-
-def check_config(args: Any) -> None:
-    """Refuse a path to a network's config that is not there."""
-    name = args.model_config
-    if name is not None and name.startswith(_LOCAL) and not Path(name).exists():
-        raise UsageError(
-            f"--{args.flag('model_config')} is {name}: there is no such file or folder. Give a "
-            "config.json, its folder, or the name of a repository on the Hub."
         )
 
 

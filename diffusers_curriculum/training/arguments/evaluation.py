@@ -12,6 +12,7 @@ from diffusers_curriculum.metrics.choices import (
     missing_packages,
     networks_of,
 )
+from diffusers_curriculum.training.arguments import environment
 from diffusers_curriculum.training.arguments.flag import (
     Family,
     Need,
@@ -62,11 +63,7 @@ def _check_machine(args: Any) -> None:
     weights, model = args.eval_feature_weights, args.eval_feature_model
     if weights is not None and not Path(weights).is_file():
         raise UsageError(f"--eval_feature_weights is {weights}: there is no such file.")
-    if model is not None and model.startswith(("/", "./", "../")) and not Path(model).is_dir():
-        raise UsageError(
-            f"--eval_feature_model is {model}: there is no such folder. Give one that "
-            "save_pretrained wrote, or the name of a repository on the Hub."
-        )
+    environment.check_folder(args, "eval_feature_model", "a model that save_pretrained wrote")
     for network, metrics in metrics_by_network(networks_of(args.eval_metrics, model)).items():
         _check_packages(network, metrics)
 

@@ -118,10 +118,6 @@ class Flag:
         if self.type is None:
             object.__setattr__(self, "default", bool(self.default))
 
-    def changed(self, changes: Mapping[str, Any]) -> Flag:
-        """The flag with other settings; under another name it gives the same argument."""
-        return replace(self, **changes)
-
     def add_to(self, group: Any, **changes: Any) -> None:
         """Declare it to argparse."""
         if self.type is None:
@@ -204,5 +200,7 @@ class Family:
         return cls(title, sharing(*flags, needs=needs, setting=setting), **hooks)
 
     def changed(self, changes: Mapping[str, Mapping[str, Any]]) -> Family:
-        """The family with other defaults, help, needs, ... of some flags, by their names."""
-        return replace(self, flags=tuple(f.changed(changes.get(f.name, {})) for f in self.flags))
+        """The family with other defaults, help, needs, ... of some flags, by their names; under
+        another name a flag gives the same argument."""
+        changed = (replace(flag, **changes.get(flag.name, {})) for flag in self.flags)
+        return replace(self, flags=tuple(changed))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 from diffusers_curriculum.training.arguments import environment
@@ -181,7 +182,12 @@ def _check_network_name(args: Any) -> None:
 
 def _check_pipeline(args: Any) -> None:
     environment.check_folder(args, "pretrained_model_name_or_path", "a saved pipeline")
-    environment.check_config(args)
+    name = args.model_config
+    if name is not None and name.startswith(environment.LOCAL) and not Path(name).exists():
+        raise UsageError(
+            f"--{args.flag('model_config')} is {name}: there is no such file or folder. Give a "
+            "config.json, its folder, or the name of a repository on the Hub."
+        )
 
 
 def network(config: Flag, kind: str) -> Family:

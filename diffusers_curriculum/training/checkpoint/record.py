@@ -33,12 +33,8 @@ class RunRecord:
     the log: it must not end a run whose checkpoints are safe.
 
     Args:
-        output_dir: folder of run.json.
-        arguments: the command line without secrets, as trackers get it.
         facts: what the manifests of this session's checkpoints hold.
-        first_step: optimizer step that it starts at.
-        resumed_from: the checkpoint, None for a new run.
-        changed: differences to that checkpoint.
+        resumed_from: the checkpoint, None for a new run; ``changed``: differences to it.
         enabled: whether this process writes; the main one does.
     """
 

@@ -47,11 +47,6 @@ def pipeline_index(args: Arguments) -> dict[str, Any]:
     return dict(read(path, args.revision))
 
 
-@lru_cache(maxsize=4)  # wanted several times at the start, each time a request to the Hub
-def _ask_for_index(path: str, revision: str | None) -> Mapping[str, Any]:
-    return _read_index(path, revision)
-
-
 def _read_index(path: str, revision: str | None) -> Mapping[str, Any]:
     if not Path(path).is_dir() and Path(path).exists():
         raise UsageError(f"--pretrained_model_name_or_path {path!r} is a file: give its folder.")
@@ -64,6 +59,10 @@ def _read_index(path: str, revision: str | None) -> Mapping[str, Any]:
             f"({' '.join(str(error).split())}). Give a folder or Hub id of a saved pipeline."
         ) from error
     return index
+
+
+# wanted several times at the start, each time a request to the Hub
+_ask_for_index = lru_cache(maxsize=4)(_read_index)
 
 
 def sigma_data_of(args: Arguments) -> float:
@@ -122,24 +121,17 @@ def _settings(args: Arguments, fresh: bool, pixels: bool) -> dict[str, Any]:
         if fresh or flag in args.given
     }
     if args.formulation == "edm" and fresh:
-        settings |= _edm_of_this_scale(args, args.sigma_data or SIGMA_DATA[pixels])
+        # Its range of noise is meant for data of standard deviation 0.5; other data have other
+        # noise, unless the flags say which.
+        data = args.sigma_data or SIGMA_DATA[pixels]
+        ends = [name for name in ("sigma_min", "sigma_max") if name not in args.given]
+        settings |= {"sigma_data": data} | {name: args[name] * data / 0.5 for name in ends}
     if args.formulation == "ddpm":
         if args.prediction_type is not None:
             settings["prediction_type"] = args.prediction_type
         if fresh:
             settings["clip_sample"] = pixels
     return settings
-
-
-def _edm_of_this_scale(args: Arguments, data: float) -> dict[str, Any]:
-    """EDM's range of noise is meant for data of standard deviation 0.5; other data have other
-    noise, unless the flags say which."""
-    ends = {
-        name: args[name] * data / 0.5
-        for name in ("sigma_min", "sigma_max")
-        if name not in args.given
-    }
-    return {"sigma_data": data} | ends
 
 
 def _own_scheduler(args: Arguments) -> Any:

@@ -152,16 +152,12 @@ class Unconditional(ImageTask):
         # The official script weighs the loss of x0 by the SNR, which makes it that of the noise.
         if args.prediction_type == "sample" and args.loss_weighting == "none":
             args.loss_weighting = "unit_epsilon"
-        self._settle_denoising(args)
-
-    def _settle_denoising(self, args: Arguments) -> None:
-        """1,000 steps are meant for DDPM; a flow and EDM need few. Metrics of DDPM need as many as
-        its pictures, which another sampler would not."""
-        drawn, measured = "validation_inference_steps", "eval_num_inference_steps"
-        if args.formulation != "ddpm" and drawn not in args.given:
+        # 1,000 steps are meant for DDPM; a flow and EDM need few. Metrics of DDPM need as many as
+        # its pictures, which another sampler would not.
+        if args.formulation != "ddpm" and "validation_inference_steps" not in args.given:
             args.validation_inference_steps = 50
         ancestral = args.formulation == "ddpm" and args.sampling_scheduler is None
-        if ancestral and measured not in args.given:
+        if ancestral and "eval_num_inference_steps" not in args.given:
             args.eval_num_inference_steps = args.validation_inference_steps
 
     @property
