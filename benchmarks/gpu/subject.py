@@ -20,8 +20,7 @@ from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.data.plan import BatchPlan
 from diffusers_curriculum.training.levels.levels import Levels
 from diffusers_curriculum.training.loop.guard import FiniteGuard
-from diffusers_curriculum.training.loop.run import LevelLosses
-from diffusers_curriculum.training.loop.updates import make_update
+from diffusers_curriculum.training.loop.run import LevelLosses, make_update
 from diffusers_curriculum.training.parts.averages import Averages
 from diffusers_curriculum.training.parts.optimizers import build_lr_scheduler, build_optimizer
 from diffusers_curriculum.training.parts.stable_diffusion import Components

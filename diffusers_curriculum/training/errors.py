@@ -21,7 +21,8 @@ class ExitCode(IntEnum):
 
 
 class UsageError(ValueError):
-    """Bad arguments, data or checkpoint; a script prints the message and exits with status 2."""
+    """Bad arguments, data, models or checkpoint; a script prints the message, which has the value
+    and the remedy, and exits with status 2. Whatever reads one of these may raise it."""
 
 
 class CheckpointError(UsageError):

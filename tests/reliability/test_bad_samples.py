@@ -23,7 +23,7 @@ from diffusers_curriculum.training.data.bad_samples import (
     find_bad_samples,
     usable_rows,
 )
-from diffusers_curriculum.training.data.sources import load_image_captions
+from diffusers_curriculum.training.data.sources import load_images
 from diffusers_curriculum.training.data.transforms import ImageTransform, decode_image
 from diffusers_curriculum.training.errors import UsageError
 from diffusers_curriculum.training.loop import job
@@ -58,7 +58,9 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 
 @pytest.fixture
 def rows(corpus: Corpus, tmp_path: Path) -> Any:
-    return load_image_captions(train_data_dir=str(corpus.folder), cache_dir=str(tmp_path / "cache"))
+    return load_images(
+        caption_column="text", train_data_dir=str(corpus.folder), cache_dir=str(tmp_path / "cache")
+    )
 
 
 @contextmanager

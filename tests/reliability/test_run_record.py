@@ -29,7 +29,7 @@ from diffusers_curriculum.training.checkpoint.same_run import (
     renewed_parts,
 )
 from diffusers_curriculum.training.data.plan import BatchPlan
-from diffusers_curriculum.training.data.sources import load_image_captions
+from diffusers_curriculum.training.data.sources import load_images
 from diffusers_curriculum.training.errors import CheckpointError, UsageError
 from diffusers_curriculum.training.levels.levels import Levels
 from diffusers_curriculum.training.storage.fingerprints import (
@@ -54,7 +54,9 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def load(folder: Path, cache: Path, **more: Any) -> Any:
-    return load_image_captions(train_data_dir=str(folder), cache_dir=str(cache), **more)
+    return load_images(
+        caption_column="text", train_data_dir=str(folder), cache_dir=str(cache), **more
+    )
 
 
 def arguments(folder: Path, *more: object) -> Arguments:
@@ -254,9 +256,13 @@ def test_checkpoints_of_older_versions_are_compared_where_they_tell(facts_of: An
     assert named == ["seed", "dataset.rows"]
 
 
-def test_an_unknown_name_is_refused(facts_of: Any) -> None:
-    with pytest.raises(UsageError, match=r"--allow_config_change everything: .*choose from seed"):
-        check_same_run(facts_of(), None, ["sampler", "everything"])
+def test_an_unknown_name_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["--pretrained_model_name_or_path", "m", "--dataset_name", "d"]
+    with pytest.raises(SystemExit):
+        TextToImage().parse([*given, "--allow_config_change", "sampler", "everything"])
+    assert "--allow_config_change: invalid choice: 'everything' (choose from" in (
+        capsys.readouterr().err
+    )
 
 
 def test_facts_fit_into_a_manifest_and_come_back(facts_of: Any, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ def _nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
 
         return fail
 
-    monkeypatch.setattr(sources, "load_image_captions", forbidden("the data set"))
+    monkeypatch.setattr(sources, "load_images", forbidden("the data set"))
     monkeypatch.setattr(components, "load_components", forbidden("a model"))
     monkeypatch.setattr(components, "load_tokenizer", forbidden("the tokenizer"))
     monkeypatch.setattr(runtime, "make_accelerator", forbidden("the accelerator"))

@@ -107,7 +107,7 @@ def test_the_loop_around_a_step_stands_once() -> None:
         for node in ast.walk(tree)
         if isinstance(node, ast.Attribute) and node.attr in ("accumulate", "sync_gradients")
     ]
-    assert set(found) == {f"{PACKAGE}.training.loop.updates"}
+    assert set(found) == {f"{PACKAGE}.training.loop.run"}
 
 
 def test_nothing_asks_which_script_runs() -> None:

@@ -9,20 +9,11 @@ from typing import Any
 
 from diffusers_curriculum.training.errors import HubError, UsageError
 
-# Tracker name of accelerate -> packages, any of which provides it.
-TRACKERS = {
-    "tensorboard": ("tensorboard", "tensorboardX"),
-    "wandb": ("wandb",),
-    "comet_ml": ("comet_ml",),
-    "aim": ("aim",),
-    "mlflow": ("mlflow",),
-    "clearml": ("clearml",),
-    "dvclive": ("dvclive",),
-    "swanlab": ("swanlab",),
-    "trackio": ("trackio",),
-}
+# Tracker name of accelerate -> packages, any of which provides it; most are called alike.
+_ALONE = ("wandb", "comet_ml", "aim", "mlflow", "clearml", "dvclive", "swanlab", "trackio")
+TRACKERS = {"tensorboard": ("tensorboard", "tensorboardX")} | {name: (name,) for name in _ALONE}
 
-_LOCAL = ("/", "./", "../", "~")  # of names that cannot be those of a repository
+LOCAL = ("/", "./", "../", "~")  # of names that cannot be those of a repository
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 
 
@@ -32,36 +23,19 @@ def installed(package: str) -> bool:
 
 
 def check_folder(args: Any, name: str, wanted: str) -> None:
-    """Refuse a path to a folder that is not there; anything else may be a name on the Hub.
-
-    Args:
-        name: of the argument.
-        wanted: what the folder must hold, in words.
-    """
+    """Refuse a path to a folder of something ``wanted`` that is not there; anything else may be a
+    name on the Hub."""
     value = getattr(args, name)
-    if value is not None and value.startswith(_LOCAL) and not Path(value).is_dir():
+    if value is not None and value.startswith(LOCAL) and not Path(value).is_dir():
         raise UsageError(
             f"--{name} is {value}: there is no such folder. Give a folder with {wanted}, or the "
             "name of a repository on the Hub."
         )
 
 
-def check_config(args: Any) -> None:
-    """Refuse a path to a network's config that is not there."""
-    name = args.model_config
-    if name is not None and name.startswith(_LOCAL) and not Path(name).exists():
-        raise UsageError(
-            f"--{args.flag('model_config')} is {name}: there is no such file or folder. Give a "
-            "config.json, its folder, or the name of a repository on the Hub."
-        )
-
-
 def check_data(args: Any, wanted: str) -> None:
-    """Refuse a run without data; --show_timesteps looks at the scheduler only.
-
-    Args:
-        wanted: what a local folder must hold, in words.
-    """
+    """Refuse a run without data, a local folder being the one ``wanted``; --show_timesteps looks at
+    the scheduler only."""
     missing = args.dataset_name is None and args.train_data_dir is None
     if missing and "show_timesteps" not in args.given:
         raise UsageError(
@@ -69,16 +43,15 @@ def check_data(args: Any, wanted: str) -> None:
             f"{wanted}."
         )
     # Together with --dataset_name the folder lies inside that data set, not on this machine.
-    if args.train_data_dir is not None and args.dataset_name is None:
-        _check_data_folder(Path(args.train_data_dir), wanted)
-
-
-def _check_data_folder(folder: Path, wanted: str) -> None:
+    if args.train_data_dir is None or args.dataset_name is not None:
+        return
+    folder, problem = Path(args.train_data_dir), None
     if not folder.is_dir():
         problem = "it is a file" if folder.exists() else "there is no such folder"
+    elif not any(path.is_file() for path in folder.rglob("*")):
+        problem = "the folder is empty"
+    if problem:
         raise UsageError(f"--train_data_dir is {folder}: {problem}. Give {wanted}.")
-    if not any(path.is_file() for path in folder.rglob("*")):
-        raise UsageError(f"--train_data_dir is {folder}: the folder is empty. Give {wanted}.")
 
 
 def check_output(args: Any) -> None:

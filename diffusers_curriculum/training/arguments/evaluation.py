@@ -12,12 +12,15 @@ from diffusers_curriculum.metrics.choices import (
     missing_packages,
     networks_of,
 )
+from diffusers_curriculum.training.arguments import environment
 from diffusers_curriculum.training.arguments.flag import (
-    COUNT,
     Family,
     Need,
     at_least,
-    path,
+    choice,
+    count,
+    place,
+    sharing,
     tracked,
 )
 from diffusers_curriculum.training.errors import UsageError
@@ -35,25 +38,21 @@ _THROUGH_INCEPTION = Need(
 
 def _check(args: Any) -> None:
     """Refuse metrics that cannot be computed."""
-    if args.eval_steps is None and not args.eval_metrics:
-        return
-    if args.eval_steps is None:
-        raise UsageError(
-            f"--eval_metrics is {' '.join(args.eval_metrics)}: it needs --eval_steps N, which says "
-            "when."
-        )
-    if not args.eval_metrics:
+    names = args.eval_metrics or ()
+    given = f"--eval_metrics is {' '.join(names)}"
+    if names and args.eval_steps is None:
+        raise UsageError(f"{given}: it needs --eval_steps N, which says when.")
+    if not names and args.eval_steps is not None:
         raise UsageError(
             f"--eval_steps is {args.eval_steps}: it needs --eval_metrics, one or more of "
             f"{', '.join(METRICS)}."
         )
-    names = args.eval_metrics
     if len(set(names)) < len(names):
-        raise UsageError(f"--eval_metrics is {' '.join(names)}: name each metric once.")
+        raise UsageError(f"{given}: name each metric once.")
     if args.eval_feature_model is not None and {"fid", "fd_dinov2"} <= set(names):
         raise UsageError(
-            f"--eval_metrics is {' '.join(names)}: with --eval_feature_model "
-            f"{args.eval_feature_model}, fid and fd_dinov2 are the same number: drop one of them."
+            f"{given}: with --eval_feature_model {args.eval_feature_model}, fid and fd_dinov2 are "
+            "the same number: drop one of them."
         )
 
 
@@ -64,11 +63,7 @@ def _check_machine(args: Any) -> None:
     weights, model = args.eval_feature_weights, args.eval_feature_model
     if weights is not None and not Path(weights).is_file():
         raise UsageError(f"--eval_feature_weights is {weights}: there is no such file.")
-    if model is not None and model.startswith(("/", "./", "../")) and not Path(model).is_dir():
-        raise UsageError(
-            f"--eval_feature_model is {model}: there is no such folder. Give one that "
-            "save_pretrained wrote, or the name of a repository on the Hub."
-        )
+    environment.check_folder(args, "eval_feature_model", "a model that save_pretrained wrote")
     for network, metrics in metrics_by_network(networks_of(args.eval_metrics, model)).items():
         _check_packages(network, metrics)
 
@@ -88,62 +83,38 @@ def _check_packages(network: str, metrics: tuple[str, ...]) -> None:
 
 EVALUATION = Family.of(
     "metrics while training",
-    tracked(
-        "eval_steps",
-        int,
-        help="compute metrics every N steps and at the end",
-        metavar="N",
-        bound=COUNT,
-    ),
-    tracked(
+    count("eval_steps", help="compute metrics every N steps and at the end", metavar="N"),
+    choice(
         "eval_metrics",
-        str,
+        METRICS,
         help="fid (arXiv 1706.08500), kid (1801.01401), fd_dinov2 (2306.04675), precision_recall "
         "(1904.06991)",
         nargs="+",
-        choices=METRICS,
     ),
-    tracked(
-        "eval_samples",
-        int,
-        1000,
-        "images generated, and training images compared with; figures of different numbers "
-        "cannot be compared, and published ones use 50000",
-        bound=at_least(4),  # precision and recall look at the third neighbour of a sample
-        needs=(_MEASURED,),
-    ),
-    tracked(
-        "eval_num_inference_steps",
-        int,
-        50,
-        "denoising steps per image",
-        bound=COUNT,
-        needs=(_MEASURED,),
-    ),
-    tracked(
-        "eval_generation_batch_size",
-        int,
-        32,
-        "images generated at once on each device",
-        bound=COUNT,
-        needs=(_MEASURED,),
-    ),
-    tracked(
-        "eval_feature_model",
-        str,
-        help="compute all metrics with this network: a transformers vision model, such as a "
-        "classifier of your own data, as a folder or a name on the Hub",
-        metavar="PATH",
-        convert=path,
-        needs=(_MEASURED,),
-    ),
-    tracked(
-        "eval_feature_weights",
-        str,
-        help="file with the Inception weights of torch-fidelity, instead of a download",
-        metavar="PATH",
-        convert=path,
-        needs=(_MEASURED, _THROUGH_INCEPTION),
+    *sharing(
+        tracked(
+            "eval_samples",
+            int,
+            1000,
+            "images generated, and training images compared with; figures of different numbers "
+            "cannot be compared, and published ones use 50000",
+            bound=at_least(4),  # precision and recall look at the third neighbour of a sample
+        ),
+        count("eval_num_inference_steps", 50, "denoising steps per image"),
+        count("eval_generation_batch_size", 32, "images generated at once on each device"),
+        place(
+            "eval_feature_model",
+            help="compute all metrics with this network: a transformers vision model, such as a "
+            "classifier of your own data, as a folder or a name on the Hub",
+            metavar="PATH",
+        ),
+        place(
+            "eval_feature_weights",
+            help="file with the Inception weights of torch-fidelity, instead of a download",
+            metavar="PATH",
+            needs=(_THROUGH_INCEPTION,),
+        ),
+        needs=_MEASURED,
     ),
     check=_check,
     check_machine=_check_machine,

@@ -48,6 +48,7 @@ def at_least(least: int) -> Bound:
 
 COUNT = at_least(1)
 NOT_NEGATIVE = Bound("finite and not negative", lambda x: 0 <= x < math.inf)
+ABOVE_ZERO = Bound("greater than 0", lambda x: x > 0)
 POSITIVE = Bound("finite and above 0", lambda x: 0 < x < math.inf)
 SHARE = Bound("in [0, 1]", lambda x: 0 <= x <= 1)
 DECAY = Bound("in [0, 1)", lambda x: 0 <= x < 1)
@@ -117,10 +118,6 @@ class Flag:
         if self.type is None:
             object.__setattr__(self, "default", bool(self.default))
 
-    def changed(self, changes: Mapping[str, Any]) -> Flag:
-        """The flag with other settings; under another name it gives the same argument."""
-        return replace(self, **changes)
-
     def add_to(self, group: Any, **changes: Any) -> None:
         """Declare it to argparse."""
         if self.type is None:
@@ -133,11 +130,7 @@ class Flag:
         group.add_argument(f"--{self.name}", help=self.help, dest=self.dest, **settings | changes)
 
     def check(self, value: Any) -> None:
-        """Refuse a number out of range and an unknown word.
-
-        Raises:
-            UsageError: with the value and the remedy.
-        """
+        """Refuse a number out of range and an unknown word."""
         if value is None:
             return
         if self.bound is not None and not self.bound.holds(value):
@@ -147,6 +140,34 @@ class Flag:
 
 
 tracked = partial(Flag, tracked=True)
+
+
+def count(name: str, default: int | None = None, help: str = "", **settings: Any) -> Flag:
+    """A flag for a whole number from 1 on."""
+    return tracked(name, int, default, help, bound=COUNT, **settings)
+
+
+def choice(
+    name: str, choices: tuple[str, ...], default: Any = None, help: str = "", **settings: Any
+) -> Flag:
+    """A flag for one of some words."""
+    return tracked(name, str, default, help, choices=choices, **settings)
+
+
+def place(name: str, default: str | None = None, help: str = "", **settings: Any) -> Flag:
+    """A flag for a file, a folder, or a name on the Hub."""
+    return tracked(name, str, default, help, convert=path, **settings)
+
+
+def sharing(
+    *flags: Flag, needs: Need | None = None, setting: str | None = None
+) -> tuple[Flag, ...]:
+    """Flags that all have ``needs`` besides their own, and ``setting`` unless they name another."""
+    shared = () if needs is None else (needs,)
+    return tuple(
+        replace(flag, needs=(*shared, *flag.needs), setting=flag.setting or setting)
+        for flag in flags
+    )
 
 
 @dataclass(frozen=True)
@@ -175,15 +196,11 @@ class Family:
         setting: str | None = None,
         **hooks: Any,
     ) -> Family:
-        """A family whose flags all have ``needs`` besides their own, and ``setting`` unless they
-        name another."""
-        shared = () if needs is None else (needs,)
-        own = (
-            replace(flag, needs=(*shared, *flag.needs), setting=flag.setting or setting)
-            for flag in flags
-        )
-        return cls(title, tuple(own), **hooks)
+        """A family whose flags share ``needs`` and ``setting``; see :func:`sharing`."""
+        return cls(title, sharing(*flags, needs=needs, setting=setting), **hooks)
 
     def changed(self, changes: Mapping[str, Mapping[str, Any]]) -> Family:
-        """The family with other defaults, help, needs, ... of some flags, by their names."""
-        return replace(self, flags=tuple(f.changed(changes.get(f.name, {})) for f in self.flags))
+        """The family with other defaults, help, needs, ... of some flags, by their names; under
+        another name a flag gives the same argument."""
+        changed = (replace(flag, **changes.get(flag.name, {})) for flag in self.flags)
+        return replace(self, flags=tuple(changed))

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 from diffusers_curriculum.training.arguments import environment
 from diffusers_curriculum.training.arguments.flag import (
-    COUNT,
     POSITIVE,
     Family,
+    Flag,
     Need,
-    path,
+    at_least,
+    choice,
+    count,
+    place,
+    sharing,
     tracked,
 )
 from diffusers_curriculum.training.errors import UsageError
 
 FORMULATIONS = ("ddpm", "flow", "edm")
+DTYPES = ("float32", "float16")
 LEARNED_VARIANCES = ("none", "vlb", "ignore")
 # diffusers' schedules that need no table.
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "laplace")
@@ -41,12 +47,10 @@ _POWER = Need("--power_ema", lambda a: bool(a.power_ema))
 
 AUTOENCODER = Family.of(
     "autoencoder",
-    tracked(
+    place(
         "pretrained_vae_model_name_or_path",
-        str,
         help="autoencoder (AutoencoderKL, VQModel or ViTVQModel) whose latents are trained on: a "
         "repository on the Hub or a folder (default: the pipeline's own, else pixels)",
-        convert=path,
         setting="model",
     ),
     tracked(
@@ -55,29 +59,11 @@ AUTOENCODER = Family.of(
         needs=(_AUTOENCODER,),
         setting="images",
     ),
-    tracked(
-        "latent_cache_dir",
-        str,
-        help="folder for them (default: latents in --output_dir)",
-        convert=path,
-        needs=(_CACHED,),
-    ),
-    tracked(
-        "latent_cache_dtype",
-        str,
-        "float32",
-        "number format of the files",
-        choices=("float32", "float16"),
-        needs=(_CACHED,),
-    ),
-    tracked(
-        "latent_crops",
-        int,
-        1,
-        "random crops kept of each image",
-        bound=COUNT,
-        needs=(_CACHED,),
-        setting="images",
+    *sharing(
+        place("latent_cache_dir", help="folder for them (default: latents in --output_dir)"),
+        choice("latent_cache_dtype", DTYPES, "float32", "number format of the files"),
+        count("latent_crops", 1, "random crops kept of each image", setting="images"),
+        needs=_CACHED,
     ),
     check_machine=lambda args: environment.check_folder(
         args, "pretrained_vae_model_name_or_path", "a saved autoencoder"
@@ -101,47 +87,41 @@ def _check_formulation(args: Any) -> None:
 
 FORMULATION = Family.of(
     "formulation",
-    tracked(
+    choice(
         "formulation",
-        str,
+        FORMULATIONS,
         help="ddpm: variance preserving; flow: straight paths (arXiv 2401.08740); edm: "
         "preconditioning with log-normal sigma (arXiv 2206.00364); default: the pipeline's own, "
         "else ddpm",
-        choices=FORMULATIONS,
     ),
-    tracked(
-        "flow_shift",
-        float,
-        1.0,
-        "shift of the noise levels of a flow",
-        bound=POSITIVE,
-        needs=(_FLOW,),
+    *sharing(
+        tracked("flow_shift", float, 1.0, "shift of the noise levels of a flow", bound=POSITIVE),
+        needs=_FLOW,
     ),
-    tracked(
-        "sigma_data",
-        float,
-        help="standard deviation of the data in EDM's preconditioning (default: 0.5 for pixels, 1 "
-        "for latents)",
-        bound=POSITIVE,
-        needs=(_EDM,),
+    *sharing(
+        tracked(
+            "sigma_data",
+            float,
+            help="standard deviation of the data in EDM's preconditioning (default: 0.5 for "
+            "pixels, 1 for latents)",
+            bound=POSITIVE,
+        ),
+        tracked("sigma_min", float, 0.002, "smallest noise level of EDM", bound=POSITIVE),
+        tracked("sigma_max", float, 80.0, "largest noise level of EDM", bound=POSITIVE),
+        needs=_EDM,
     ),
-    tracked(
-        "sigma_min", float, 0.002, "smallest noise level of EDM", bound=POSITIVE, needs=(_EDM,)
-    ),
-    tracked("sigma_max", float, 80.0, "largest noise level of EDM", bound=POSITIVE, needs=(_EDM,)),
     tracked(
         "discrete_timesteps",
         help="draw flow and EDM levels from the scheduler's table, not continuously",
         needs=(_CONTINUOUS,),
         setting="sampler",
     ),
-    tracked(
+    choice(
         "learned_variance",
-        str,
+        LEARNED_VARIANCES,
         "none",
         "twice the output channels for a learned variance: trained with the variational term "
         "(arXiv 2102.09672), or ignored",
-        choices=LEARNED_VARIANCES,
         setting="objective",
     ),
     setting="schedule",
@@ -168,20 +148,13 @@ POWER_EMA = Family.of(
         metavar="SIGMA_REL",
         setting="ema",
     ),
-    tracked(
-        "power_ema_snapshot_steps",
-        int,
-        help="optimizer steps between copies of them (default: 64 copies in all)",
-        bound=COUNT,
-        needs=(_POWER,),
-    ),
-    tracked(
-        "power_ema_dtype",
-        str,
-        "float16",
-        "number format of the copies",
-        choices=("float32", "float16"),
-        needs=(_POWER,),
+    *sharing(
+        count(
+            "power_ema_snapshot_steps",
+            help="optimizer steps between copies of them (default: 64 copies in all)",
+        ),
+        choice("power_ema_dtype", DTYPES, "float16", "number format of the copies"),
+        needs=_POWER,
     ),
     check=_check_widths,
 )
@@ -190,12 +163,8 @@ _DIT_NAME = re.compile(r"dit-?\w+/\d+", re.IGNORECASE)
 _DIT_SIZE = re.compile(r"DiT-(S|B|L|XL)/[1-9]\d*")
 
 
-def check_network_name(args: Any) -> None:
-    """Refuse a misspelt size of DiT, which would be looked for on the Hub, and two networks.
-
-    Raises:
-        UsageError: with the sizes there are, or both values.
-    """
+def _check_network_name(args: Any) -> None:
+    """Refuse a misspelt size of DiT, which would be looked for on the Hub, and two networks."""
     name, flag = args.model_config, args.flag("model_config")
     if name is None:
         return
@@ -211,7 +180,59 @@ def check_network_name(args: Any) -> None:
         )
 
 
-def check_pipeline(args: Any) -> None:
-    """Refuse a pipeline's folder, or a network's config, that is not there."""
+def _check_pipeline(args: Any) -> None:
     environment.check_folder(args, "pretrained_model_name_or_path", "a saved pipeline")
-    environment.check_config(args)
+    name = args.model_config
+    if name is not None and name.startswith(environment.LOCAL) and not Path(name).exists():
+        raise UsageError(
+            f"--{args.flag('model_config')} is {name}: there is no such file or folder. Give a "
+            "config.json, its folder, or the name of a repository on the Hub."
+        )
+
+
+def network(config: Flag, kind: str) -> Family:
+    """What is trained: a network of the flag ``config``, or one of a pipeline of some ``kind``."""
+    return Family.of(
+        "model",
+        config,
+        place("pretrained_model_name_or_path", help=f"{kind} pipeline to go on from"),
+        *sharing(
+            tracked("revision", str, help="branch, tag or commit of that repository"),
+            tracked("variant", str, help="variant of its weight files, such as fp16"),
+            needs=PRETRAINED,
+        ),
+        setting="model",
+        check=_check_network_name,
+        check_machine=_check_pipeline,
+    )
+
+
+PROCESS = Family.of(
+    "variance preserving process",
+    tracked("ddpm_num_steps", int, 1000, "number of noise levels", bound=at_least(2)),
+    tracked(
+        "ddpm_beta_schedule",
+        str,
+        "linear",
+        f"course of the noise: {', '.join(BETA_SCHEDULES)}",
+        known=BETA_SCHEDULES,
+    ),
+    needs=DDPM,
+    setting="schedule",
+)
+
+
+def pictures(*flags: Flag, sampler: str) -> Family:
+    """Pictures with some flags of their own; ``sampler`` is the default for DDPM."""
+    return Family.of(
+        "pictures",
+        tracked("no_pictures", help="draw none, neither on the way nor at the end"),
+        *flags,
+        tracked(
+            "sampling_scheduler",
+            str,
+            help=f"diffusers scheduler of pictures and pipeline (default: {sampler}, "
+            "FlowMatchEulerDiscreteScheduler or EDMEulerScheduler)",
+            metavar="CLASS",
+        ),
+    )

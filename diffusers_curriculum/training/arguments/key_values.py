@@ -41,7 +41,10 @@ def _parse_value(flag: str, piece: str, text: str) -> Any:
         return text.lower() == "true"
     if _INTEGER.fullmatch(text):
         return int(text)
-    number = _parse_float(text)
+    try:
+        number = float(text)
+    except ValueError:
+        number = None
     if number is not None and math.isfinite(number):
         return number
     if number is None and (_WORD.fullmatch(text) or _PATH.fullmatch(text)):
@@ -50,13 +53,6 @@ def _parse_value(flag: str, piece: str, text: str) -> Any:
         f"{flag} got {piece!r}: the value must be a finite number, true, false, a bare word, a "
         "path with a slash, or a JSON list or object in quotes."
     )
-
-
-def _parse_float(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None
 
 
 def _parse_json(flag: str, piece: str, text: str) -> Any:

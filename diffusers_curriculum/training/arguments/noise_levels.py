@@ -8,7 +8,6 @@ from typing import Any
 
 from diffusers_curriculum.training.arguments import environment
 from diffusers_curriculum.training.arguments.flag import (
-    COUNT,
     NOT_NEGATIVE,
     POSITIVE,
     SHARE,
@@ -16,8 +15,12 @@ from diffusers_curriculum.training.arguments.flag import (
     Family,
     Flag,
     Need,
+    choice,
+    count,
     key_values,
     path,
+    place,
+    sharing,
     tracked,
 )
 from diffusers_curriculum.training.errors import UsageError
@@ -54,11 +57,7 @@ PREDICTION = Family.of(
 
 
 def _settle_weighting(args: Any) -> None:
-    """--snr_gamma is one point of the larger family; nothing after this treats it apart.
-
-    Raises:
-        UsageError: another weighting is asked for as well.
-    """
+    """--snr_gamma is one point of the larger family; nothing after this treats it apart."""
     if args.snr_gamma is None:
         return
     if args.loss_weighting not in ("none", "min_snr"):
@@ -92,11 +91,7 @@ def _correction(text: str) -> str | float:
 
 
 def _settle_bias(args: Any) -> None:
-    """Turn diffusers' bias flags into the density that they stand for, drawn without a floor.
-
-    Raises:
-        UsageError: another sampler is asked for as well.
-    """
+    """Turn diffusers' bias flags into the density that they stand for, drawn without a floor."""
     strategy = args.timestep_bias_strategy
     if strategy == "none":
         return
@@ -107,9 +102,8 @@ def _settle_bias(args: Any) -> None:
         )
     names = ("begin", "end") if strategy == "range" else ("portion",)
     args.timestep_sampler = "timestep_bias"
-    args.timestep_sampler_args = {"strategy": strategy} | {
-        name: getattr(args, f"timestep_bias_{name}") for name in ("multiplier", *names)
-    }
+    numbers = {name: args[f"timestep_bias_{name}"] for name in ("multiplier", *names)}
+    args.timestep_sampler_args = {"strategy": strategy, **numbers}
     if args.timestep_floor is None:
         args.timestep_floor = 0.0
 
@@ -117,6 +111,11 @@ def _settle_bias(args: Any) -> None:
 def _settle(args: Any) -> None:
     _settle_bias(args)
     _settle_weighting(args)
+
+
+def _pairs(name: str, help: str, **settings: Any) -> Flag:
+    words = {"metavar": "KEY=VALUE", "nargs": "+", "convert": key_values}
+    return tracked(name, str, help=help, **words, **settings)
 
 
 _BY_NAME = Need(
@@ -146,30 +145,21 @@ _BIASED_TO_A_RANGE = Need(
 
 TIMESTEPS = Family.of(
     "timesteps",
-    tracked(
+    place(
         "timestep_sampler",
-        str,
         "uniform",
         "density over log-SNR that timesteps are drawn from, or a law that is learned while the "
         "model trains (docs/catalogue.md); two_phase; or the file timestep_sampler_config.json of "
         "any sampler",
         metavar="NAME",
-        convert=path,
     ),
-    tracked(
-        "timestep_sampler_args",
-        str,
-        help="its parameters, for example mu=0 b=0.5",
-        metavar="KEY=VALUE",
-        nargs="+",
-        convert=key_values,
-        needs=(_WITH_PARAMETERS,),
+    _pairs(
+        "timestep_sampler_args", "its parameters, for example mu=0 b=0.5", needs=(_WITH_PARAMETERS,)
     ),
-    tracked(
+    choice(
         "timestep_draw",
-        str,
+        DRAWS,
         help="how a batch is drawn (default: iid; a sampler that learns has its own)",
-        choices=DRAWS,
         needs=(_BY_NAME,),
     ),
     tracked(
@@ -195,47 +185,22 @@ TIMESTEPS = Family.of(
         metavar="NAME",
         setting="loss_weighting",
     ),
-    tracked(
-        "loss_weighting_args",
-        str,
-        help="its parameters",
-        metavar="KEY=VALUE",
-        nargs="+",
-        convert=key_values,
-        needs=(_WEIGHTED,),
-        setting="loss_weighting",
-    ),
+    _pairs("loss_weighting_args", "its parameters", needs=(_WEIGHTED,), setting="loss_weighting"),
     # those of diffusers' SDXL script, short for --timestep_sampler timestep_bias
-    tracked(
+    choice(
         "timestep_bias_strategy",
-        str,
+        ("none", "earlier", "later", "range"),
         "none",
         "draw the cleanest or the noisiest timesteps, or a range of them, more often",
-        choices=("none", "earlier", "later", "range"),
     ),
-    tracked(
-        "timestep_bias_multiplier",
-        float,
-        1.0,
-        "how much more often",
-        bound=POSITIVE,
-        needs=(_BIASED,),
+    *sharing(
+        tracked("timestep_bias_multiplier", float, 1.0, "how much more often", bound=POSITIVE),
+        needs=_BIASED,
     ),
-    tracked(
-        "timestep_bias_begin",
-        int,
-        0,
-        "first timestep of the range",
-        bound=NOT_NEGATIVE,
-        needs=(_BIASED_TO_A_RANGE,),
-    ),
-    tracked(
-        "timestep_bias_end",
-        int,
-        1000,
-        "first timestep after the range",
-        bound=COUNT,
-        needs=(_BIASED_TO_A_RANGE,),
+    *sharing(
+        tracked("timestep_bias_begin", int, 0, "first timestep of the range", bound=NOT_NEGATIVE),
+        count("timestep_bias_end", 1000, "first timestep after the range"),
+        needs=_BIASED_TO_A_RANGE,
     ),
     tracked(
         "timestep_bias_portion",
@@ -257,12 +222,6 @@ REPORTS = Family.of(
         metavar="FILE|terminal",
         convert=path,
     ),
-    tracked(
-        "timestep_plot_steps",
-        int,
-        1000,
-        "optimizer steps between pictures of the effective density",
-        bound=COUNT,
-    ),
+    count("timestep_plot_steps", 1000, "optimizer steps between pictures of the effective density"),
     check_machine=environment.check_show_timesteps,
 )

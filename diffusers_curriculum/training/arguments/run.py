@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from diffusers_curriculum.training.arguments import environment
 from diffusers_curriculum.training.arguments.flag import (
-    COUNT,
+    ABOVE_ZERO,
     DECAY,
     NOT_NEGATIVE,
     SETTINGS,
@@ -16,7 +17,11 @@ from diffusers_curriculum.training.arguments.flag import (
     Family,
     Flag,
     Need,
+    choice,
+    count,
     path,
+    place,
+    sharing,
     tracked,
 )
 from diffusers_curriculum.training.errors import UsageError
@@ -38,17 +43,12 @@ _OF_A_DATA_SET = Need("--dataset_name", lambda a: a.dataset_name is not None)
 _AVERAGED = Need("--use_ema", lambda a: a.use_ema)
 _SKIPPING = Need("--bad_samples skip", lambda a: a.bad_samples == "skip")
 _RESUMED = Need("--resume_from_checkpoint", lambda a: bool(a.resume_from_checkpoint))
-_ABOVE_ZERO = Bound("greater than 0", lambda x: x > 0)
 _CLIPPING = Bound("above 0 (inf: no clipping)", lambda x: x > 0)
 _SEED = Bound("in [0, 2^32)", lambda x: 0 <= x < 2**32)
 
 
 def settle_local_rank(args: Any) -> None:
-    """Launchers say the rank by a variable, which overrides the flag.
-
-    Raises:
-        UsageError: it is no integer.
-    """
+    """Launchers say the rank by a variable, which overrides the flag."""
     text = os.environ.get("LOCAL_RANK", "-1")
     try:
         rank = int(text)
@@ -61,40 +61,22 @@ def settle_local_rank(args: Any) -> None:
 
 SOURCE = Family.of(
     "data",
-    tracked(
-        "dataset_name", str, help="data set on the Hub, or one that datasets can load", convert=path
-    ),
+    place("dataset_name", help="data set on the Hub, or one that datasets can load"),
     tracked(
         "dataset_config_name", str, help="configuration of that data set", needs=(_OF_A_DATA_SET,)
     ),
-    tracked(
-        "train_data_dir",
-        str,
-        help="image folder; captions stand in its metadata file",
-        convert=path,
-    ),
+    place("train_data_dir", help="image folder; captions stand in its metadata file"),
     tracked("image_column", str, "image", "column with the images"),
-    tracked(
-        "max_train_samples",
-        int,
-        help="train on that many samples only, chosen by the seed",
-        bound=COUNT,
-    ),
+    count("max_train_samples", help="train on that many samples only, chosen by the seed"),
     Flag("cache_dir", str, help="folder for downloaded models and data sets", convert=path),
     setting="dataset",
 )
 IMAGES = Family.of(
     "data",
-    tracked("resolution", int, 512, "side of the training images", bound=COUNT),
+    count("resolution", 512, "side of the training images"),
     tracked("center_crop", help="crop the middle instead of a random place"),
     tracked("random_flip", help="mirror each image with probability 1/2"),
-    tracked(
-        "image_interpolation_mode",
-        str,
-        "lanczos",
-        "filter used to resize images",
-        choices=INTERPOLATIONS,
-    ),
+    choice("image_interpolation_mode", INTERPOLATIONS, "lanczos", "filter used to resize images"),
     setting="images",
 )
 LOADING = Family.of(
@@ -103,12 +85,11 @@ LOADING = Family.of(
 )
 SAMPLES = Family.of(
     "data",
-    tracked(
+    choice(
         "bad_samples",
-        str,
+        POLICIES,
         "raise",
         "unreadable images and missing captions: refuse, or leave out and list them",
-        choices=POLICIES,
     ),
     tracked(
         "bad_samples_limit",
@@ -121,29 +102,10 @@ SAMPLES = Family.of(
 )
 RUN = Family.of(
     "run",
-    tracked(
-        "train_batch_size",
-        int,
-        16,
-        "images per device and micro-batch",
-        bound=COUNT,
-        setting="global_batch",
-    ),
-    tracked("num_train_epochs", int, 100, "passes over the data", bound=COUNT),
-    tracked(
-        "max_train_steps",
-        int,
-        help="optimizer steps in all; overrides --num_train_epochs",
-        bound=COUNT,
-    ),
-    tracked(
-        "gradient_accumulation_steps",
-        int,
-        1,
-        "micro-batches per step",
-        bound=COUNT,
-        setting="global_batch",
-    ),
+    count("train_batch_size", 16, "images per device and micro-batch", setting="global_batch"),
+    count("num_train_epochs", 100, "passes over the data"),
+    count("max_train_steps", help="optimizer steps in all; overrides --num_train_epochs"),
+    count("gradient_accumulation_steps", 1, "micro-batches per step", setting="global_batch"),
     tracked("gradient_checkpointing", help="save memory, spend time: recompute"),
     tracked("seed", int, help="seed of every random draw", bound=_SEED, setting="seed"),
     Flag("local_rank", int, -1, "set by the launcher; LOCAL_RANK overrides it"),
@@ -167,34 +129,20 @@ OPTIMIZER = Family.of(
 EMA = Family.of(
     "moving average",
     tracked("use_ema", help="average the weights, and use the average"),
-    tracked("offload_ema", help="keep the average in host memory", needs=(_AVERAGED,)),
-    tracked("foreach_ema", help="update the average with fused operations", needs=(_AVERAGED,)),
-    tracked(
-        "ema_decay",
-        float,
-        0.9999,
-        "decay of the average",
-        bound=SHARE,
-        needs=(_AVERAGED,),
-        setting="ema",
-    ),
-    tracked(
-        "ema_interval",
-        int,
-        1,
-        "optimizer steps between its updates",
-        bound=COUNT,
-        needs=(_AVERAGED,),
-        setting="ema",
+    *sharing(
+        tracked("offload_ema", help="keep the average in host memory"),
+        tracked("foreach_ema", help="update the average with fused operations"),
+        tracked("ema_decay", float, 0.9999, "decay of the average", bound=SHARE, setting="ema"),
+        count("ema_interval", 1, "optimizer steps between its updates", setting="ema"),
+        needs=_AVERAGED,
     ),
 )
 PRECISION = Family.of(
     "precision",
-    tracked(
+    choice(
         "mixed_precision",
-        str,
+        MIXED_PRECISIONS,
         help="number format of the forward pass (default: what accelerate is configured for)",
-        choices=MIXED_PRECISIONS,
     ),
     tracked("allow_tf32", help="multiply float32 matrices in TF32"),
 )
@@ -208,8 +156,8 @@ KERNELS = Family.of(
 )
 OUTPUT = Family.of(
     "output",
-    tracked("output_dir", str, "trained-model", "folder of all results", convert=path),
-    tracked("logging_dir", str, "logs", "folder of tracker files, in --output_dir", convert=path),
+    place("output_dir", "trained-model", "folder of all results"),
+    place("logging_dir", "logs", "folder of tracker files, in --output_dir"),
     tracked("report_to", str, "tensorboard", "tracker, or all"),
     tracked("tracker_project_name", str, "training", "project name at the tracker"),
     check_machine=environment.check_output,
@@ -225,26 +173,18 @@ HUB = Family.of(
 )
 CHECKPOINTS = Family.of(
     "checkpoints",
-    tracked("checkpointing_steps", int, 500, "steps between checkpoints", bound=COUNT),
-    tracked(
-        "checkpoints_total_limit",
-        int,
-        help="checkpoints kept; older ones are deleted",
-        bound=COUNT,
-    ),
-    tracked(
+    count("checkpointing_steps", 500, "steps between checkpoints"),
+    count("checkpoints_total_limit", help="checkpoints kept; older ones are deleted"),
+    place(
         "resume_from_checkpoint",
-        str,
         help="go on from here: latest, checkpoint-N in --output_dir, or any path",
-        convert=path,
     ),
-    tracked(
+    choice(
         "allow_config_change",
-        str,
+        tuple(SETTINGS),
         (),
         f"settings that may differ from the run to resume: {', '.join(SETTINGS)}",
         nargs="+",
-        choices=tuple(SETTINGS),
         metavar="NAME",
         needs=(_RESUMED,),
     ),
@@ -252,21 +192,27 @@ CHECKPOINTS = Family.of(
 )
 LOOP = Family.of(
     "the run, further",
-    tracked("log_every", int, 10, "optimizer steps between metrics", bound=COUNT),
-    tracked("validation_steps", int, help="optimizer steps between validations", bound=COUNT),
-    tracked(
+    count("log_every", 10, "optimizer steps between metrics"),
+    count("validation_steps", help="optimizer steps between validations"),
+    choice(
         "nonfinite",
-        str,
+        POLICIES,
         "raise",
         "a loss or gradient that is not finite: stop, or leave that update out",
-        choices=POLICIES,
     ),
     tracked(
-        "max_hours",
-        float,
-        help="save and stop before so many hours have passed",
-        bound=_ABOVE_ZERO,
+        "max_hours", float, help="save and stop before so many hours have passed", bound=ABOVE_ZERO
     ),
 )
 # What any job takes; the others are for images, kernels and the Hub.
 FAMILIES = (LOADING, RUN, OPTIMIZER, EMA, PRECISION, OUTPUT, CHECKPOINTS, LOOP)
+# Families in a row, in the order of diffusers' scripts, and what those scripts lack of them
+OF_IMAGES = (IMAGES, LOADING, SAMPLES)
+OF_MACHINE = (PRECISION, KERNELS, OUTPUT, HUB)
+_OURS = {flag.name for flag in SAMPLES.flags}
+_OURS |= {"ema_decay", "ema_interval", "license", "allow_config_change"}
+
+
+def official(families: Sequence[Family]) -> str:
+    """Names of the flags that diffusers' scripts have, of families that are named as there."""
+    return " ".join(f.name for family in families for f in family.flags if f.name not in _OURS)

@@ -23,15 +23,10 @@ MEAN, STD = "mean.npy", "std.npy"
 
 @dataclass(frozen=True)
 class CachedLatents:
-    """Latents on disk; every process that reads maps the files for itself.
-
-    Attributes:
-        folder: of the cache.
-        fingerprint: what it was made from.
-    """
+    """Latents on disk; every process that reads maps the files for itself."""
 
     folder: Path
-    fingerprint: Mapping[str, Any]
+    fingerprint: Mapping[str, Any]  # what it was made from
 
     @cached_property
     def mean(self) -> NDArray[Any]:

@@ -73,11 +73,7 @@ class WorkFolder:
         self.plan = json.dumps(plan, sort_keys=True)
 
     def require_space(self) -> None:
-        """Compare what is still to be written with what is free.
-
-        Raises:
-            UsageError: it does not fit.
-        """
+        """Compare what is still to be written with what is free."""
         self.final.parent.mkdir(parents=True, exist_ok=True)
         needed, free = self.layout.nbytes, shutil.disk_usage(self.final.parent).free
         if self._is_fit():
@@ -106,11 +102,7 @@ class WorkFolder:
         return (self.folder / "done").read_bytes()
 
     def publish(self) -> None:
-        """Hash the files and give the cache its name; one process only.
-
-        Raises:
-            UsageError: batches are missing.
-        """
+        """Hash the files and give the cache its name; one process only."""
         missing = self.done().count(0)
         if missing:
             raise UsageError(

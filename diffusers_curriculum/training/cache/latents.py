@@ -90,7 +90,7 @@ def cache_latents(
     left nothing that is taken for a cache, and the next one goes on from there.
 
     Args:
-        rows: with the image column undecoded, as `load_image_captions` returns them.
+        rows: with the image column undecoded, as `load_images` returns them.
         space: ``encode(pixels (B, 3, R, R)) -> (mean, std or None)``, each (B, C, h, w).
         transform: geometry of the images; its ``random_flip`` must be ``flip``.
         crops: crops of each image; 1 where the middle is cropped.

@@ -74,7 +74,9 @@ def _written_aside(final: Path, bytes_needed: int | None) -> Iterator[Path]:
     """A temporary folder beside ``final`` that is gone afterwards, whatever happens."""
     folder = aside(final, "tmp")
     try:
-        _require_space(final, bytes_needed or 0)
+        free = shutil.disk_usage(final.parent).free
+        if free < (bytes_needed or 0):
+            raise DiskFullError(final, bytes_needed or 0, free, "checked before writing")
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         yield folder
@@ -86,12 +88,6 @@ def _written_aside(final: Path, bytes_needed: int | None) -> Iterator[Path]:
         raise DiskFullError(final, needed, free, error) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _require_space(final: Path, bytes_needed: int) -> None:
-    free = shutil.disk_usage(final.parent).free
-    if free < bytes_needed:
-        raise DiskFullError(final, bytes_needed, free, "checked before writing")
 
 
 def _error_number(error: Exception) -> int | None:
@@ -114,29 +110,30 @@ def find_checkpoint(output_dir: str | Path, request: str) -> Path | None:
         CheckpointError: a checkpoint asked for by name is missing or damaged.
     """
     if request == "latest":
-        return _latest(Path(output_dir))
+        return _latest(Path(output_dir).resolve())
     path = checkpoint_path(str(output_dir), request)
     if not path.is_dir():
         raise CheckpointError(
             f"The checkpoint {request!r} does not exist: there is no folder {path}. Give latest, "
             f"a name inside {Path(output_dir).resolve()}, or the path of a checkpoint."
         )
-    verify_checkpoint(path)
-    logger.info("Resuming from %s.", path)
-    return path
+    return _verified(path)
 
 
 def _latest(output_dir: Path) -> Path | None:
-    for folder in reversed(checkpoints(output_dir.resolve())):
+    for folder in reversed(checkpoints(output_dir)):
         try:
-            verify_checkpoint(folder)
+            return _verified(folder)
         except CheckpointError as error:
             logger.warning("Skipped %s: %s", folder.name, error)
-        else:
-            logger.info("Resuming from %s.", folder)
-            return folder
-    logger.info("No whole checkpoint in %s: starting from the beginning.", output_dir.resolve())
+    logger.info("No whole checkpoint in %s: starting from the beginning.", output_dir)
     return None
+
+
+def _verified(folder: Path) -> Path:
+    verify_checkpoint(folder)
+    logger.info("Resuming from %s.", folder)
+    return folder
 
 
 def _size(folder: Path) -> int:

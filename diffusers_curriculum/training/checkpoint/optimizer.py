@@ -19,9 +19,6 @@ def optimizer_state(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, 
     Returns:
         tensors: every tensor of the state, under names that the description refers to.
         described: class, shapes of the parameters, parameter groups, per-parameter state.
-
-    Raises:
-        CheckpointError: the state holds something that is neither tensor nor plain data.
     """
     state = optimizer.state_dict()
     tensors: dict[str, Tensor] = {}
@@ -39,12 +36,8 @@ def optimizer_state(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, 
 def load_optimizer_state(
     optimizer: Optimizer, tensors: Mapping[str, Tensor], described: Mapping[str, Any]
 ) -> None:
-    """Put the state of :func:`optimizer_state` into an optimizer with the same parameters.
-
-    Raises:
-        CheckpointError: class, parameter shapes or hyperparameter names differ; nothing has
-            changed then.
-    """
+    """Put the state of :func:`optimizer_state` into an optimizer with the same parameters, after
+    :func:`check_optimizer_state`."""
     groups, state = check_optimizer_state(optimizer, tensors, described)
     optimizer.load_state_dict({"param_groups": groups, "state": state})
     on_host = {id(tensors[name]) for name in described["on_host"]}
@@ -82,11 +75,7 @@ def own_numbers(optimizer: Optimizer, lr_scheduler: Any) -> Callable[[], None]:
 def check_optimizer_state(
     optimizer: Optimizer, tensors: Mapping[str, Tensor], described: Mapping[str, Any]
 ) -> tuple[list[dict[str, Any]], dict[Any, Any]]:
-    """Parameter groups and state as ``load_state_dict`` wants them, after a check that they fit.
-
-    Raises:
-        CheckpointError: class, parameter shapes or hyperparameter names differ.
-    """
+    """Parameter groups and state as ``load_state_dict`` wants them, after a check that they fit."""
     for what, live in _signature(optimizer).items():
         saved = described.get(what)
         if saved != live:

@@ -33,12 +33,8 @@ class RunRecord:
     the log: it must not end a run whose checkpoints are safe.
 
     Args:
-        output_dir: folder of run.json.
-        arguments: the command line without secrets, as trackers get it.
         facts: what the manifests of this session's checkpoints hold.
-        first_step: optimizer step that it starts at.
-        resumed_from: the checkpoint, None for a new run.
-        changed: differences to that checkpoint.
+        resumed_from: the checkpoint, None for a new run; ``changed``: differences to it.
         enabled: whether this process writes; the main one does.
     """
 
@@ -75,22 +71,14 @@ class RunRecord:
             self._write()
 
     def finish(self, last_step: int, outcome: str = "done") -> None:
-        """Write how the session ended.
-
-        Args:
-            last_step: optimizer steps that the run has behind it.
-            outcome: "done", or why it stopped before.
-        """
+        """Write how the session ended after ``last_step`` steps: "done", or why it stopped."""
         self._session |= {"ended": _now(), "outcome": outcome, "last_step": last_step}
         if self._enabled:
             self._write()
 
     def _write(self) -> None:
-        document = {
-            "format": FORMAT,
-            "facts": self._facts,
-            "sessions": [*self._earlier, self._session],
-        }
+        sessions = [*self._earlier, self._session]
+        document = {"format": FORMAT, "facts": self._facts, "sessions": sessions}
         try:
             write_atomically(self.path, json.dumps(document, indent=2) + "\n")
         except OSError as error:

@@ -41,6 +41,7 @@ _RENEWED = {
     "ema": ("ema",),
     "ema.power_ema": (POWER_EMA,),
 }
+_OF_FLAGS = ("objective", "images", "optimizer")  # settings that the flags tell
 _TEXTS = {
     "global_batch": "--train_batch_size x --gradient_accumulation_steps x processes",
     "dataset.rows": "number of training samples",
@@ -52,18 +53,12 @@ _TEXTS = {
 
 @dataclass(frozen=True)
 class Difference:
-    """One value that is not what it was.
+    """One value that is not what it was."""
 
-    Attributes:
-        setting: its name for --allow_config_change.
-        name: dotted, such as ``sampler.density``.
-        old, new: the checkpoint's value and this run's; None where there is none.
-    """
-
-    setting: str
-    name: str
-    old: Any
-    new: Any
+    setting: str  # its name for --allow_config_change
+    name: str  # dotted, such as ``sampler.density``
+    old: Any  # the checkpoint's value, None where there is none
+    new: Any  # this run's
 
     def __str__(self) -> str:
         label = _TEXTS.get(self.name)
@@ -80,7 +75,7 @@ def run_facts(
         dataset: of :func:`dataset_facts`.
         model: what tells the network and its frozen parts.
     """
-    facts = {
+    facts: dict[str, Any] = {
         "seed": plan.seed,
         "global_batch": plan.total,
         "world_size": plan.world_size,
@@ -88,8 +83,7 @@ def run_facts(
         "dataset": dict(dataset),
         "model": dict(model),
     }
-    facts |= {setting: args.of_setting(setting) for setting in ("objective", "images", "optimizer")}
-    return plain(facts)
+    return plain(facts | {name: args.of_setting(name) for name in _OF_FLAGS})
 
 
 def level_facts(args: Arguments, levels: Levels) -> dict[str, Any]:
@@ -112,7 +106,7 @@ def dataset_facts(args: Arguments, rows: Dataset, text_column: str | None) -> di
     """Config and digest of a data set; the name too, unless it is a folder, which may be moved.
 
     Args:
-        rows: as ``load_image_captions`` or ``load_images`` returned them.
+        rows: as ``load_images`` returned them.
         text_column: of captions or classes; None where there is none.
     """
     source = args.train_data_dir if args.dataset_name is None else args.dataset_name
@@ -136,16 +130,13 @@ def conflicts(saved: Mapping[str, Any], facts: Mapping[str, Any]) -> list[Differ
     """
     found = []
     for setting in SETTINGS:
-        old, new = _setting(saved, setting), _setting(facts, setting)
-        if old is None or new is None:
+        told = [_setting(side, setting) for side in (saved, facts)]
+        if None in told:
             continue
-        old, new = dict(flattened(old, setting)), dict(flattened(new, setting))
+        old, new = (dict(flattened(side, setting)) for side in told)
         known = old if setting == "dataset" else old | new
-        found += [
-            Difference(setting, name, old.get(name), new.get(name))
-            for name in known
-            if old.get(name) != new.get(name)
-        ]
+        pairs = ((name, old.get(name), new.get(name)) for name in known)
+        found += [Difference(setting, *pair) for pair in pairs if pair[1] != pair[2]]
     return found
 
 
@@ -163,9 +154,8 @@ def check_same_run(
         The differences that were allowed; each is logged with what it does.
 
     Raises:
-        UsageError: an unknown name in ``allowed``, or a difference that it does not name.
+        UsageError: a difference that ``allowed`` does not name.
     """
-    check_names(allowed)
     found = [] if saved is None else conflicts(saved, facts)
     refused = [difference for difference in found if difference.setting not in allowed]
     if refused:
@@ -180,25 +170,10 @@ def check_same_run(
     return found
 
 
-def check_names(allowed: Collection[str]) -> None:
-    """Refuse names that --allow_config_change does not know.
-
-    Raises:
-        UsageError: naming them, and those there are.
-    """
-    unknown = [name for name in allowed if name not in SETTINGS]
-    if unknown:
-        raise UsageError(
-            f"--allow_config_change {' '.join(unknown)}: there is no such setting; choose from "
-            f"{', '.join(SETTINGS)}."
-        )
-
-
 def renewed_parts(changed: Collection[Difference]) -> frozenset[str]:
     """The parts that :meth:`TrainingState.read` shall not take from the checkpoint."""
-    settings = {difference.setting for difference in changed}
-    settings |= {difference.name for difference in changed}
-    return frozenset(part for setting in settings for part in _RENEWED.get(setting, ()))
+    names = (name for difference in changed for name in (difference.setting, difference.name))
+    return frozenset(part for name in names for part in _RENEWED.get(name, ()))
 
 
 def _ema_facts(args: Arguments) -> dict[str, Any]:

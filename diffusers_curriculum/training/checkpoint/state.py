@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -53,8 +53,6 @@ _EMA_NUMBERS = (
     "power",
     "cur_decay_value",
 )
-
-
 POWER_EMA = "tracker_power_ema"
 
 
@@ -66,13 +64,6 @@ class Stateful(Protocol):
     def load_state_dict(self, state_dict: dict[str, Any], /) -> object: ...
 
 
-@runtime_checkable
-class _Large(Protocol):
-    """A part that takes a good deal of a checkpoint, such as averaged weights."""
-
-    def nbytes(self) -> int: ...
-
-
 def starts_afresh(name: str, renew: Collection[str]) -> bool:
     """Whether a part is not to be taken from the checkpoint; "trackers" means all of them but the
     averaged weights, which are no statistics."""
@@ -81,11 +72,7 @@ def starts_afresh(name: str, renew: Collection[str]) -> bool:
 
 
 def load_part(part: Stateful, state: dict[str, Any], name: str) -> None:
-    """Give a part its state back.
-
-    Raises:
-        CheckpointError: it refuses the state; the message has its name.
-    """
+    """Give a part its state back; an error has its name."""
     try:
         part.load_state_dict(state)
     except (KeyError, RuntimeError, ValueError) as error:
@@ -96,8 +83,8 @@ def load_part(part: Stateful, state: dict[str, Any], name: str) -> None:
 class TrainingState:
     """The live objects of a run.
 
-    The main process calls :meth:`write`, through ``save_checkpoint(..., write=lambda folder:
-    state.write(folder, step))``, while the others wait; every process calls :meth:`read`.
+    The main process calls :meth:`write`, through ``save_checkpoint``, while the others wait; every
+    process calls :meth:`read`.
 
     Attributes:
         model: the trained model, unwrapped; a diffusers model with ``save_pretrained``.
@@ -120,9 +107,9 @@ class TrainingState:
         entries = (entry for state in self.optimizer.state.values() for entry in state.values())
         shadows = self.ema.shadow_params if self.ema is not None else []
         held = [*self.model.state_dict().values(), *shadows, *entries]
-        large = [part for part in self.trackers.values() if isinstance(part, _Large)]
         own = sum(item.nbytes for item in held if isinstance(item, Tensor))
-        return own + sum(part.nbytes() for part in large)
+        # of other parts, averaged weights are large, and say how large
+        return own + sum(getattr(part, "nbytes", lambda: 0)() for part in self.trackers.values())
 
     def write(self, folder: str | Path, step: int) -> None:
         """Write the state after optimizer step ``step`` into an empty folder.
@@ -222,9 +209,9 @@ class TrainingState:
         return changes
 
     def _read_optimizer(self, folder: Path, document: Mapping[str, Any]) -> Callable[[], object]:
-        tensors, described = load_tensors(folder / "optimizer.safetensors"), document["optimizer"]
-        check_optimizer_state(self.optimizer, tensors, described)
-        return partial(load_optimizer_state, self.optimizer, tensors, described)
+        saved = load_tensors(folder / "optimizer.safetensors"), document["optimizer"]
+        check_optimizer_state(self.optimizer, *saved)
+        return partial(load_optimizer_state, self.optimizer, *saved)
 
     def _read_model(self, folder: Path, files: Mapping[str, Any]) -> Callable[[], object]:
         weights = _load_weights(folder, self.model_name, files)

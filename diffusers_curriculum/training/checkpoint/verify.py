@@ -16,34 +16,22 @@ _SHOWN = ("torch", "diffusers")  # versions with a column
 
 @dataclass(frozen=True)
 class CheckpointReport:
-    """What is known of one checkpoint.
+    """What is known of one checkpoint."""
 
-    Attributes:
-        name: its folder.
-        faults: one line per damaged or missing file; none if it is whole.
-        step: optimizer steps made; None if the manifest cannot be trusted.
-        sampler: its timestep sampler in a few words, "-" if unknown.
-        versions: of the libraries that wrote it.
-    """
-
-    name: str
-    faults: tuple[str, ...]
-    step: int | None = None
-    sampler: str = "-"
-    versions: Mapping[str, str | None] | None = None
+    name: str  # its folder
+    faults: tuple[str, ...]  # one line per damaged or missing file; none if it is whole
+    step: int | None = None  # optimizer steps made; None if the manifest cannot be trusted
+    sampler: str = "-"  # its timestep sampler in a few words, "-" if unknown
+    versions: Mapping[str, str | None] | None = None  # of the libraries that wrote it
 
     @property
     def whole(self) -> bool:
-        """Whether every file is as it was written."""
         return not self.faults
 
 
 def inspect_run(run_dir: str | Path) -> list[CheckpointReport]:
-    """Read every byte of every checkpoint of a run, oldest first; nothing is changed or unpickled.
-
-    Raises:
-        UsageError: there is no such folder, or it holds no checkpoint.
-    """
+    """Read every byte of every checkpoint of a run, oldest first; nothing is changed or
+    unpickled."""
     root = Path(run_dir)
     found = checkpoints(root)
     if not found:

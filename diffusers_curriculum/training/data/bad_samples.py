@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tqdm.auto import tqdm
 
@@ -18,7 +18,6 @@ from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.arguments.run import POLICIES
 from diffusers_curriculum.training.data.checked_images import (
     CheckedImages,
-    described_check,
     image_key,
     read_checked,
     write_checked,
@@ -44,38 +43,21 @@ _CHUNK = 16  # rows read at once: embedded images are held in memory, a call per
 
 @dataclass(frozen=True)
 class BadSample:
-    """One sample that cannot be trained on.
+    """One sample that cannot be trained on."""
 
-    Attributes:
-        row: row of the data set that was checked.
-        path: path of the image file, None where the image has none.
-        reason: what is wrong with it.
-    """
-
-    row: int
-    path: str | None
+    row: int  # of the data set that was checked
+    path: str | None  # of the image file, None where the image has none
     reason: str
 
-    @property
-    def name(self) -> str:
-        """Return how messages call it: its path, quoted, or its row."""
-        return sample_name({"path": self.path}, self.row)
-
     def __str__(self) -> str:
-        return f"{self.name}: {self.reason}"
+        return f"{sample_name({'path': self.path}, self.row)}: {self.reason}"
 
 
-@dataclass(frozen=True)
-class Findings:
-    """What a look at some rows gave.
+class Findings(NamedTuple):
+    """What a look at some rows gave."""
 
-    Attributes:
-        bad: the samples that cannot be trained on, by rising row.
-        fresh: keys of the good images that were not known before.
-    """
-
-    bad: list[BadSample]
-    fresh: list[str]
+    bad: list[BadSample]  # by rising row
+    fresh: list[str]  # keys of the good images that were not known before
 
 
 def usable_images(
@@ -125,7 +107,7 @@ def usable_rows(
     ``output_dir/skipped_samples.jsonl``, one ``{"path", "row", "reason"}`` per line.
 
     Args:
-        dataset: rows with the image column undecoded, as `load_image_captions` returns them.
+        dataset: rows with the image column undecoded, as `load_images` returns them.
         caption_column, label_column: looked at where they are not None.
         policy: "raise" refuses any bad sample, "skip" leaves them out.
         limit: largest share of bad samples that may be skipped, in [0, 1].
@@ -184,7 +166,7 @@ def find_bad_samples(
         progress: whether to show a bar.
     """
     rows = range(len(dataset)) if rows is None else rows
-    seen = known or CheckedImages(described_check(resolution))
+    seen = frozenset() if known is None else known.keys
     findings = Findings([], [])
     columns = ((caption_column, caption_fault), (label_column, label_fault))
     told = {column: fault for column, fault in columns if column is not None}
@@ -207,12 +189,14 @@ def find_bad_samples(
     return findings
 
 
-def _look_at(samples: Iterator[tuple[Any, ...]], resolution: int, known: CheckedImages) -> Findings:
+def _look_at(
+    samples: Iterator[tuple[Any, ...]], resolution: int, known: frozenset[str]
+) -> Findings:
     findings = Findings([], [])
     for row, cell, *faults in samples:
         key = image_key(cell)  # before decoding: a file that changes meanwhile gets another key
-        fault = None if key in known.keys else image_fault(cell or {}, resolution)
-        if fault is None and key is not None and key not in known.keys:
+        fault = None if key in known else image_fault(cell or {}, resolution)
+        if fault is None and key is not None and key not in known:
             findings.fresh.append(key)
         reasons = "; ".join(reason for reason in (fault, *faults) if reason)
         if reasons:
@@ -251,13 +235,10 @@ def refuse_bad_samples(
 
 def _log_skipped(bad: Sequence[BadSample], total: int, path: Path) -> None:
     """Write the list of skipped samples, or remove one that no longer holds."""
-    lines = (
-        json.dumps({"path": sample.path, "row": sample.row, "reason": sample.reason}) + "\n"
-        for sample in bad
-    )
+    told = ({"path": sample.path, "row": sample.row, "reason": sample.reason} for sample in bad)
     try:
         if bad:
-            write_atomically(path, "".join(lines))
+            write_atomically(path, "".join(json.dumps(entry) + "\n" for entry in told))
         else:
             path.unlink(missing_ok=True)
     except OSError as error:

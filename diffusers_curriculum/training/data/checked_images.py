@@ -28,15 +28,10 @@ CHECKER = 1  # raise it whenever an image that passed could now fail
 
 @dataclass(frozen=True)
 class CheckedImages:
-    """Keys of images that passed the check described by `check`.
+    """Keys of images that passed the check described by `check`."""
 
-    Attributes:
-        check: everything besides the image that its verdict depends on.
-        keys: what `image_key` returned for each image.
-    """
-
-    check: dict[str, Any]
-    keys: frozenset[str] = frozenset()
+    check: dict[str, Any]  # everything besides the image that its verdict depends on
+    keys: frozenset[str] = frozenset()  # what `image_key` returned for each image
 
 
 def described_check(resolution: int) -> dict[str, Any]:

@@ -14,37 +14,12 @@ from diffusers_curriculum.training.errors import UsageError
 logger = logging.getLogger(__name__)
 
 _METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+_TEXT = ("string", "large_string")
 _METADATA_LIKE = (".jsonl", ".csv", ".parquet", ".json", ".txt", ".tsv")
 
 
-def check_columns(
-    features: Features, image_column: str, caption_column: str, folder: str | None = None
-) -> None:
-    """Check that both columns exist and hold images and text.
-
-    Args:
-        features: the data set's column types.
-        folder: the image folder that the data came from, if any; names the usual remedy.
-
-    Raises:
-        UsageError: a missing column, or one of another type; names the columns found.
-    """
-    check_image_column(features, image_column)
-    hint = caption_hint(folder, caption_column) if folder else ""
-    _check_there(features, "--caption_column", caption_column, hint)
-    if not _may_hold_text(features[caption_column]):
-        raise UsageError(
-            f"--caption_column {caption_column!r} holds {features[caption_column]}, neither "
-            f"strings nor lists of strings. Columns found: {_described(features)}."
-        )
-
-
 def check_image_column(features: Features, image_column: str) -> None:
-    """Check that the column exists and holds images.
-
-    Raises:
-        UsageError: it does not; names the columns found.
-    """
+    """Check that the column exists and holds images."""
     _check_there(features, "--image_column", image_column)
     if not isinstance(features[image_column], Image):
         raise UsageError(
@@ -53,13 +28,27 @@ def check_image_column(features: Features, image_column: str) -> None:
         )
 
 
+def check_caption_column(
+    features: Features, caption_column: str, folder: str | None = None
+) -> None:
+    """Check that the column exists and holds strings or lists of strings.
+
+    Args:
+        folder: the image folder that the data came from, if any; names the usual remedy.
+    """
+    hint = _caption_hint(folder, caption_column) if folder else ""
+    _check_there(features, "--caption_column", caption_column, hint)
+    if not _may_hold_text(features[caption_column]):
+        raise UsageError(
+            f"--caption_column {caption_column!r} holds {features[caption_column]}, neither "
+            f"strings nor lists of strings. Columns found: {_described(features)}."
+        )
+
+
 def check_label_column(features: Features, label_column: str, folder: str | None = None) -> None:
     """Check that the column exists and holds classes: `ClassLabel`, numbers or words.
 
     Whether numbers are whole, :func:`class_value` tells: with some missing they are read as floats.
-
-    Raises:
-        UsageError: it does not; names the columns found.
     """
     hint = (
         f"Put the images of {folder!r} into one folder per class (two or more, all equally deep), "
@@ -67,9 +56,8 @@ def check_label_column(features: Features, label_column: str, folder: str | None
     )
     _check_there(features, "--label_column", label_column, hint if folder else "")
     kind = features[label_column]
-    words = ("string", "large_string")
-    numeric = isinstance(kind, Value) and kind.dtype.startswith(("int", "uint", "float"))
-    named = numeric or (isinstance(kind, Value) and kind.dtype in words)
+    dtype = kind.dtype if isinstance(kind, Value) else ""
+    named = dtype in _TEXT or dtype.startswith(("int", "uint", "float"))
     if not (named or isinstance(kind, ClassLabel)):
         raise UsageError(
             f"--label_column {label_column!r} holds {kind}, neither classes nor whole numbers nor "
@@ -93,10 +81,10 @@ def _may_hold_text(kind: Any) -> bool:
     if isinstance(kind, List | LargeList):
         kind = kind.feature
     # "null" is a column of missing values only: the check of the rows names them.
-    return isinstance(kind, Value) and kind.dtype in ("string", "large_string", "null")
+    return isinstance(kind, Value) and kind.dtype in (*_TEXT, "null")
 
 
-def caption_hint(folder: str, column: str) -> str:
+def _caption_hint(folder: str, column: str) -> str:
     """Return the remedy for an image folder without captions, naming the look-alikes it holds."""
     root = Path(folder)
     files = [p for p in root.rglob("*") if p.suffix.lower() in _METADATA_LIKE]

@@ -37,66 +37,6 @@ class Latents(Protocol):
         ...
 
 
-class ImageCaptionDataset(TorchDataset):
-    """The training sequence: position p gives row `plan.index(p)`, augmented by (plan.seed, p).
-
-    Args:
-        rows: what `sources.load_image_captions` returned.
-        plan: the order of the samples.
-        tokenizer: a transformers tokenizer.
-        transform: geometry of the images.
-        caption_dropout: probability that a caption is replaced by the empty one.
-
-    Raises:
-        UsageError: at construction for a dropout outside [0, 1]; on reading for an image that does
-            not decode, with its path.
-    """
-
-    def __init__(
-        self,
-        rows: Dataset,
-        plan: BatchPlan,
-        tokenizer: Any,
-        transform: ImageTransform,
-        *,
-        image_column: str = "image",
-        caption_column: str = "text",
-        caption_dropout: float = 0.0,
-    ) -> None:
-        if not 0.0 <= caption_dropout <= 1.0:
-            raise UsageError(f"The caption dropout is {caption_dropout}; it must lie in [0, 1].")
-        self.rows, self.plan, self.tokenizer, self.transform = rows, plan, tokenizer, transform
-        self.image_column, self.caption_column = image_column, caption_column
-        self.caption_dropout = caption_dropout
-
-    def __getitem__(self, position: int) -> dict[str, Tensor]:
-        """Return pixel_values (3, R, R) float32 in [-1, 1] and input_ids (L,) int64."""
-        row = self.plan.index(position)
-        cells = self.rows[row]
-        # All five are drawn whatever the options: switching one does not change the others.
-        draws = host_generator(self.plan.seed, position, purpose="augment").random(5).tolist()
-        caption = self._caption(cells[self.caption_column], *draws[3:])
-        return {
-            "pixel_values": self.transform(_image(cells[self.image_column], row), *draws[:3]),
-            "input_ids": self._tokens(caption),
-        }
-
-    def _caption(self, caption: Any, u_choice: float, u_dropout: float) -> str:
-        if u_dropout < self.caption_dropout:
-            return ""
-        return caption if isinstance(caption, str) else caption[int(u_choice * len(caption))]
-
-    def _tokens(self, caption: str) -> Tensor:
-        tokens = self.tokenizer(
-            caption,
-            max_length=self.tokenizer.model_max_length,
-            padding="max_length",
-            truncation=True,
-            return_tensors="pt",
-        )
-        return tokens.input_ids[0]
-
-
 class ImageDataset(TorchDataset):
     """The training sequence of images, with classes if there are any: position p gives row
     `plan.index(p)`, augmented by (plan.seed, p).
@@ -129,8 +69,7 @@ class ImageDataset(TorchDataset):
         latents: Latents | None = None,
         precise: bool = False,
     ) -> None:
-        if not 0.0 <= label_dropout <= 1.0:
-            raise UsageError(f"The label dropout is {label_dropout}; it must lie in [0, 1].")
+        _check_dropout("label", label_dropout)
         self.rows, self.plan, self.transform = rows, plan, transform
         self.image_column, self.label_column = image_column, label_column
         self.label_dropout, self.null_label, self.latents = label_dropout, null_label, latents
@@ -142,14 +81,10 @@ class ImageDataset(TorchDataset):
         """Return pixel_values (3, R, R) float32 in [-1, 1], or mean and std (C, h, w) of cached
         latents, and label () int64 if there are classes."""
         row = self.plan.index(position)
-        # All four are drawn whatever the options: switching one does not change the others.
-        draws = host_generator(self.plan.seed, position, purpose="augment").random(4).tolist()
+        # All five are drawn whatever the options: switching one does not change the others.
+        draws = host_generator(self.plan.seed, position, purpose="augment").random(5).tolist()
         item = self._latents(row, *draws[1:3]) if self.latents else self._pixels(row, *draws[:3])
-        if self._labels is not None:
-            dropped = draws[3] < self.label_dropout
-            label = self.null_label if dropped else self._labels[row][self.label_column]
-            item["label"] = torch.tensor(label)
-        return item
+        return item | self._text(row, *draws[3:])
 
     def _pixels(self, row: int, *draws: float) -> dict[str, Tensor]:
         cell = self.rows[row][self.image_column]
@@ -161,6 +96,61 @@ class ImageDataset(TorchDataset):
     def _latents(self, row: int, u_crop: float, u_flip: float) -> dict[str, Tensor]:
         mean, std = self.latents.read(row, u_crop, u_flip)  # pyright: ignore
         return {"mean": mean} if std is None else {"mean": mean, "std": std}
+
+    def _text(self, row: int, u_first: float, u_second: float) -> dict[str, Tensor]:
+        """What stands beside the image of a row, by two uniforms in [0, 1)."""
+        if self._labels is None:
+            return {}
+        dropped = u_first < self.label_dropout
+        return {
+            "label": torch.tensor(
+                self.null_label if dropped else self._labels[row][self.label_column]
+            )
+        }
+
+
+class ImageCaptionDataset(ImageDataset):
+    """As :class:`ImageDataset`, with input_ids (L,) int64 of captions in place of classes.
+
+    Args:
+        tokenizer: a transformers tokenizer.
+        caption_dropout: probability that a caption is replaced by the empty one.
+    """
+
+    def __init__(
+        self,
+        rows: Dataset,
+        plan: BatchPlan,
+        tokenizer: Any,
+        transform: ImageTransform,
+        *,
+        image_column: str = "image",
+        caption_column: str = "text",
+        caption_dropout: float = 0.0,
+    ) -> None:
+        super().__init__(rows, plan, transform, image_column=image_column)
+        _check_dropout("caption", caption_dropout)
+        self.tokenizer, self.caption_dropout = tokenizer, caption_dropout
+        self._captions = rows.select_columns([caption_column])
+        self.caption_column = caption_column
+
+    def _text(self, row: int, u_first: float, u_second: float) -> dict[str, Tensor]:
+        caption = (
+            "" if u_second < self.caption_dropout else self._captions[row][self.caption_column]
+        )
+        tokens = self.tokenizer(
+            caption if isinstance(caption, str) else caption[int(u_first * len(caption))],
+            max_length=self.tokenizer.model_max_length,
+            padding="max_length",
+            truncation=True,
+            return_tensors="pt",
+        )
+        return {"input_ids": tokens.input_ids[0]}
+
+
+def _check_dropout(of: str, share: float) -> None:
+    if not 0.0 <= share <= 1.0:
+        raise UsageError(f"The {of} dropout is {share}; it must lie in [0, 1].")
 
 
 def _image(cell: dict[str, Any], row: int, decode: Callable[..., Any] = decode_image) -> Any:

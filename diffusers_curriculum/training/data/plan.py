@@ -94,10 +94,6 @@ class BatchPlan:
         epoch, place = divmod(position, self.num_samples)
         return int(_permutation(self.seed, epoch, self.num_samples)[place])
 
-    def epoch(self, step: int) -> int:
-        """Return the epoch in which the first sample of `step` lies."""
-        return step * self.total // self.num_samples
-
     def epochs_finished(self, step: int) -> int:
         """Return how many epochs are complete once `step` has been done."""
         return (step + 1) * self.total // self.num_samples

@@ -11,7 +11,7 @@ from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
 from diffusers_curriculum.training.data.checks import describe
 from diffusers_curriculum.training.data.columns import (
-    check_columns,
+    check_caption_column,
     check_image_column,
     check_label_column,
     class_value,
@@ -22,38 +22,6 @@ from diffusers_curriculum.training.errors import UsageError
 _SAVED = ("state.json", "dataset_dict.json")
 
 
-def load_image_captions(
-    dataset_name: str | None = None,
-    dataset_config_name: str | None = None,
-    train_data_dir: str | None = None,
-    *,
-    cache_dir: str | None = None,
-    image_column: str = "image",
-    caption_column: str = "text",
-    max_train_samples: int | None = None,
-    seed: int = 0,
-) -> Dataset:
-    """Load the training split from the Hub, a local path or an image folder, images undecoded.
-
-    Args:
-        dataset_name: as `datasets.load_dataset` takes it, or a folder of `save_to_disk`; None reads
-            `train_data_dir` as an image folder with a metadata.jsonl or metadata.csv.
-        max_train_samples: keep this many samples, chosen by a shuffle with `seed`.
-
-    Returns:
-        The two columns; an image cell is {"path", "bytes"}.
-
-    Raises:
-        UsageError: nothing to load, not loadable, empty, or without the two columns.
-    """
-    _check_count(max_train_samples)
-    dataset = _load_training_split(dataset_name, dataset_config_name, train_data_dir, cache_dir)
-    folder = _local_folder(dataset_name, train_data_dir)
-    check_columns(dataset.features, image_column, caption_column, folder)
-    dataset = dataset.select_columns([image_column, caption_column])
-    return _some(dataset, max_train_samples, seed).cast_column(image_column, Image(decode=False))
-
-
 def load_images(
     dataset_name: str | None = None,
     dataset_config_name: str | None = None,
@@ -61,37 +29,47 @@ def load_images(
     *,
     cache_dir: str | None = None,
     image_column: str = "image",
+    caption_column: str | None = None,
     label_column: str | None = None,
     max_train_samples: int | None = None,
     seed: int = 0,
 ) -> Dataset:
-    """Load the training split as images, with their classes if asked for, images undecoded.
+    """Load the training split from the Hub, a local path or an image folder, images undecoded.
 
     Args:
         dataset_name: as `datasets.load_dataset` takes it, or a folder of `save_to_disk`; None reads
-            `train_data_dir` as an image folder, whose sub-folders are the classes.
+            `train_data_dir` as an image folder with a metadata.jsonl or metadata.csv, or one whose
+            sub-folders are the classes.
+        caption_column: column of captions; None leaves them out.
         label_column: column of classes, of numbers or words; None leaves classes out.
         max_train_samples: keep this many samples, chosen by a shuffle with `seed`.
 
     Returns:
-        The image column and, if asked for, the label column with its `ClassLabel` names; an image
-        cell is {"path", "bytes"}.
+        The columns asked for, that of classes with its `ClassLabel` names; an image cell is
+        {"path", "bytes"}.
 
     Raises:
         UsageError: nothing to load, not loadable, empty, or without these columns.
     """
-    _check_count(max_train_samples)
+    if max_train_samples is not None and max_train_samples < 1:
+        raise UsageError(f"--max_train_samples is {max_train_samples}; it must be at least 1.")
     dataset = _load_training_split(dataset_name, dataset_config_name, train_data_dir, cache_dir)
+    folder = _local_folder(dataset_name, train_data_dir)
     check_image_column(dataset.features, image_column)
     columns = [image_column]
+    if caption_column is not None:
+        check_caption_column(dataset.features, caption_column, folder)
+        columns.append(caption_column)
     if label_column is not None:
-        folder = _local_folder(dataset_name, train_data_dir)
         check_label_column(dataset.features, label_column, folder)
         columns.append(label_column)
     dataset = dataset.select_columns(columns)
     if label_column is not None and not isinstance(dataset.features[label_column], ClassLabel):
         dataset = _with_classes(dataset, label_column)
-    return _some(dataset, max_train_samples, seed).cast_column(image_column, Image(decode=False))
+    if max_train_samples is not None:
+        kept = range(min(max_train_samples, len(dataset)))
+        dataset = dataset.shuffle(seed=seed).select(kept)
+    return dataset.cast_column(image_column, Image(decode=False))
 
 
 def _with_classes(dataset: Dataset, column: str) -> Dataset:
@@ -121,17 +99,6 @@ def _load_training_split(
     return dataset
 
 
-def _check_count(count: int | None) -> None:
-    if count is not None and count < 1:
-        raise UsageError(f"--max_train_samples is {count}; it must be at least 1.")
-
-
-def _some(dataset: Dataset, count: int | None, seed: int) -> Dataset:
-    if count is None:
-        return dataset
-    return dataset.shuffle(seed=seed).select(range(min(count, len(dataset))))
-
-
 def _local_folder(dataset_name: str | None, train_data_dir: str | None) -> str | None:
     name = train_data_dir if dataset_name is None else dataset_name
     return name if name is not None and os.path.isdir(name) else None
@@ -140,22 +107,21 @@ def _local_folder(dataset_name: str | None, train_data_dir: str | None) -> str |
 def _load_splits(
     name: str | None, config: str | None, folder: str | None, cache_dir: str | None
 ) -> DatasetDict:
-    files = None if name is not None else {"train": os.path.join(_checked_folder(folder), "**")}
+    flag, value, remedy = "--dataset_name", name, "Check its name, content and the connection."
+    files: dict[str, str] = {}
+    if name is None:
+        files["train"] = os.path.join(_checked_folder(folder), "**")
+        flag, value = "--train_data_dir", folder
+        remedy = "Check its metadata.jsonl or metadata.csv: one entry per image, all of one form."
     try:
-        if name is not None and _is_saved(name):
-            loaded = _load_saved(name, config, folder)
-        elif name is not None:
-            loaded = load_dataset(name, config, cache_dir=cache_dir, data_dir=folder)
-        else:
+        if name is None:
             loaded = load_dataset("imagefolder", data_files=files, cache_dir=cache_dir)
+        elif _is_saved(name):
+            loaded = _load_saved(name, config, folder)
+        else:
+            loaded = load_dataset(name, config, cache_dir=cache_dir, data_dir=folder)
     # A broken metadata file makes the readers raise nearly any type, IndexError included.
     except Exception as error:
-        flag, value, remedy = "--dataset_name", name, "Check its name, content and the connection."
-        if name is None:
-            flag, value = "--train_data_dir", folder
-            remedy = (
-                "Check its metadata.jsonl or metadata.csv: one entry per image, all of one form."
-            )
         reason = describe(error).rstrip(".!")
         raise UsageError(f"{flag} {value!r} cannot be loaded: {reason}. {remedy}") from error
     return loaded if isinstance(loaded, DatasetDict) else DatasetDict()
@@ -183,10 +149,7 @@ def _checked_folder(folder: str | None) -> str:
         return folder  # a remote address or a pattern: for datasets to resolve
     if not os.path.isdir(folder):
         raise UsageError(f"--train_data_dir {folder!r} is not a folder; check the path.")
-    if not any(_is_image(name) for _, _, names in os.walk(folder) for name in names):
+    names = (name for _, _, names in os.walk(folder) for name in names)
+    if not any(os.path.splitext(name)[1].lower() in ImageFolder.EXTENSIONS for name in names):
         raise UsageError(f"--train_data_dir {folder!r} has no images in it or in its subfolders.")
     return glob.escape(folder)  # a folder may be called "cats [final]"
-
-
-def _is_image(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in ImageFolder.EXTENSIONS

@@ -18,15 +18,8 @@ from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.errors import UsageError
 
 # PIL has no "nearest exact"; torchvision maps both names to the same PIL filter.
-INTERPOLATIONS = {
-    "nearest": Image.Resampling.NEAREST,
-    "nearest_exact": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "box": Image.Resampling.BOX,
-    "hamming": Image.Resampling.HAMMING,
-    "lanczos": Image.Resampling.LANCZOS,
-}
+INTERPOLATIONS = {name.lower(): each for name, each in Image.Resampling.__members__.items()}
+INTERPOLATIONS["nearest_exact"] = Image.Resampling.NEAREST
 
 
 def decode_image(cell: dict[str, Any]) -> Image.Image:
@@ -50,9 +43,6 @@ def decode_precisely(cell: dict[str, Any]) -> np.ndarray:
 
     Returns:
         (H, W, 3) float32 in [0, 1].
-
-    Raises:
-        ValueError: see :func:`decode_image`.
     """
     image = _upright(cell)
     if image.mode == "I" or image.mode.startswith("I;16"):
@@ -113,9 +103,6 @@ class ImageTransform:
         interpolation: a key of `INTERPOLATIONS`.
         center_crop: crop the middle; otherwise uniformly over all places.
         random_flip: mirror left-right with probability 1/2.
-
-    Raises:
-        UsageError: an unknown interpolation, or a resolution below 1.
     """
 
     resolution: int = 512
@@ -143,12 +130,7 @@ class ImageTransform:
         self, image: Image.Image, u_top: float, u_left: float, u_flip: float
     ) -> torch.Tensor:
         """Return the (3, R, R) float32 tensor in [-1, 1] that three uniforms in [0, 1) select."""
-        size = resized_size(*image.size, self.resolution)
-        if size != image.size:
-            image = image.resize(size, INTERPOLATIONS[self.interpolation])
-        left = self._offset(size[0], u_left)
-        top = self._offset(size[1], u_top)
-        image = image.crop((left, top, left + self.resolution, top + self.resolution))
+        image = self._cropped(image, u_top, u_left)
         if self.random_flip and u_flip < 0.5:
             image = ImageOps.mirror(image)
         return to_tensor(image)
@@ -157,17 +139,19 @@ class ImageTransform:
         self, pixels: np.ndarray, u_top: float, u_left: float, u_flip: float
     ) -> torch.Tensor:
         """As a call, for (H, W, 3) float32 in [0, 1], each channel resized in float32."""
-        channels = [Image.fromarray(np.ascontiguousarray(pixels[..., c])) for c in range(3)]
-        size = resized_size(*channels[0].size, self.resolution)
-        left, top = self._offset(size[0], u_left), self._offset(size[1], u_top)
-        box = (left, top, left + self.resolution, top + self.resolution)
-        if size != channels[0].size:
-            filtered = INTERPOLATIONS[self.interpolation]
-            channels = [channel.resize(size, filtered) for channel in channels]
-        stacked = torch.stack([torch.from_numpy(np.array(c.crop(box))) for c in channels])
+        channels = (Image.fromarray(np.ascontiguousarray(pixels[..., c])) for c in range(3))
+        cropped = [np.array(self._cropped(channel, u_top, u_left)) for channel in channels]
+        stacked = torch.from_numpy(np.stack(cropped))
         if self.random_flip and u_flip < 0.5:
             stacked = stacked.flip(-1)
         return stacked.sub_(0.5).div_(0.5)
+
+    def _cropped(self, image: Image.Image, u_top: float, u_left: float) -> Image.Image:
+        size = resized_size(*image.size, self.resolution)
+        if size != image.size:
+            image = image.resize(size, INTERPOLATIONS[self.interpolation])
+        left, top = self._offset(size[0], u_left), self._offset(size[1], u_top)
+        return image.crop((left, top, left + self.resolution, top + self.resolution))
 
     def _offset(self, side: int, u: float) -> int:
         slack = side - self.resolution

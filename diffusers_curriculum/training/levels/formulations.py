@@ -47,11 +47,6 @@ def pipeline_index(args: Arguments) -> dict[str, Any]:
     return dict(read(path, args.revision))
 
 
-@lru_cache(maxsize=4)  # wanted several times at the start, each time a request to the Hub
-def _ask_for_index(path: str, revision: str | None) -> Mapping[str, Any]:
-    return _read_index(path, revision)
-
-
 def _read_index(path: str, revision: str | None) -> Mapping[str, Any]:
     if not Path(path).is_dir() and Path(path).exists():
         raise UsageError(f"--pretrained_model_name_or_path {path!r} is a file: give its folder.")
@@ -66,12 +61,12 @@ def _read_index(path: str, revision: str | None) -> Mapping[str, Any]:
     return index
 
 
-def sigma_data_of(args: Arguments) -> float:
-    """The standard deviation of the data that EDM's preconditioning assumes.
+# wanted several times at the start, each time a request to the Hub
+_ask_for_index = lru_cache(maxsize=4)(_read_index)
 
-    Raises:
-        UsageError: the pretrained pipeline cannot be read.
-    """
+
+def sigma_data_of(args: Arguments) -> float:
+    """The standard deviation of the data that EDM's preconditioning assumes."""
     if args.sigma_data is not None:
         return args.sigma_data
     own = None if args.pretrained_model_name_or_path is None else _own_scheduler(args)
@@ -83,11 +78,7 @@ def sigma_data_of(args: Arguments) -> float:
 
 
 def formulation_of(args: Arguments) -> str:
-    """The formulation of a pretrained pipeline.
-
-    Raises:
-        UsageError: its scheduler cannot be read.
-    """
+    """The formulation of a pretrained pipeline."""
     family = NoiseLevels.from_scheduler(_own_scheduler(args)).family
     return next(name for name, kind in FAMILIES.items() if kind == family)
 
@@ -100,9 +91,6 @@ def build_schedulers(args: Arguments, *, pixels: bool, default_vp: str) -> tuple
     Args:
         pixels: whether images are trained on, and not latents.
         default_vp: class for sampling a variance preserving process.
-
-    Raises:
-        UsageError: a class that is none, cannot sample this formulation, or refuses a setting.
     """
     own = None if args.pretrained_model_name_or_path is None else _own_scheduler(args)
     if own is not None and NoiseLevels.from_scheduler(own).family != FAMILIES[args.formulation]:
@@ -133,24 +121,17 @@ def _settings(args: Arguments, fresh: bool, pixels: bool) -> dict[str, Any]:
         if fresh or flag in args.given
     }
     if args.formulation == "edm" and fresh:
-        settings |= _edm_of_this_scale(args, args.sigma_data or SIGMA_DATA[pixels])
+        # Its range of noise is meant for data of standard deviation 0.5; other data have other
+        # noise, unless the flags say which.
+        data = args.sigma_data or SIGMA_DATA[pixels]
+        ends = [name for name in ("sigma_min", "sigma_max") if name not in args.given]
+        settings |= {"sigma_data": data} | {name: args[name] * data / 0.5 for name in ends}
     if args.formulation == "ddpm":
         if args.prediction_type is not None:
             settings["prediction_type"] = args.prediction_type
         if fresh:
             settings["clip_sample"] = pixels
     return settings
-
-
-def _edm_of_this_scale(args: Arguments, data: float) -> dict[str, Any]:
-    """EDM's range of noise is meant for data of standard deviation 0.5; other data have other
-    noise, unless the flags say which."""
-    ends = {
-        name: args[name] * data / 0.5
-        for name in ("sigma_min", "sigma_max")
-        if name not in args.given
-    }
-    return {"sigma_data": data} | ends
 
 
 def _own_scheduler(args: Arguments) -> Any:

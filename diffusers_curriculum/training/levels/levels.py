@@ -23,26 +23,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Levels:
-    """What is trained on.
+    """What is trained on."""
 
-    Attributes:
-        scheduler: adds noise in training.
-        inference: the scheduler of pictures and pipeline.
-        weighting: name and parameters of the loss weighting.
-        weights: (T,) loss weights by noise level, on the device once training starts; None for an
-            unweighted loss.
-        learned: what makes the weights, where they are learned.
-        bound: the variational term of a learned variance; None where none is trained.
-    """
-
-    scheduler: Any
-    inference: Any
+    scheduler: Any  # adds noise in training
+    inference: Any  # the scheduler of pictures and pipeline
     sampler: TimestepSampler
     objective: Objective
-    weighting: tuple[str, dict[str, Any]]
+    weighting: tuple[str, dict[str, Any]]  # name and parameters of the loss weighting
+    # (T,) by noise level, on the device once training starts; None for an unweighted loss
     weights: Tensor | None
-    learned: LearnedLossWeights | None
-    bound: VariationalBound | None = None
+    learned: LearnedLossWeights | None  # what makes the weights, where they are learned
+    bound: VariationalBound | None = None  # the term of a learned variance, where one is trained
 
     @classmethod
     def of(
@@ -52,9 +43,6 @@ class Levels:
 
         Args:
             continuous: draw between the levels of the table, where the schedule has such.
-
-        Raises:
-            UsageError: the arguments do not go together.
         """
         sampler = timesteps.build_sampler(args, scheduler, seed, args.max_train_steps, continuous)
         objective = timesteps.build_objective(args, sampler)

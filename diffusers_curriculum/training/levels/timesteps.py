@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
-import logging
+import json
 import math
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from diffusers_curriculum.densities import DENSITIES
+from diffusers_curriculum.noise_levels import NoiseLevels
 from diffusers_curriculum.objective import Objective
-from diffusers_curriculum.pacing import PLATEAU_STAGE, Pacing
-from diffusers_curriculum.samplers import CurriculumTimestepSampler, TimestepSampler
+from diffusers_curriculum.pacing import PLATEAU_STAGE
+from diffusers_curriculum.samplers import (
+    CurriculumTimestepSampler,
+    DensityTimestepSampler,
+    SequenceTimestepSampler,
+    TimestepSampler,
+    learning_samplers,
+)
 from diffusers_curriculum.training.arguments.command_line import Arguments
+from diffusers_curriculum.training.arguments.noise_levels import is_file
 from diffusers_curriculum.training.errors import UsageError, usage_errors
-from diffusers_curriculum.training.levels.samplers import UNCERTAINTY, build_base
 from diffusers_curriculum.weighting import loss_weights
 from diffusers_curriculum.weighting.learned import LearnedLossWeights
 
-logger = logging.getLogger(__name__)
-
-# The sampler's arguments for each pacing, by the name of the flag without "curriculum_".
+DRAW_DEFAULTS = {"timestep_draw": "iid", "timestep_floor": 0.1, "importance_correction": "none"}
+UNCERTAINTY = "uncertainty"  # the loss weighting that is learned
+# Of each pacing, by the name of the flag without "curriculum_".
 _PACING_FLAGS = {
     "patience": ("patience", "min_delta", "smoothing", "min_stage_steps", "max_stage_steps"),
     "fixed": ("stage_steps",),
@@ -48,7 +58,7 @@ def build_sampler(
         UsageError: the sampler refuses the arguments, or the curriculum is too long for the run.
     """
     with usage_errors("--timestep_sampler"):
-        base = build_base(args, scheduler, seed, continuous)
+        base = _base(args, scheduler, seed, continuous)
     if args.curriculum == "none":
         return base
     with usage_errors("--curriculum"):
@@ -56,9 +66,9 @@ def build_sampler(
             base,
             clusters=args.curriculum_clusters,
             clustering=args.curriculum_clustering,
-            clustering_args=_clustering_args(args),
+            clustering_args=_given(args, "boundaries", "min_size"),
             pacing=args.curriculum_pacing,
-            pacing_args=_pacing_args(args),
+            pacing_args=_given(args, *_PACING_FLAGS[args.curriculum_pacing]),
             order=args.curriculum_order,
             within=args.curriculum_within,
         )
@@ -67,12 +77,67 @@ def build_sampler(
     return sampler
 
 
-def build_loss_weights(args: Arguments, objective: Objective) -> Tensor | None:
-    """(T,) loss weights on the objective's own target, or None for none and for learned ones.
+def _base(args: Arguments, scheduler: Any, seed: int, continuous: bool = False) -> TimestepSampler:
+    """What is drawn before any curriculum: a density, a law that is learned, two phases, a file."""
+    learning = learning_samplers()
+    name, own = args.timestep_sampler, dict(args.timestep_sampler_args)
+    if is_file(name):
+        return _sampler_of_file(name, scheduler)
+    # a sampler that learns keeps its own settings where nothing was given
+    missing = [setting for setting in DRAW_DEFAULTS if args[setting] is None]
+    for setting in missing if name not in learning else ():
+        setattr(args, setting, DRAW_DEFAULTS[setting])
+    given = {
+        "draw": args.timestep_draw,
+        "floor": args.timestep_floor,
+        "importance_correction": args.importance_correction,
+        "seed": seed,
+    }
+    if continuous:
+        given["continuous"] = NoiseLevels.from_scheduler(scheduler).continuous or None
+    given = {setting: value for setting, value in given.items() if value is not None}
+    if name == "two_phase":
+        return SequenceTimestepSampler.two_phase(scheduler, **own, **given)
+    if name in learning and args.loss_weighting == UNCERTAINTY:
+        raise UsageError(
+            f"--loss_weighting {UNCERTAINTY} evens out the losses that --timestep_sampler {name} "
+            "follows: drop one of the two."
+        )
+    if name in learning:
+        loss = {
+            "prediction_type": args.prediction_type,
+            "loss_weighting": args.loss_weighting,
+            "loss_weighting_args": args.loss_weighting_args,
+        }
+        return learning[name].from_losses(scheduler, **own, **given, **loss)
+    if name not in DENSITIES:
+        names = ", ".join([*sorted(DENSITIES), *learning, "two_phase"])
+        raise UsageError(
+            f"--timestep_sampler {name!r} is unknown: choose from {names}, or give a file "
+            "timestep_sampler_config.json."
+        )
+    return DensityTimestepSampler.from_scheduler(scheduler, density=name, density_args=own, **given)
 
-    Raises:
-        UsageError: the weighting refuses the arguments or is infinite on this schedule.
-    """
+
+def _sampler_of_file(path: str, scheduler: Any) -> TimestepSampler:
+    """The sampler whose config a file holds, if it is one for this schedule."""
+    try:
+        sampler = TimestepSampler.from_config(json.loads(Path(path).read_text("utf-8")))
+    except OSError as error:
+        raise UsageError(f"--timestep_sampler {path} cannot be read: {error.strerror}.") from error
+    levels = NoiseLevels.from_scheduler(scheduler)
+    mine, theirs = levels.log_snr, sampler.levels.log_snr
+    if mine.shape != theirs.shape or not torch.allclose(mine, theirs, atol=1e-6, equal_nan=True):
+        raise UsageError(
+            f"--timestep_sampler {path} is for a schedule of {len(theirs)} levels, log-SNR "
+            f"{float(theirs[-1]):.3f} to {float(theirs[0]):.3f}; the model's has {len(mine)}, "
+            f"{float(mine[-1]):.3f} to {float(mine[0]):.3f}: make the file for this scheduler."
+        )
+    return sampler
+
+
+def build_loss_weights(args: Arguments, objective: Objective) -> Tensor | None:
+    """(T,) loss weights on the objective's own target, or None for none and for learned ones."""
     if args.loss_weighting == UNCERTAINTY:
         return None
     with usage_errors("--loss_weighting"):
@@ -87,11 +152,7 @@ def build_loss_weights(args: Arguments, objective: Objective) -> Tensor | None:
 def build_learned_weights(
     args: Arguments, objective: Objective, seed: int
 ) -> LearnedLossWeights | None:
-    """Weights that are learned beside the model, for --loss_weighting uncertainty.
-
-    Raises:
-        UsageError: an unknown argument or a number out of range.
-    """
+    """Weights that are learned beside the model, for --loss_weighting uncertainty."""
     if args.loss_weighting != UNCERTAINTY:
         return None
     with usage_errors("--loss_weighting"):
@@ -99,11 +160,7 @@ def build_learned_weights(
 
 
 def build_objective(args: Arguments, sampler: TimestepSampler) -> Objective:
-    """The objective for --prediction_type, by default the scheduler's own.
-
-    Raises:
-        UsageError: the schedule has no such prediction type.
-    """
+    """The objective for --prediction_type, by default the scheduler's own."""
     levels = sampler.levels
     if args.prediction_type is not None:
         levels = levels.with_prediction_type(args.prediction_type)
@@ -112,18 +169,14 @@ def build_objective(args: Arguments, sampler: TimestepSampler) -> Objective:
 
 
 def check_length(args: Arguments, sampler: TimestepSampler, max_train_steps: int) -> None:
-    """Refuse a curriculum that is too long for the run; see :func:`check_curriculum_fits`."""
-    if sampler.pacing is not None:
-        share = args.curriculum_max_share
-        check_curriculum_fits(sampler.pacing, sampler.stages, max_train_steps, share)
-
-
-def check_curriculum_fits(pacing: Pacing, stages: int, max_train_steps: int, share: float) -> None:
     """Refuse a curriculum whose hard clusters would open late or never.
 
     Raises:
-        UsageError: its expected length exceeds ``share`` of the run.
+        UsageError: its expected length exceeds --curriculum_max_share of the run.
     """
+    pacing, stages, share = sampler.pacing, sampler.stages, args.curriculum_max_share
+    if pacing is None:
+        return
     expected, allowed = pacing.expected_steps(stages), share * max_train_steps
     if expected <= allowed:
         return
@@ -140,12 +193,7 @@ def check_curriculum_fits(pacing: Pacing, stages: int, max_train_steps: int, sha
     )
 
 
-def _clustering_args(args: Arguments) -> dict[str, Any]:
-    given = {"boundaries": args.curriculum_boundaries, "min_size": args.curriculum_min_size}
-    return {name: value for name, value in given.items() if value is not None}
-
-
-def _pacing_args(args: Arguments) -> dict[str, Any]:
-    names = _PACING_FLAGS[args.curriculum_pacing]
-    given = {name: args[f"curriculum_{name}"] for name in names}
-    return {name: value for name, value in given.items() if value is not None}
+def _given(args: Arguments, *names: str) -> dict[str, Any]:
+    """Settings of the curriculum that have a value."""
+    values = ((name, args[f"curriculum_{name}"]) for name in names)
+    return {name: value for name, value in values if value is not None}

@@ -13,9 +13,9 @@ from diffusers_curriculum.training.checkpoint.state import TrainingState
 from diffusers_curriculum.training.data.dataset import training_batches
 from diffusers_curriculum.training.data.plan import BatchPlan
 from diffusers_curriculum.training.loop.guard import FiniteGuard
+from diffusers_curriculum.training.loop.run import TrainingStep, make_update
 from diffusers_curriculum.training.loop.saving import Saver
 from diffusers_curriculum.training.loop.task import JobParts, Publisher, Task
-from diffusers_curriculum.training.loop.updates import TrainingStep, make_update
 from diffusers_curriculum.training.parts.optimizers import build_lr_scheduler, build_optimizer
 from diffusers_curriculum.training.process import runtime
 from diffusers_curriculum.training.process.memory import out_of_memory_explained

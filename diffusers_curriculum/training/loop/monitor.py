@@ -25,10 +25,7 @@ class Monitor(ABC):
     All processes are given the same global numbers; only the main one shows anything.
 
     Args:
-        accelerator: for its trackers and its device.
         guard: asked at every report whether the updates were finite.
-        max_train_steps: length of the run.
-        log_every: optimizer steps between reports.
     """
 
     def __init__(self, accelerator: Any, guard: Any, max_train_steps: int, log_every: int) -> None:
@@ -92,7 +89,6 @@ class LevelMonitor(Monitor):
     """Reports of a run on noise levels: losses by log-SNR, the curriculum, pictures of the density.
 
     Args:
-        levels: what is trained on.
         plot_every: optimizer steps between pictures of the effective density.
         options: those of :class:`Monitor`.
     """

@@ -1,16 +1,19 @@
-"""What a training step works with."""
+"""What a training step works with, and the loop around one."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from diffusers_curriculum.objective import Objective
+from diffusers_curriculum.randomness import Slots
 from diffusers_curriculum.samplers import TimestepSample, TimestepSampler
 from diffusers_curriculum.training.arguments.command_line import Arguments
+from diffusers_curriculum.training.data.plan import BatchPlan
 from diffusers_curriculum.training.levels.levels import Levels
 from diffusers_curriculum.training.loop.guard import FiniteGuard
 from diffusers_curriculum.training.parts.averages import Averages
@@ -33,33 +36,22 @@ class Outcome(Protocol):
 
 
 class LevelLosses(NamedTuple):
-    """The outcome of a micro-batch of noise levels.
+    """The outcome of a micro-batch of noise levels."""
 
-    Attributes:
-        indices: (B,) levels.
-        losses: (B,) unweighted loss of each sample.
-        loss: (1,) what was differentiated.
-    """
-
-    indices: Tensor
-    losses: Tensor
-    loss: Tensor
+    indices: Tensor  # (B,) levels
+    losses: Tensor  # (B,) unweighted loss of each sample
+    loss: Tensor  # (1,) what was differentiated
 
 
 @dataclass(kw_only=True)
 class Run:
-    """What a step works with; a kind of job adds its models.
-
-    Attributes:
-        network: trained, prepared by accelerate.
-        averages: of its weights.
-    """
+    """What a step works with; a kind of job adds its models."""
 
     args: Arguments
     accelerator: Any  # accelerate.Accelerator, whose gather() is typed too widely
     seed: int
-    network: Any
-    averages: Averages
+    network: Any  # trained, prepared by accelerate
+    averages: Averages  # of its weights
     optimizer: Any
     guard: FiniteGuard
     lr_scheduler: Any
@@ -104,3 +96,37 @@ class LevelRun(Run):
 
     def observe(self, step: int, outcome: LevelLosses) -> None:
         self.levels.observe(outcome.indices, outcome.losses, step)
+
+
+TrainingStep = Callable[[Any, int, Slots, dict[str, Tensor]], Outcome]
+
+
+def make_update(
+    run: Run,
+    step: int,
+    plan: BatchPlan,
+    batches: Iterator[dict[str, Tensor]],
+    training_step: TrainingStep,
+) -> tuple[Any, Tensor | None]:
+    """Optimizer step ``step``, from its micro-batches to what is learned from their losses.
+
+    Returns:
+        The outcomes of all processes' micro-batches as one, and the norm of the gradient.
+    """
+    accelerator, observed, norm = run.accelerator, [], None
+    for micro in range(plan.accumulation):
+        with accelerator.accumulate(run.network):
+            observed.append(training_step(run, step, plan.slots(micro), next(batches)))
+            if accelerator.sync_gradients:
+                parameters = run.network.parameters()
+                norm = accelerator.clip_grad_norm_(parameters, run.args.max_grad_norm)
+                run.update(step, observed, norm)
+            run.optimizer.zero_grad()
+    run.lr_scheduler.step()
+    run.averages.update(step)
+
+    # Observe: once per update, the same numbers on every process
+    columns = (torch.cat(column) for column in zip(*observed, strict=True))
+    outcome = type(observed[0])(*(accelerator.gather(column) for column in columns))
+    run.observe(step, outcome)
+    return outcome, norm

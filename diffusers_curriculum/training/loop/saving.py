@@ -5,30 +5,22 @@ from __future__ import annotations
 import errno
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.checkpoint.checkpoints import save_checkpoint
 from diffusers_curriculum.training.checkpoint.state import TrainingState
 from diffusers_curriculum.training.errors import UsageError
+from diffusers_curriculum.training.loop.guard import FiniteGuard
 from diffusers_curriculum.training.process.stopping import StopRequest
 
 _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
-
-
-class Guard(Protocol):
-    """Knows whether all updates were finite."""
-
-    def check(self, step: int) -> int: ...
 
 
 class Saver:
     """Saves checkpoints: every process calls it, the main one writes, and the others wait.
 
     Args:
-        args: the command line.
-        accelerator: of the run.
-        state: what is saved.
         guard: asked before every save; what is not finite is never saved.
         facts: plain data for the manifests.
         stop: told how long a save takes.
@@ -39,7 +31,7 @@ class Saver:
         args: Arguments,
         accelerator: Any,
         state: TrainingState,
-        guard: Guard,
+        guard: FiniteGuard,
         facts: Mapping[str, Any],
         stop: StopRequest,
     ) -> None:

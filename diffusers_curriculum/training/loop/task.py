@@ -15,41 +15,24 @@ from diffusers_curriculum.training.parts.averages import Averages
 
 
 class JobParts:
-    """What a job is made of, in the order in which it comes to it.
+    """What a job is made of, in the order in which it comes to it."""
 
-    Attributes:
-        args: the checked command line; ``max_train_steps`` is put in where it is not given.
-        accelerator: of accelerate.
-        seed: of everything random.
-        rows: the samples.
-        plan: which sample is seen when.
-        network: what is trained, without accelerate's wrappers.
-        run: what the step works with.
-        start: the first optimizer step.
-    """
-
-    args: Arguments
-    accelerator: Any
-    seed: int
-    rows: Any
-    plan: BatchPlan
-    network: Any
-    run: Run
-    start: int
+    args: Arguments  # checked; ``max_train_steps`` is put in where it is not given
+    accelerator: Any  # of accelerate
+    seed: int  # of everything random
+    rows: Any  # the samples
+    plan: BatchPlan  # which sample is seen when
+    network: Any  # what is trained, without accelerate's wrappers
+    run: Run  # what the step works with
+    start: int  # the first optimizer step
 
 
 class Trained(NamedTuple):
-    """The network that is trained.
+    """The network that is trained."""
 
-    Attributes:
-        network: on its device, without accelerate's wrappers.
-        folder: its name in pipelines and checkpoints, such as "unet".
-        averages: of its weights.
-    """
-
-    network: Any
-    folder: str
-    averages: Averages
+    network: Any  # on its device, without accelerate's wrappers
+    folder: str  # its name in pipelines and checkpoints, such as "unet"
+    averages: Averages  # of its weights
 
 
 class Publisher(Protocol):
@@ -69,11 +52,9 @@ class NetworkPublisher:
         self.job = job
 
     def is_due(self, done: int) -> bool:
-        """Never."""
         return False
 
-    def validate(self, done: int) -> None:
-        """Nothing."""
+    def validate(self, done: int) -> None: ...
 
     def finish(self) -> None:
         """Save the network into the output folder."""
@@ -134,11 +115,7 @@ class Task:
         raise NotImplementedError
 
     def make_run(self, job: JobParts, **common: Any) -> Run:
-        """What the step works with.
-
-        Args:
-            common: the fields of :class:`Run`.
-        """
+        """What the step works with; ``common`` are the fields of :class:`Run`."""
         raise NotImplementedError
 
     def monitor(self, job: JobParts) -> Monitor:

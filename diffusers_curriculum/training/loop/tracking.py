@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,27 +21,38 @@ def _itself(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _exact_dtype(device: torch.device | str) -> torch.dtype:
-    """float64, which adds without drift, except on the one backend that lacks it."""
-    return torch.float32 if torch.device(device).type == "mps" else torch.float64
+class _Window:
+    """Sums and counts, (2, ...), of what was added since the last reading, on the device."""
+
+    def __init__(self, device: torch.device | str, *shape: int) -> None:
+        # float64 adds without drift; one backend lacks it
+        dtype = torch.float32 if torch.device(device).type == "mps" else torch.float64
+        self._window = torch.zeros(2, *shape, dtype=dtype, device=device)
+
+    def _take(self, reduce: Reduce) -> Tensor:
+        """The window over all processes; a new one begins."""
+        window = reduce(self._window.clone())
+        self._window.zero_()
+        return window
+
+    def state_dict(self, reduce: Reduce = _itself) -> dict[str, Tensor]:
+        """Sums and counts of the open window over all processes."""
+        return {"window": reduce(self._window.clone())}
+
+    def load_state_dict(self, state: Mapping[str, Tensor], is_main_process: bool = True) -> None:
+        """Continue from a saved state; the window goes to one process, so that it counts once."""
+        self._window.copy_(state["window"] if is_main_process else torch.zeros_like(self._window))
 
 
-@dataclass(frozen=True)
-class LossSummary:
-    """Mean loss per bin of log-SNR over a whole run.
+class LossSummary(NamedTuple):
+    """Mean loss per bin of log-SNR over a whole run."""
 
-    Attributes:
-        edges: (bins + 1,) ascending, in units of log-SNR.
-        means: (bins,) mean unweighted loss, NaN where nothing was drawn.
-        counts: (bins,) samples seen.
-    """
-
-    edges: tuple[float, ...]
-    means: tuple[float, ...]
-    counts: tuple[int, ...]
+    edges: tuple[float, ...]  # (bins + 1,) ascending, in units of log-SNR
+    means: tuple[float, ...]  # (bins,) mean unweighted loss, NaN where nothing was drawn
+    counts: tuple[int, ...]  # (bins,) samples seen
 
 
-class LossByNoiseLevel:
+class LossByNoiseLevel(_Window):
     """Sums and counts of the unweighted loss per sample, in bins of log-SNR of equal width.
 
     The bins cover the finite part of the table; levels at -inf or +inf count to the end bins.
@@ -59,11 +70,11 @@ class LossByNoiseLevel:
         self, levels_log_snr: Tensor, bins: int = 10, device: torch.device | str = "cpu"
     ) -> None:
         edges = _edges(levels_log_snr, bins)
+        super().__init__(device, bins)
         self.edges: tuple[float, ...] = tuple(edges.tolist())
         self.names = _names(self.edges)
         inner = torch.bucketize(levels_log_snr.double().cpu(), edges[1:-1], right=True)
         self._bin_of_level = inner.to(device)
-        self._window = torch.zeros(2, bins, dtype=_exact_dtype(device), device=device)
         self._totals = torch.zeros_like(self._window)
 
     def add(self, indices: Tensor, losses: Tensor) -> None:
@@ -86,14 +97,11 @@ class LossByNoiseLevel:
             ``loss_log_snr/[low,high)`` for every bin that was drawn from, ``count_log_snr/...``
             for every bin.
         """
-        window = reduce(self._window.clone())
+        window = self._take(reduce)
         self._totals += window
-        self._window.zero_()
-        sums, counts = window.tolist()
-        seen = [(name, s, n) for name, s, n in zip(self.names, sums, counts, strict=True) if n]
-        metrics = {f"loss_log_snr/{name}": s / n for name, s, n in seen}
-        pairs = zip(self.names, counts, strict=True)
-        return metrics | {f"count_log_snr/{name}": n for name, n in pairs}
+        bins = [*zip(self.names, *window.tolist(), strict=True)]
+        metrics = {f"loss_log_snr/{name}": total / n for name, total, n in bins if n}
+        return metrics | {f"count_log_snr/{name}": n for name, _, n in bins}
 
     def summary(self, reduce: Reduce = _itself) -> LossSummary:
         """The whole run up to now, the unread window included; resets nothing."""
@@ -103,10 +111,10 @@ class LossByNoiseLevel:
 
     def state_dict(self, reduce: Reduce = _itself) -> dict[str, Tensor]:
         """Window and totals, (2, bins) each: row 0 sums, row 1 counts, over all processes."""
-        return {"window": reduce(self._window.clone()), "totals": self._totals.clone()}
+        return super().state_dict(reduce) | {"totals": self._totals.clone()}
 
     def load_state_dict(self, state: Mapping[str, Tensor], is_main_process: bool = True) -> None:
-        """Continue from a saved state; the window goes to one process, so that it counts once.
+        """As that of every window.
 
         Raises:
             ValueError: the state is of another number of bins.
@@ -117,19 +125,15 @@ class LossByNoiseLevel:
                 f"saved loss bins have shape {saved}, this run has {tuple(self._window.shape)}; "
                 "resume with the number of bins of the first run"
             )
-        self._window.copy_(state["window"] if is_main_process else torch.zeros_like(self._window))
+        super().load_state_dict(state, is_main_process)
         self._totals.copy_(state["totals"])
 
 
-class RunningMean:
-    """Mean of everything added since the last reading, kept on the device.
-
-    Args:
-        device: where the values live.
-    """
+class RunningMean(_Window):
+    """Mean of everything added since the last reading, kept on the device."""
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
-        self._window = torch.zeros(2, dtype=_exact_dtype(device), device=device)
+        super().__init__(device)
 
     def add(self, values: Tensor) -> None:
         """Add a value or a tensor of values, without a host synchronisation."""
@@ -137,17 +141,8 @@ class RunningMean:
 
     def read(self, reduce: Reduce = _itself) -> float:
         """The mean over all processes, NaN if nothing was added; starts a new window."""
-        total, count = reduce(self._window.clone()).tolist()
-        self._window.zero_()
+        total, count = self._take(reduce).tolist()
         return total / count if count else math.nan
-
-    def state_dict(self, reduce: Reduce = _itself) -> dict[str, Tensor]:
-        """Sum and count of the open window, (2,), over all processes."""
-        return {"window": reduce(self._window.clone())}
-
-    def load_state_dict(self, state: Mapping[str, Tensor], is_main_process: bool = True) -> None:
-        """Continue from a saved state; the window goes to one process, so that it counts once."""
-        self._window.copy_(state["window"] if is_main_process else torch.zeros_like(self._window))
 
 
 def _finite_rows(values: Tensor) -> Tensor:

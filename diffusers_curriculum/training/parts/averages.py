@@ -23,19 +23,13 @@ _SNAPSHOTS = 64  # unless a flag says how often
 
 @dataclass
 class Averages:
-    """The averages of a network's weights, each of which there may be or not.
+    """The averages of a network's weights, each of which there may be or not."""
 
-    Attributes:
-        network: whose weights are averaged, without accelerate's wrappers.
-        ema: diffusers' average, updated every ``interval`` steps; on the host if ``offload``.
-        power: averages of several widths, copied to ``folder`` every ``every`` steps.
-    """
-
-    network: Any
-    ema: EMAModel | None = None
+    network: Any  # whose weights are averaged, without accelerate's wrappers
+    ema: EMAModel | None = None  # diffusers', updated every ``interval`` steps
     interval: int = 1
-    offload: bool = False
-    power: PowerEMA | None = None
+    offload: bool = False  # keep it on the host
+    power: PowerEMA | None = None  # of several widths, copied to ``folder`` every ``every`` steps
     folder: Path = Path()
     every: int | None = None
 
@@ -104,12 +98,8 @@ class Averages:
             self.power.update(step + 1)
 
     def snapshot(self, done: int, last: int) -> None:
-        """Copy the power-function averages if it is time; main process only.
-
-        Args:
-            done: finished steps.
-            last: steps of the whole run.
-        """
+        """Copy the power-function averages if it is time, ``done`` steps of the ``last`` being
+        finished; main process only."""
         every = self.every or max(1, last // _SNAPSHOTS)
         if self.power and (done % every == 0 or done == last):
             self.power.snapshot(self.folder, done)

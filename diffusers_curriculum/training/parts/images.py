@@ -32,26 +32,17 @@ _DEFAULT = "UNet"  # as in diffusers' train_unconditional.py
 
 @dataclass
 class ImageModels:
-    """The models of an image run.
+    """The models of an image run."""
 
-    Attributes:
-        network: trained, float32.
-        space: what it is trained on; its autoencoder is frozen, in the dtype of mixed precision.
-        kept: the autoencoder in float32, as it is saved; on the CPU, and the same one where it is
-            not trained with in half precision.
-    """
-
-    network: Any
-    space: LatentSpace
+    network: Any  # trained, float32
+    space: LatentSpace  # its autoencoder is frozen, in the dtype of mixed precision
+    # the autoencoder in float32, as it is saved; on the CPU, and the same one where it is not
+    # trained with in half precision
     kept: Any
 
 
 def autoencoder_source(args: Arguments) -> tuple[str, str | None] | None:
-    """Path and subfolder of the autoencoder, None for pixels.
-
-    Raises:
-        UsageError: the pretrained pipeline cannot be read.
-    """
+    """Path and subfolder of the autoencoder, None for pixels."""
     given = args.pretrained_vae_model_name_or_path
     if given is not None:
         inside = Path(given, "vae", "config.json").is_file()
@@ -63,11 +54,7 @@ def autoencoder_source(args: Arguments) -> tuple[str, str | None] | None:
 
 
 def load_space(args: Arguments) -> LatentSpace:
-    """The latent space to train in, in float32 on the CPU.
-
-    Raises:
-        UsageError: the autoencoder cannot be loaded, or does not fit --resolution.
-    """
+    """The latent space to train in, in float32 on the CPU."""
     source = autoencoder_source(args)
     with usage_errors("--pretrained_vae_model_name_or_path"):
         if source is None:
@@ -79,11 +66,7 @@ def load_space(args: Arguments) -> LatentSpace:
 
 
 def check_network(args: Arguments, labelled: bool) -> None:
-    """Look at the network's name, and at what it would be given, before anything is loaded.
-
-    Raises:
-        UsageError: no such network, or a patch or resolution that does not divide.
-    """
+    """Look at the network's name, and at what it would be given, before anything is loaded."""
     flag, config = f"--{args.flag('model_config')}", args.model_config
     source, space = autoencoder_source(args), LatentSpace.of(None)
     with usage_errors("--pretrained_vae_model_name_or_path"):
@@ -101,9 +84,6 @@ def make_network(args: Arguments, space: LatentSpace, classes: int | None, seed:
 
     Args:
         classes: of the data; None for unconditional training.
-
-    Raises:
-        UsageError: it does not fit the latents, the classes or --learned_variance.
     """
     channels, side, _ = space.shape(args.resolution)
     wanted = channels * (1 + (args.learned_variance != "none"))

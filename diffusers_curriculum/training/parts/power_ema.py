@@ -106,11 +106,7 @@ class PowerEMA:
 
     @torch.no_grad()
     def copy_to(self, parameters: Iterable[Tensor], sigma_rel: float | None = None) -> None:
-        """Give a model the averages of one width; None is the first.
-
-        Raises:
-            UsageError: a width that is not among those averaged.
-        """
+        """Give a model the averages of one width; None is the first."""
         wanted = next(iter(self.averages)) if sigma_rel is None else sigma_rel
         if wanted not in self.averages:
             raise UsageError(f"sigma_rel={wanted} is not averaged: only {list(self.averages)}.")
@@ -119,11 +115,7 @@ class PowerEMA:
 
     @torch.no_grad()
     def restore(self, parameters: Iterable[Tensor]) -> None:
-        """Give a model the weights of :meth:`store` back.
-
-        Raises:
-            RuntimeError: there are none.
-        """
+        """Give a model the weights of :meth:`store` back."""
         if self.temp_stored_params is None:
             raise RuntimeError("No weights are stored: call store() before restore().")
         for parameter, stored in zip(parameters, self.temp_stored_params, strict=True):

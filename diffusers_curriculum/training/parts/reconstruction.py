@@ -50,18 +50,13 @@ class Mixture(NamedTuple):
 
 
 class Reconstruction(NamedTuple):
-    """How an average is put together from snapshots.
-
-    Attributes:
-        step: the time of the average, in optimizer steps.
-        residual: the part of its profile that the snapshots cannot give.
-    """
+    """How an average is put together from snapshots."""
 
     snapshots: list[Snapshot]
     coefficients: list[float]
     sigma_rel: float
-    step: int
-    residual: float
+    step: int  # the time of the average, in optimizer steps
+    residual: float  # the part of its profile that the snapshots cannot give
 
 
 def gamma_of(sigma_rel: float) -> float:
@@ -81,11 +76,6 @@ def gamma_of(sigma_rel: float) -> float:
     p, q = sigma_rel**-2 + 1 / 3, 2 / 27 + 4 / 3 * sigma_rel**-2
     angle = math.acos(max(-1.0, -1.5 * q / p * math.sqrt(3 / p)))
     return max(0.0, 2 * math.sqrt(p / 3) * math.cos(angle / 3) - 7 / 3)
-
-
-def sigma_rel_of(gamma: float) -> float:
-    """The width of a power function with exponent ``gamma``: the inverse of :func:`gamma_of`."""
-    return math.sqrt((gamma + 1) / (gamma + 3)) / (gamma + 2)
 
 
 def inner_products(
@@ -184,20 +174,6 @@ def plan_reconstruction(
     if mixture.residual > WARN_RESIDUAL:
         logger.warning("%s.", told)
     return Reconstruction(found, mixture.coefficients.tolist(), sigma_rel, end, mixture.residual)
-
-
-def reconstruct(
-    folder: str | Path,
-    sigma_rel: float,
-    step: int | None = None,
-    max_residual: float = MAX_RESIDUAL,
-) -> dict[str, Tensor]:
-    """The average of width ``sigma_rel`` after ``step`` steps: float32 parameters by name.
-
-    Raises:
-        UsageError: as :func:`plan_reconstruction` and :func:`reconstructed`.
-    """
-    return dict(reconstructed(plan_reconstruction(folder, sigma_rel, step, max_residual)))
 
 
 def reconstructed(plan: Reconstruction) -> Iterator[tuple[str, Tensor]]:

@@ -24,17 +24,12 @@ DTYPE = "dtype" if version.parse(diffusers.__version__) >= version.parse("0.40")
 
 @dataclass
 class Components:
-    """The models of a text-to-image run.
-
-    Attributes:
-        unet: trained, float32.
-        vae, text_encoder: frozen, in the dtype of mixed precision.
-    """
+    """The models of a text-to-image run; what is frozen is in the dtype of mixed precision."""
 
     tokenizer: Any
     text_encoder: Any
     vae: Any
-    unet: Any
+    unet: Any  # trained, float32
 
 
 def load_schedulers(args: Arguments) -> tuple[Any, Any]:
@@ -42,9 +37,6 @@ def load_schedulers(args: Arguments) -> tuple[Any, Any]:
 
     The first is DDPM for variance preserving pipelines, as in diffusers' script, and the
     pipeline's own class for flow matching and EDM.
-
-    Raises:
-        UsageError: there is none to load, or the pipeline brings code of its own.
     """
     refuse_foreign_code(args.pretrained_model_name_or_path, args.revision)
     where = {"subfolder": "scheduler", "revision": args.revision}
@@ -62,11 +54,7 @@ def load_schedulers(args: Arguments) -> tuple[Any, Any]:
 
 
 def load_tokenizer(args: Arguments) -> Any:
-    """The CLIP tokenizer of the pipeline.
-
-    Raises:
-        UsageError: there is none, or a file of it is missing.
-    """
+    """The CLIP tokenizer of the pipeline."""
     path, revision = args.pretrained_model_name_or_path, args.revision
     with _loading(path, "tokenizer"):
         tokenizer: Any = transformers.CLIPTokenizer.from_pretrained(
@@ -82,11 +70,7 @@ def load_tokenizer(args: Arguments) -> Any:
 def load_components(
     args: Arguments, tokenizer: Any, device: torch.device, frozen_dtype: torch.dtype
 ) -> Components:
-    """Load the models onto ``device``; the UNet trains in float32, the rest is frozen.
-
-    Raises:
-        UsageError: a component cannot be loaded.
-    """
+    """Load the models onto ``device``; the UNet trains in float32, the rest is frozen."""
     text_encoder = _model(transformers.CLIPTextModel, args, "text_encoder", frozen_dtype)
     vae = _model(diffusers.AutoencoderKL, args, "vae", frozen_dtype)
     unet = _model(diffusers.UNet2DConditionModel, args, "unet", revision=args.non_ema_revision)

@@ -16,8 +16,6 @@ from diffusers_curriculum.training.errors import DiskFullError
 logger = logging.getLogger(__name__)
 
 _HALF_WRITTEN = re.compile(r"\.tmp-.+\.jsonl?-[0-9]+")
-
-
 # EFBIG: the process's file size limit; EDQUOT: the user's quota.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -41,14 +39,8 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 @contextmanager
 def disk_full_explained(path: Path, needed: int) -> Iterator[None]:
-    """Turn the system's word that there is no room into ours.
-
-    Args:
-        needed: bytes that are written.
-
-    Raises:
-        DiskFullError: there is no space, no quota, or a limit on the size of files.
-    """
+    """Make a DiskFullError of the system's word that there is no space or quota for ``needed``
+    bytes, or a limit on the size of files."""
     try:
         yield
     except OSError as error:

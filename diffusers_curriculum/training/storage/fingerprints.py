@@ -32,7 +32,7 @@ def dataset_digest(
     The digest is the same in another cache or after the folder was moved.
 
     Args:
-        rows: as ``load_image_captions`` or ``load_images`` returns them, images undecoded.
+        rows: as ``load_images`` returns them, images undecoded.
         text_column: of captions or classes; None where there is none.
         folder: the image folder, to which file names are taken relative; None for other sources,
             where only the last part of a name counts.

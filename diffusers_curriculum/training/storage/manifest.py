@@ -68,7 +68,12 @@ def write_manifest(folder: Path, step: int, facts: Mapping[str, Any]) -> None:
     Raises:
         CheckpointError: ``facts`` holds something that strict JSON cannot.
     """
-    files = {name: _entry(folder / name) for name in _file_names(folder)}
+    names = (p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+    files = {
+        name: {"size": (folder / name).stat().st_size, "sha256": file_sha256(folder / name)}
+        for name in sorted(names)
+        if name != MANIFEST
+    }
     body = {
         "format": FORMAT,
         "step": step,
@@ -149,16 +154,6 @@ def _is_well_formed(manifest: Mapping[str, Any]) -> bool:
 def _stays_inside(name: str) -> bool:
     path = PurePosixPath(name)
     return not path.is_absolute() and ".." not in path.parts and "\\" not in name
-
-
-def _file_names(folder: Path) -> list[str]:
-    """All files below ``folder`` but the manifest, as sorted relative paths."""
-    names = (p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
-    return sorted(name for name in names if name != MANIFEST)
-
-
-def _entry(path: Path) -> dict[str, Any]:
-    return {"size": path.stat().st_size, "sha256": file_sha256(path)}
 
 
 def _version(package: str) -> str | None:

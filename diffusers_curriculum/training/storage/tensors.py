@@ -40,11 +40,7 @@ def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def load_tensors(path: str | Path) -> dict[str, Tensor]:
-    """Read a safetensors file into memory; the tensors do not depend on the file any more.
-
-    Raises:
-        CheckpointError: the file is missing or is not a safetensors file.
-    """
+    """Read a safetensors file into memory; the tensors do not depend on the file any more."""
     try:
         # Cloned, because the loaded ones may be windows into the mapped file.
         return {name: tensor.clone() for name, tensor in load_file(path).items()}
@@ -60,11 +56,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        CheckpointError: the file is missing or holds something else.
-    """
+    """Read a JSON object."""
     try:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
@@ -115,11 +107,7 @@ def _pack_dict(value: dict[Any, Any], tensors: dict[str, Tensor], name: str) -> 
 
 
 def unpack(packed: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """The inverse of :func:`pack`.
-
-    Raises:
-        CheckpointError: a tensor is missing.
-    """
+    """The inverse of :func:`pack`; a missing tensor is a CheckpointError."""
     if isinstance(packed, list):
         return [unpack(item, tensors) for item in packed]
     if not isinstance(packed, dict):
@@ -171,11 +159,7 @@ def _conform_value(saved: Any, live: Any, where: str) -> Any:
 
 
 def check_like(saved: Tensor, live: Tensor, where: str) -> None:
-    """Refuse a tensor of another shape or dtype than the run's.
-
-    Raises:
-        CheckpointError: they differ.
-    """
+    """Refuse a tensor of another shape or dtype than the run's."""
     if saved.shape == live.shape and saved.dtype == live.dtype:
         return
     raise CheckpointError(
@@ -186,11 +170,8 @@ def check_like(saved: Tensor, live: Tensor, where: str) -> None:
 
 
 def check_tensors(saved: Mapping[str, Tensor], live: Mapping[str, Tensor], where: str) -> None:
-    """Refuse tensors that do not match the run's by name, shape and dtype.
-
-    Raises:
-        CheckpointError: the first difference.
-    """
+    """Refuse tensors that do not match the run's by name, shape and dtype, at the first that does
+    not."""
     odd = sorted(saved.keys() ^ live.keys())
     if odd:
         side = "checkpoint" if odd[0] in saved else "run"

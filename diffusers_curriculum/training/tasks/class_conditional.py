@@ -10,41 +10,36 @@ from diffusers_curriculum.training.arguments.command_line import Arguments, Comm
 from diffusers_curriculum.training.arguments.curriculum import NOISE_LEVELS
 from diffusers_curriculum.training.arguments.evaluation import EVALUATION
 from diffusers_curriculum.training.arguments.flag import (
-    COUNT,
     NOT_NEGATIVE,
     SHARE,
     Family,
     Need,
-    at_least,
-    path,
+    count,
+    place,
+    sharing,
     tracked,
 )
 from diffusers_curriculum.training.arguments.images import (
     AUTOENCODER,
-    BETA_SCHEDULES,
     DDPM,
     FORMULATION,
     PICTURES,
     POWER_EMA,
-    PRETRAINED,
-    check_network_name,
-    check_pipeline,
+    PROCESS,
+    network,
+    pictures,
 )
 from diffusers_curriculum.training.arguments.noise_levels import PREDICTION
 from diffusers_curriculum.training.arguments.run import (
     CHECKPOINTS,
     EMA,
-    HUB,
-    IMAGES,
-    KERNELS,
-    LOADING,
     LOOP,
+    OF_IMAGES,
+    OF_MACHINE,
     OPTIMIZER,
-    OUTPUT,
-    PRECISION,
     RUN,
-    SAMPLES,
     SOURCE,
+    official,
 )
 from diffusers_curriculum.training.errors import UsageError
 from diffusers_curriculum.training.loop.task import JobParts
@@ -56,26 +51,13 @@ _GUIDED = Need(
     lambda a: not a.no_pictures or a.eval_steps is not None,
 )
 
-_MODEL = Family.of(
-    "model",
-    tracked(
+_MODEL = network(
+    place(
         "model_config",
-        str,
         help="network to train from scratch: DiT-S/2 ... DiT-XL/8, UNet, or a config file, folder "
         "or Hub repository of a DiTTransformer2DModel or UNet2DModel",
-        convert=path,
     ),
-    tracked(
-        "pretrained_model_name_or_path",
-        str,
-        help="class-conditional pipeline to go on from",
-        convert=path,
-    ),
-    tracked("revision", str, help="branch, tag or commit of that repository", needs=(PRETRAINED,)),
-    tracked("variant", str, help="variant of its weight files, such as fp16", needs=(PRETRAINED,)),
-    setting="model",
-    check=check_network_name,
-    check_machine=check_pipeline,
+    "class-conditional",
 )
 _LABELS = Family.of(
     "data",
@@ -90,43 +72,17 @@ _LABELS = Family.of(
     ),
     check_machine=lambda args: environment.check_data(args, _WANTED),
 )
-_PROCESS = Family.of(
-    "variance preserving process",
-    tracked(
-        "ddpm_num_steps",
-        int,
-        1000,
-        "number of noise levels",
-        bound=at_least(2),
-    ),
-    tracked(
-        "ddpm_beta_schedule",
-        str,
-        "linear",
-        f"course of the noise: {', '.join(BETA_SCHEDULES)}",
-        known=BETA_SCHEDULES,
-    ),
-    needs=DDPM,
-    setting="schedule",
-)
-_PICTURES = Family.of(
-    "pictures",
-    tracked("no_pictures", help="draw none, neither on the way nor at the end"),
-    tracked(
-        "validation_classes",
-        str,
-        help="numbers or names of the classes that are drawn (default: the first ten)",
-        nargs="+",
-        metavar="CLASS",
-        needs=(PICTURES,),
-    ),
-    tracked(
-        "validation_images_per_class",
-        int,
-        8,
-        "pictures of each",
-        bound=COUNT,
-        needs=(PICTURES,),
+_PICTURES = pictures(
+    *sharing(
+        tracked(
+            "validation_classes",
+            str,
+            help="numbers or names of the classes that are drawn (default: the first ten)",
+            nargs="+",
+            metavar="CLASS",
+        ),
+        count("validation_images_per_class", 8, "pictures of each"),
+        needs=PICTURES,
     ),
     tracked(
         "guidance_scale",
@@ -136,49 +92,17 @@ _PICTURES = Family.of(
         bound=NOT_NEGATIVE,
         needs=(_GUIDED,),
     ),
-    tracked(
-        "validation_inference_steps",
-        int,
-        50,
-        "denoising steps per picture",
-        bound=COUNT,
-        needs=(PICTURES,),
+    *sharing(
+        count("validation_inference_steps", 50, "denoising steps per picture"),
+        count("validation_epochs", 10, "epochs between pictures"),
+        needs=PICTURES,
     ),
-    tracked(
-        "validation_epochs",
-        int,
-        10,
-        "epochs between pictures",
-        bound=COUNT,
-        needs=(PICTURES,),
-    ),
-    tracked(
-        "sampling_scheduler",
-        str,
-        help="diffusers scheduler of pictures and pipeline (default: DDIMScheduler, "
-        "FlowMatchEulerDiscreteScheduler or EDMEulerScheduler)",
-        metavar="CLASS",
-    ),
+    sampler="DDIMScheduler",
 )
 # Named as in diffusers' scripts, whose abbreviations go on working.
-_FAMILIAR = (
-    _MODEL,
-    SOURCE,
-    _LABELS,
-    IMAGES,
-    LOADING,
-    SAMPLES,
-    AUTOENCODER,
-    RUN,
-    OPTIMIZER,
-    EMA,
-    PRECISION,
-    KERNELS,
-    OUTPUT,
-    HUB,
-    CHECKPOINTS,
-)
-_OURS = "bad_samples bad_samples_limit ema_decay ema_interval license allow_config_change"
+_TRAINING = (RUN, OPTIMIZER, EMA, *OF_MACHINE, CHECKPOINTS)
+_FAMILIAR = (_MODEL, SOURCE, _LABELS, *OF_IMAGES, AUTOENCODER, *_TRAINING)
+_LEVELS = (PREDICTION, PROCESS, FORMULATION, *NOISE_LEVELS)
 
 
 class ClassConditional(ImageTask):
@@ -187,20 +111,8 @@ class ClassConditional(ImageTask):
     command_line = CommandLine(
         "Train a class-conditional DiT or U-Net with a curriculum over noise levels and importance "
         "sampling.",
-        (
-            *_FAMILIAR,
-            PREDICTION,
-            _PROCESS,
-            FORMULATION,
-            *NOISE_LEVELS,
-            POWER_EMA,
-            _PICTURES,
-            EVALUATION,
-            LOOP,
-        ),
-        official=" ".join(
-            f.name for family in _FAMILIAR for f in family.flags if f.name not in _OURS.split()
-        ),
+        (*_FAMILIAR, *_LEVELS, POWER_EMA, _PICTURES, EVALUATION, LOOP),
+        official=official(_FAMILIAR),
         changes={
             "output_dir": {"default": "class-conditional-model"},
             "tracker_project_name": {"default": "class-conditional"},

@@ -44,15 +44,10 @@ CROP_SEED = 0  # of cached crops, so that runs of other seeds may share a cache
 
 @dataclass(kw_only=True)
 class ImageRun(LevelRun):
-    """What the step works with.
+    """What the step works with."""
 
-    Attributes:
-        space: what is trained in.
-        null_label: the class that stands for none; None for a network without labels.
-    """
-
-    space: LatentSpace
-    null_label: int | None
+    space: LatentSpace  # what is trained in
+    null_label: int | None  # the class that stands for none; None for a network without labels
 
     def encoded(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
         """Mean and deviation of a batch's latents: encoded now, or taken from the cache."""
@@ -112,20 +107,6 @@ class ImageTask(ImageLevelTask):
         super().choose(args, seed)
         parts.check_network(args, labelled=bool(self.text_columns))
 
-    def load_rows(self, args: Arguments, seed: int) -> Any:
-        from diffusers_curriculum.training.data.sources import load_images
-
-        return load_images(
-            args.dataset_name,
-            args.dataset_config_name,
-            args.train_data_dir,
-            cache_dir=args.cache_dir,
-            image_column=args.image_column,
-            **self.text_columns,
-            max_train_samples=args.max_train_samples,
-            seed=seed,
-        )
-
     def model_facts(self, args: Arguments) -> dict[str, Any]:
         return parts.model_facts(args, self.classes)
 
@@ -162,8 +143,17 @@ class ImageTask(ImageLevelTask):
         averages = Averages(network).with_ema(args, device, warmup=warmup).with_power(args)
         self.models = parts.ImageModels(network, space, kept)
         self.published.models, self.published.averages = self.models, averages
-        self.evaluator = self._evaluator(job)
-        self.latents = self._cached_latents(job)
+        interpolation = args.image_interpolation_mode
+        self.evaluator = make_evaluator(
+            args,
+            accelerator,
+            training_images(job.rows, args.resolution, interpolation, args.image_column),
+            len(job.rows),
+            job.seed,
+            args.max_train_steps,
+            self.guidance_scale,
+        )
+        self.latents = self._cached_latents(job) if args.cache_latents else None
         return Trained(network, parts.folder_name(network), averages)
 
     @property
@@ -172,26 +162,8 @@ class ImageTask(ImageLevelTask):
         network = self.models.network
         return null_class(network) if takes_labels(network) else None
 
-    def _evaluator(self, job: JobParts) -> Any:
-        args = job.args
-        real = training_images(
-            job.rows, args.resolution, args.image_interpolation_mode, args.image_column
-        )
-        return make_evaluator(
-            args,
-            job.accelerator,
-            real,
-            len(job.rows),
-            job.seed,
-            args.max_train_steps,
-            self.guidance_scale,
-        )
-
-    def _cached_latents(self, job: JobParts) -> CachedLatents | None:
-        """The latents of all images, for --cache_latents."""
+    def _cached_latents(self, job: JobParts) -> CachedLatents:
         args, accelerator = job.args, job.accelerator
-        if not args.cache_latents:
-            return None
         folder = args.train_data_dir if args.dataset_name is None else None
         label_column = self.text_columns.get("label_column")
         fingerprint = {

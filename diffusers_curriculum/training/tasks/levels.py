@@ -16,15 +16,10 @@ from diffusers_curriculum.training.loop.task import JobParts, Task
 
 
 class LevelTask(Task):
-    """A task with noise levels to draw.
+    """A task with noise levels to draw."""
 
-    Attributes:
-        args: the checked command line, once levels are chosen.
-        levels: what is trained on.
-    """
-
-    args: Arguments
-    levels: Levels
+    args: Arguments  # checked, once levels are chosen
+    levels: Levels  # what is trained on
 
     def choose_levels(self, args: Arguments, seed: int) -> Levels:
         """Schedulers, sampler, objective and weights."""
@@ -84,6 +79,20 @@ class ImageLevelTask(LevelTask):
     def text_columns(self) -> Mapping[str, str]:
         """Columns beside the images, as ``caption_column`` or ``label_column``."""
         return {}
+
+    def load_rows(self, args: Arguments, seed: int) -> Any:
+        from diffusers_curriculum.training.data.sources import load_images
+
+        return load_images(
+            args.dataset_name,
+            args.dataset_config_name,
+            args.train_data_dir,
+            cache_dir=args.cache_dir,
+            image_column=args.image_column,
+            **self.text_columns,
+            max_train_samples=args.max_train_samples,
+            seed=seed,
+        )
 
     def usable_rows(self, args: Arguments, accelerator: Any, rows: Any) -> Any:
         return usable_images(args, accelerator, rows, **self.text_columns)

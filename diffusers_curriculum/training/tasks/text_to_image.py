@@ -11,29 +11,25 @@ from diffusers_curriculum.training.arguments import environment
 from diffusers_curriculum.training.arguments.command_line import Arguments, CommandLine
 from diffusers_curriculum.training.arguments.curriculum import NOISE_LEVELS
 from diffusers_curriculum.training.arguments.flag import (
-    COUNT,
     NOT_NEGATIVE,
     SHARE,
     Family,
     Need,
-    path,
+    count,
+    place,
     tracked,
 )
 from diffusers_curriculum.training.arguments.noise_levels import PREDICTION
 from diffusers_curriculum.training.arguments.run import (
     CHECKPOINTS,
     EMA,
-    HUB,
-    IMAGES,
-    KERNELS,
-    LOADING,
     LOOP,
+    OF_IMAGES,
+    OF_MACHINE,
     OPTIMIZER,
-    OUTPUT,
-    PRECISION,
     RUN,
-    SAMPLES,
     SOURCE,
+    official,
 )
 from diffusers_curriculum.training.data.dataset import ImageCaptionDataset
 from diffusers_curriculum.training.errors import UsageError
@@ -55,12 +51,10 @@ _PROMPTED = Need("--validation_prompts", lambda a: bool(a.validation_prompts))
 
 _MODEL = Family.of(
     "model",
-    tracked(
+    place(
         "pretrained_model_name_or_path",
-        str,
         help="pipeline to fine-tune: a repository on the Hub or a local folder",
         required=True,
-        convert=path,
     ),
     tracked("revision", str, help="branch, tag or commit of that repository"),
     tracked("variant", str, help="variant of its weight files, such as fp16"),
@@ -93,32 +87,17 @@ _NOISE = Family.of(
 _VALIDATION = Family.of(
     "validation",
     tracked("validation_prompts", str, help="prompts drawn from time to time", nargs="+"),
-    tracked("validation_epochs", int, 5, "epochs between validations", bound=COUNT),
+    count("validation_epochs", 5, "epochs between validations"),
 )
 _DROPOUT = Family.of(
     "further options",
     tracked(
-        "caption_dropout",
-        float,
-        0.0,
-        "share of captions left empty",
-        bound=SHARE,
-        setting="images",
+        "caption_dropout", float, 0.0, "share of captions left empty", bound=SHARE, setting="images"
     ),
 )
-OFFICIAL = (
-    "pretrained_model_name_or_path revision variant non_ema_revision dataset_name "
-    "dataset_config_name train_data_dir image_column caption_column max_train_samples cache_dir "
-    "resolution center_crop random_flip image_interpolation_mode dataloader_num_workers "
-    "train_batch_size num_train_epochs max_train_steps gradient_accumulation_steps "
-    "gradient_checkpointing seed local_rank learning_rate scale_lr lr_scheduler lr_warmup_steps "
-    "use_8bit_adam adam_beta1 adam_beta2 adam_weight_decay adam_epsilon max_grad_norm "
-    "prediction_type snr_gamma noise_offset input_perturbation dream_training "
-    "dream_detail_preservation use_ema offload_ema foreach_ema validation_prompts "
-    "validation_epochs mixed_precision allow_tf32 enable_xformers_memory_efficient_attention "
-    "output_dir logging_dir report_to tracker_project_name push_to_hub hub_token hub_model_id "
-    "checkpointing_steps checkpoints_total_limit resume_from_checkpoint"
-)
+_INPUT = (_MODEL, SOURCE, _CAPTIONS, *OF_IMAGES)
+_TRAINING = (RUN, OPTIMIZER, PREDICTION, _NOISE, EMA)
+_FAMILIAR = (*_INPUT, *_TRAINING, _VALIDATION, *OF_MACHINE, CHECKPOINTS)
 
 
 @dataclass(kw_only=True)
@@ -133,29 +112,8 @@ class TextToImage(ImageLevelTask):
 
     command_line = CommandLine(
         "Fine-tune Stable Diffusion with a timestep curriculum and importance sampling.",
-        (
-            _MODEL,
-            SOURCE,
-            _CAPTIONS,
-            IMAGES,
-            LOADING,
-            SAMPLES,
-            RUN,
-            OPTIMIZER,
-            PREDICTION,
-            _NOISE,
-            EMA,
-            _VALIDATION,
-            PRECISION,
-            KERNELS,
-            OUTPUT,
-            HUB,
-            CHECKPOINTS,
-            *NOISE_LEVELS,
-            _DROPOUT,
-            LOOP,
-        ),
-        official=OFFICIAL,
+        (*_FAMILIAR, *NOISE_LEVELS, _DROPOUT, LOOP),
+        official=official(_FAMILIAR),
         changes={
             "output_dir": {"default": "sd-model-finetuned"},
             "tracker_project_name": {"default": "text2image-fine-tune"},
@@ -182,20 +140,6 @@ class TextToImage(ImageLevelTask):
     @property
     def text_columns(self) -> Mapping[str, str]:
         return {"caption_column": self.args.caption_column}
-
-    def load_rows(self, args: Arguments, seed: int) -> Any:
-        from diffusers_curriculum.training.data.sources import load_image_captions
-
-        return load_image_captions(
-            args.dataset_name,
-            args.dataset_config_name,
-            args.train_data_dir,
-            cache_dir=args.cache_dir,
-            image_column=args.image_column,
-            **self.text_columns,
-            max_train_samples=args.max_train_samples,
-            seed=seed,
-        )
 
     def model_facts(self, args: Arguments) -> dict[str, Any]:
         return model_identity(args.pretrained_model_name_or_path, args.revision, args.variant)

@@ -9,39 +9,33 @@ from diffusers_curriculum.training.arguments.command_line import Arguments, Comm
 from diffusers_curriculum.training.arguments.curriculum import NOISE_LEVELS
 from diffusers_curriculum.training.arguments.evaluation import EVALUATION
 from diffusers_curriculum.training.arguments.flag import (
-    COUNT,
     POSITIVE,
     Family,
     Need,
-    at_least,
-    path,
+    count,
+    place,
+    sharing,
     tracked,
 )
 from diffusers_curriculum.training.arguments.images import (
     AUTOENCODER,
-    BETA_SCHEDULES,
     DDPM,
     FORMULATION,
     PICTURES,
     POWER_EMA,
-    PRETRAINED,
-    check_network_name,
-    check_pipeline,
+    PROCESS,
+    network,
+    pictures,
 )
 from diffusers_curriculum.training.arguments.noise_levels import PREDICTION
 from diffusers_curriculum.training.arguments.run import (
     CHECKPOINTS,
     EMA,
-    HUB,
-    IMAGES,
-    KERNELS,
-    LOADING,
     LOOP,
+    OF_IMAGES,
+    OF_MACHINE,
     OPTIMIZER,
-    OUTPUT,
-    PRECISION,
     RUN,
-    SAMPLES,
     SOURCE,
 )
 from diffusers_curriculum.training.loop.task import JobParts
@@ -52,27 +46,14 @@ _AVERAGED = Need("--use_ema", lambda a: a.use_ema)
 _PUSHED = Need("--push_to_hub", lambda a: a.push_to_hub)
 _FROM_IMAGES = Need("images to train on (drop --cache_latents)", lambda a: not a.cache_latents)
 
-_MODEL = Family.of(
-    "model",
-    tracked(
+_MODEL = network(
+    place(
         "model_config_name_or_path",
-        str,
         help="network to train: a config (file, folder, Hub repository), or DiT-S/2 ... DiT-XL/8 "
         "(default: the U-Net of DDPM)",
         dest="model_config",
-        convert=path,
     ),
-    tracked(
-        "pretrained_model_name_or_path",
-        str,
-        help="unconditional pipeline to go on from",
-        convert=path,
-    ),
-    tracked("revision", str, help="branch, tag or commit of that repository", needs=(PRETRAINED,)),
-    tracked("variant", str, help="variant of its weight files, such as fp16", needs=(PRETRAINED,)),
-    setting="model",
-    check=check_network_name,
-    check_machine=check_pipeline,
+    "unconditional",
 )
 _DATA = Family.of(
     "data",
@@ -91,51 +72,20 @@ _WARM_UP = Family.of(
     needs=_AVERAGED,
     setting="ema",
 )
-_PROCESS = Family.of(
-    "variance preserving process",
-    tracked(
-        "ddpm_num_steps", int, 1000, "number of noise levels", bound=at_least(2), needs=(DDPM,)
+_PICTURES = pictures(
+    *sharing(
+        count("eval_batch_size", 16, "pictures drawn"),
+        count(
+            "ddpm_num_inference_steps",
+            1000,
+            "denoising steps per picture",
+            dest="validation_inference_steps",
+        ),
+        count("save_images_epochs", 10, "epochs between pictures", dest="validation_epochs"),
+        needs=PICTURES,
     ),
-    tracked(
-        "ddpm_beta_schedule",
-        str,
-        "linear",
-        "course of the noise",
-        known=BETA_SCHEDULES,
-        needs=(DDPM,),
-    ),
-    setting="schedule",
-)
-_PICTURES = Family.of(
-    "pictures",
-    tracked("no_pictures", help="draw none, neither on the way nor at the end"),
-    tracked("eval_batch_size", int, 16, "pictures drawn", bound=COUNT, needs=(PICTURES,)),
-    tracked(
-        "ddpm_num_inference_steps",
-        int,
-        1000,
-        "denoising steps per picture",
-        dest="validation_inference_steps",
-        bound=COUNT,
-        needs=(PICTURES,),
-    ),
-    tracked(
-        "save_images_epochs",
-        int,
-        10,
-        "epochs between pictures",
-        dest="validation_epochs",
-        bound=COUNT,
-        needs=(PICTURES,),
-    ),
-    tracked("save_model_epochs", int, 10, "epochs between copies of the pipeline", bound=COUNT),
-    tracked(
-        "sampling_scheduler",
-        str,
-        help="diffusers scheduler of pictures and pipeline (default: DDPMScheduler, "
-        "FlowMatchEulerDiscreteScheduler or EDMEulerScheduler)",
-        metavar="CLASS",
-    ),
+    count("save_model_epochs", 10, "epochs between copies of the pipeline"),
+    sampler="DDPMScheduler",
 )
 _OUTPUT = Family.of(
     "output",
@@ -145,6 +95,9 @@ _OUTPUT = Family.of(
     ),
     tracked("hub_private_repo", help="create the repository as a private one", needs=(_PUSHED,)),
 )
+_INPUT = (_MODEL, SOURCE, _DATA, *OF_IMAGES, AUTOENCODER)
+_TRAINING = (RUN, OPTIMIZER, EMA, _WARM_UP, PREDICTION, PROCESS, FORMULATION)
+_RESULTS = (*OF_MACHINE, _OUTPUT, CHECKPOINTS)
 OFFICIAL = (
     "model_config_name_or_path dataset_name dataset_config_name train_data_dir cache_dir "
     "resolution center_crop random_flip dataloader_num_workers preserve_input_precision "
@@ -164,33 +117,7 @@ class Unconditional(ImageTask):
     command_line = CommandLine(
         "Train an unconditional diffusion or flow model with a curriculum over noise levels and "
         "importance sampling.",
-        (
-            _MODEL,
-            SOURCE,
-            _DATA,
-            IMAGES,
-            LOADING,
-            SAMPLES,
-            AUTOENCODER,
-            RUN,
-            OPTIMIZER,
-            EMA,
-            _WARM_UP,
-            PREDICTION,
-            _PROCESS,
-            FORMULATION,
-            PRECISION,
-            KERNELS,
-            OUTPUT,
-            HUB,
-            _OUTPUT,
-            CHECKPOINTS,
-            *NOISE_LEVELS,
-            POWER_EMA,
-            _PICTURES,
-            EVALUATION,
-            LOOP,
-        ),
+        (*_INPUT, *_TRAINING, *_RESULTS, *NOISE_LEVELS, POWER_EMA, _PICTURES, EVALUATION, LOOP),
         official=OFFICIAL,
         changes={
             # the official names and defaults
@@ -225,16 +152,12 @@ class Unconditional(ImageTask):
         # The official script weighs the loss of x0 by the SNR, which makes it that of the noise.
         if args.prediction_type == "sample" and args.loss_weighting == "none":
             args.loss_weighting = "unit_epsilon"
-        self._settle_denoising(args)
-
-    def _settle_denoising(self, args: Arguments) -> None:
-        """1,000 steps are meant for DDPM; a flow and EDM need few. Metrics of DDPM need as many as
-        its pictures, which another sampler would not."""
-        drawn, measured = "validation_inference_steps", "eval_num_inference_steps"
-        if args.formulation != "ddpm" and drawn not in args.given:
+        # 1,000 steps are meant for DDPM; a flow and EDM need few. Metrics of DDPM need as many as
+        # its pictures, which another sampler would not.
+        if args.formulation != "ddpm" and "validation_inference_steps" not in args.given:
             args.validation_inference_steps = 50
         ancestral = args.formulation == "ddpm" and args.sampling_scheduler is None
-        if ancestral and measured not in args.given:
+        if ancestral and "eval_num_inference_steps" not in args.given:
             args.eval_num_inference_steps = args.validation_inference_steps
 
     @property

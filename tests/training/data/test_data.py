@@ -15,7 +15,7 @@ from scipy.stats import binomtest, chisquare
 
 from diffusers_curriculum.training.data.dataset import ImageCaptionDataset, training_batches
 from diffusers_curriculum.training.data.plan import BatchPlan
-from diffusers_curriculum.training.data.sources import load_image_captions
+from diffusers_curriculum.training.data.sources import load_images
 from diffusers_curriculum.training.data.transforms import ImageTransform, to_tensor
 from diffusers_curriculum.training.errors import UsageError
 
@@ -53,7 +53,9 @@ def rows(folder, tmp_path):
     phrasings = {"wide.png": ["a", "b", "c"], "tall.png": ["d", "e", "f"]}
     lines = [json.dumps({"file_name": name, "text": text}) for name, text in phrasings.items()]
     (folder / "metadata.jsonl").write_text("\n".join(lines))
-    return load_image_captions(train_data_dir=str(folder), cache_dir=str(tmp_path / "cache"))
+    return load_images(
+        caption_column="text", train_data_dir=str(folder), cache_dir=str(tmp_path / "cache")
+    )
 
 
 def sequence(rows, batch=4, world=1, rank=0, accumulation=1, dropout=0.0, **transform):

@@ -8,7 +8,7 @@ from datasets import Features, List, Value
 from datasets import Image as ImageFeature
 
 from diffusers_curriculum.training.data.checks import caption_fault
-from diffusers_curriculum.training.data.columns import check_columns
+from diffusers_curriculum.training.data.columns import check_caption_column, check_image_column
 from diffusers_curriculum.training.errors import UsageError
 
 
@@ -36,9 +36,14 @@ KINDS = Features(
 )
 
 
+def check_columns(image, caption):
+    check_image_column(KINDS, image)
+    check_caption_column(KINDS, caption)
+
+
 @pytest.mark.parametrize("caption", ["text", "many"])
 def test_good_columns_pass(caption):
-    check_columns(KINDS, "image", caption)
+    check_columns("image", caption)
 
 
 @pytest.mark.parametrize(
@@ -54,4 +59,4 @@ def test_good_columns_pass(caption):
 )
 def test_wrong_columns_are_named_with_the_columns_found(image, caption, shown):
     with pytest.raises(UsageError, match=shown):
-        check_columns(KINDS, image, caption)
+        check_columns(image, caption)

@@ -16,7 +16,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from diffusers_curriculum.training.data import sources
-from diffusers_curriculum.training.data.sources import load_image_captions
+from diffusers_curriculum.training.data.sources import load_images
 from diffusers_curriculum.training.errors import UsageError
 
 
@@ -36,10 +36,11 @@ def describe_images(root, entries, name="metadata.jsonl"):
 
 @pytest.fixture
 def load(tmp_path):
-    def call(root=None, **options):
+    def call(root=None, caption_column="text", **options):
         root = None if root is None else str(root)
         cache = str(tmp_path / "cache")
-        return load_image_captions(train_data_dir=root, cache_dir=cache, **options)
+        options["caption_column"] = caption_column
+        return load_images(train_data_dir=root, cache_dir=cache, **options)
 
     return call
 

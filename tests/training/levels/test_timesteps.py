@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from diffusers_curriculum import CurriculumTimestepSampler, DensityTimestepSampl
 from diffusers_curriculum.pacing import make_pacing
 from diffusers_curriculum.samplers import SequenceTimestepSampler, learning_samplers
 from diffusers_curriculum.samplers.configs import plain_config
+from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.errors import UsageError, usage_errors
 from diffusers_curriculum.training.levels import timesteps
 from diffusers_curriculum.training.levels.levels import Levels
@@ -260,10 +262,11 @@ def test_the_remedy_where_no_patience_is_short_enough(parse: Any) -> None:
     ],
 )
 def test_the_bound_is_exact(name: str, numbers: dict[str, int], expected: int) -> None:
-    pacing = make_pacing(name, **numbers)
-    timesteps.check_curriculum_fits(pacing, 10, 2 * expected, 0.5)
+    sampler: Any = SimpleNamespace(pacing=make_pacing(name, **numbers), stages=10)
+    args = Arguments(curriculum_max_share=0.5)
+    timesteps.check_length(args, sampler, 2 * expected)
     with pytest.raises(UsageError, match=f"take {expected} of {2 * expected - 1}"):
-        timesteps.check_curriculum_fits(pacing, 10, 2 * expected - 1, 0.5)
+        timesteps.check_length(args, sampler, 2 * expected - 1)
 
 
 # -- objective and weights -------------------------------------------------------------------------

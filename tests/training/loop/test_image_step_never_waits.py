@@ -18,7 +18,7 @@ from diffusers_curriculum.models.networks import build_network
 from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.data.plan import BatchPlan
 from diffusers_curriculum.training.loop import guard
-from diffusers_curriculum.training.loop.updates import make_update
+from diffusers_curriculum.training.loop.run import make_update
 from diffusers_curriculum.training.parts.averages import Averages
 from diffusers_curriculum.training.parts.images import ImageModels
 from diffusers_curriculum.training.parts.optimizers import build_lr_scheduler, build_optimizer

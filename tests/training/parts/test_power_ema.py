@@ -24,8 +24,7 @@ from diffusers_curriculum.training.parts.reconstruction import (
     inner_products,
     list_snapshots,
     plan_reconstruction,
-    reconstruct,
-    sigma_rel_of,
+    reconstructed,
     solve_mixture,
 )
 from tests.training.tiny_state import make_state
@@ -45,6 +44,15 @@ def direct(weights: np.ndarray, gamma: float) -> np.ndarray:
     steps = len(weights)
     masses = np.diff((np.arange(steps + 1) / steps) ** (gamma + 1))
     return masses @ weights.astype(np.float64)
+
+
+def width(gamma: float) -> float:
+    """The standard deviation of the density (gamma + 1) x^gamma on [0, 1]."""
+    return ((gamma + 1) / (gamma + 3)) ** 0.5 / (gamma + 2)
+
+
+def reconstruct(folder: Path, *asked, **settings) -> dict[str, torch.Tensor]:
+    return dict(reconstructed(plan_reconstruction(folder, *asked, **settings)))
 
 
 class Followed:
@@ -93,9 +101,9 @@ def test_exponents_stated_in_the_paper(sigma_rel, gamma):
 @pytest.mark.parametrize("sigma_rel", [1e-4, 0.01, 0.05, 0.1, 0.2, 0.2886, MAX_SIGMA_REL])
 def test_the_exponent_is_the_root_and_goes_round(sigma_rel):
     gamma = gamma_of(sigma_rel)
-    found = scipy.optimize.brentq(lambda g: sigma_rel_of(g) - sigma_rel, -1e-9, 2e4, xtol=1e-13)
+    found = scipy.optimize.brentq(lambda g: width(g) - sigma_rel, -1e-9, 2e4, xtol=1e-13)
     assert gamma == pytest.approx(found, rel=1e-9, abs=1e-8)
-    assert sigma_rel_of(gamma) == pytest.approx(sigma_rel, rel=1e-13)
+    assert width(gamma) == pytest.approx(sigma_rel, rel=1e-13)
 
 
 @pytest.mark.parametrize("gamma", [0.0, 1.5, 6.94])
@@ -103,7 +111,7 @@ def test_the_width_is_the_standard_deviation_of_the_profile(gamma):
     first, second = (
         scipy.integrate.quad(lambda x, k=k: (gamma + 1) * x ** (gamma + k), 0, 1)[0] for k in (1, 2)
     )
-    assert sigma_rel_of(gamma) == pytest.approx((second - first**2) ** 0.5, rel=1e-9)
+    assert width(gamma) == pytest.approx((second - first**2) ** 0.5, rel=1e-9)
 
 
 @pytest.mark.parametrize("sigma_rel", [0.0, -0.1, 0.29, float("nan"), float("inf")])
