@@ -83,7 +83,7 @@ def _add_training_flags(parser: argparse.ArgumentParser) -> None:
 
 def _preview(args: argparse.Namespace) -> Answer:
     """Answer with text, or write the file; imported late so that `--help` need not wait."""
-    from diffusers_curriculum.analysis.show import TERMINAL, show
+    from diffusers_curriculum.analysis.terminal import TERMINAL, show
     from diffusers_curriculum.cli.source import read_source
 
     output = _checked_output(args.output)
