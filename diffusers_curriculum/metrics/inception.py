@@ -19,11 +19,9 @@ SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 
 
 class InceptionFeatures(nn.Module):
-    """The 2048 pooled features; (B, 3, H, W) uint8 to (B, 2048) float32.
-
+    """The 2048 pooled features; (B, 3, H, W) uint8 to (B, 2048) float32, of images that
     torch-fidelity resizes to 299 x 299 bilinearly without antialiasing, as TensorFlow 1 did for the
-    published FIDs, and scales to [-1, 1).
-    """
+    published FIDs, and scales to [-1, 1)."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -40,23 +38,17 @@ def load_inception(weights: str | None = None) -> InceptionFeatures:
         weights: the published file on this machine; None: in torch.hub's cache, or downloaded.
 
     Raises:
-        FeatureNetworkError: torch-fidelity or the weights cannot be had, or are not the published
-            ones.
+        FeatureNetworkError: torch-fidelity or the published weights cannot be had.
     """
     network = _network_class()
     path = _cached() if weights is None else Path(weights).expanduser()
     check_weights(path)
-    return InceptionFeatures(
-        network("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(path))
-    )
+    settings = {"features_list": ["2048"], "feature_extractor_weights_path": str(path)}
+    return InceptionFeatures(network("inception-v3-compat", **settings))
 
 
 def check_weights(path: Path) -> None:
-    """Refuse any file but the published one.
-
-    Raises:
-        FeatureNetworkError: it is missing, unreadable or another one.
-    """
+    """Raise a FeatureNetworkError for any file but the published one."""
     try:
         with open(path, "rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()

@@ -99,8 +99,7 @@ def read_preprocessing(path: Path, channels: int) -> Preprocessing:
         FeatureNetworkError: a file that cannot be read, or asks for something that is not here.
     """
     try:
-        config = json.loads(path.read_bytes())
-        return preprocessing_from(config, channels)
+        return preprocessing_from(json.loads(path.read_bytes()), channels)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise FeatureNetworkError(
             f"{path} cannot be followed: {type(error).__name__}: {error}. It must give size, "
@@ -109,12 +108,8 @@ def read_preprocessing(path: Path, channels: int) -> Preprocessing:
 
 
 def preprocessing_from(config: Mapping[str, Any], channels: int) -> Preprocessing:
-    """Return the preprocessing that the fields of a preprocessor_config.json describe.
-
-    Raises:
-        ValueError: a value that is not supported.
-        KeyError: image_mean or image_std is missing.
-    """
+    """Return the preprocessing that the fields of a preprocessor_config.json describe; a ValueError
+    for one that is not supported, a KeyError where the mean or the deviation is missing."""
     if not config.get("do_rescale", True):
         raise ValueError("do_rescale is false, but the network's pixels must lie in [0, 1]")
     mean, std = (0.0,) * channels, (1.0,) * channels

@@ -60,11 +60,8 @@ def is_classifier(config: Any) -> bool:
 
 def _cut_head(network: Any) -> None:
     labels = network.config.num_labels
-    heads = [
-        name
-        for name, module in network.named_modules()
-        if isinstance(module, nn.Linear) and module.out_features == labels
-    ]
+    layers = {n: m for n, m in network.named_modules() if isinstance(m, nn.Linear)}
+    heads = [name for name, layer in layers.items() if layer.out_features == labels]
     if not heads:
         raise FeatureNetworkError(
             f"{type(network).__name__} has no linear layer with {labels} outputs, whose input "
