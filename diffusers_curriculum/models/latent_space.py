@@ -154,10 +154,8 @@ class LatentSpace:
         """Channels of the latents."""
         if self.model is None:
             return 3
-        config = self.model.config
-        names = ("codebook_dim",) if self.kind == "ViTVQModel" else ("latent_channels",)
-        names = ("vq_embed_dim", *names) if self.kind == "VQModel" else names
-        return next(int(config[name]) for name in names if config.get(name) is not None)
+        config, other = self.model.config, {"ViTVQModel": "codebook_dim", "VQModel": "vq_embed_dim"}
+        return int(config.get(other.get(self.kind)) or config["latent_channels"])
 
     @property
     def downsampling(self) -> int:

@@ -10,15 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import (
-    AutoencoderKL,
-    DDPMScheduler,
-    StableDiffusionPipeline,
-    UNet2DConditionModel,
-)
+from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from tokenizers.pre_tokenizers import ByteLevel
+from torch.nn.functional import mse_loss
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from diffusers_curriculum.models.autoencoder import encode_images, train_autoencoder
 from diffusers_curriculum.models.image_folder import TinyModelError, read_images
 
 logger = logging.getLogger(__name__)
@@ -85,7 +81,10 @@ def make_tiny_pipeline(
     """
     sizes = sizes or TinySizes()
     _check(images_dir, resolution, vae_steps, sizes, prediction_type)
-    _check_output(output_dir, seed)
+    if not 0 <= seed < 2**63:
+        raise TinyModelError(f"seed={seed} is out of range: take 0 to 2**63 - 1")
+    if Path(output_dir).is_file():
+        raise TinyModelError(f"{str(output_dir)!r} is a file: give a folder to save in")
     generator = torch.Generator().manual_seed(seed)
     images, captions = read_images(images_dir, resolution, generator)
     with torch.random.fork_rng(devices=[]):
@@ -97,18 +96,13 @@ def make_tiny_pipeline(
     error = train_autoencoder(vae, images, steps=vae_steps, generator=generator)
     scale = 1.0 / float(encode_images(vae, images, generator).std())
     vae.register_to_config(scaling_factor=scale)
-    parts = {"vae": vae, "text_encoder": text_encoder, "tokenizer": tokenizer, "unet": unet}
-    _save(output_dir, scheduler=_scheduler(prediction_type), **parts)
+    parts: dict[str, Any] = {"vae": vae, "text_encoder": text_encoder, "tokenizer": tokenizer}
+    parts |= {"unet": unet, "scheduler": _scheduler(prediction_type)}
+    parts |= {"safety_checker": None, "feature_extractor": None}
+    StableDiffusionPipeline(**parts, requires_safety_checker=False).save_pretrained(output_dir)
     report = TinyReport(Path(output_dir), len(captions), scale, error)
     logger.info("Saved a tiny pipeline: %s", report)
     return report
-
-
-def _save(output_dir: str | Path, **parts: Any) -> None:
-    """Save a pipeline of these parts, without a safety checker."""
-    none: dict[str, Any] = {"safety_checker": None, "feature_extractor": None}
-    pipeline = StableDiffusionPipeline(**parts, **none, requires_safety_checker=False)
-    pipeline.save_pretrained(output_dir)
 
 
 def _check(
@@ -133,17 +127,9 @@ def _check(
         raise TinyModelError(f"prediction_type={prediction_type!r} is unknown: take one of {known}")
 
 
-def _check_output(output_dir: str | Path, seed: int) -> None:
-    """Raise TinyModelError for a seed out of range or a target that is a file."""
-    if not 0 <= seed < 2**63:
-        raise TinyModelError(f"seed={seed} is out of range: take 0 to 2**63 - 1")
-    if Path(output_dir).is_file():
-        raise TinyModelError(f"{str(output_dir)!r} is a file: give a folder to save in")
-
-
 def _text_encoder(tokenizer: CLIPTokenizer, sizes: TinySizes) -> CLIPTextModel:
     """Return a random CLIP text encoder: a fixed random embedding of the caption's tokens."""
-    start, end = tokenizer.get_vocab()[START], tokenizer.get_vocab()[END]
+    vocabulary = tokenizer.get_vocab()
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=sizes.text_width,
@@ -152,9 +138,9 @@ def _text_encoder(tokenizer: CLIPTokenizer, sizes: TinySizes) -> CLIPTextModel:
         num_hidden_layers=sizes.text_layers,
         num_attention_heads=4,
         max_position_embeddings=sizes.text_length,
-        bos_token_id=start,
-        eos_token_id=end,
-        pad_token_id=end,
+        bos_token_id=vocabulary[START],
+        eos_token_id=vocabulary[END],
+        pad_token_id=vocabulary[END],
     )
     encoder = CLIPTextModel(config)
     # CLIP starts its embeddings at 0.02, which the random layers above drown: untrained, captions
@@ -210,14 +196,63 @@ def _scheduler(prediction_type: Any) -> DDPMScheduler:
     )
 
 
+# -- the autoencoder's brief training --------------------------------------------------------------
+
+
+def train_autoencoder(
+    vae: AutoencoderKL,
+    images: torch.Tensor,
+    *,
+    steps: int,
+    generator: torch.Generator,
+    batch_size: int = 32,
+    learning_rate: float = 4e-3,
+    kl_weight: float = 1e-4,
+) -> float:
+    """Train `vae` on `images` (n, 3, h, w) in [-1, 1]; return the last steps' mean squared error.
+
+    Minimises `mean (x - decode(z))^2 + kl_weight * mean KL(q(z | x) || N(0, 1))`, both means per
+    element; learning rate on one cosine arch, so that a few hundred steps are enough.
+    """
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=learning_rate, weight_decay=0.0)
+    arch = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=max(steps, 2))
+    recent: list[float] = []
+    vae.train()
+    for _ in range(steps):
+        picks = torch.randint(len(images), (batch_size,), generator=generator)
+        error, divergence = _losses(vae, images[picks], generator)
+        optimizer.zero_grad()
+        (error + kl_weight * divergence).backward()
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimizer.step()
+        arch.step()
+        recent = [*recent[-19:], float(error.detach())]
+    vae.eval()
+    return sum(recent) / len(recent) if recent else float("nan")
+
+
+def _losses(
+    vae: AutoencoderKL, batch: torch.Tensor, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the reconstruction error and the KL of one batch, both as a mean per element."""
+    posterior = vae.encode(batch, return_dict=False)[0]
+    latents: Any = posterior.sample(generator)  # decode is annotated for a FloatTensor
+    decoded = vae.decode(latents, return_dict=False)[0]
+    divergence = 0.5 * (posterior.mean.square() + posterior.var - 1.0 - posterior.logvar).mean()
+    return mse_loss(decoded, batch), divergence
+
+
+@torch.no_grad()
+def encode_images(
+    vae: AutoencoderKL, images: torch.Tensor, generator: torch.Generator, batch_size: int = 128
+) -> torch.Tensor:
+    """Return unscaled latents (n, c, h', w'), one posterior draw per image."""
+    batches = images.split(batch_size)
+    posteriors = [vae.encode(batch, return_dict=False)[0] for batch in batches]
+    return torch.cat([posterior.sample(generator) for posterior in posteriors])
+
+
 # -- a CLIP tokenizer made from captions, without any download -------------------------------------
-
-
-def byte_alphabet() -> list[str]:
-    """Return the 256 printable characters that stand for bytes in CLIP's byte-level BPE."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return [chr(byte) for byte in printable] + [chr(256 + i) for i in range(len(others))]
 
 
 def caption_tokenizer(
@@ -228,7 +263,7 @@ def caption_tokenizer(
     Words are merged left to right, most frequent first, while `vocabulary_size` has room. All
     bytes are in the vocabulary, so any other text can be encoded too.
     """
-    alphabet = byte_alphabet()
+    alphabet = sorted(ByteLevel.alphabet())  # of the characters that stand for bytes in CLIP's BPE
     vocabulary = [*alphabet, *(char + "</w>" for char in alphabet)]
     known, merges = set(vocabulary), []
     room = vocabulary_size - len(vocabulary) - 2
