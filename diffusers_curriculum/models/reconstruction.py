@@ -100,7 +100,7 @@ class PerceptualDistance(nn.Module):
                 f"the perceptual model {name!r} is a {type(network).__name__}, which takes no "
                 "images: give a vision model, such as facebook/dinov2-small."
             )
-        settings = {"size": 224} | _preprocessing(name, cache_dir)
+        settings: dict[str, Any] = {"size": 224} | _preprocessing(name, cache_dir)
         settings["size"] = getattr(network.config, "image_size", None) or settings["size"]
         return cls(network, **settings)
 

@@ -14,7 +14,7 @@ from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.data.checks import describe, sample_name
 from diffusers_curriculum.training.data.transforms import ImageTransform, decode_image
 from diffusers_curriculum.training.errors import UsageError
-from diffusers_curriculum.training.evaluation.evaluator import EvaluationSettings, Evaluator, Images
+from diffusers_curriculum.training.evaluation.evaluator import Evaluator, Images
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -77,20 +77,14 @@ def make_evaluator(
     last_step: int | None = None,
     guidance_scale: float | None = None,
 ) -> Evaluator | None:
-    """Return the evaluator of a checked command line, None where no metrics are asked for.
-
-    Args:
-        real: the training images by row, as from ``training_images``.
-        real_count: number of rows.
-        seed: agreed on by all processes.
-        last_step: number of steps of the run, after which the model is evaluated too.
-        guidance_scale: of classes; noted beside the numbers.
+    """Return the evaluator of a checked command line, None where no metrics are asked for; the
+    arguments are those of :class:`Evaluator`, ``real`` as from ``training_images``.
 
     Raises:
         UsageError: a network that cannot be had, or too few training images.
     """
     if args.eval_steps is None:
         return None
-    settings = EvaluationSettings.of(args, seed, last_step, guidance_scale)
     networks, network_of = load_networks(args, accelerator)
-    return Evaluator(accelerator, settings, networks, network_of, real, real_count, args.output_dir)
+    run: dict[str, Any] = {"last_step": last_step, "guidance_scale": guidance_scale}
+    return Evaluator(args, accelerator, networks, network_of, real, real_count, seed=seed, **run)

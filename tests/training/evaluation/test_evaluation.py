@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
@@ -26,14 +27,24 @@ from diffusers_curriculum.metrics.distances import (
 from diffusers_curriculum.metrics.features import FeatureNetwork, eight_bit
 from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.errors import UsageError
-from diffusers_curriculum.training.evaluation.evaluator import EvaluationSettings, Evaluator
-from diffusers_curriculum.training.evaluation.record import read_metrics, write_metrics
+from diffusers_curriculum.training.evaluation.evaluator import (
+    Evaluator,
+    chosen_rows,
+    read_metrics,
+    share,
+    write_metrics,
+)
 from diffusers_curriculum.training.evaluation.setup import make_evaluator, training_images
-from diffusers_curriculum.training.evaluation.shares import chosen_rows, share
 from diffusers_curriculum.training.tasks.unconditional import Unconditional
 from tests.metrics.tiny_networks import save
 
-SETTINGS = EvaluationSettings(10, ("kid", "precision_recall", "fid"), samples=21, batch_size=4)
+SETTINGS = {
+    "eval_steps": 10,
+    "eval_metrics": ("kid", "precision_recall", "fid"),
+    "eval_samples": 21,
+    "eval_num_inference_steps": 50,
+    "eval_generation_batch_size": 4,
+}
 
 
 class Process:
@@ -108,12 +119,18 @@ def pictures(seed: int, asked: list[int] | None = None) -> Callable[[Sequence[in
     return images
 
 
-def evaluator(folder: Path, process: Any = None, **changes: Any) -> Evaluator:
-    settings = EvaluationSettings(**(vars(SETTINGS) | changes))
-    network_of = networks_of(settings.metrics, "patches")
+def evaluator(
+    folder: Path,
+    process: Any = None,
+    samples: int = 21,
+    seed: int = 0,
+    last_step: int | None = None,
+) -> Evaluator:
+    args: Any = SimpleNamespace(**SETTINGS | {"eval_samples": samples, "output_dir": str(folder)})
+    network_of = networks_of(args.eval_metrics, "patches")
     networks = {"patches": FeatureNetwork("patches", Patches())}
-    process = process or Process()
-    return Evaluator(process, settings, networks, network_of, pictures(1), 30, folder)
+    run: dict[str, Any] = {"seed": seed, "last_step": last_step}
+    return Evaluator(args, process or Process(), networks, network_of, pictures(1), 30, **run)
 
 
 def test_metrics_are_those_of_the_chosen_images(tmp_path: Path) -> None:
@@ -270,9 +287,9 @@ def test_too_few_images_are_refused_and_few_are_warned_of(
 def test_a_network_without_finite_features_is_refused_before_training(tmp_path: Path) -> None:
     networks = {"patches": FeatureNetwork("patches", Patches())}
     networks["patches"].module.register_forward_hook(lambda *_: torch.full((4, 4), math.nan))
-    settings = EvaluationSettings(1, ("fid",), samples=4, batch_size=4)
+    args: Any = SimpleNamespace(**SETTINGS | {"eval_samples": 4})
     with pytest.raises(UsageError, match="not finite"):
-        Evaluator(Process(), settings, networks, {"fid": "patches"}, pictures(1), 30, tmp_path)
+        Evaluator(args, Process(), networks, {"fid": "patches"}, pictures(1), 30, seed=0)
 
 
 def test_networks_wait_on_the_host(tmp_path: Path) -> None:
