@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,11 +19,11 @@ from diffusers_curriculum import pipelines
 from diffusers_curriculum.randomness import key
 from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.data.plan import BatchPlan
-from diffusers_curriculum.training.errors import HubError, UsageError
+from diffusers_curriculum.training.errors import UsageError
 from diffusers_curriculum.training.levels.levels import Levels
 from diffusers_curriculum.training.levels.sampling import check_steps, most_steps
 from diffusers_curriculum.training.parts.images import ImageModels, folder_name
-from diffusers_curriculum.training.publish.hub import CardFacts, push
+from diffusers_curriculum.training.publish.card import CardFacts, shown_name
 from diffusers_curriculum.training.publish.pictures import evaluation_mode
 from diffusers_curriculum.training.publish.publisher import PipelinePublisher
 
@@ -105,25 +105,6 @@ class ImagePublisher(PipelinePublisher):
 
         return generate
 
-    def keep(self) -> None:
-        """Save the pipeline as it is now, and push it if asked to."""
-        if self.accelerator.is_main_process:
-            folder = Path(self.args.output_dir)
-            with self.averages.shown():
-                self._final_pipeline().save_pretrained(folder)
-            self.levels.sampler.save_pretrained(str(folder))
-            self._save_card([], folder)
-            if self.args.push_to_hub:
-                self._push_if_it_can(folder)
-        self.accelerator.wait_for_everyone()
-
-    def _push_if_it_can(self, folder: Path) -> None:
-        """A Hub that does not answer is no reason to end the training."""
-        try:
-            push(folder, self.repository, token=self.args.hub_token)
-        except HubError as error:
-            logger.warning("%s The training goes on.", error)
-
     def _validation_pipeline(self) -> Any:
         """A pipeline around what is in memory, whatever its dtypes."""
         vae = self.models.space.model if self.models else None
@@ -177,27 +158,23 @@ class ImagePublisher(PipelinePublisher):
     # -- what is told ----------------------------------------------------------------------------
 
     def _facts(self) -> CardFacts:
-        facts, conditional = self._shared_facts(), self.id2label is not None
-        if not conditional:
-            facts["prompts"] = ()
-        vae = self.args.pretrained_vae_model_name_or_path
-        if vae is not None and Path(vae).exists():  # of a local one only the folder's name shows
-            vae = Path(vae).resolve().name
-        kinds = {}
+        facts, conditional = super()._facts(), self.id2label is not None
+        vae, more = self.args.pretrained_vae_model_name_or_path, {}
         if self.models is not None:
             space, network = self.models.space.kind, type(self.models.network).__name__
-            kinds = {"Network": network, "Trained on": "pixels" if space == "pixels" else "latents"}
-        return CardFacts(
-            **facts,
+            more = {"Network": network, "Trained on": "pixels" if space == "pixels" else "latents"}
+        more |= {"Autoencoder": vae and shown_name(vae), "Formulation": self.args.formulation}
+        return replace(
+            facts,
+            prompts=facts.prompts if conditional else (),
+            training={**facts.training, **more},
             tags=CLASS_TAGS if conditional else UNCONDITIONAL_TAGS,
             prompts_title="Classes, one row each",
-            usage=self._usage(),
-            network={**kinds, "Autoencoder": vae, "Formulation": self.args.formulation},
+            # before there are models, the card is only tried
+            usage=facts.usage if self.models is None else self._usage(),
         )
 
-    def _usage(self) -> str | None:
-        if self.models is None:  # the card is only tried
-            return None
+    def _usage(self) -> str:
         kind = type(self._final_pipeline())
         module = "diffusers" if kind.__module__.startswith("diffusers.") else kind.__module__
         steps = min(self.args.validation_inference_steps, most_steps(self.levels.inference))
