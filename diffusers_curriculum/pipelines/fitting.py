@@ -40,25 +40,22 @@ def fitting_pipeline(
     Raises:
         ValueError: a network without labels but names for them.
     """
+    place = "transformer" if isinstance(network, DiTTransformer2DModel) else "unet"
+    parts = {"scheduler": scheduler, "vae": vae, place: network}
     if id2label is None:
-        return _unconditional(network, vae, scheduler)
-    if _fits_dit_pipeline(network, vae, scheduler, id2label):
-        pipeline = DiTPipeline(network, vae, scheduler, id2label=id2label)
-        pipeline.register_to_config(id2label=id2label)  # or saving would lose it
-        return pipeline
-    return ClassConditionalPipeline(scheduler, vae=vae, id2label=id2label, **_place(network))
+        fits = _fits_ddpm_pipeline(network, vae, scheduler)
+        return DDPMPipeline(network, scheduler) if fits else UnconditionalPipeline(**parts)
+    if not _fits_dit_pipeline(network, vae, scheduler, id2label):
+        return ClassConditionalPipeline(id2label=id2label, **parts)
+    pipeline = DiTPipeline(network, vae, scheduler, id2label=id2label)
+    pipeline.register_to_config(id2label=id2label)  # or saving would lose it
+    return pipeline
 
 
-def _unconditional(network: Any, vae: Any, scheduler: Any) -> Any:
+def _fits_ddpm_pipeline(network: Any, vae: Any, scheduler: Any) -> bool:
     plain = isinstance(network, UNet2DModel) and not takes_labels(network) and vae is None
     noise = type(scheduler) is DDPMScheduler
-    if plain and noise and learns_variance(network) == _learned(scheduler):
-        return DDPMPipeline(network, scheduler)
-    return UnconditionalPipeline(scheduler, vae=vae, **_place(network))
-
-
-def _place(network: Any) -> dict[str, Any]:
-    return {"transformer" if isinstance(network, DiTTransformer2DModel) else "unet": network}
+    return plain and noise and learns_variance(network) == _learned(scheduler)
 
 
 def _learned(scheduler: Any) -> bool:
