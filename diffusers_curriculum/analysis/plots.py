@@ -102,10 +102,10 @@ def plot_loss_by_noise_level(
     return figure
 
 
-def save_figure(figure: Figure, path: str | os.PathLike[str], dpi: int = 110) -> None:
+def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
     """Write ``figure`` to ``path``; its ending chooses the format (png, svg, pdf)."""
     Path(path).absolute().parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=dpi)
+    figure.savefig(path, dpi=110)
 
 
 def figure_to_image(figure: Figure) -> Image.Image:

@@ -100,7 +100,7 @@ def render(preview: Preview, characters: Characters = BLOCKS) -> str:
     return "\n".join(part.rstrip() for part in parts).rstrip()
 
 
-def comparison_table(previews: Mapping[str, Preview], width: int = WIDTH) -> str:
+def comparison_table(previews: Mapping[str, Preview]) -> str:
     """The samplers line by line: quantiles of log-SNR and of timesteps, of log-SNR under the loss
     weight where there is one, then their warnings.
 
@@ -122,7 +122,7 @@ def comparison_table(previews: Mapping[str, Preview], width: int = WIDTH) -> str
         rows = ((key, getattr(p.quantiles[law], field)) for key, p in previews.items())
         lines += [title, *(f"{key:<{name}}" + _numbers(row, form, 9) for key, row in rows), ""]
     for key, preview in previews.items():
-        lines += [textwrap.fill(f"{key}: warning: {w}", width) for w in preview.warnings]
+        lines += [textwrap.fill(f"{key}: warning: {w}", WIDTH) for w in preview.warnings]
     return "\n".join(line.rstrip() for line in lines).rstrip()
 
 

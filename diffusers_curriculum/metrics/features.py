@@ -87,13 +87,9 @@ def eight_bit(images: Tensor) -> Tensor:
 
 
 def load_feature_network(
-    name_or_path: str,
-    *,
-    device: torch.device | str = "cpu",
-    batch_size: int = 64,
-    inception_weights: str | None = None,
+    name_or_path: str, *, inception_weights: str | None = None
 ) -> FeatureNetwork:
-    """Load a network to compute metrics with.
+    """Load a network to compute metrics with, on the CPU.
 
     Args:
         name_or_path: "inception"; or a transformers vision model in safetensors, by its name on
@@ -108,8 +104,8 @@ def load_feature_network(
     if name_or_path == INCEPTION and not Path(name_or_path).is_dir():
         from diffusers_curriculum.metrics.inception import load_inception
 
-        return FeatureNetwork(INCEPTION, load_inception(inception_weights), device, batch_size)
+        return FeatureNetwork(INCEPTION, load_inception(inception_weights))
     from diffusers_curriculum.metrics.vision_models import load_vision_model
 
     fixed = DINOV2_PREPROCESSING if name_or_path == DINOV2 else None
-    return FeatureNetwork(name_or_path, load_vision_model(name_or_path, fixed), device, batch_size)
+    return FeatureNetwork(name_or_path, load_vision_model(name_or_path, fixed))

@@ -82,8 +82,8 @@ class LatentSpace:
         Raises:
             ValueError: its config.json names no known autoencoder, or it cannot be read.
         """
-        kind = _known_kind(read_config(path, revision, subfolder), path)
-        vae = load_model(_class(kind), path, revision, variant, subfolder, dtype)
+        kind, _ = _read_kind(path, revision, subfolder)
+        vae = load_model(kind, path, revision, variant, subfolder, dtype)
         return cls.of(vae.requires_grad_(False).eval(), batch_size)
 
     @classmethod
@@ -95,10 +95,9 @@ class LatentSpace:
         Raises:
             ValueError: its config.json names no known autoencoder, or it cannot be read.
         """
-        config = read_config(path, revision, subfolder)
-        kind = _known_kind(config, path)
+        kind, config = _read_kind(path, revision, subfolder)
         with torch.device("meta"):
-            return cls.of(_class(kind).from_config(config))
+            return cls.of(kind.from_config(config))
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Moments:
@@ -193,14 +192,18 @@ def _class(kind: str) -> Any:
     return getattr(import_module(KINDS[kind]), kind)
 
 
-def _known_kind(config: dict[str, Any], path: str) -> str:
+def _read_kind(
+    path: str, revision: str | None, subfolder: str | None
+) -> tuple[Any, dict[str, Any]]:
+    """The class and the config of a saved autoencoder."""
+    config = read_config(path, revision, subfolder)
     kind = str(config.get("_class_name"))
     if kind not in KINDS:
         raise ValueError(
             f"{path!r} holds a {kind}, which is no known autoencoder: give the folder of one of "
             f"{', '.join(KINDS)} (of a pipeline: its subfolder 'vae')."
         )
-    return kind
+    return _class(kind), config
 
 
 def _check_shifts(vae: Any, kind: str) -> None:

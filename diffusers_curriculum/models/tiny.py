@@ -29,10 +29,8 @@ class TinySizes:
 
     vae_channels: tuple[int, ...] = (16, 32, 32, 32)
     unet_channels: tuple[int, ...] = (32, 64)
-    unet_layers: int = 1
     latent_channels: int = 4
     text_width: int = 32
-    text_layers: int = 1
     text_length: int = 16
     groups: int = 8
 
@@ -42,7 +40,7 @@ class TinySizes:
         return 2 ** (len(self.vae_channels) - 1)
 
 
-MINUSCULE = TinySizes((8, 8), (8, 16), text_width=16, text_layers=1, groups=4)
+MINUSCULE = TinySizes((8, 8), (8, 16), text_width=16, groups=4)
 
 
 @dataclass(frozen=True)
@@ -135,7 +133,7 @@ def _text_encoder(tokenizer: CLIPTokenizer, sizes: TinySizes) -> CLIPTextModel:
         hidden_size=sizes.text_width,
         intermediate_size=2 * sizes.text_width,
         projection_dim=sizes.text_width,
-        num_hidden_layers=sizes.text_layers,
+        num_hidden_layers=1,
         num_attention_heads=4,
         max_position_embeddings=sizes.text_length,
         bos_token_id=vocabulary[START],
@@ -177,7 +175,7 @@ def _unet(resolution: int, sizes: TinySizes) -> UNet2DConditionModel:
         down_block_types=("CrossAttnDownBlock2D",) * plain + ("DownBlock2D",),
         up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * plain,
         block_out_channels=sizes.unet_channels,
-        layers_per_block=sizes.unet_layers,
+        layers_per_block=1,
         cross_attention_dim=sizes.text_width,
         attention_head_dim=4,
         norm_num_groups=sizes.groups,

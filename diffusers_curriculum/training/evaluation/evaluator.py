@@ -9,8 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -137,15 +136,16 @@ class Evaluator:
     def _features(self, images: Images, count: int) -> dict[str, Tensor]:
         """(count, dim) features per network, in the order of the sample numbers, on the CPU."""
         accelerator, batch_size = self.accelerator, self.args.eval_generation_batch_size
-        plan = share(count, batch_size, accelerator.process_index, accelerator.num_processes)
+        own, rows = share(count, batch_size, accelerator.process_index, accelerator.num_processes)
         found = {
-            name: torch.zeros(plan.rows_per_process, network.dim, device=accelerator.device)
+            name: torch.zeros(rows, network.dim, device=accelerator.device)
             for name, network in self.networks.items()
         }
         for network in self.networks.values():
             network.to(accelerator.device)
-        for numbers in plan:
-            batch, first = images(numbers), numbers[0] - plan.first
+        for first in range(0, len(own), batch_size):
+            numbers = list(own[first : first + batch_size])
+            batch = images(numbers)
             if len(batch) != len(numbers):
                 raise ValueError(
                     f"{len(batch)} images came for {len(numbers)} samples; give one of each"
@@ -196,32 +196,12 @@ def _seen(network: FeatureNetwork, batch: Tensor) -> Tensor:
 # -- which samples, and which of them by which process --------------------------------------------
 
 
-@dataclass(frozen=True)
-class Share:
-    """The batches of one process: iterating gives lists of sample numbers.
-
-    Attributes:
-        first, last: sample numbers; the last one is not part of it.
-        batch_size: a batch begins at each multiple of it.
-        rows_per_process: of every process, filled or not, as gathering wants equal sizes.
-    """
-
-    first: int
-    last: int
-    batch_size: int
-    rows_per_process: int
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for start in range(self.first, self.last, self.batch_size):
-            yield list(range(start, min(start + self.batch_size, self.last)))
-
-
-def share(count: int, batch_size: int, rank: int, processes: int) -> Share:
-    """Return the whole batches that one of several processes takes; the last may get fewer."""
-    batches = math.ceil(count / batch_size)
-    rows = math.ceil(batches / processes) * batch_size
+def share(count: int, batch_size: int, rank: int, processes: int) -> tuple[range, int]:
+    """Return the samples that one of several processes takes, in whole batches (the last one may get
+    fewer), and how many rows each has, filled or not, as gathering wants equal sizes."""
+    rows = math.ceil(math.ceil(count / batch_size) / processes) * batch_size
     first = min(count, rank * rows)
-    return Share(first, min(count, first + rows), batch_size, rows)
+    return range(first, min(count, first + rows)), rows
 
 
 def chosen_rows(count: int, wanted: int, seed: int) -> list[int]:

@@ -122,17 +122,13 @@ class ImagePublisher(PipelinePublisher):
     def _draw(self, build: Any) -> list[Image]:
         args = self.args
         steps = args.validation_inference_steps
-        if self.id2label is None:
-            labels, count = None, args.eval_batch_size
-        else:
-            each = args.validation_images_per_class
-            labels = [label for label in self.classes for _ in range(each)]
-            count = len(labels)
+        labels = [c for c in self.classes for _ in range(args.validation_images_per_class)]
+        count = args.eval_batch_size if self.id2label is None else len(labels)
         logger.info("Drawing %d pictures in %d steps (--no_pictures: none).", count, steps)
         pipeline, parts, at_once = build(), [], min(_PICTURES_AT_ONCE, args.train_batch_size)
         for first in range(0, count, at_once):
             numbers = range(first, min(first + at_once, count))
-            own = None if labels is None else [labels[number] for number in numbers]
+            own = labels[first : numbers.stop] or None
             parts.append(self._sampled(pipeline, numbers, own, steps, "picture"))
         pictures = (np.concatenate(parts) * 255).round().astype(np.uint8)
         return [image_of(picture) for picture in pictures]

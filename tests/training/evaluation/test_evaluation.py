@@ -172,15 +172,14 @@ def test_two_processes_share_the_work_and_agree_with_one(tmp_path: Path, process
 def test_shares_hold_every_sample_once_in_whole_batches(
     count: int, batch_size: int, processes: int
 ) -> None:
-    plans = [share(count, batch_size, rank, processes) for rank in range(processes)]
-    batches = [batch for plan in plans for batch in plan]
-    assert list(chain.from_iterable(batches)) == list(range(count))
-    assert all(batch[0] % batch_size == 0 for batch in batches)
-    assert all(len(batch) == batch_size for batch in batches[:-1])
-    assert len({plan.rows_per_process for plan in plans}) == 1
-    for rank, plan in enumerate(plans):  # so that gathered rows stand at their sample number
-        assert plan.first == min(count, rank * plan.rows_per_process)
-        assert plan.last - plan.first <= plan.rows_per_process
+    shares = [share(count, batch_size, rank, processes) for rank in range(processes)]
+    assert list(chain.from_iterable(own for own, _ in shares)) == list(range(count))
+    assert all(own.start % batch_size == 0 for own, _ in shares if own)
+    assert all(len(own) % batch_size == 0 for own, _ in shares if own and own.stop < count)
+    assert len({rows for _, rows in shares}) == 1
+    for rank, (own, rows) in enumerate(shares):  # so that gathered rows stand at their number
+        assert own.start == min(count, rank * rows)
+        assert len(own) <= rows
 
 
 def test_evaluating_again_gives_the_same_and_touches_no_generator(tmp_path: Path) -> None:
