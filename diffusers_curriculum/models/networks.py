@@ -24,7 +24,7 @@ def build_network(
 ) -> Any:
     """Build a network with first weights from its name or config; label dropout inside is off.
 
-    A DiT starts as in arXiv 2212.09748 (see :func:`initialise_dit`) and has 1,000 label rows and the
+    A DiT starts as in arXiv 2212.09748 (:func:`initialise_dit`) and has 1,000 label rows and the
     null row, or more for more classes: DiTPipeline takes class 1000 as the null class. Without
     classes it has the null row only. A UNet2DModel has one row per class and the null row; without
     classes it takes no labels.

@@ -91,7 +91,7 @@ def make_tiny_pipeline(
         text_encoder = _text_encoder(tokenizer, sizes)
         unet = _unet(resolution, sizes)
         vae = _autoencoder(resolution, sizes)
-    error = train_autoencoder(vae, images, steps=vae_steps, generator=generator)
+    error = train_autoencoder(vae, images, vae_steps, generator)
     scale = 1.0 / float(encode_images(vae, images, generator).std())
     vae.register_to_config(scaling_factor=scale)
     parts: dict[str, Any] = {"vae": vae, "text_encoder": text_encoder, "tokenizer": tokenizer}
@@ -103,13 +103,7 @@ def make_tiny_pipeline(
     return report
 
 
-def _check(
-    images_dir: str | Path | None,
-    resolution: int,
-    vae_steps: int,
-    sizes: TinySizes,
-    prediction_type: str,
-) -> None:
+def _check(images: Any, resolution: int, vae_steps: int, sizes: TinySizes, kind: str) -> None:
     """Raise TinyModelError for the first setting that cannot work."""
     smallest = sizes.downsampling * 2 ** (len(sizes.unet_channels) - 1)
     if resolution < 8 or resolution % 8 or resolution % smallest:
@@ -118,11 +112,11 @@ def _check(
         )
     if vae_steps < 0:
         raise TinyModelError(f"vae_steps={vae_steps} is negative: take 0 (no training) or more")
-    if images_dir is None and vae_steps:
+    if images is None and vae_steps:
         raise TinyModelError(f"vae_steps={vae_steps} needs images: give a folder, or take 0 steps")
-    if prediction_type not in PREDICTION_TYPES:
+    if kind not in PREDICTION_TYPES:
         known = ", ".join(PREDICTION_TYPES)
-        raise TinyModelError(f"prediction_type={prediction_type!r} is unknown: take one of {known}")
+        raise TinyModelError(f"prediction_type={kind!r} is unknown: take one of {known}")
 
 
 def _text_encoder(tokenizer: CLIPTokenizer, sizes: TinySizes) -> CLIPTextModel:
@@ -149,16 +143,13 @@ def _text_encoder(tokenizer: CLIPTokenizer, sizes: TinySizes) -> CLIPTextModel:
 
 def _autoencoder(resolution: int, sizes: TinySizes) -> AutoencoderKL:
     """Return a random AutoencoderKL with Stable Diffusion's layout."""
-    levels = len(sizes.vae_channels)
-    # Any: diffusers annotates these tuples as if they had one entry.
-    layout: dict[str, Any] = {
-        "down_block_types": ("DownEncoderBlock2D",) * levels,
-        "up_block_types": ("UpDecoderBlock2D",) * levels,
-        "block_out_channels": sizes.vae_channels,
-    }
+    channels: Any = sizes.vae_channels  # diffusers annotates tuples as if they had one entry
+    down: Any = ("DownEncoderBlock2D",) * len(channels)
+    up: Any = ("UpDecoderBlock2D",) * len(channels)
     return AutoencoderKL(
-        **layout,
-        layers_per_block=1,
+        down_block_types=down,
+        up_block_types=up,
+        block_out_channels=channels,
         latent_channels=sizes.latent_channels,
         norm_num_groups=sizes.groups,
         sample_size=resolution,
@@ -198,29 +189,25 @@ def _scheduler(prediction_type: Any) -> DDPMScheduler:
 
 
 def train_autoencoder(
-    vae: AutoencoderKL,
-    images: torch.Tensor,
-    *,
-    steps: int,
-    generator: torch.Generator,
-    batch_size: int = 32,
-    learning_rate: float = 4e-3,
-    kl_weight: float = 1e-4,
+    vae: AutoencoderKL, images: torch.Tensor, steps: int, generator: torch.Generator
 ) -> float:
     """Train `vae` on `images` (n, 3, h, w) in [-1, 1]; return the last steps' mean squared error.
 
-    Minimises `mean (x - decode(z))^2 + kl_weight * mean KL(q(z | x) || N(0, 1))`, both means per
-    element; learning rate on one cosine arch, so that a few hundred steps are enough.
+    Minimises `mean (x - decode(z))^2 + 1e-4 mean KL(q(z | x) || N(0, 1))`, both means per element;
+    learning rate on one cosine arch, so that a few hundred steps are enough.
     """
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=learning_rate, weight_decay=0.0)
-    arch = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=max(steps, 2))
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=4e-3, weight_decay=0.0)
+    arch = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=max(steps, 2))
     recent: list[float] = []
     vae.train()
     for _ in range(steps):
-        picks = torch.randint(len(images), (batch_size,), generator=generator)
-        error, divergence = _losses(vae, images[picks], generator)
+        batch = images[torch.randint(len(images), (32,), generator=generator)]
+        posterior = vae.encode(batch, return_dict=False)[0]
+        latents: Any = posterior.sample(generator)  # decode is annotated for a FloatTensor
+        error = mse_loss(vae.decode(latents, return_dict=False)[0], batch)
+        divergence = 0.5 * (posterior.mean.square() + posterior.var - 1.0 - posterior.logvar).mean()
         optimizer.zero_grad()
-        (error + kl_weight * divergence).backward()
+        (error + 1e-4 * divergence).backward()
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         optimizer.step()
         arch.step()
@@ -229,24 +216,12 @@ def train_autoencoder(
     return sum(recent) / len(recent) if recent else float("nan")
 
 
-def _losses(
-    vae: AutoencoderKL, batch: torch.Tensor, generator: torch.Generator
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the reconstruction error and the KL of one batch, both as a mean per element."""
-    posterior = vae.encode(batch, return_dict=False)[0]
-    latents: Any = posterior.sample(generator)  # decode is annotated for a FloatTensor
-    decoded = vae.decode(latents, return_dict=False)[0]
-    divergence = 0.5 * (posterior.mean.square() + posterior.var - 1.0 - posterior.logvar).mean()
-    return mse_loss(decoded, batch), divergence
-
-
 @torch.no_grad()
 def encode_images(
-    vae: AutoencoderKL, images: torch.Tensor, generator: torch.Generator, batch_size: int = 128
+    vae: AutoencoderKL, images: torch.Tensor, generator: torch.Generator
 ) -> torch.Tensor:
     """Return unscaled latents (n, c, h', w'), one posterior draw per image."""
-    batches = images.split(batch_size)
-    posteriors = [vae.encode(batch, return_dict=False)[0] for batch in batches]
+    posteriors = [vae.encode(batch, return_dict=False)[0] for batch in images.split(128)]
     return torch.cat([posterior.sample(generator) for posterior in posteriors])
 
 

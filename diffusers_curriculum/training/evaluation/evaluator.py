@@ -197,7 +197,7 @@ def _seen(network: FeatureNetwork, batch: Tensor) -> Tensor:
 
 
 def share(count: int, batch_size: int, rank: int, processes: int) -> tuple[range, int]:
-    """Return the samples that one of several processes takes, in whole batches (the last one may get
+    """Return the samples that one of several processes takes, in whole batches (the last may get
     fewer), and how many rows each has, filled or not, as gathering wants equal sizes."""
     rows = math.ceil(math.ceil(count / batch_size) / processes) * batch_size
     first = min(count, rank * rows)
