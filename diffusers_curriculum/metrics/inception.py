@@ -16,6 +16,10 @@ FILE_NAME = "weights-inception-2015-12-05-6726825d.pth"
 URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{FILE_NAME}"
 # The file is a pickle, and torch-fidelity reads it as one: these bytes and no others are let in.
 SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+_REMEDY = (
+    f"Download {URL} where there is a network and give its path as --eval_feature_weights, "
+    "or another network as --eval_feature_model."
+)
 
 
 class InceptionFeatures(nn.Module):
@@ -54,12 +58,12 @@ def check_weights(path: Path) -> None:
             found = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise FeatureNetworkError(
-            f"the Inception weights {path} cannot be read ({error.strerror}). {_remedy()}"
+            f"the Inception weights {path} cannot be read ({error.strerror}). {_REMEDY}"
         ) from error
     if found != SHA256:
         raise FeatureNetworkError(
             f"{path} does not hold the Inception weights of the published FID: its SHA-256 is "
-            f"{found}, not {SHA256}. {_remedy()}"
+            f"{found}, not {SHA256}. {_REMEDY}"
         )
 
 
@@ -85,20 +89,13 @@ def _cached() -> Path:
     if os.environ.get("HF_HUB_OFFLINE", "0").upper() in {"1", "ON", "YES", "TRUE"}:
         raise FeatureNetworkError(
             f"the Inception weights are not in {path.parent}, and HF_HUB_OFFLINE forbids to "
-            f"download them. {_remedy()}"
+            f"download them. {_REMEDY}"
         )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(URL, str(path), hash_prefix=SHA256, progress=False)
     except (OSError, RuntimeError) as error:
         raise FeatureNetworkError(
-            f"the Inception weights cannot be downloaded ({error}). {_remedy()}"
+            f"the Inception weights cannot be downloaded ({error}). {_REMEDY}"
         ) from error
     return path
-
-
-def _remedy() -> str:
-    return (
-        f"Download {URL} where there is a network and give its path as --eval_feature_weights, "
-        "or another network as --eval_feature_model."
-    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import hf_hub_download
 from torch import Tensor, nn
 
 from diffusers_curriculum.metrics.preprocessing import (
@@ -134,22 +135,16 @@ def _local_folder(name: str) -> Path | None:
 
 
 def _find_preprocessing(name: str, folder: Path | None, config: Any) -> Preprocessing:
-    path = folder / PREPROCESSOR if folder else _from_hub(name)
+    try:
+        path = folder / PREPROCESSOR if folder else Path(hf_hub_download(name, PREPROCESSOR))
+    except (OSError, ValueError):  # the Hub's errors are of both kinds
+        path = None
     if path is None or not path.is_file():
         raise FeatureNetworkError(
             f"the feature network {name} has no {PREPROCESSOR}, which says how to resize and "
             f"normalise images for it: put one there, such as {_EXAMPLE}."
         )
     return read_preprocessing(path, getattr(config, "num_channels", 3))
-
-
-def _from_hub(name: str) -> Path | None:
-    from huggingface_hub import hf_hub_download
-
-    try:
-        return Path(hf_hub_download(name, PREPROCESSOR))
-    except (OSError, ValueError):  # the Hub's errors are of both kinds
-        return None
 
 
 def _first_line(error: Exception) -> str:

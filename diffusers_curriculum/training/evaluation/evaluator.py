@@ -44,7 +44,7 @@ class Evaluator:
     Args:
         args: a checked command line: what is computed, and when.
         accelerator: for its device, processes and trackers.
-        networks: by name, as ``evaluation.setup.load_networks`` gives them.
+        networks: by name.
         network_of: name of the network that each metric looks through.
         real: the training images, by row; called here, and not kept.
         real_count: number of rows.

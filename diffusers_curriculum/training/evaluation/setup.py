@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from diffusers_curriculum.metrics.choices import metrics_by_network, networks_of
-from diffusers_curriculum.metrics.features import FeatureNetwork, load_feature_network
+from diffusers_curriculum.metrics.features import load_feature_network
 from diffusers_curriculum.metrics.preprocessing import FeatureNetworkError
 from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.data.checks import describe, sample_name
@@ -44,30 +44,6 @@ def training_images(
     return lambda numbers: (torch.stack([read(row) for row in numbers]) + 1) / 2
 
 
-def load_networks(
-    args: Arguments, accelerator: Any
-) -> tuple[dict[str, FeatureNetwork], dict[str, str]]:
-    """Load the networks of the metrics asked for; the main process downloads, the others wait.
-
-    Returns:
-        Networks by name, and the name of each metric's.
-
-    Raises:
-        UsageError: the metric, what is missing and the remedy.
-    """
-    network_of = networks_of(args.eval_metrics, args.eval_feature_model)
-    networks = {}
-    for name, metrics in metrics_by_network(network_of).items():
-        try:
-            with accelerator.local_main_process_first():
-                networks[name] = load_feature_network(
-                    name, inception_weights=args.eval_feature_weights
-                )
-        except FeatureNetworkError as error:
-            raise UsageError(f"--eval_metrics {' '.join(metrics)}: {error}") from error
-    return networks, network_of
-
-
 def make_evaluator(
     args: Arguments,
     accelerator: Any,
@@ -81,10 +57,18 @@ def make_evaluator(
     arguments are those of :class:`Evaluator`, ``real`` as from ``training_images``.
 
     Raises:
-        UsageError: a network that cannot be had, or too few training images.
+        UsageError: too few training images, or a network that cannot be had: the metric, what is
+            missing and the remedy.
     """
     if args.eval_steps is None:
         return None
-    networks, network_of = load_networks(args, accelerator)
+    network_of = networks_of(args.eval_metrics, args.eval_feature_model)
+    networks, weights = {}, args.eval_feature_weights
+    for name, metrics in metrics_by_network(network_of).items():
+        try:
+            with accelerator.local_main_process_first():  # it downloads, the others wait
+                networks[name] = load_feature_network(name, inception_weights=weights)
+        except FeatureNetworkError as error:
+            raise UsageError(f"--eval_metrics {' '.join(metrics)}: {error}") from error
     run: dict[str, Any] = {"last_step": last_step, "guidance_scale": guidance_scale}
     return Evaluator(args, accelerator, networks, network_of, real, real_count, seed=seed, **run)

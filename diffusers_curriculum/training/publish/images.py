@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -109,11 +108,10 @@ class ImagePublisher(PipelinePublisher):
         """A pipeline around what is in memory, whatever its dtypes."""
         vae = self.models.space.model if self.models else None
         parts = {folder_name(self.network): self.network, "vae": vae}
-        if self.id2label is None:
-            return pipelines.UnconditionalPipeline(self.levels.inference, **parts)
-        return pipelines.ClassConditionalPipeline(
-            self.levels.inference, id2label=self.id2label, **parts
-        )
+        scheduler, names = self.levels.inference, self.id2label
+        if names is None:
+            return pipelines.UnconditionalPipeline(scheduler, **parts)
+        return pipelines.ClassConditionalPipeline(scheduler, id2label=names, **parts)
 
     def _final_pipeline(self) -> Any:
         vae = self.models.kept if self.models else None
@@ -140,13 +138,17 @@ class ImagePublisher(PipelinePublisher):
         pipeline.to(self.accelerator.device)
         shown = purpose == "picture" and self.accelerator.is_local_main_process
         pipeline.set_progress_bar_config(disable=not shown, leave=False, desc="Drawing")
-        generators = [
-            torch.Generator().manual_seed(key(self.seed, number, purpose=purpose) >> 65)
-            for number in numbers
-        ]
+        seeds = [key(self.seed, number, purpose=purpose) >> 65 for number in numbers]
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         call = partial(pipeline, generator=generators, num_inference_steps=steps, output_type="np")
         modules = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
-        with evaluation_mode(*modules), self.accelerator.autocast(), _own_randomness(generators):
+        # some pipelines draw the noise of their steps from the global generator
+        with (
+            evaluation_mode(*modules),
+            self.accelerator.autocast(),
+            torch.random.fork_rng(devices=[]),
+        ):
+            torch.manual_seed(seeds[0])
             if labels is None:
                 return call(batch_size=len(numbers)).images
             return call(class_labels=labels, guidance_scale=self.args.guidance_scale).images
@@ -195,12 +197,3 @@ def _chosen(given: Sequence[str] | None, id2label: Mapping[int, str]) -> list[in
             f"{len(id2label)}, such as {some}."
         )
     return numbers
-
-
-@contextmanager
-def _own_randomness(generators: Sequence[torch.Generator]) -> Iterator[None]:
-    """Some pipelines draw the noise of their steps from the global generator: it begins at the seed
-    of the first image, and is put back."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(generators[0].initial_seed())
-        yield

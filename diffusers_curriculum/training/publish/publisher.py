@@ -17,13 +17,8 @@ from diffusers_curriculum.training.errors import HubError
 from diffusers_curriculum.training.levels.levels import Levels
 from diffusers_curriculum.training.parts.averages import Averages
 from diffusers_curriculum.training.process.memory import is_out_of_memory
-from diffusers_curriculum.training.publish.hub import (
-    CardFacts,
-    build_model_card,
-    prepare_repository,
-    push,
-    write_model_card,
-)
+from diffusers_curriculum.training.publish.card import CardFacts, build_model_card
+from diffusers_curriculum.training.publish.hub import prepare_repository, push, write_model_card
 from diffusers_curriculum.training.publish.pictures import image_grid, log_images
 
 logger = logging.getLogger(__name__)
@@ -39,10 +34,7 @@ class PipelinePublisher:
     drawn and what is saved.
 
     Args:
-        args: the command line.
-        accelerator: of the run.
-        levels: what is trained on: its sampler is described in the card, and saved beside the
-            pipeline.
+        levels: what is trained on: its sampler is described in the card, and saved.
         plan: the order of the samples, for epochs.
         private: whether a new repository is hidden.
 
@@ -62,18 +54,15 @@ class PipelinePublisher:
         accelerator: Any,
         levels: Levels,
         plan: BatchPlan,
-        *,
         private: bool = False,
     ) -> None:
-        self.args, self.accelerator = args, accelerator
-        self.levels, self.plan = levels, plan
+        self.args, self.accelerator, self.levels, self.plan = args, accelerator, levels, plan
         self._check_sampling()
         self.repository = repository_name(args.hub_model_id, args.output_dir)
         build_model_card(self._facts())
         if args.push_to_hub and accelerator.is_main_process:
-            self.repository = prepare_repository(
-                self._facts(), token=args.hub_token, private=private
-            )
+            token = args.hub_token
+            self.repository = prepare_repository(self._facts(), token=token, private=private)
         accelerator.wait_for_everyone()
 
     # -- what a subclass says --------------------------------------------------------------------
