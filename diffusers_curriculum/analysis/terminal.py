@@ -26,14 +26,9 @@ _HEAT_ROWS = 16
 
 
 class Characters(NamedTuple):
-    """What charts are made of.
+    """What charts are made of, the empty character first."""
 
-    Attributes:
-        heights: filling a character from the bottom, empty first.
-        shades: none to full.
-    """
-
-    heights: str
+    heights: str  # filling a character from the bottom
     shades: str
 
 

@@ -136,11 +136,8 @@ def _copy(run: Path, parts: list[str], folder: Path) -> None:
 
 
 def _replace_weights(network: Path, averages: dict[str, Tensor]) -> None:
-    """Put the averages into the network's files, in those files' dtypes; buffers stay.
-
-    Raises:
-        ValueError: a parameter has no place in the files, or one of another shape.
-    """
+    """Put the averages into the network's files, in those files' dtypes; buffers stay. A ValueError
+    says which parameter has no place in the files, or one of another shape."""
     from safetensors import safe_open
     from safetensors.torch import load_file, save_file
 

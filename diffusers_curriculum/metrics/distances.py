@@ -17,12 +17,8 @@ _ROWS = 1024  # of a matrix of distances held at once
 
 
 class PrecisionRecall(NamedTuple):
-    """Shares in [0, 1].
-
-    Attributes:
-        precision: generated samples that lie in the manifold of the real ones.
-        recall: real samples that lie in the manifold of the generated ones.
-    """
+    """The share in [0, 1] of generated samples that lie in the manifold of the real ones, and of
+    real samples that lie in the manifold of the generated ones."""
 
     precision: float
     recall: float

@@ -117,7 +117,9 @@ def preprocessing_from(config: Mapping[str, Any], channels: int) -> Preprocessin
         mean, std = (_numbers(config, name, channels) for name in ("image_mean", "image_std"))
     resize, crop = config.get("do_resize", True), config.get("do_center_crop", False)
     size = _size(config.get("size")) if resize else None
-    crop_to = _both(_size(config.get("crop_size"))) if crop else None
+    crop_to = _size(config.get("crop_size")) if crop else None
+    if isinstance(crop_to, int):
+        crop_to = crop_to, crop_to
     if isinstance(size, int) and "crop_pct" in config:
         size, crop_to = _by_share(size, config["crop_pct"])
     return Preprocessing(mean, std, size, crop_to, _filter(config) if resize else "bilinear")
@@ -153,7 +155,3 @@ def _size(value: Any) -> tuple[int, int] | int:
     if isinstance(value, int):
         return value, value
     raise ValueError(f"a size of {value} is neither height and width nor a shortest_edge")
-
-
-def _both(size: tuple[int, int] | int) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else size

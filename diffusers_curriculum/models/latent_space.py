@@ -87,14 +87,8 @@ class LatentSpace:
         return cls.of(vae.requires_grad_(False).eval(), batch_size)
 
     @classmethod
-    def empty(
-        cls, path: str, revision: str | None = None, subfolder: str | None = None
-    ) -> LatentSpace:
-        """Return the latent space of an autoencoder without its weights, for its shapes alone.
-
-        Raises:
-            ValueError: its config.json names no known autoencoder, or it cannot be read.
-        """
+    def empty(cls, path: str, revision: str | None, subfolder: str | None) -> LatentSpace:
+        """Like :meth:`load`, but without the weights, for the shapes alone."""
         kind, config = _read_kind(path, revision, subfolder)
         with torch.device("meta"):
             return cls.of(kind.from_config(config))

@@ -165,11 +165,7 @@ def to_images(latents: Tensor, vae: Any, output_type: str) -> Any:
 
 
 def the_network(transformer: Any, unet: Any) -> Any:
-    """Return the one network that is there.
-
-    Raises:
-        ValueError: none, or two.
-    """
+    """Return the one network that is there; a ValueError says that there is none, or two."""
     if (transformer is None) == (unet is None):
         count = "no network" if unet is None else "two networks"
         raise ValueError(f"{count}: give a transformer or a unet, one of them.")

@@ -11,22 +11,28 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from diffusers_curriculum.metrics.choices import value_names
+from diffusers_curriculum.metrics.choices import metrics_by_network, networks_of, value_names
 from diffusers_curriculum.metrics.distances import (
     frechet_distance,
     kernel_distance,
     precision_recall,
 )
-from diffusers_curriculum.metrics.features import FeatureNetwork
+from diffusers_curriculum.metrics.features import FeatureNetwork, load_feature_network
+from diffusers_curriculum.metrics.preprocessing import FeatureNetworkError
 from diffusers_curriculum.randomness import host_generator
 from diffusers_curriculum.training.arguments.command_line import Arguments
+from diffusers_curriculum.training.data.checks import describe, sample_name
+from diffusers_curriculum.training.data.transforms import ImageTransform, decode_image
 from diffusers_curriculum.training.errors import UsageError
 from diffusers_curriculum.training.storage.files import write_atomically
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 logger = logging.getLogger(__name__)
 
@@ -137,12 +143,10 @@ class Evaluator:
         """(count, dim) features per network, in the order of the sample numbers, on the CPU."""
         accelerator, batch_size = self.accelerator, self.args.eval_generation_batch_size
         own, rows = share(count, batch_size, accelerator.process_index, accelerator.num_processes)
-        found = {
-            name: torch.zeros(rows, network.dim, device=accelerator.device)
-            for name, network in self.networks.items()
-        }
-        for network in self.networks.values():
+        found = {}
+        for name, network in self.networks.items():
             network.to(accelerator.device)
+            found[name] = torch.zeros(rows, network.dim, device=accelerator.device)
         for first in range(0, len(own), batch_size):
             numbers = list(own[first : first + batch_size])
             batch = images(numbers)
@@ -193,7 +197,58 @@ def _seen(network: FeatureNetwork, batch: Tensor) -> Tensor:
     return features
 
 
-# -- which samples, and which of them by which process --------------------------------------------
+def training_images(
+    rows: Dataset, resolution: int, interpolation: str, image_column: str = "image"
+) -> Images:
+    """Return what reads training images by row, cropped in the middle and not mirrored.
+
+    Args:
+        rows: with undecoded images.
+
+    Raises:
+        UsageError: on reading, for an image that does not decode, with its path.
+    """
+    transform = ImageTransform(resolution, interpolation, center_crop=True)
+
+    def read(row: int) -> Tensor:
+        cell = rows[row][image_column]
+        try:
+            return transform(decode_image(cell), 0.0, 0.0, 1.0)
+        # A file may have changed since the check; whatever the decoder raises, name the file.
+        except Exception as error:
+            raise UsageError(f"{sample_name(cell, row)}: {describe(error)}") from error
+
+    return lambda numbers: (torch.stack([read(row) for row in numbers]) + 1) / 2
+
+
+def make_evaluator(
+    args: Arguments,
+    accelerator: Any,
+    real: Images,
+    real_count: int,
+    seed: int,
+    last_step: int | None = None,
+    guidance_scale: float | None = None,
+) -> Evaluator | None:
+    """Return the evaluator of a checked command line, None where no metrics are asked for; the
+    arguments are those of :class:`Evaluator`, ``real`` as from ``training_images``.
+
+    Raises:
+        UsageError: too few training images, or a network that cannot be had: the metric, what is
+            missing and the remedy.
+    """
+    if args.eval_steps is None:
+        return None
+    network_of = networks_of(args.eval_metrics, args.eval_feature_model)
+    networks, weights = {}, args.eval_feature_weights
+    for name, metrics in metrics_by_network(network_of).items():
+        try:
+            with accelerator.local_main_process_first():  # it downloads, the others wait
+                networks[name] = load_feature_network(name, inception_weights=weights)
+        except FeatureNetworkError as error:
+            raise UsageError(f"--eval_metrics {' '.join(metrics)}: {error}") from error
+    run: dict[str, Any] = {"last_step": last_step, "guidance_scale": guidance_scale}
+    return Evaluator(args, accelerator, networks, network_of, real, real_count, seed=seed, **run)
 
 
 def share(count: int, batch_size: int, rank: int, processes: int) -> tuple[range, int]:
@@ -208,9 +263,6 @@ def chosen_rows(count: int, wanted: int, seed: int) -> list[int]:
     """Return ``wanted`` of ``count`` rows, or all of them, in ascending order, by the seed."""
     generator = host_generator(seed, purpose="evaluation")
     return sorted(generator.permutation(count)[:wanted].tolist())
-
-
-# -- the file of all metrics of a run -------------------------------------------------------------
 
 
 def write_metrics(

@@ -23,13 +23,8 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 from diffusers_curriculum.training.arguments.environment import is_repository_name
 from diffusers_curriculum.training.errors import HubError
 
-TEXT_TO_IMAGE_TAGS = (
-    "stable-diffusion",
-    "stable-diffusion-diffusers",
-    "text-to-image",
-    "diffusers",
-    "diffusers-training",
-)
+TAGS = ("diffusers", "diffusers-training")
+TEXT_TO_IMAGE_TAGS = ("stable-diffusion", "stable-diffusion-diffusers", "text-to-image", *TAGS)
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*", re.ASCII)
 _ENTITIES = {"<": "&lt;", ">": "&gt;", "&": "&amp;"}
 _USAGE = """\

@@ -54,6 +54,7 @@ class PipelinePublisher:
         accelerator: Any,
         levels: Levels,
         plan: BatchPlan,
+        *,
         private: bool = False,
     ) -> None:
         self.args, self.accelerator, self.levels, self.plan = args, accelerator, levels, plan

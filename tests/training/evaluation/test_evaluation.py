@@ -30,11 +30,12 @@ from diffusers_curriculum.training.errors import UsageError
 from diffusers_curriculum.training.evaluation.evaluator import (
     Evaluator,
     chosen_rows,
+    make_evaluator,
     read_metrics,
     share,
+    training_images,
     write_metrics,
 )
-from diffusers_curriculum.training.evaluation.setup import make_evaluator, training_images
 from diffusers_curriculum.training.tasks.unconditional import Unconditional
 from tests.metrics.tiny_networks import save
 
