@@ -161,7 +161,7 @@ def _draw_shares(axis: Axes, preview: Preview) -> None:
         offset = (number - (len(columns) - 1) / 2) * width
         axis.bar(place + offset, heights, width, color=colour, label=name)
     uniform, edges = [100 * share.uniform for share in shares], np.arange(len(shares) + 1) - 0.5
-    style = {"color": GREY, "linestyle": "--", "label": "uniform timesteps"}
+    style: dict[str, Any] = {"color": GREY, "linestyle": "--", "label": "uniform timesteps"}
     axis.stairs(np.array(uniform), edges, baseline=None, **style)
     every = max(1, len(shares) // 10)
     ticks = [f"{share.log_snr_low:.1f}" for share in shares]

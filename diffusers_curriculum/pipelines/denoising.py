@@ -175,8 +175,8 @@ def the_network(transformer: Any, unet: Any) -> Any:
 def input_shape(network: Any) -> tuple[int, int, int]:
     """Return (channels, height, width) of what a network denoises."""
     size = network.config["sample_size"]
-    sides = (size, size) if isinstance(size, int) else tuple(size)
-    return network.config["in_channels"], *sides
+    height, width = (size, size) if isinstance(size, int) else size
+    return network.config["in_channels"], height, width
 
 
 def generate(

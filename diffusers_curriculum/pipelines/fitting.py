@@ -40,7 +40,7 @@ def fitting_pipeline(
     Raises:
         ValueError: a network without labels but names for them.
     """
-    place = "transformer" if isinstance(network, DiTTransformer2DModel) else "unet"
+    place = "transformer" if _is_dit(network) else "unet"
     parts = {"scheduler": scheduler, "vae": vae, place: network}
     if id2label is None:
         fits = _fits_ddpm_pipeline(network, vae, scheduler)
@@ -58,12 +58,16 @@ def _fits_ddpm_pipeline(network: Any, vae: Any, scheduler: Any) -> bool:
     return plain and noise and learns_variance(network) == _learned(scheduler)
 
 
+def _is_dit(network: Any) -> bool:
+    return isinstance(network, DiTTransformer2DModel)
+
+
 def _learned(scheduler: Any) -> bool:
     return scheduler.config.get("variance_type") in LEARNED_VARIANCE
 
 
 def _fits_dit_pipeline(network: Any, vae: Any, scheduler: Any, names: dict[Any, str]) -> bool:
-    if not (isinstance(network, DiTTransformer2DModel) and isinstance(vae, AutoencoderKL)):
+    if not (_is_dit(network) and isinstance(vae, AutoencoderKL)):
         return False
     dit, kl = network.config, vae.config
     outputs = dit["out_channels"] in (dit["in_channels"], 2 * dit["in_channels"])
