@@ -14,9 +14,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from diffusers_curriculum.analysis.over_training import over_training
 from diffusers_curriculum.analysis.plots import BLUE, GREY, ORANGE, figure_to_image
-from diffusers_curriculum.analysis.preview import log_snr_histogram
+from diffusers_curriculum.analysis.preview import log_snr_histogram, over_training
 from diffusers_curriculum.catalogue import Entry
 from diffusers_curriculum.noise_levels import NoiseLevels
 from diffusers_curriculum.samplers import DensityTimestepSampler, TimestepSampler

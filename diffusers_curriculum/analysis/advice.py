@@ -11,11 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffusers_curriculum.inference_spacing import (
-    HARDLY_TRAINED,
-    trained_share,
-    visited_indices,
-)
+from diffusers_curriculum.inference_spacing import HARDLY_TRAINED, trained_share, visited_indices
 from diffusers_curriculum.noise_levels import NoiseLevels
 
 TWICE = 1.25

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import textwrap
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,16 +15,19 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from diffusers_curriculum.analysis.preview import Preview, make_preview
+from diffusers_curriculum.analysis.preview import Preview, check_comparable, make_preview
 from diffusers_curriculum.samplers import TimestepSampler
 
 BLUE, ORANGE, GREY, LIGHT = "#2a6fbb", "#d9731a", "#8a8a8a", "#a9cbea"
+# distinct in print and to colour-blind readers (Okabe and Ito)
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 _STYLES: dict[str, dict[str, Any]] = {
     "uniform timesteps": {"color": GREY, "linewidth": 1.2, "linestyle": "--"},
     "drawn": {"color": BLUE, "linewidth": 2.0},
     "drawn x weight": {"color": ORANGE, "linewidth": 1.6},
 }
-_LOG_SNR = "log-SNR (higher = cleaner)"
+_LOG_SNR, _INDEX = "log-SNR (higher = cleaner)", "timestep index (0 = cleanest)"
+_DENSITY, _RELATIVE = "per unit of log-SNR", "times the uniform share"
 
 
 def plot_timesteps(
@@ -55,6 +59,24 @@ def plot_preview(preview: Preview) -> Figure:
     return figure
 
 
+def plot_comparison(previews: Mapping[str, Preview]) -> Figure:
+    """Overlay what several samplers train on: density over log-SNR and draws of each timestep;
+    where there are loss weights, a second row shows mass x weight.
+
+    Raises:
+        ValueError: see :func:`preview.check_comparable`.
+    """
+    check_comparable(previews)
+    weighted = any(preview.weights is not None for preview in previews.values())
+    figure = Figure(figsize=(11, 7.5 if weighted else 4.2), layout="constrained")
+    figure.suptitle(next(iter(previews.values())).schedule, fontsize=11)
+    axes = figure.subplots(1 + weighted, 2, squeeze=False)
+    _overlay(axes[0], previews, "mass", "drawn")
+    if weighted:
+        _overlay(axes[1], previews, "effective", "drawn x weight")
+    return figure
+
+
 def plot_loss_by_noise_level(
     edges: Sequence[float], losses: Mapping[str, Sequence[float]], counts: Sequence[float]
 ) -> Figure:
@@ -80,11 +102,10 @@ def plot_loss_by_noise_level(
     return figure
 
 
-def save_figure(figure: Figure, path: str | os.PathLike[str], dpi: int = 110) -> None:
+def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
     """Write ``figure`` to ``path``; its ending chooses the format (png, svg, pdf)."""
-    folder = os.path.dirname(os.path.abspath(path))
-    os.makedirs(folder, exist_ok=True)
-    figure.savefig(path, dpi=dpi)
+    Path(path).absolute().parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
 
 
 def figure_to_image(figure: Figure) -> Image.Image:
@@ -112,7 +133,7 @@ def _draw_density(axis: Axes, preview: Preview) -> None:
     if np.isfinite(ends).all():
         axis.axvspan(*ends, color=BLUE, alpha=0.08, label="90 % of the draws")
     at_end = "" if len(preview.training.starts) == 1 else ", at the end of the run"
-    axis.set(xlabel=_LOG_SNR, ylabel="per unit of log-SNR", title=f"density over log-SNR{at_end}")
+    axis.set(xlabel=_LOG_SNR, ylabel=_DENSITY, title=f"density over log-SNR{at_end}")
     _from_zero(axis)
     at_infinity = float(preview.mass[~preview.levels.finite.numpy()].sum())
     if at_infinity:
@@ -123,8 +144,7 @@ def _draw_density(axis: Axes, preview: Preview) -> None:
 def _draw_relative(axis: Axes, preview: Preview) -> None:
     for name, mass in preview.laws.items():
         axis.plot(mass * len(mass), label=name, **_STYLES[name])
-    axis.set(xlabel="timestep index (0 = cleanest)", ylabel="times the uniform share")
-    axis.set_title("how often each timestep is trained")
+    axis.set(xlabel=_INDEX, ylabel=_RELATIVE, title="how often each timestep is trained")
     _from_zero(axis)
 
 
@@ -140,11 +160,9 @@ def _draw_shares(axis: Axes, preview: Preview) -> None:
         heights = [100 * getattr(share, field) for share in shares]
         offset = (number - (len(columns) - 1) / 2) * width
         axis.bar(place + offset, heights, width, color=colour, label=name)
-    uniform = np.array([100 * share.uniform for share in shares])
-    edges = np.arange(len(shares) + 1) - 0.5
-    axis.stairs(
-        uniform, edges, baseline=None, color=GREY, linestyle="--", label="uniform timesteps"
-    )
+    uniform, edges = [100 * share.uniform for share in shares], np.arange(len(shares) + 1) - 0.5
+    style: dict[str, Any] = {"color": GREY, "linestyle": "--", "label": "uniform timesteps"}
+    axis.stairs(np.array(uniform), edges, baseline=None, **style)
     every = max(1, len(shares) // 10)
     ticks = [f"{share.log_snr_low:.1f}" for share in shares]
     axis.set_xticks(place[::every], ticks[::every], fontsize=8)
@@ -161,13 +179,29 @@ def _draw_training(axis: Axes, preview: Preview) -> None:
     # the root shows the tails, which the peak would leave black
     mesh = axis.pcolormesh(times, edges, closed, norm=PowerNorm(0.5, vmin=0), shading="flat")
     axis.set_facecolor("#e4e4e4")
-    axis.figure.colorbar(mesh, ax=axis, label="per unit of log-SNR")
+    axis.figure.colorbar(mesh, ax=axis, label=_DENSITY)
     how = f" ({training.how})" if training.how else ""
     axis.set(xlabel="optimizer step (grey: not drawn)", ylabel="log-SNR")
     axis.set_title(f"density over training{how}")
 
 
-def _from_zero(axis: Axes) -> None:
+def _overlay(axes: np.ndarray, previews: Mapping[str, Preview], field: str, what: str) -> None:
+    left, right = axes
+    first = next(iter(previews.values()))
+    left.plot(*density_line(first, first.uniform), color=GREY, linestyle="--", linewidth=1)
+    right.axhline(1, color=GREY, linestyle="--", linewidth=1, label="uniform timesteps")
+    for (name, preview), colour in zip(previews.items(), _COLOURS, strict=False):
+        mass, style = getattr(preview, field), {"color": colour, "label": name, "linewidth": 1.8}
+        left.plot(*density_line(preview, mass), **style)
+        right.plot(mass * len(mass), **style)
+    left.set(xlabel=_LOG_SNR, ylabel=_DENSITY, title=f"{what}: density over log-SNR")
+    right.set(xlabel=_INDEX, ylabel=_RELATIVE, title=f"{what}: each timestep")
+    _from_zero(left, legend=False)
+    _from_zero(right)
+
+
+def _from_zero(axis: Axes, legend: bool = True) -> None:
     axis.set_ylim(bottom=0)
     axis.margins(x=0.01)
-    axis.legend(fontsize=8)
+    if legend:
+        axis.legend(fontsize=8)

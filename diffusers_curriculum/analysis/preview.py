@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from diffusers_curriculum.analysis.advice import advice
-from diffusers_curriculum.analysis.over_training import OverTraining, over_training
 from diffusers_curriculum.noise_levels import NoiseLevels
 from diffusers_curriculum.samplers import TimestepSampler
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+MOST = 7  # samplers in one comparison: as many as there are colours that can be told apart
 DEFAULT_STEPS = 1000  # length of a run that is not told
 
 
@@ -48,6 +48,29 @@ class Share(NamedTuple):
     effective: float
     over_run: float
     opens: float | None
+
+
+@dataclass(frozen=True, eq=False)
+class OverTraining:
+    """The laws of a run, one after the other.
+
+    Attributes:
+        starts: (n,) optimizer step from which each law holds; fractions where it is an expectation.
+        masses: (n, T) float64, each row sums to 1.
+        steps: length of the run.
+        how: how the starts are known, as a short text; empty where nothing changes.
+    """
+
+    starts: np.ndarray
+    masses: np.ndarray
+    steps: int
+    how: str
+
+    @property
+    def average(self) -> np.ndarray:
+        """(T,) the mass that a step of the run draws from on average."""
+        durations = np.diff(np.append(self.starts, self.steps))
+        return durations @ self.masses / durations.sum()
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +130,7 @@ class Preview:
     def to_json(self) -> dict[str, Any]:
         """Everything as plain values for ``json.dumps``; an infinite log-SNR is None."""
         edges, heat = self.by_log_snr
-        ends = [*self.training.starts.tolist(), float(self.training.steps)]
+        training = self.training
         return {
             "title": self.title,
             "schedule": self.schedule,
@@ -126,8 +149,8 @@ class Preview:
                 for name, q in self.quantiles.items()
             },
             "training": {
-                "steps": ends,
-                "known": self.training.how,
+                "steps": [*training.starts.tolist(), float(training.steps)],
+                "known": training.how,
                 "edges": edges.tolist(),
                 "density": heat.tolist(),
             },
@@ -171,6 +194,7 @@ def make_preview(
     tables = {name: (law / law.sum()).numpy() for name, law in laws.items()}
     tables["drawn"] = mass.numpy()
     grouped_by, starts = sampler.groups()
+    columns = tables["uniform"], tables["drawn"], tables["effective"], training.average
     over_run = mass.numpy() if max_train_steps is None else training.average
     return Preview(
         title=title or sampler.describe(),
@@ -180,11 +204,44 @@ def make_preview(
         weights=None if weights is None else weights.cpu().double().numpy(),
         effective=tables["effective"],
         grouped_by=grouped_by,
-        shares=_shares(sampler.levels, starts, tables, training),
+        shares=_shares(sampler.levels, starts, columns, training),
         training=training,
         quantiles={name: quantiles(sampler.levels, law) for name, law in tables.items()},
         warnings=advice(sampler.levels, corrected, weights, over_run, inference, inference_steps),
     )
+
+
+def over_training(sampler: TimestepSampler, steps: int) -> OverTraining:
+    """The laws that ``sampler`` draws from in a run of ``steps`` optimizer steps.
+
+    A curriculum's stages begin where they are planned, or, once it has seen losses, where they
+    opened. A law that changes with the step is looked at now and then, one that learns as it is.
+    """
+    begin, how = sampler.stage_starts(steps)
+    starts = np.asarray(begin)
+    moments = np.union1d(starts[starts < steps], sampler.moments(steps))
+    rows = [sampler.at_stage(int((starts <= at).sum()), int(at))[0].numpy() for at in moments]
+    masses, keep = np.stack(rows), np.ones(len(rows), dtype=bool)
+    keep[1:] = (masses[1:] != masses[:-1]).any(1)
+    return OverTraining(moments[keep], masses[keep], steps, how)
+
+
+def check_comparable(previews: Mapping[str, Preview]) -> None:
+    """Refuse what one picture or table cannot hold.
+
+    Raises:
+        ValueError: fewer than two or more than ``MOST`` samplers, or different schedules.
+    """
+    if not 2 <= len(previews) <= MOST:
+        raise ValueError(
+            f"{len(previews)} different samplers are given: compare from 2 to {MOST} of them."
+        )
+    schedules = {preview.schedule for preview in previews.values()}
+    if len(schedules) > 1:
+        raise ValueError(
+            f"the samplers are for different schedules ({'; '.join(sorted(schedules))}): compare "
+            "samplers of one schedule."
+        )
 
 
 def quantiles(levels: NoiseLevels, mass: np.ndarray) -> Quantiles:
@@ -215,27 +272,17 @@ def log_snr_histogram(
 
 
 def _shares(
-    levels: NoiseLevels,
-    starts: Sequence[int],
-    tables: Mapping[str, np.ndarray],
-    training: OverTraining,
+    levels: NoiseLevels, starts: Sequence[int], laws: Sequence[np.ndarray], training: OverTraining
 ) -> tuple[Share, ...]:
-    def grouped(mass: np.ndarray) -> np.ndarray:
-        return np.add.reduceat(mass, starts, axis=-1)
-
+    """The groups that begin at ``starts``, with what each gets of each of ``laws`` (T,)."""
     log_snr, last = levels.log_snr.tolist(), [*(s - 1 for s in starts[1:]), len(levels) - 1]
-    drawn = grouped(training.masses).T > 0  # (groups, n)
-    opens = [training.starts[row.argmax()] if row.any() else None for row in drawn]
-    columns = [grouped(tables[name]) for name in ("uniform", "drawn", "effective")]
-    columns.append(grouped(training.average))
+    drawn = np.add.reduceat(training.masses, starts, axis=1).T > 0  # (groups, n)
+    opens = [float(training.starts[row.argmax()]) if row.any() else None for row in drawn]
+    columns = [np.add.reduceat(law, starts) for law in laws]
     return tuple(
-        Share._make((first, end, log_snr[end], log_snr[first], *map(float, shares), _plain(at)))
+        Share._make((first, end, log_snr[end], log_snr[first], *map(float, shares), at))
         for first, end, *shares, at in zip(starts, last, *columns, opens, strict=True)
     )
-
-
-def _plain(number: Any) -> float | None:
-    return None if number is None else float(number)
 
 
 def _finite(values: Any) -> list[Any]:

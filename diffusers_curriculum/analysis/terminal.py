@@ -1,15 +1,24 @@
-"""A preview as text of at most 100 columns, for a terminal without pictures."""
+"""Previews in the form that is asked for: text of at most 100 columns, a picture, or numbers."""
 
 from __future__ import annotations
 
+import json
+import sys
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from diffusers_curriculum.analysis.preview import QUANTILES, Preview, Quantiles, log_snr_histogram
+from diffusers_curriculum.analysis.preview import (
+    QUANTILES,
+    Preview,
+    check_comparable,
+    log_snr_histogram,
+)
 
+TERMINAL = "terminal"
 WIDTH = 100
 COLUMNS = 80  # of a chart
 _MARGIN = 18
@@ -17,14 +26,9 @@ _HEAT_ROWS = 16
 
 
 class Characters(NamedTuple):
-    """What charts are made of.
+    """What charts are made of, the empty character first."""
 
-    Attributes:
-        heights: filling a character from the bottom, empty first.
-        shades: none to full.
-    """
-
-    heights: str
+    heights: str  # filling a character from the bottom
     shades: str
 
 
@@ -32,6 +36,31 @@ BLOCKS = Characters(
     " \u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588", " \u00b7\u2591\u2592\u2593\u2588"
 )
 ASCII = Characters(" _.-=oO#", " .:-=+*#@")
+
+
+def show(preview: Preview, where: str) -> str:
+    """Write ``preview`` to a .json, .png or .svg file, or nowhere, and say it in text.
+
+    Args:
+        where: name of the file, or "terminal" for none.
+
+    Returns:
+        The whole preview as text for "terminal", else a line on the file, and any warnings.
+
+    Raises:
+        OSError: the file could not be written.
+    """
+    if where == TERMINAL:
+        return render(preview, characters_for(sys.stdout.encoding))
+    if where.endswith(".json"):
+        Path(where).write_text(json.dumps(preview.to_json(), allow_nan=False) + "\n", "utf-8")
+    else:
+        # here, as matplotlib takes part of a second and the other forms do without it
+        from diffusers_curriculum.analysis.plots import plot_preview, save_figure
+
+        save_figure(plot_preview(preview), where)
+    warnings = [f"warning: {warning}" for warning in preview.warnings]
+    return "\n".join([f"{where}: {preview.title}", *warnings])
 
 
 def characters_for(encoding: str | None) -> Characters:
@@ -46,8 +75,8 @@ def characters_for(encoding: str | None) -> Characters:
 def render(preview: Preview, characters: Characters = BLOCKS) -> str:
     """The whole preview as lines of at most ``WIDTH`` characters."""
     parts = [
-        _paragraph(preview.title, ""),
-        _paragraph(preview.schedule, ""),
+        _paragraph(preview.title),
+        _paragraph(preview.schedule),
         "",
         "density over log-SNR, noisiest left, each chart to its own peak (per unit of log-SNR)",
         *_density_charts(preview, characters),
@@ -59,10 +88,37 @@ def render(preview: Preview, characters: Characters = BLOCKS) -> str:
         "",
         *_heat_map(preview, characters),
         "",
-        *_quantile_table(preview.quantiles, preview),
+        *_quantile_table(preview),
+        "",
+        *(_paragraph(warning, "warning: ") for warning in preview.warnings),
     ]
-    parts += ["", *(_paragraph(warning, "warning: ") for warning in preview.warnings)]
     return "\n".join(part.rstrip() for part in parts).rstrip()
+
+
+def comparison_table(previews: Mapping[str, Preview]) -> str:
+    """The samplers line by line: quantiles of log-SNR and of timesteps, of log-SNR under the loss
+    weight where there is one, then their warnings.
+
+    Raises:
+        ValueError: see :func:`preview.check_comparable`.
+    """
+    check_comparable(previews)
+    name = max(14, *(len(key) + 2 for key in previews))
+    head = "".join(f"{q:>9.0%}" for q in QUANTILES)
+    columns = [
+        (f"{'log-SNR':<{name}}{head}", "drawn", "log_snr", ".2f"),
+        (f"{'timestep':<{name}}{head}", "drawn", "timestep", ".5g"),
+    ]
+    if any(preview.weights is not None for preview in previews.values()):
+        title = f"{'log-SNR x weight':<{name}}{head[max(0, 16 - name) :]}"
+        columns.append((title, "effective", "log_snr", ".2f"))
+    lines = [next(iter(previews.values())).schedule, ""]
+    for title, law, field, form in columns:
+        rows = ((key, getattr(p.quantiles[law], field)) for key, p in previews.items())
+        lines += [title, *(f"{key:<{name}}" + _numbers(row, form, 9) for key, row in rows), ""]
+    for key, preview in previews.items():
+        lines += [textwrap.fill(f"{key}: warning: {w}", WIDTH) for w in preview.warnings]
+    return "\n".join(line.rstrip() for line in lines).rstrip()
 
 
 def chart(values: np.ndarray, peak: float, rows: int, characters: Characters) -> list[str]:
@@ -87,10 +143,9 @@ def shade(values: np.ndarray, peak: float, characters: Characters) -> str:
 
 
 def _density_charts(preview: Preview, characters: Characters) -> Iterator[str]:
-    names = list(preview.laws)
     edges, densities = log_snr_histogram(preview.levels, np.stack(list(preview.laws.values())))
-    for name, density in zip(names, densities, strict=True):
-        yield from _labelled(name, density, density.max(), characters)
+    for name, density in zip(preview.laws, densities, strict=True):
+        yield from _labelled(name, density, characters)
     yield _axis(f"{edges[0]:.1f}", "log-SNR", f"{edges[-1]:.1f}")
 
 
@@ -101,16 +156,14 @@ def _timestep_charts(preview: Preview, characters: Characters) -> Iterator[str]:
         if name == "uniform timesteps":
             continue  # 1 everywhere
         below = np.interp(bounds, np.arange(count + 1), np.append(0, mass.cumsum()))
-        relative = np.diff(below) * COLUMNS
-        yield from _labelled(name, relative, relative.max(), characters)
+        yield from _labelled(name, np.diff(below) * COLUMNS, characters)
     yield _axis("0", "timestep index", str(count - 1))
 
 
-def _labelled(
-    name: str, values: np.ndarray, peak: float, characters: Characters, rows: int = 3
-) -> list[str]:
-    labels = [name[: _MARGIN - 1], f"  peak {peak:.3g}", *[""] * (rows - 2)]
-    lines = chart(values, peak, rows, characters)
+def _labelled(name: str, values: np.ndarray, characters: Characters) -> list[str]:
+    peak = values.max()
+    labels = [name[: _MARGIN - 1], f"  peak {peak:.3g}", ""]
+    lines = chart(values, peak, len(labels), characters)
     return [f"{label:<{_MARGIN}}{line}" for label, line in zip(labels, lines, strict=True)]
 
 
@@ -142,29 +195,28 @@ def _heat_map(preview: Preview, characters: Characters) -> Iterator[str]:
     training, (edges, density) = preview.training, preview.by_log_snr
     known = f" ({training.how})" if training.how else ""
     yield f"density from each step on, noisiest left{known}; blank: not drawn"
-    rows = min(_HEAT_ROWS, len(density))
-    shown = np.unique(np.linspace(0, len(density) - 1, rows).round().astype(int))
-    for row in shown:
-        yield f"{f'step {training.starts[row]:.0f}':<{_MARGIN}}" + shade(
-            np.where(density[row] < 1e-9, 0, density[row]), density.max(), characters
-        )
+    rows = np.linspace(0, len(density) - 1, min(_HEAT_ROWS, len(density))).round().astype(int)
+    for row in np.unique(rows):
+        drawn = np.where(density[row] < 1e-9, 0, density[row])
+        label = f"step {training.starts[row]:.0f}"
+        yield f"{label:<{_MARGIN}}" + shade(drawn, density.max(), characters)
     yield _axis(f"{edges[0]:.1f}", "log-SNR", f"{edges[-1]:.1f}")
 
 
-def _quantile_table(quantiles: Mapping[str, Quantiles], preview: Preview) -> Iterator[str]:
+def _quantile_table(preview: Preview) -> Iterator[str]:
     yield f"{'quantiles':<{_MARGIN}}" + "".join(f"{q:>10.0%}" for q in QUANTILES)
-    for name in ("drawn", "effective", "uniform"):
-        row = quantiles[name]
-        if name == "effective" and "drawn x weight" not in preview.laws:
+    labels = {"drawn": "drawn", "effective": "drawn x weight", "uniform": "uniform"}
+    for name, label in labels.items():
+        if name == "effective" and label not in preview.laws:
             continue
-        label = {"effective": "drawn x weight"}.get(name, name)
+        row = preview.quantiles[name]
         yield f"{label:<{_MARGIN}}" + _numbers(row.log_snr, ".2f") + "  log-SNR"
         yield " " * _MARGIN + _numbers(row.timestep, ".5g") + "  timestep"
 
 
-def _numbers(values: Sequence[float], form: str) -> str:
-    return "".join(f"{value:>z10{form}}" for value in values)
+def _numbers(values: Sequence[float], form: str, width: int = 10) -> str:
+    return "".join(f"{value:>z{width}{form}}" for value in values)
 
 
-def _paragraph(text: str, mark: str) -> str:
+def _paragraph(text: str, mark: str = "") -> str:
     return textwrap.fill(mark + text, WIDTH, subsequent_indent=" " * len(mark))

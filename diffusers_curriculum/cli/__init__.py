@@ -7,11 +7,11 @@ import sys
 from collections.abc import Callable
 
 from diffusers_curriculum import __version__
-from diffusers_curriculum.cli.answer import Answer
 from diffusers_curriculum.cli.preview import add_preview
 from diffusers_curriculum.cli.reconstruct_ema import add_reconstruct_ema
 
-Handler = Callable[[argparse.Namespace], Answer]
+# What a subcommand says, and its exit status.
+Handler = Callable[[argparse.Namespace], tuple[str, int]]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -23,12 +23,12 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     handler: Handler = args.handler
     try:
-        answer = handler(args)
+        text, status = handler(args)
     except (ValueError, OSError) as error:
         sys.stderr.write(f"{parser.prog} {args.command}: error: {error}\n")
         return 2
-    sys.stdout.write(answer.text + "\n")
-    return answer.status
+    sys.stdout.write(text + "\n")
+    return status
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -65,7 +65,7 @@ def _add_make_tiny(commands: argparse._SubParsersAction[argparse.ArgumentParser]
     parser.set_defaults(handler=_make_tiny)
 
 
-def _make_tiny(args: argparse.Namespace) -> Answer:
+def _make_tiny(args: argparse.Namespace) -> tuple[str, int]:
     """Build the pipeline; imported here so that `--help` need not wait for torch."""
     from diffusers_curriculum.models.tiny import make_tiny_pipeline
 
@@ -77,10 +77,9 @@ def _make_tiny(args: argparse.Namespace) -> Answer:
         seed=args.seed,
         prediction_type=args.prediction_type,
     )
-    return Answer(
-        f"{report.output_dir}: images={report.images} scaling_factor={report.scaling_factor:.4f}"
-        f" reconstruction_mse={report.reconstruction_error:.4f}"
-    )
+    scale, error = report.scaling_factor, report.reconstruction_error
+    text = f"images={report.images} scaling_factor={scale:.4f} reconstruction_mse={error:.4f}"
+    return f"{report.output_dir}: {text}", 0
 
 
 def _add_verify(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -94,9 +93,9 @@ def _add_verify(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser.set_defaults(handler=_verify)
 
 
-def _verify(args: argparse.Namespace) -> Answer:
+def _verify(args: argparse.Namespace) -> tuple[str, int]:
     """Check a run; imported here so that `--help` need not wait."""
     from diffusers_curriculum.training.checkpoint.verify import inspect_run, report_table
 
     reports = inspect_run(args.run_dir)
-    return Answer(report_table(reports), 0 if reports[-1].whole else 1)
+    return report_table(reports), 0 if reports[-1].whole else 1

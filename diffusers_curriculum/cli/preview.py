@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffusers_curriculum.cli.answer import Answer
 from diffusers_curriculum.training.arguments.command_line import CommandLine
 from diffusers_curriculum.training.arguments.curriculum import CURRICULUM, PACING
 from diffusers_curriculum.training.arguments.flag import Family
@@ -81,9 +80,9 @@ def _add_training_flags(parser: argparse.ArgumentParser) -> None:
             )
 
 
-def _preview(args: argparse.Namespace) -> Answer:
+def _preview(args: argparse.Namespace) -> tuple[str, int]:
     """Answer with text, or write the file; imported late so that `--help` need not wait."""
-    from diffusers_curriculum.analysis.show import TERMINAL, show
+    from diffusers_curriculum.analysis.terminal import TERMINAL, show
     from diffusers_curriculum.cli.source import read_source
 
     output = _checked_output(args.output)
@@ -91,9 +90,8 @@ def _preview(args: argparse.Namespace) -> Answer:
         raise ValueError(f"--inference_steps is {args.inference_steps}: it must be at least 1.")
     source = read_source(args.source)
     if args.compare:
-        return _compare(args, source, output)
-    preview = _one(args, source, args.training_flags)
-    return Answer(show(preview, str(output or TERMINAL)))
+        return _compare(args, source, output), 0
+    return show(_one(args, source, args.training_flags), str(output or TERMINAL)), 0
 
 
 def _one(args: argparse.Namespace, source: Source, flags: Sequence[Sequence[str]]) -> Preview:
@@ -123,9 +121,9 @@ def _one(args: argparse.Namespace, source: Source, flags: Sequence[Sequence[str]
     )
 
 
-def _compare(args: argparse.Namespace, source: Source, output: Path | None) -> Answer:
+def _compare(args: argparse.Namespace, source: Source, output: Path | None) -> str:
     """Several samplers under the same other flags."""
-    from diffusers_curriculum.analysis.comparison import comparison_table, plot_comparison
+    from diffusers_curriculum.analysis.terminal import comparison_table
 
     given = [flag[0] for flag in args.training_flags if flag[0].startswith("--timestep_sampler")]
     if given:
@@ -133,14 +131,15 @@ def _compare(args: argparse.Namespace, source: Source, output: Path | None) -> A
     previews = {name: _compared(args, source, name) for name in args.compare}
     text = comparison_table(previews)
     if output is None:
-        return Answer(text)
+        return text
     if output.suffix == ".json":
-        _write_json(output, {name: preview.to_json() for name, preview in previews.items()})
+        numbers = {name: preview.to_json() for name, preview in previews.items()}
+        output.write_text(json.dumps(numbers, allow_nan=False) + "\n", "utf-8")
     else:
-        from diffusers_curriculum.analysis.plots import save_figure
+        from diffusers_curriculum.analysis.plots import plot_comparison, save_figure
 
         save_figure(plot_comparison(previews), output)
-    return Answer(f"{text}\n\n{output}: {len(previews)} samplers")
+    return f"{text}\n\n{output}: {len(previews)} samplers"
 
 
 def _compared(args: argparse.Namespace, source: Source, name: str) -> Preview:
@@ -156,26 +155,18 @@ def _compared(args: argparse.Namespace, source: Source, name: str) -> Preview:
     if source.training is None:
         raise ValueError(f"--compare {name} needs a schedule: give the scheduler as SOURCE.")
     density, _, arguments = name.partition(":")
-    flags = [flag for flag in args.training_flags if _serves(flag[0], density)]
+    useless = _NOT_FOR_UNIFORM if density == "uniform" else ()
+    flags = [flag for flag in args.training_flags if flag[0] not in useless]
     flags.append(("--timestep_sampler", density))
     if arguments:
-        pairs = re.split(r",(?=\w+=)", arguments)
-        flags.append(("--timestep_sampler_args", *pairs))
+        flags.append(("--timestep_sampler_args", *re.split(r",(?=\w+=)", arguments)))
     return _one(args, source._replace(sampler=None), flags)
-
-
-def _serves(flag: str, density: str) -> bool:
-    return density != "uniform" or flag not in _NOT_FOR_UNIFORM
 
 
 def _sampler_flags() -> set[str]:
     """The flags that say how noise levels are drawn, as opposed to weighted."""
     flags = [flag for family in _SAMPLING for flag in family.flags]
     return {f"--{flag.name}" for flag in flags if flag.setting != "loss_weighting"}
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, allow_nan=False) + "\n", "utf-8")
 
 
 def _checked_output(name: str | None) -> Path | None:

@@ -7,9 +7,9 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from diffusers_curriculum.cli.answer import Answer
+from diffusers_curriculum.cli.source import SAMPLER_FILE, read_object
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 SNAPSHOTS = "power_ema"
 NETWORKS = ("transformer", "unet")
-SAMPLER_FILE = "timestep_sampler_config.json"
 REPORT_FILE = "ema_reconstruction.json"
+_REMEDY = "Save the pipeline again."
 
 
 def add_reconstruct_ema(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -45,7 +45,7 @@ def add_reconstruct_ema(commands: argparse._SubParsersAction[argparse.ArgumentPa
     parser.set_defaults(handler=_reconstruct)
 
 
-def _reconstruct(args: argparse.Namespace) -> Answer:
+def _reconstruct(args: argparse.Namespace) -> tuple[str, int]:
     """Check all that can be checked, then write; imported late so that `--help` need not wait."""
     from diffusers_curriculum.training.parts.reconstruction import (
         plan_reconstruction,
@@ -64,31 +64,35 @@ def _reconstruct(args: argparse.Namespace) -> Answer:
     try:
         _copy(run, parts, folder)
         _replace_weights(folder / network, dict(reconstructed(plan)))
-        (folder / REPORT_FILE).write_text(_report(plan), "utf-8")
+        coefficients = zip(plan.snapshots, plan.coefficients, strict=True)
+        report = {
+            "sigma_rel": plan.sigma_rel,
+            "step": plan.step,
+            "residual": plan.residual,
+            "coefficients": {snapshot.path.name: value for snapshot, value in coefficients},
+        }
+        text = json.dumps(report, indent=2, allow_nan=False) + "\n"
+        (folder / REPORT_FILE).write_text(text, "utf-8")
         sync_tree(folder)
         publish(folder, output)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    return Answer(
+    return (
         f"{output}: {network} averaged with sigma_rel={plan.sigma_rel:g} at step {plan.step},"
         f" from {len(plan.snapshots)} snapshots, residual={plan.residual:.2g}"
-    )
+    ), 0
 
 
 def _parts(run: Path) -> list[str]:
-    """The folders of a pipeline's components.
-
-    Raises:
-        ValueError: this is no pipeline.
-    """
+    """The folders of a pipeline's components; a ValueError where this is no pipeline."""
     index = run / "model_index.json"
     if not index.is_file():
         raise ValueError(
             f"{run} holds no pipeline ({index.name} is missing): give the --output_dir of a"
             " finished training run."
         )
-    named = [name for name in _read_object(index) if not name.startswith("_")]
-    return [name for name in named if (run / name).is_dir()]
+    names = read_object(index, "object", _REMEDY)
+    return [name for name in names if not name.startswith("_") and (run / name).is_dir()]
 
 
 def _network(run: Path, parts: list[str]) -> str:
@@ -96,7 +100,7 @@ def _network(run: Path, parts: list[str]) -> str:
     if len(found) != 1:
         raise ValueError(f"{run} must hold one of {' and '.join(NETWORKS)}; it holds {parts}.")
     if not any((run / found[0]).glob("*.safetensors")):
-        raise ValueError(f"{run / found[0]} holds no safetensors file: save the pipeline again.")
+        raise ValueError(f"{run / found[0]} holds no safetensors file. {_REMEDY}")
     return found[0]
 
 
@@ -112,7 +116,8 @@ def _check_model(network: Path, plan: Reconstruction) -> None:
     """Refuse snapshots of another model than the pipeline's."""
     from diffusers_curriculum.training.parts.power_ema import config_hash
 
-    if config_hash(_read_object(network / "config.json")) != plan.snapshots[0].config:
+    config = read_object(network / "config.json", "object", _REMEDY)
+    if config_hash(config) != plan.snapshots[0].config:
         raise ValueError(
             f"The snapshots in {plan.snapshots[0].path.parent} are of a model with another config"
             f" than {network}: give the folder that they were written with."
@@ -131,11 +136,8 @@ def _copy(run: Path, parts: list[str], folder: Path) -> None:
 
 
 def _replace_weights(network: Path, averages: dict[str, Tensor]) -> None:
-    """Put the averages into the network's files, in those files' dtypes; buffers stay.
-
-    Raises:
-        ValueError: a parameter has no place in the files, or one of another shape.
-    """
+    """Put the averages into the network's files, in those files' dtypes; buffers stay. A ValueError
+    says which parameter has no place in the files, or one of another shape."""
     from safetensors import safe_open
     from safetensors.torch import load_file, save_file
 
@@ -145,41 +147,14 @@ def _replace_weights(network: Path, averages: dict[str, Tensor]) -> None:
             metadata = file.metadata()
         tensors = load_file(path)
         for name in tensors.keys() & averages.keys():
-            tensors[name] = _like(tensors[name], averages[name], f"{path.name}: {name}")
+            if tensors[name].shape != averages[name].shape:
+                raise ValueError(
+                    f"{path.name}: {name} has shape {tuple(tensors[name].shape)} and its average "
+                    f"{tuple(averages[name].shape)}: the snapshots are of another model."
+                )
+            tensors[name] = averages[name].to(tensors[name].dtype)
         missing -= tensors.keys()
         path.unlink()  # the loaded ones may be windows into the file: it must not be written over
         save_file(tensors, path, metadata=metadata)
     if missing:
         raise ValueError(f"{network} lacks {len(missing)} averaged weights, as {min(missing)}.")
-
-
-def _like(own: Tensor, average: Tensor, where: str) -> Tensor:
-    if own.shape != average.shape:
-        raise ValueError(
-            f"{where} has shape {tuple(own.shape)} and its average {tuple(average.shape)}: the"
-            " snapshots are of another model."
-        )
-    return average.to(own.dtype)
-
-
-def _report(plan: Reconstruction) -> str:
-    used = {
-        one.path.name: value for one, value in zip(plan.snapshots, plan.coefficients, strict=True)
-    }
-    content = {
-        "sigma_rel": plan.sigma_rel,
-        "step": plan.step,
-        "residual": plan.residual,
-        "coefficients": used,
-    }
-    return json.dumps(content, indent=2, allow_nan=False) + "\n"
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except ValueError:
-        raise ValueError(f"{path} is no JSON file: save the pipeline again.") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds no object: save the pipeline again.")
-    return content

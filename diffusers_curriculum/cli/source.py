@@ -42,14 +42,14 @@ def read_source(name: str) -> Source:
     if path.is_file():
         return _from_config(_read(path), name)
     if not path.is_dir():
-        return _from_hub(name)
-    scheduler = _first(path / "scheduler" / SCHEDULER_FILE, path / SCHEDULER_FILE)
+        return _from_config(_read(_from_hub(name)), name)
     sampler = _read(path / SAMPLER_FILE) if (path / SAMPLER_FILE).is_file() else None
-    if scheduler is not None:
-        return _from_config(_read(scheduler), name)._replace(sampler=sampler)
-    if sampler is not None:
-        return _from_config(sampler, name)
-    raise ValueError(f"{name}: the folder holds neither a scheduler nor a sampler. {_REMEDY}")
+    for file in (path / "scheduler" / SCHEDULER_FILE, path / SCHEDULER_FILE):
+        if file.is_file():
+            return _from_config(_read(file), name)._replace(sampler=sampler)
+    if sampler is None:
+        raise ValueError(f"{name}: the folder holds neither a scheduler nor a sampler. {_REMEDY}")
+    return _from_config(sampler, name)
 
 
 def _from_config(config: Mapping[str, Any], name: str) -> Source:
@@ -71,51 +71,37 @@ def _from_config(config: Mapping[str, Any], name: str) -> Source:
     return Source(training, own, None)
 
 
-def _from_hub(name: str) -> Source:
-    """The scheduler of a pipeline, or the scheduler itself, in a repository on the Hub."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
+def _from_hub(name: str) -> Path:
+    """The config of the scheduler of a pipeline in a repository on the Hub."""
+    from huggingface_hub import errors, hf_hub_download
 
+    faults = {
+        errors.HFValidationError: f"there is no such file or folder. {_REMEDY}",
+        errors.LocalEntryNotFoundError: "there is no such file or folder, and the Hub cannot be "
+        "reached (offline, and not in the cache): check the name, connect, or give a local folder.",
+        errors.RepositoryNotFoundError: "there is no such file, folder or repository on the Hub; a "
+        "private one needs `hf auth login`.",
+        errors.EntryNotFoundError: f"this repository has no scheduler. {_REMEDY}",
+    }
     try:
-        file = hf_hub_download(name, SCHEDULER_FILE, subfolder="scheduler")
-    except HFValidationError:
-        raise ValueError(f"{name}: there is no such file or folder. {_REMEDY}") from None
-    except LocalEntryNotFoundError:
-        raise ValueError(
-            f"{name}: there is no such file or folder, and the Hub cannot be reached (offline, and "
-            "not in the cache): check the name, connect, or give a local folder."
-        ) from None
-    except RepositoryNotFoundError:
-        raise ValueError(
-            f"{name}: there is no such file, folder or repository on the Hub; a private one needs "
-            "`hf auth login`."
-        ) from None
-    except EntryNotFoundError:
-        raise ValueError(f"{name}: this repository has no scheduler. {_REMEDY}") from None
-    except HfHubHTTPError as error:
-        raise ValueError(f"{name}: the Hub answered {_one_line(error)}: try again.") from None
-    return _from_config(_read(Path(file)), name)
+        return Path(hf_hub_download(name, SCHEDULER_FILE, subfolder="scheduler"))
+    except (*faults, errors.HfHubHTTPError) as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        other = f"the Hub answered {first}: try again."
+        fault = next((text for kind, text in faults.items() if isinstance(error, kind)), other)
+        raise ValueError(f"{name}: {fault}") from None
 
 
-def _read(path: Path) -> Mapping[str, Any]:
+def _read(path: Path) -> dict[str, Any]:
+    return read_object(path, "config", _REMEDY)
+
+
+def read_object(path: Path, what: str, remedy: str) -> dict[str, Any]:
+    """Return the object in a JSON file, ``what`` it is; a ValueError says where there is none."""
     try:
         content = json.loads(path.read_text("utf-8"))
     except ValueError:
-        raise ValueError(f"{path}: this is no JSON file. {_REMEDY}") from None
+        raise ValueError(f"{path} is no JSON file. {remedy}") from None
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: this holds no config. {_REMEDY}")
+        raise ValueError(f"{path} holds no {what}. {remedy}")
     return content
-
-
-def _first(*paths: Path) -> Path | None:
-    return next((path for path in paths if path.is_file()), None)
-
-
-def _one_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -42,10 +42,8 @@ def networks_of(metrics: Sequence[str], feature_model: str | None = None) -> dic
 
 
 def missing_packages(metrics: Sequence[str], network: str) -> tuple[str, ...]:
-    """Return the packages that some metrics, through one network, need and that are not there.
-
-    Nothing is imported.
-    """
+    """Return the packages that metrics through a network need and that are not there; nothing is
+    imported."""
     needed = _PACKAGES.get(network, ("transformers",))
     if set(metrics) - {"precision_recall"}:
         needed = ("torchmetrics", *needed)
@@ -54,7 +52,5 @@ def missing_packages(metrics: Sequence[str], network: str) -> tuple[str, ...]:
 
 def metrics_by_network(networks: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
     """Return the metrics that look through each network, in the order asked for."""
-    named: dict[str, tuple[str, ...]] = {}
-    for metric, network in networks.items():
-        named[network] = (*named.get(network, ()), metric)
-    return named
+    named = dict.fromkeys(networks.values())
+    return {network: tuple(m for m, own in networks.items() if own == network) for network in named}

@@ -13,31 +13,23 @@ from torch import Tensor, nn
 
 SUBSET_SIZE = 1000  # as the KID's authors report it: the mean over 100 subsets of 1000
 SUBSETS = 100
-NEIGHBOURS = 3
 _ROWS = 1024  # of a matrix of distances held at once
 
 
 class PrecisionRecall(NamedTuple):
-    """Shares in [0, 1].
-
-    Attributes:
-        precision: generated samples that lie in the manifold of the real ones.
-        recall: real samples that lie in the manifold of the generated ones.
-    """
+    """The share in [0, 1] of generated samples that lie in the manifold of the real ones, and of
+    real samples that lie in the manifold of the generated ones."""
 
     precision: float
     recall: float
 
 
-class _AsItIs(nn.Module):
+class _AsItIs(nn.Identity):
     """Stands where torchmetrics expects the network: the features are there already."""
 
-    def __init__(self, num_features: int) -> None:
+    def __init__(self, features: Tensor) -> None:
         super().__init__()
-        self.num_features = num_features
-
-    def forward(self, features: Tensor) -> Tensor:
-        return features
+        self.num_features = features.shape[1]
 
 
 def frechet_distance(real: Tensor, generated: Tensor) -> float:
@@ -47,14 +39,13 @@ def frechet_distance(real: Tensor, generated: Tensor) -> float:
         real, generated: (N, D) and (M, D) features.
 
     Raises:
-        ValueError: fewer than 2 samples of a kind, other numbers of features, or a feature that is
-            not finite.
+        ValueError: fewer than 2 samples of a kind, features of other numbers or not finite.
     """
     from torchmetrics.image.fid import FrechetInceptionDistance
 
     real, generated = _checked(real, generated, fewest=2, metric="Frechet distance")
     centre = real.mean(0)  # the distance does not change, and loses fewer digits
-    metric = FrechetInceptionDistance(_AsItIs(real.shape[1]), sync_on_compute=False)
+    metric = FrechetInceptionDistance(_AsItIs(real), sync_on_compute=False)
     metric.update(real - centre, real=True)
     metric.update(generated - centre, real=False)
     return max(0.0, float(metric.compute()))  # rounding can push the distance of equals below 0
@@ -71,8 +62,7 @@ def kernel_distance(real: Tensor, generated: Tensor, seed: int = 0) -> float:
         seed: of the subsets.
 
     Raises:
-        ValueError: fewer than 2 samples of a kind, other numbers of features, or a feature that is
-            not finite.
+        ValueError: fewer than 2 samples of a kind, features of other numbers or not finite.
     """
     from torchmetrics.image.kid import KernelInceptionDistance
 
@@ -82,7 +72,7 @@ def kernel_distance(real: Tensor, generated: Tensor, seed: int = 0) -> float:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that features are kept: they are ours
         metric = KernelInceptionDistance(
-            _AsItIs(real.shape[1]), subsets=subsets, subset_size=size, sync_on_compute=False
+            _AsItIs(real), subsets=subsets, subset_size=size, sync_on_compute=False
         )
     metric.update(real, real=True)
     metric.update(generated, real=False)
@@ -91,9 +81,7 @@ def kernel_distance(real: Tensor, generated: Tensor, seed: int = 0) -> float:
         return float(metric.compute()[0])
 
 
-def precision_recall(
-    real: Tensor, generated: Tensor, neighbours: int = NEIGHBOURS
-) -> PrecisionRecall:
+def precision_recall(real: Tensor, generated: Tensor, neighbours: int = 3) -> PrecisionRecall:
     """Improved precision and recall, eq. 1 and 2 of arXiv 1904.06991.
 
     The manifold of a set is the union of balls around its samples, each as large as the distance
@@ -104,26 +92,20 @@ def precision_recall(
         neighbours: k.
 
     Raises:
-        ValueError: k or fewer samples of a kind, other numbers of features, or a feature that is
-            not finite.
+        ValueError: k or fewer samples of a kind, features of other numbers or not finite.
     """
     real, generated = _checked(real, generated, neighbours + 1, "precision and recall")
     centre = real.mean(0)  # cdist multiplies matrices, which loses digits far from the origin
     real, generated = real - centre, generated - centre
-    return PrecisionRecall(
-        precision=_share_inside(generated, real, neighbours),
-        recall=_share_inside(real, generated, neighbours),
-    )
+    precision = _share_inside(generated, real, neighbours)
+    return PrecisionRecall(precision, _share_inside(real, generated, neighbours))
 
 
 def _share_inside(points: Tensor, centres: Tensor, neighbours: int) -> float:
     # The nearest one to each centre is the centre itself, hence one more.
-    radii = [
-        torch.cdist(rows, centres).kthvalue(neighbours + 1, dim=1).values
-        for rows in centres.split(_ROWS)
-    ]
-    reach = torch.cat(radii)
-    inside = [(torch.cdist(rows, centres) <= reach).any(dim=1) for rows in points.split(_ROWS)]
+    own = (torch.cdist(rows, centres) for rows in centres.split(_ROWS))
+    radii = torch.cat([distances.kthvalue(neighbours + 1, dim=1).values for distances in own])
+    inside = [(torch.cdist(rows, centres) <= radii).any(dim=1) for rows in points.split(_ROWS)]
     return float(torch.cat(inside).double().mean())
 
 

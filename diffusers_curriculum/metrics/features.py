@@ -8,10 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusers_curriculum.metrics.choices import DINOV2, INCEPTION
-from diffusers_curriculum.metrics.preprocessing import (
-    DINOV2_PREPROCESSING,
-    FeatureNetworkError,
-)
+from diffusers_curriculum.metrics.preprocessing import DINOV2_PREPROCESSING, FeatureNetworkError
 
 
 class FeatureNetwork:
@@ -28,23 +25,18 @@ class FeatureNetwork:
     """
 
     def __init__(
-        self,
-        name: str,
-        module: nn.Module,
-        device: torch.device | str = "cpu",
-        batch_size: int = 64,
+        self, name: str, module: nn.Module, device: torch.device | str = "cpu", batch_size: int = 64
     ) -> None:
         self.name, self.batch_size, self.dim = name, batch_size, 0
-        self.module = module.eval().requires_grad_(False).to(device)
-        self.device = torch.device(device)
-        self.dim = self._probe()
+        self.module = module.eval().requires_grad_(False)
+        self.dim = self.to(device)._probe()
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return (B, dim) float32 features, on the network's device.
 
         Args:
-            images: (B, 3, H, W) uint8, or floating in [0, 1], which is clamped and rounded to 8
-                bits: what is judged is the picture that would be saved.
+            images: (B, 3, H, W) uint8, or floating in [0, 1], which is rounded to 8 bits: what is
+                judged is the picture that would be saved.
 
         Raises:
             ValueError: images of another shape or type.
@@ -65,9 +57,9 @@ class FeatureNetwork:
         return self
 
     def _probe(self) -> int:
-        images = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
+        """The number of features, found out with a black image."""
         try:
-            features = self(images)
+            features = self(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
         except (RuntimeError, ValueError, TypeError) as error:
             raise FeatureNetworkError(
                 f"the feature network {self.name} cannot look at an image: {error}. Its "
@@ -95,13 +87,9 @@ def eight_bit(images: Tensor) -> Tensor:
 
 
 def load_feature_network(
-    name_or_path: str,
-    *,
-    device: torch.device | str = "cpu",
-    batch_size: int = 64,
-    inception_weights: str | None = None,
+    name_or_path: str, *, inception_weights: str | None = None
 ) -> FeatureNetwork:
-    """Load a network to compute metrics with.
+    """Load a network to compute metrics with, on the CPU.
 
     Args:
         name_or_path: "inception"; or a transformers vision model in safetensors, by its name on
@@ -116,8 +104,8 @@ def load_feature_network(
     if name_or_path == INCEPTION and not Path(name_or_path).is_dir():
         from diffusers_curriculum.metrics.inception import load_inception
 
-        return FeatureNetwork(INCEPTION, load_inception(inception_weights), device, batch_size)
+        return FeatureNetwork(INCEPTION, load_inception(inception_weights))
     from diffusers_curriculum.metrics.vision_models import load_vision_model
 
     fixed = DINOV2_PREPROCESSING if name_or_path == DINOV2 else None
-    return FeatureNetwork(name_or_path, load_vision_model(name_or_path, fixed), device, batch_size)
+    return FeatureNetwork(name_or_path, load_vision_model(name_or_path, fixed))

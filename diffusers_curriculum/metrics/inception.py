@@ -16,14 +16,16 @@ FILE_NAME = "weights-inception-2015-12-05-6726825d.pth"
 URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{FILE_NAME}"
 # The file is a pickle, and torch-fidelity reads it as one: these bytes and no others are let in.
 SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+_REMEDY = (
+    f"Download {URL} where there is a network and give its path as --eval_feature_weights, "
+    "or another network as --eval_feature_model."
+)
 
 
 class InceptionFeatures(nn.Module):
-    """The 2048 pooled features; (B, 3, H, W) uint8 to (B, 2048) float32.
-
+    """The 2048 pooled features; (B, 3, H, W) uint8 to (B, 2048) float32, of images that
     torch-fidelity resizes to 299 x 299 bilinearly without antialiasing, as TensorFlow 1 did for the
-    published FIDs, and scales to [-1, 1).
-    """
+    published FIDs, and scales to [-1, 1)."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -40,34 +42,28 @@ def load_inception(weights: str | None = None) -> InceptionFeatures:
         weights: the published file on this machine; None: in torch.hub's cache, or downloaded.
 
     Raises:
-        FeatureNetworkError: torch-fidelity or the weights cannot be had, or are not the published
-            ones.
+        FeatureNetworkError: torch-fidelity or the published weights cannot be had.
     """
     network = _network_class()
     path = _cached() if weights is None else Path(weights).expanduser()
     check_weights(path)
-    return InceptionFeatures(
-        network("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(path))
-    )
+    settings = {"features_list": ["2048"], "feature_extractor_weights_path": str(path)}
+    return InceptionFeatures(network("inception-v3-compat", **settings))
 
 
 def check_weights(path: Path) -> None:
-    """Refuse any file but the published one.
-
-    Raises:
-        FeatureNetworkError: it is missing, unreadable or another one.
-    """
+    """Raise a FeatureNetworkError for any file but the published one."""
     try:
         with open(path, "rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise FeatureNetworkError(
-            f"the Inception weights {path} cannot be read ({error.strerror}). {_remedy()}"
+            f"the Inception weights {path} cannot be read ({error.strerror}). {_REMEDY}"
         ) from error
     if found != SHA256:
         raise FeatureNetworkError(
             f"{path} does not hold the Inception weights of the published FID: its SHA-256 is "
-            f"{found}, not {SHA256}. {_remedy()}"
+            f"{found}, not {SHA256}. {_REMEDY}"
         )
 
 
@@ -93,20 +89,13 @@ def _cached() -> Path:
     if os.environ.get("HF_HUB_OFFLINE", "0").upper() in {"1", "ON", "YES", "TRUE"}:
         raise FeatureNetworkError(
             f"the Inception weights are not in {path.parent}, and HF_HUB_OFFLINE forbids to "
-            f"download them. {_remedy()}"
+            f"download them. {_REMEDY}"
         )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(URL, str(path), hash_prefix=SHA256, progress=False)
     except (OSError, RuntimeError) as error:
         raise FeatureNetworkError(
-            f"the Inception weights cannot be downloaded ({error}). {_remedy()}"
+            f"the Inception weights cannot be downloaded ({error}). {_REMEDY}"
         ) from error
     return path
-
-
-def _remedy() -> str:
-    return (
-        f"Download {URL} where there is a network and give its path as --eval_feature_weights, "
-        "or another network as --eval_feature_model."
-    )

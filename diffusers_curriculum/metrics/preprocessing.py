@@ -99,8 +99,7 @@ def read_preprocessing(path: Path, channels: int) -> Preprocessing:
         FeatureNetworkError: a file that cannot be read, or asks for something that is not here.
     """
     try:
-        config = json.loads(path.read_bytes())
-        return preprocessing_from(config, channels)
+        return preprocessing_from(json.loads(path.read_bytes()), channels)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise FeatureNetworkError(
             f"{path} cannot be followed: {type(error).__name__}: {error}. It must give size, "
@@ -109,12 +108,8 @@ def read_preprocessing(path: Path, channels: int) -> Preprocessing:
 
 
 def preprocessing_from(config: Mapping[str, Any], channels: int) -> Preprocessing:
-    """Return the preprocessing that the fields of a preprocessor_config.json describe.
-
-    Raises:
-        ValueError: a value that is not supported.
-        KeyError: image_mean or image_std is missing.
-    """
+    """Return the preprocessing that the fields of a preprocessor_config.json describe; a ValueError
+    for one that is not supported, a KeyError where the mean or the deviation is missing."""
     if not config.get("do_rescale", True):
         raise ValueError("do_rescale is false, but the network's pixels must lie in [0, 1]")
     mean, std = (0.0,) * channels, (1.0,) * channels
@@ -122,7 +117,9 @@ def preprocessing_from(config: Mapping[str, Any], channels: int) -> Preprocessin
         mean, std = (_numbers(config, name, channels) for name in ("image_mean", "image_std"))
     resize, crop = config.get("do_resize", True), config.get("do_center_crop", False)
     size = _size(config.get("size")) if resize else None
-    crop_to = _both(_size(config.get("crop_size"))) if crop else None
+    crop_to = _size(config.get("crop_size")) if crop else None
+    if isinstance(crop_to, int):
+        crop_to = crop_to, crop_to
     if isinstance(size, int) and "crop_pct" in config:
         size, crop_to = _by_share(size, config["crop_pct"])
     return Preprocessing(mean, std, size, crop_to, _filter(config) if resize else "bilinear")
@@ -158,7 +155,3 @@ def _size(value: Any) -> tuple[int, int] | int:
     if isinstance(value, int):
         return value, value
     raise ValueError(f"a size of {value} is neither height and width nor a shortest_edge")
-
-
-def _both(size: tuple[int, int] | int) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else size

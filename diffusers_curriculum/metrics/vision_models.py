@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import hf_hub_download
 from torch import Tensor, nn
 
 from diffusers_curriculum.metrics.preprocessing import (
@@ -60,11 +61,8 @@ def is_classifier(config: Any) -> bool:
 
 def _cut_head(network: Any) -> None:
     labels = network.config.num_labels
-    heads = [
-        name
-        for name, module in network.named_modules()
-        if isinstance(module, nn.Linear) and module.out_features == labels
-    ]
+    layers = {n: m for n, m in network.named_modules() if isinstance(m, nn.Linear)}
+    heads = [name for name, layer in layers.items() if layer.out_features == labels]
     if not heads:
         raise FeatureNetworkError(
             f"{type(network).__name__} has no linear layer with {labels} outputs, whose input "
@@ -137,22 +135,16 @@ def _local_folder(name: str) -> Path | None:
 
 
 def _find_preprocessing(name: str, folder: Path | None, config: Any) -> Preprocessing:
-    path = folder / PREPROCESSOR if folder else _from_hub(name)
+    try:
+        path = folder / PREPROCESSOR if folder else Path(hf_hub_download(name, PREPROCESSOR))
+    except (OSError, ValueError):  # the Hub's errors are of both kinds
+        path = None
     if path is None or not path.is_file():
         raise FeatureNetworkError(
             f"the feature network {name} has no {PREPROCESSOR}, which says how to resize and "
             f"normalise images for it: put one there, such as {_EXAMPLE}."
         )
     return read_preprocessing(path, getattr(config, "num_channels", 3))
-
-
-def _from_hub(name: str) -> Path | None:
-    from huggingface_hub import hf_hub_download
-
-    try:
-        return Path(hf_hub_download(name, PREPROCESSOR))
-    except (OSError, ValueError):  # the Hub's errors are of both kinds
-        return None
 
 
 def _first_line(error: Exception) -> str:

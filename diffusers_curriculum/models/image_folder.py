@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
+IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 
 
 class TinyModelError(ValueError):
@@ -30,12 +30,11 @@ def read_images(
         raise TinyModelError(f"{str(folder)!r} is not a folder: give an image folder")
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
     if not files:
-        kinds = ", ".join(sorted(IMAGE_SUFFIXES))
+        kinds = ", ".join(IMAGE_SUFFIXES)
         raise TinyModelError(f"{str(folder)!r} holds no images: put some in it ({kinds})")
     captions = _read_captions(folder / "metadata.jsonl")
-    names = [path.relative_to(folder).as_posix() for path in files]
     images = torch.stack([_read_image(path, resolution) for path in files])
-    return images, [captions.get(name, "") for name in names]
+    return images, [captions.get(path.relative_to(folder).as_posix(), "") for path in files]
 
 
 def _read_captions(path: Path) -> dict[str, str]:

@@ -82,23 +82,16 @@ class LatentSpace:
         Raises:
             ValueError: its config.json names no known autoencoder, or it cannot be read.
         """
-        kind = _known_kind(read_config(path, revision, subfolder), path)
-        vae = load_model(_class(kind), path, revision, variant, subfolder, dtype)
+        kind, _ = _read_kind(path, revision, subfolder)
+        vae = load_model(kind, path, revision, variant, subfolder, dtype)
         return cls.of(vae.requires_grad_(False).eval(), batch_size)
 
     @classmethod
-    def empty(
-        cls, path: str, revision: str | None = None, subfolder: str | None = None
-    ) -> LatentSpace:
-        """Return the latent space of an autoencoder without its weights, for its shapes alone.
-
-        Raises:
-            ValueError: its config.json names no known autoencoder, or it cannot be read.
-        """
-        config = read_config(path, revision, subfolder)
-        kind = _known_kind(config, path)
+    def empty(cls, path: str, revision: str | None, subfolder: str | None) -> LatentSpace:
+        """Like :meth:`load`, but without the weights, for the shapes alone."""
+        kind, config = _read_kind(path, revision, subfolder)
         with torch.device("meta"):
-            return cls.of(_class(kind).from_config(config))
+            return cls.of(kind.from_config(config))
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Moments:
@@ -154,10 +147,8 @@ class LatentSpace:
         """Channels of the latents."""
         if self.model is None:
             return 3
-        config = self.model.config
-        names = ("codebook_dim",) if self.kind == "ViTVQModel" else ("latent_channels",)
-        names = ("vq_embed_dim", *names) if self.kind == "VQModel" else names
-        return next(int(config[name]) for name in names if config.get(name) is not None)
+        config, other = self.model.config, {"ViTVQModel": "codebook_dim", "VQModel": "vq_embed_dim"}
+        return int(config.get(other.get(self.kind)) or config["latent_channels"])
 
     @property
     def downsampling(self) -> int:
@@ -195,14 +186,18 @@ def _class(kind: str) -> Any:
     return getattr(import_module(KINDS[kind]), kind)
 
 
-def _known_kind(config: dict[str, Any], path: str) -> str:
+def _read_kind(
+    path: str, revision: str | None, subfolder: str | None
+) -> tuple[Any, dict[str, Any]]:
+    """The class and the config of a saved autoencoder."""
+    config = read_config(path, revision, subfolder)
     kind = str(config.get("_class_name"))
     if kind not in KINDS:
         raise ValueError(
             f"{path!r} holds a {kind}, which is no known autoencoder: give the folder of one of "
             f"{', '.join(KINDS)} (of a pipeline: its subfolder 'vae')."
         )
-    return kind
+    return _class(kind), config
 
 
 def _check_shifts(vae: Any, kind: str) -> None:

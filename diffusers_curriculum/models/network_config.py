@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from diffusers_curriculum.models.dit import dit_config
 from diffusers_curriculum.models.loading import read_config
 
 # The UNet of diffusers' train_unconditional.py.
@@ -20,6 +21,23 @@ UNET_CONFIG: dict[str, Any] = {
 DIT_PIPELINE_CLASSES = 1000  # DiTPipeline takes class 1000 as the null class, whatever the network
 
 
+class DiTSize(NamedTuple):
+    """Depth, width and attention heads of one row of table 1."""
+
+    layers: int
+    width: int
+    heads: int
+
+
+DIT_SIZES: Mapping[str, DiTSize] = {
+    "S": DiTSize(12, 384, 6),
+    "B": DiTSize(12, 768, 12),
+    "L": DiTSize(24, 1024, 16),
+    "XL": DiTSize(28, 1152, 16),
+}
+_DIT_NAME = re.compile(r"DiT-(\w+)/(\d+)")
+
+
 class Asked(NamedTuple):
     """What a training asks of its network; None: whatever the config says."""
 
@@ -27,6 +45,30 @@ class Asked(NamedTuple):
     out_channels: int | None
     sample_size: int
     num_classes: int | None
+
+
+def dit_config(name: str) -> dict[str, Any] | None:
+    """Return the config of "DiT-<S, B, L or XL>/<patch size>", None for a name of another form.
+
+    Raises:
+        ValueError: a size that arXiv 2212.09748 does not have, a patch size of 0.
+    """
+    match = _DIT_NAME.fullmatch(name)
+    if match is None:
+        return None
+    size, patch = DIT_SIZES.get(match[1]), int(match[2])
+    if size is None or patch < 1:
+        raise ValueError(
+            f"{name!r} is no DiT: its size is one of {', '.join(DIT_SIZES)} and its patch size 1 "
+            "or more, as in DiT-B/2."
+        )
+    return {
+        "_class_name": "DiTTransformer2DModel",
+        "num_layers": size.layers,
+        "num_attention_heads": size.heads,
+        "attention_head_dim": size.width // size.heads,
+        "patch_size": patch,
+    }
 
 
 def network_class(config: dict[str, Any], source: str) -> Any:
@@ -131,9 +173,7 @@ def _fill_dit(config: dict[str, Any], asked: Asked, source: str) -> None:
         )
     classes = asked.num_classes
     rows = 0 if classes is None else max(DIT_PIPELINE_CLASSES, classes)
-    found = config.get("num_embeds_ada_norm")
-    config["num_embeds_ada_norm"] = rows if found is None else found
-    _check_rows(source, "num_embeds_ada_norm", found, classes or 0)
+    _fill_rows(config, "num_embeds_ada_norm", rows, classes or 0, source)
 
 
 def _fill_unet(config: dict[str, Any], asked: Asked, source: str) -> None:
@@ -149,14 +189,16 @@ def _fill_unet(config: dict[str, Any], asked: Asked, source: str) -> None:
             f"{source!r} says class_embed_type={config['class_embed_type']!r}: take null, which "
             "looks classes up in a table."
         )
-    found, classes = config.get("num_class_embeds"), asked.num_classes
-    if classes is not None:
-        config["num_class_embeds"] = classes + 1 if found is None else found
-        _check_rows(source, "num_class_embeds", found, classes + 1)
+    if asked.num_classes is not None:
+        rows = asked.num_classes + 1
+        _fill_rows(config, "num_class_embeds", rows, rows, source)
 
 
-def _check_rows(source: str, key: str, found: int | None, needed: int) -> None:
-    if found is not None and found < needed:
+def _fill_rows(config: dict[str, Any], key: str, rows: int, needed: int, source: str) -> None:
+    found = config.get(key)
+    if found is None:
+        config[key] = rows
+    elif found < needed:
         raise ValueError(
             f"{source!r} says {key}={found}, but the data need {needed}: raise it or remove it."
         )

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from diffusers_curriculum.models.dit import initialise_dit
 from diffusers_curriculum.models.loading import load_model, read_config
 from diffusers_curriculum.models.network_config import Asked, complete_config, network_class
 
@@ -25,19 +24,18 @@ def build_network(
 ) -> Any:
     """Build a network with first weights from its name or config; label dropout inside is off.
 
-    A DiT starts as in arXiv 2212.09748 (see :func:`diffusers_curriculum.models.dit.initialise_dit`)
-    and has 1,000 label rows and the null row, or more for more classes: DiTPipeline takes class
-    1000 as the null class. Without classes it has the null row only. A UNet2DModel has one row per
-    class and the null row; without classes it takes no labels.
+    A DiT starts as in arXiv 2212.09748 (:func:`initialise_dit`) and has 1,000 label rows and the
+    null row, or more for more classes: DiTPipeline takes class 1000 as the null class. Without
+    classes it has the null row only. A UNet2DModel has one row per class and the null row; without
+    classes it takes no labels.
 
     Args:
         model_config: "DiT-S/2" (S, B, L, XL and a patch size), "UNet" (that of diffusers'
-            train_unconditional.py), or a JSON file, a folder with config.json or a Hub id whose
-            config is a DiTTransformer2DModel's or a UNet2DModel's (taken for the latter where it
-            has no `_class_name`). What such a config leaves out is filled in.
-        channels: of the noisy input.
-        out_channels: `channels`, or twice as many with a learned variance; None: as the config
-            says, else `channels`.
+            train_unconditional.py), or a JSON file, a folder with config.json or a Hub id of a
+            DiTTransformer2DModel or a UNet2DModel (the latter also without `_class_name`). What
+            such a config leaves out is filled in.
+        channels, out_channels: of the noisy input, and as many or, with a learned variance, twice
+            as many of the output; None: as the config says, else `channels`.
         sample_size: height and width of the input.
         num_classes: None for a network without labels.
         seed: of the first weights; the global generators are left as they were.
@@ -70,6 +68,38 @@ def load_network(
     """
     kind = network_class(read_config(path, revision, subfolder), path)
     return without_label_dropout(load_model(kind, path, revision, variant, subfolder, dtype))
+
+
+def initialise_dit(network: Any) -> None:
+    """Give a DiT the first weights of arXiv 2212.09748, drawn from the global generator.
+
+    Linear layers and the patch embedding are Xavier-uniform with zero biases, the embeddings of
+    label and timestep N(0, 0.02^2), all modulations and the output layer zero: every block starts
+    as the identity, the whole network as zero. Call it inside `torch.random.fork_rng`.
+    """
+    from diffusers.models.embeddings import LabelEmbedding, PatchEmbed  # here, as it takes seconds
+
+    for module in network.modules():
+        if isinstance(module, nn.Linear):
+            _xavier(module)
+        elif isinstance(module, PatchEmbed):
+            _xavier(module.proj)
+        elif isinstance(module, LabelEmbedding):
+            nn.init.normal_(module.embedding_table.weight, std=0.02)
+    for block in network.transformer_blocks:
+        embedder = block.norm1.emb.timestep_embedder
+        nn.init.normal_(embedder.linear_1.weight, std=0.02)
+        nn.init.normal_(embedder.linear_2.weight, std=0.02)
+        nn.init.zeros_(block.norm1.linear.weight)
+    nn.init.zeros_(network.proj_out_1.weight)
+    nn.init.zeros_(network.proj_out_2.weight)
+
+
+def _xavier(layer: Any) -> None:
+    """Xavier-uniform on the weight as a matrix, zero bias."""
+    nn.init.xavier_uniform_(layer.weight.detach().flatten(1))
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
 
 
 def without_label_dropout(network: Any) -> Any:

@@ -10,15 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import (
-    AutoencoderKL,
-    DDPMScheduler,
-    StableDiffusionPipeline,
-    UNet2DConditionModel,
-)
+from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from tokenizers.pre_tokenizers import ByteLevel
+from torch.nn.functional import mse_loss
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from diffusers_curriculum.models.autoencoder import encode_images, train_autoencoder
 from diffusers_curriculum.models.image_folder import TinyModelError, read_images
 
 logger = logging.getLogger(__name__)
@@ -33,10 +29,8 @@ class TinySizes:
 
     vae_channels: tuple[int, ...] = (16, 32, 32, 32)
     unet_channels: tuple[int, ...] = (32, 64)
-    unet_layers: int = 1
     latent_channels: int = 4
     text_width: int = 32
-    text_layers: int = 1
     text_length: int = 16
     groups: int = 8
 
@@ -46,7 +40,7 @@ class TinySizes:
         return 2 ** (len(self.vae_channels) - 1)
 
 
-MINUSCULE = TinySizes((8, 8), (8, 16), text_width=16, text_layers=1, groups=4)
+MINUSCULE = TinySizes((8, 8), (8, 16), text_width=16, groups=4)
 
 
 @dataclass(frozen=True)
@@ -85,7 +79,10 @@ def make_tiny_pipeline(
     """
     sizes = sizes or TinySizes()
     _check(images_dir, resolution, vae_steps, sizes, prediction_type)
-    _check_output(output_dir, seed)
+    if not 0 <= seed < 2**63:
+        raise TinyModelError(f"seed={seed} is out of range: take 0 to 2**63 - 1")
+    if Path(output_dir).is_file():
+        raise TinyModelError(f"{str(output_dir)!r} is a file: give a folder to save in")
     generator = torch.Generator().manual_seed(seed)
     images, captions = read_images(images_dir, resolution, generator)
     with torch.random.fork_rng(devices=[]):
@@ -94,30 +91,19 @@ def make_tiny_pipeline(
         text_encoder = _text_encoder(tokenizer, sizes)
         unet = _unet(resolution, sizes)
         vae = _autoencoder(resolution, sizes)
-    error = train_autoencoder(vae, images, steps=vae_steps, generator=generator)
+    error = train_autoencoder(vae, images, vae_steps, generator)
     scale = 1.0 / float(encode_images(vae, images, generator).std())
     vae.register_to_config(scaling_factor=scale)
-    parts = {"vae": vae, "text_encoder": text_encoder, "tokenizer": tokenizer, "unet": unet}
-    _save(output_dir, scheduler=_scheduler(prediction_type), **parts)
+    parts: dict[str, Any] = {"vae": vae, "text_encoder": text_encoder, "tokenizer": tokenizer}
+    parts |= {"unet": unet, "scheduler": _scheduler(prediction_type)}
+    parts |= {"safety_checker": None, "feature_extractor": None}
+    StableDiffusionPipeline(**parts, requires_safety_checker=False).save_pretrained(output_dir)
     report = TinyReport(Path(output_dir), len(captions), scale, error)
     logger.info("Saved a tiny pipeline: %s", report)
     return report
 
 
-def _save(output_dir: str | Path, **parts: Any) -> None:
-    """Save a pipeline of these parts, without a safety checker."""
-    none: dict[str, Any] = {"safety_checker": None, "feature_extractor": None}
-    pipeline = StableDiffusionPipeline(**parts, **none, requires_safety_checker=False)
-    pipeline.save_pretrained(output_dir)
-
-
-def _check(
-    images_dir: str | Path | None,
-    resolution: int,
-    vae_steps: int,
-    sizes: TinySizes,
-    prediction_type: str,
-) -> None:
+def _check(images: Any, resolution: int, vae_steps: int, sizes: TinySizes, kind: str) -> None:
     """Raise TinyModelError for the first setting that cannot work."""
     smallest = sizes.downsampling * 2 ** (len(sizes.unet_channels) - 1)
     if resolution < 8 or resolution % 8 or resolution % smallest:
@@ -126,35 +112,27 @@ def _check(
         )
     if vae_steps < 0:
         raise TinyModelError(f"vae_steps={vae_steps} is negative: take 0 (no training) or more")
-    if images_dir is None and vae_steps:
+    if images is None and vae_steps:
         raise TinyModelError(f"vae_steps={vae_steps} needs images: give a folder, or take 0 steps")
-    if prediction_type not in PREDICTION_TYPES:
+    if kind not in PREDICTION_TYPES:
         known = ", ".join(PREDICTION_TYPES)
-        raise TinyModelError(f"prediction_type={prediction_type!r} is unknown: take one of {known}")
-
-
-def _check_output(output_dir: str | Path, seed: int) -> None:
-    """Raise TinyModelError for a seed out of range or a target that is a file."""
-    if not 0 <= seed < 2**63:
-        raise TinyModelError(f"seed={seed} is out of range: take 0 to 2**63 - 1")
-    if Path(output_dir).is_file():
-        raise TinyModelError(f"{str(output_dir)!r} is a file: give a folder to save in")
+        raise TinyModelError(f"prediction_type={kind!r} is unknown: take one of {known}")
 
 
 def _text_encoder(tokenizer: CLIPTokenizer, sizes: TinySizes) -> CLIPTextModel:
     """Return a random CLIP text encoder: a fixed random embedding of the caption's tokens."""
-    start, end = tokenizer.get_vocab()[START], tokenizer.get_vocab()[END]
+    vocabulary = tokenizer.get_vocab()
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=sizes.text_width,
         intermediate_size=2 * sizes.text_width,
         projection_dim=sizes.text_width,
-        num_hidden_layers=sizes.text_layers,
+        num_hidden_layers=1,
         num_attention_heads=4,
         max_position_embeddings=sizes.text_length,
-        bos_token_id=start,
-        eos_token_id=end,
-        pad_token_id=end,
+        bos_token_id=vocabulary[START],
+        eos_token_id=vocabulary[END],
+        pad_token_id=vocabulary[END],
     )
     encoder = CLIPTextModel(config)
     # CLIP starts its embeddings at 0.02, which the random layers above drown: untrained, captions
@@ -165,16 +143,13 @@ def _text_encoder(tokenizer: CLIPTokenizer, sizes: TinySizes) -> CLIPTextModel:
 
 def _autoencoder(resolution: int, sizes: TinySizes) -> AutoencoderKL:
     """Return a random AutoencoderKL with Stable Diffusion's layout."""
-    levels = len(sizes.vae_channels)
-    # Any: diffusers annotates these tuples as if they had one entry.
-    layout: dict[str, Any] = {
-        "down_block_types": ("DownEncoderBlock2D",) * levels,
-        "up_block_types": ("UpDecoderBlock2D",) * levels,
-        "block_out_channels": sizes.vae_channels,
-    }
+    channels: Any = sizes.vae_channels  # diffusers annotates tuples as if they had one entry
+    down: Any = ("DownEncoderBlock2D",) * len(channels)
+    up: Any = ("UpDecoderBlock2D",) * len(channels)
     return AutoencoderKL(
-        **layout,
-        layers_per_block=1,
+        down_block_types=down,
+        up_block_types=up,
+        block_out_channels=channels,
         latent_channels=sizes.latent_channels,
         norm_num_groups=sizes.groups,
         sample_size=resolution,
@@ -191,7 +166,7 @@ def _unet(resolution: int, sizes: TinySizes) -> UNet2DConditionModel:
         down_block_types=("CrossAttnDownBlock2D",) * plain + ("DownBlock2D",),
         up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * plain,
         block_out_channels=sizes.unet_channels,
-        layers_per_block=sizes.unet_layers,
+        layers_per_block=1,
         cross_attention_dim=sizes.text_width,
         attention_head_dim=4,
         norm_num_groups=sizes.groups,
@@ -210,14 +185,47 @@ def _scheduler(prediction_type: Any) -> DDPMScheduler:
     )
 
 
+# -- the autoencoder's brief training --------------------------------------------------------------
+
+
+def train_autoencoder(
+    vae: AutoencoderKL, images: torch.Tensor, steps: int, generator: torch.Generator
+) -> float:
+    """Train `vae` on `images` (n, 3, h, w) in [-1, 1]; return the last steps' mean squared error.
+
+    Minimises `mean (x - decode(z))^2 + 1e-4 mean KL(q(z | x) || N(0, 1))`, both means per element;
+    learning rate on one cosine arch, so that a few hundred steps are enough.
+    """
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=4e-3, weight_decay=0.0)
+    arch = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=max(steps, 2))
+    recent: list[float] = []
+    vae.train()
+    for _ in range(steps):
+        batch = images[torch.randint(len(images), (32,), generator=generator)]
+        posterior = vae.encode(batch, return_dict=False)[0]
+        latents: Any = posterior.sample(generator)  # decode is annotated for a FloatTensor
+        error = mse_loss(vae.decode(latents, return_dict=False)[0], batch)
+        divergence = 0.5 * (posterior.mean.square() + posterior.var - 1.0 - posterior.logvar).mean()
+        optimizer.zero_grad()
+        (error + 1e-4 * divergence).backward()
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimizer.step()
+        arch.step()
+        recent = [*recent[-19:], float(error.detach())]
+    vae.eval()
+    return sum(recent) / len(recent) if recent else float("nan")
+
+
+@torch.no_grad()
+def encode_images(
+    vae: AutoencoderKL, images: torch.Tensor, generator: torch.Generator
+) -> torch.Tensor:
+    """Return unscaled latents (n, c, h', w'), one posterior draw per image."""
+    posteriors = [vae.encode(batch, return_dict=False)[0] for batch in images.split(128)]
+    return torch.cat([posterior.sample(generator) for posterior in posteriors])
+
+
 # -- a CLIP tokenizer made from captions, without any download -------------------------------------
-
-
-def byte_alphabet() -> list[str]:
-    """Return the 256 printable characters that stand for bytes in CLIP's byte-level BPE."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return [chr(byte) for byte in printable] + [chr(256 + i) for i in range(len(others))]
 
 
 def caption_tokenizer(
@@ -228,7 +236,7 @@ def caption_tokenizer(
     Words are merged left to right, most frequent first, while `vocabulary_size` has room. All
     bytes are in the vocabulary, so any other text can be encoded too.
     """
-    alphabet = byte_alphabet()
+    alphabet = sorted(ByteLevel.alphabet())  # of the characters that stand for bytes in CLIP's BPE
     vocabulary = [*alphabet, *(char + "</w>" for char in alphabet)]
     known, merges = set(vocabulary), []
     room = vocabulary_size - len(vocabulary) - 2

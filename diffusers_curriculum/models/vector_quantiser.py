@@ -16,13 +16,8 @@ _ROWS = 8192  # vectors compared at once: with 8,192 codes that is 256 MiB of si
 
 
 class Quantised(NamedTuple):
-    """What becomes of vectors (..., dim) when they are replaced by codes.
-
-    Attributes:
-        codes: (..., dim) the nearest normalised codes; their gradient goes to the vectors.
-        indices: (...) int64.
-        loss: () codebook and commitment loss.
-    """
+    """What becomes of vectors (..., dim): the nearest normalised codes (..., dim), whose gradient
+    goes to the vectors, their indices (...) int64, and the codebook and commitment loss ()."""
 
     codes: Tensor
     indices: Tensor
@@ -30,12 +25,8 @@ class Quantised(NamedTuple):
 
 
 class Usage(NamedTuple):
-    """How evenly a codebook is used.
-
-    Attributes:
-        used: share of the codes that were used at all, in [0, 1].
-        perplexity: exp of the entropy of their frequencies, in [1, codes]; 0 if nothing was seen.
-    """
+    """How evenly a codebook is used: the share in [0, 1] of the codes that were used at all, and
+    exp of the entropy of their frequencies, in [1, codes]; 0 if nothing was seen."""
 
     used: float
     perplexity: float

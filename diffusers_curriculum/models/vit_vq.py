@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from diffusers_curriculum.checks import one_of
-from diffusers_curriculum.models.vector_quantiser import Quantised, VectorQuantiser
+from diffusers_curriculum.models.vector_quantiser import VectorQuantiser
 from diffusers_curriculum.models.vision_transformer import Transformer
 
 _SMALL = {"dim": 512, "depth": 8, "heads": 8, "mlp": 2048}
@@ -52,11 +52,7 @@ def vit_vq_config(size: str, resolution: int = 256, **changes: Any) -> dict[str,
 
 @dataclass
 class ViTVQEncoderOutput(BaseOutput):
-    """Output of the encoder.
-
-    Attributes:
-        latents: (B, codebook_dim, h, w), of length 1 over the channels, continuous.
-    """
+    """Output of the encoder: continuous latents (B, codebook_dim, h, w) of length 1."""
 
     latents: Tensor
 
@@ -159,8 +155,8 @@ class ViTVQModel(ModelMixin, ConfigMixin):
         if force_not_quantize:
             output = ViTVQOutput(self._images(unit), h.new_zeros(()))
         else:
-            quantised = self.quantise(unit)
-            output = ViTVQOutput(self._images(quantised.codes), quantised.loss, quantised.indices)
+            codes, indices, loss = self.quantise(unit)
+            output = ViTVQOutput(self._images(codes), loss, indices)
         return output if return_dict else (output.sample, output.commit_loss)
 
     def forward(self, sample: Tensor, return_dict: bool = True) -> ViTVQOutput | tuple[Tensor, ...]:
@@ -170,10 +166,9 @@ class ViTVQModel(ModelMixin, ConfigMixin):
             All four of :class:`ViTVQOutput`, as a tuple if ``return_dict`` is False.
         """
         vectors = self._vectors(sample)
-        quantised: Quantised = self.quantise(vectors)
-        images = self._images(quantised.codes)
+        codes, indices, loss = self.quantise(vectors)
         latents = _as_image(normalize(vectors.float(), dim=-1))
-        output = ViTVQOutput(images, quantised.loss, quantised.indices, latents)
+        output = ViTVQOutput(self._images(codes), loss, indices, latents)
         return output if return_dict else output.to_tuple()
 
     def indices(self, latents: Tensor) -> Tensor:

@@ -52,12 +52,9 @@ class ClassConditionalPipeline(DiffusionPipeline):
         _check_labels(the_network(transformer, unet), id2label)
         self.register_modules(scheduler=scheduler, transformer=transformer, unet=unet, vae=vae)
         self.register_to_config(id2label=id2label)
-        pairs = [
-            (name.strip(), label)
-            for label, names in self._names().items()
-            for name in names.split(",")
-        ]
-        self.labels: dict[str, int] = dict(sorted(pairs))
+        known = self._names().items()
+        pairs = sorted((name.strip(), label) for label, names in known for name in names.split(","))
+        self.labels: dict[str, int] = dict(pairs)
 
     def get_label_ids(self, label: str | list[str]) -> list[int]:
         """Return the classes of one name or several: a whole label, or one of its synonyms.
@@ -101,11 +98,9 @@ class ClassConditionalPipeline(DiffusionPipeline):
         return {int(label): name for label, name in (self.config["id2label"] or {}).items()}
 
     def _label_id(self, name: str) -> int:
-        known = self._names()
-        whole = [label for label, names in known.items() if names == name]
-        found = whole or [
-            label for label, names in known.items() if name in map(str.strip, names.split(","))
-        ]
+        known = self._names().items()
+        whole = [label for label, names in known if names == name]
+        found = whole or [n for n, names in known if name in map(str.strip, names.split(","))]
         if len(found) != 1:
             some = ", ".join(list(self.labels)[:20]) or "none: the pipeline has no id2label"
             raise ValueError(

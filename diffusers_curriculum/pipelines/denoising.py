@@ -94,10 +94,8 @@ def predictor(
 def initial_noise(
     shape: tuple[int, ...], generator: Generators, device: torch.device | str
 ) -> Tensor:
-    """Return standard normal noise, float32, drawn where the generator is.
-
-    Drawn on the CPU with a CPU generator (and without one, from torch's global one), so that images
-    do not depend on the device.
+    """Return standard normal noise, float32, drawn where the generator is; without one, from
+    torch's global one on the CPU, so that images do not depend on the device.
 
     Raises:
         ValueError: a list of generators of another length than the batch.
@@ -139,7 +137,10 @@ def denoise(
     if num_inference_steps < 1:
         raise ValueError(f"num_inference_steps={num_inference_steps} does nothing: give 1 or more.")
     scheduler, uses_variance = _with_usable_variance(scheduler)
-    _set_timesteps(scheduler, num_inference_steps, noise, tokens)
+    shift = {}
+    if scheduler.config.get("use_dynamic_shifting"):
+        shift["mu"] = _shift(scheduler.config, tokens or noise.shape[-2] * noise.shape[-1])
+    scheduler.set_timesteps(num_inference_steps, device=noise.device, **shift)
     latents = noise.float() * float(getattr(scheduler, "init_noise_sigma", 1.0))
     scale = getattr(scheduler, "scale_model_input", lambda sample, _: sample)
     extra = {"generator": generator} if "generator" in _parameters(scheduler.step) else {}
@@ -164,11 +165,7 @@ def to_images(latents: Tensor, vae: Any, output_type: str) -> Any:
 
 
 def the_network(transformer: Any, unet: Any) -> Any:
-    """Return the one network that is there.
-
-    Raises:
-        ValueError: none, or two.
-    """
+    """Return the one network that is there; a ValueError says that there is none, or two."""
     if (transformer is None) == (unet is None):
         count = "no network" if unet is None else "two networks"
         raise ValueError(f"{count}: give a transformer or a unet, one of them.")
@@ -183,10 +180,7 @@ def input_shape(network: Any) -> tuple[int, int, int]:
 
 
 def generate(
-    pipeline: Any,
-    request: Request,
-    labels: Tensor | None = None,
-    guidance: Guidance | None = None,
+    pipeline: Any, request: Request, labels: Tensor | None = None, guidance: Guidance | None = None
 ) -> Any:
     """Return images of a pipeline with `scheduler`, `transformer` or `unet`, and `vae`."""
     one_of("output_type", request.output_type, OUTPUT_TYPES)
@@ -223,13 +217,6 @@ def _with_usable_variance(scheduler: Any) -> tuple[Any, bool]:
     if variance is not None and "predicted_variance" in _parameters(variance):
         return scheduler, True
     return type(scheduler).from_config(scheduler.config, variance_type=None), False
-
-
-def _set_timesteps(scheduler: Any, steps: int, noise: Tensor, tokens: int | None) -> None:
-    extra = {}
-    if scheduler.config.get("use_dynamic_shifting"):
-        extra["mu"] = _shift(scheduler.config, tokens or noise.shape[-2] * noise.shape[-1])
-    scheduler.set_timesteps(steps, device=noise.device, **extra)
 
 
 def _shift(config: Any, tokens: int) -> float:

@@ -40,25 +40,26 @@ def fitting_pipeline(
     Raises:
         ValueError: a network without labels but names for them.
     """
+    place = "transformer" if _is_dit(network) else "unet"
+    parts = {"scheduler": scheduler, "vae": vae, place: network}
     if id2label is None:
-        return _unconditional(network, vae, scheduler)
-    if _fits_dit_pipeline(network, vae, scheduler, id2label):
-        pipeline = DiTPipeline(network, vae, scheduler, id2label=id2label)
-        pipeline.register_to_config(id2label=id2label)  # or saving would lose it
-        return pipeline
-    return ClassConditionalPipeline(scheduler, vae=vae, id2label=id2label, **_place(network))
+        fits = _fits_ddpm_pipeline(network, vae, scheduler)
+        return DDPMPipeline(network, scheduler) if fits else UnconditionalPipeline(**parts)
+    if not _fits_dit_pipeline(network, vae, scheduler, id2label):
+        return ClassConditionalPipeline(id2label=id2label, **parts)
+    pipeline = DiTPipeline(network, vae, scheduler, id2label=id2label)
+    pipeline.register_to_config(id2label=id2label)  # or saving would lose it
+    return pipeline
 
 
-def _unconditional(network: Any, vae: Any, scheduler: Any) -> Any:
+def _fits_ddpm_pipeline(network: Any, vae: Any, scheduler: Any) -> bool:
     plain = isinstance(network, UNet2DModel) and not takes_labels(network) and vae is None
     noise = type(scheduler) is DDPMScheduler
-    if plain and noise and learns_variance(network) == _learned(scheduler):
-        return DDPMPipeline(network, scheduler)
-    return UnconditionalPipeline(scheduler, vae=vae, **_place(network))
+    return plain and noise and learns_variance(network) == _learned(scheduler)
 
 
-def _place(network: Any) -> dict[str, Any]:
-    return {"transformer" if isinstance(network, DiTTransformer2DModel) else "unet": network}
+def _is_dit(network: Any) -> bool:
+    return isinstance(network, DiTTransformer2DModel)
 
 
 def _learned(scheduler: Any) -> bool:
@@ -66,7 +67,7 @@ def _learned(scheduler: Any) -> bool:
 
 
 def _fits_dit_pipeline(network: Any, vae: Any, scheduler: Any, names: dict[Any, str]) -> bool:
-    if not (isinstance(network, DiTTransformer2DModel) and isinstance(vae, AutoencoderKL)):
+    if not (_is_dit(network) and isinstance(vae, AutoencoderKL)):
         return False
     dit, kl = network.config, vae.config
     outputs = dit["out_channels"] in (dit["in_channels"], 2 * dit["in_channels"])

@@ -16,8 +16,7 @@ from diffusers_curriculum.models.discriminator import (
     generator_loss,
     r1_penalty,
 )
-from diffusers_curriculum.models.perceptual import PerceptualDistance
-from diffusers_curriculum.models.reconstruction import logit_laplace_loss
+from diffusers_curriculum.models.reconstruction import PerceptualDistance, logit_laplace_loss
 from diffusers_curriculum.randomness import key
 from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.checkpoint.optimizer import load_optimizer_state, optimizer_state

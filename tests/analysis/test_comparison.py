@@ -7,8 +7,9 @@ import pytest
 from matplotlib.figure import Figure
 
 from diffusers_curriculum import DensityTimestepSampler
-from diffusers_curriculum.analysis.comparison import MOST, comparison_table, plot_comparison
-from diffusers_curriculum.analysis.preview import Preview, make_preview
+from diffusers_curriculum.analysis.plots import plot_comparison
+from diffusers_curriculum.analysis.preview import MOST, Preview, make_preview
+from diffusers_curriculum.analysis.terminal import comparison_table
 from diffusers_curriculum.weighting import loss_weights
 from tests.floors_fixtures import SCHEDULERS
 

@@ -14,8 +14,12 @@ from diffusers.models.embeddings import LabelEmbedding
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from diffusers_curriculum.models.dit import DIT_SIZES, dit_config
-from diffusers_curriculum.models.network_config import Asked, complete_config
+from diffusers_curriculum.models.network_config import (
+    DIT_SIZES,
+    Asked,
+    complete_config,
+    dit_config,
+)
 from diffusers_curriculum.models.networks import (
     build_network,
     check_conditioning,

@@ -18,8 +18,12 @@ from diffusers_curriculum.models.discriminator import (
     generator_loss,
     r1_penalty,
 )
-from diffusers_curriculum.models.perceptual import PerceptualDistance
-from diffusers_curriculum.models.reconstruction import logit_laplace_loss, psnr, squared_errors
+from diffusers_curriculum.models.reconstruction import (
+    PerceptualDistance,
+    logit_laplace_loss,
+    psnr,
+    squared_errors,
+)
 from diffusers_curriculum.models.vision_transformer import TransformerBlock, sin_cos_positions
 from diffusers_curriculum.models.vit_vq import VIT_VQ_SIZES, ViTVQModel, vit_vq_config
 

@@ -16,7 +16,7 @@ from scipy.linalg import eigvals
 
 from diffusers_curriculum.metrics.features import load_feature_network
 from diffusers_curriculum.randomness import key
-from diffusers_curriculum.training.evaluation.record import read_metrics
+from diffusers_curriculum.training.evaluation.evaluator import read_metrics
 from diffusers_curriculum.training.process.stopping import Stopped, StopRequest
 from diffusers_curriculum.training.publish.images import ImagePublisher
 from tests.metrics.tiny_networks import save

@@ -6,72 +6,40 @@ number of processes: one process or two, and a resumed run, give the same number
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from diffusers_curriculum.metrics.choices import value_names
+from diffusers_curriculum.metrics.choices import metrics_by_network, networks_of, value_names
 from diffusers_curriculum.metrics.distances import (
     frechet_distance,
     kernel_distance,
     precision_recall,
 )
-from diffusers_curriculum.metrics.features import FeatureNetwork
+from diffusers_curriculum.metrics.features import FeatureNetwork, load_feature_network
+from diffusers_curriculum.metrics.preprocessing import FeatureNetworkError
+from diffusers_curriculum.randomness import host_generator
 from diffusers_curriculum.training.arguments.command_line import Arguments
+from diffusers_curriculum.training.data.checks import describe, sample_name
+from diffusers_curriculum.training.data.transforms import ImageTransform, decode_image
 from diffusers_curriculum.training.errors import UsageError
-from diffusers_curriculum.training.evaluation.record import write_metrics
-from diffusers_curriculum.training.evaluation.shares import chosen_rows, share
+from diffusers_curriculum.training.storage.files import write_atomically
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 logger = logging.getLogger(__name__)
 
+FILE_NAME = "eval_metrics.jsonl"
+
 # (B,) numbers of samples to (B, 3, H, W) images in [0, 1]; the same numbers, the same images.
 Images = Callable[[Sequence[int]], Tensor]
-
-
-@dataclass(frozen=True)
-class EvaluationSettings:
-    """What is computed, and when.
-
-    Attributes:
-        every: optimizer steps between evaluations.
-        metrics: names from `METRICS`.
-        samples: images generated; as many training images are looked at, or all if fewer.
-        steps: denoising steps of each; noted beside the numbers, as is the guidance.
-        batch_size: images generated, and read, at once.
-        seed: chooses the training images, and the subsets of KID.
-        last_step: evaluated too; None: unknown.
-    """
-
-    every: int
-    metrics: tuple[str, ...]
-    samples: int = 1000
-    steps: int = 50
-    guidance_scale: float | None = None
-    batch_size: int = 32
-    seed: int = 0
-    last_step: int | None = None
-
-    @classmethod
-    def of(
-        cls, args: Arguments, seed: int, last_step: int | None, guidance_scale: float | None
-    ) -> EvaluationSettings:
-        """The settings of a checked command line."""
-        return cls(
-            every=args.eval_steps,
-            metrics=tuple(args.eval_metrics),
-            samples=args.eval_samples,
-            steps=args.eval_num_inference_steps,
-            guidance_scale=guidance_scale,
-            batch_size=args.eval_generation_batch_size,
-            seed=seed,
-            last_step=last_step,
-        )
 
 
 class Evaluator:
@@ -80,13 +48,15 @@ class Evaluator:
     Between evaluations the networks wait in host memory, so that they take none from the training.
 
     Args:
+        args: a checked command line: what is computed, and when.
         accelerator: for its device, processes and trackers.
-        settings: what is computed, and when.
-        networks: by name, as ``evaluation.setup.load_networks`` gives them.
+        networks: by name.
         network_of: name of the network that each metric looks through.
         real: the training images, by row; called here, and not kept.
         real_count: number of rows.
-        output_dir: where eval_metrics.jsonl is written.
+        seed: agreed on by all processes; chooses the training images, and the subsets of KID.
+        last_step: number of steps of the run, after which the model is evaluated too.
+        guidance_scale: of classes; noted beside the numbers.
 
     Raises:
         UsageError: too few training images, or a network that gives no finite features of them.
@@ -94,26 +64,34 @@ class Evaluator:
 
     def __init__(
         self,
+        args: Arguments,
         accelerator: Any,
-        settings: EvaluationSettings,
         networks: Mapping[str, FeatureNetwork],
         network_of: Mapping[str, str],
         real: Images,
         real_count: int,
-        output_dir: str | Path,
+        *,
+        seed: int,
+        last_step: int | None = None,
+        guidance_scale: float | None = None,
     ) -> None:
-        self.accelerator, self.settings = accelerator, settings
+        self.args, self.accelerator, self.seed, self.last_step = args, accelerator, seed, last_step
         self.networks, self.network_of = networks, network_of
-        self.folder = Path(output_dir)
-        rows = chosen_rows(real_count, settings.samples, settings.seed)
+        rows = chosen_rows(real_count, args.eval_samples, seed)
         self._check_counts(len(rows))
         self.real = self._features(lambda numbers: real([rows[n] for n in numbers]), len(rows))
-        self.real_count = len(rows)
         self._check_features()
+        self.facts = {
+            "samples": args.eval_samples,
+            "inference_steps": args.eval_num_inference_steps,
+            "guidance_scale": guidance_scale,
+            "training_images": len(rows),
+            "networks": dict(network_of),
+        }
 
     def is_due(self, step: int) -> bool:
         """Whether the model is evaluated after ``step`` finished steps."""
-        return step > 0 and (step % self.settings.every == 0 or step == self.settings.last_step)
+        return step > 0 and (step % self.args.eval_steps == 0 or step == self.last_step)
 
     def evaluate(self, generate: Images, step: int) -> dict[str, float]:
         """Generate, compare, log under ``eval/`` and write the line of eval_metrics.jsonl.
@@ -129,29 +107,19 @@ class Evaluator:
         Raises:
             OSError: eval_metrics.jsonl could not be written.
         """
-        generated = self._features(generate, self.settings.samples)
-        values = self._agreed(generated)
+        values = self._agreed(self._features(generate, self.args.eval_samples))
         self.accelerator.log({f"eval/{name}": x for name, x in values.items()}, step=step)
         if self.accelerator.is_main_process:
             shown = ", ".join(f"{name} {x:.4g}" for name, x in values.items())
-            logger.info("step %d: %s (%d samples)", step, shown, self.settings.samples)
-            write_metrics(self.folder, step, values, self._facts())
+            logger.info("step %d: %s (%d samples)", step, shown, self.args.eval_samples)
+            write_metrics(Path(self.args.output_dir), step, values, self.facts)
         return values
 
-    def _facts(self) -> dict[str, Any]:
-        return {
-            "samples": self.settings.samples,
-            "inference_steps": self.settings.steps,
-            "guidance_scale": self.settings.guidance_scale,
-            "training_images": self.real_count,
-            "networks": dict(self.network_of),
-        }
-
     def _check_counts(self, real: int) -> None:
-        fewest = min(real, self.settings.samples)
+        fewest = min(real, self.args.eval_samples)
         if fewest < 4:
             raise UsageError(
-                f"{real} training images and --eval_samples {self.settings.samples} are too few "
+                f"{real} training images and --eval_samples {self.args.eval_samples} are too few "
                 "for --eval_metrics: at least 4 of each, better thousands, or drop --eval_steps."
             )
         for metric in {"fid", "fd_dinov2"} & set(self.network_of):
@@ -160,10 +128,7 @@ class Evaluator:
                 logger.warning(
                     "%s from %d samples with the %d features of %s: the covariance is singular "
                     "and the distance too large; compare it only with runs of as many samples.",
-                    metric,
-                    fewest,
-                    network.dim,
-                    network.name,
+                    *(metric, fewest, network.dim, network.name),
                 )
 
     def _check_features(self) -> None:
@@ -176,38 +141,30 @@ class Evaluator:
 
     def _features(self, images: Images, count: int) -> dict[str, Tensor]:
         """(count, dim) features per network, in the order of the sample numbers, on the CPU."""
-        device, processes = self.accelerator.device, self.accelerator.num_processes
-        plan = share(count, self.settings.batch_size, self.accelerator.process_index, processes)
-        rows = plan.rows_per_process
-        found = {
-            name: torch.zeros(rows, network.dim, device=device)
-            for name, network in self.networks.items()
-        }
-        for network in self.networks.values():
-            network.to(device)
-        done = 0
-        for numbers in plan:
-            batch = _as_many(images(numbers), len(numbers))
+        accelerator, batch_size = self.accelerator, self.args.eval_generation_batch_size
+        own, rows = share(count, batch_size, accelerator.process_index, accelerator.num_processes)
+        found = {}
+        for name, network in self.networks.items():
+            network.to(accelerator.device)
+            found[name] = torch.zeros(rows, network.dim, device=accelerator.device)
+        for first in range(0, len(own), batch_size):
+            numbers = list(own[first : first + batch_size])
+            batch = images(numbers)
+            if len(batch) != len(numbers):
+                raise ValueError(
+                    f"{len(batch)} images came for {len(numbers)} samples; give one of each"
+                )
             for name, network in self.networks.items():
-                found[name][done : done + len(numbers)] = self._seen(network, batch)
-            done += len(numbers)
+                found[name][first : first + len(numbers)] = _seen(network, batch)
         for network in self.networks.values():
             network.to("cpu")
-        gathered = {name: self.accelerator.gather(x) for name, x in found.items()}
+        gathered = {name: accelerator.gather(x) for name, x in found.items()}
         return {name: x[:count].cpu() for name, x in gathered.items()}
-
-    def _seen(self, network: FeatureNetwork, batch: Tensor) -> Tensor:
-        features = network(batch)
-        if batch.is_floating_point():  # rounding to 8 bits would make a number of a NaN
-            finite = batch.isfinite().flatten(1).all(1).to(features.device)
-            features = torch.where(finite[:, None], features, math.nan)
-        return features
 
     def _agreed(self, generated: Mapping[str, Tensor]) -> dict[str, float]:
         """Computed on the main process, which spares the others the time."""
-        names = value_names(self.settings.metrics)
-        broken = any(not bool(x.isfinite().all()) for x in generated.values())
-        if broken:
+        names = value_names(self.args.eval_metrics)
+        if not all(bool(x.isfinite().all()) for x in generated.values()):
             logger.warning("some generated images or their features are not finite: no metrics")
             return dict.fromkeys(names, math.nan)
         # The one backend without float64 has one process only, and need not agree with anyone.
@@ -224,7 +181,7 @@ class Evaluator:
         for metric, name in self.network_of.items():
             real, made = self.real[name], generated[name]
             if metric == "kid":
-                values[metric] = kernel_distance(real, made, self.settings.seed)
+                values[metric] = kernel_distance(real, made, self.seed)
             elif metric == "precision_recall":
                 values |= precision_recall(real, made)._asdict()
             else:
@@ -232,7 +189,108 @@ class Evaluator:
         return values
 
 
-def _as_many(images: Tensor, count: int) -> Tensor:
-    if len(images) != count:
-        raise ValueError(f"{len(images)} images came for {count} samples; give one of each")
-    return images
+def _seen(network: FeatureNetwork, batch: Tensor) -> Tensor:
+    features = network(batch)
+    if batch.is_floating_point():  # rounding to 8 bits would make a number of a NaN
+        finite = batch.isfinite().flatten(1).all(1).to(features.device)
+        features = torch.where(finite[:, None], features, math.nan)
+    return features
+
+
+def training_images(
+    rows: Dataset, resolution: int, interpolation: str, image_column: str = "image"
+) -> Images:
+    """Return what reads training images by row, cropped in the middle and not mirrored.
+
+    Args:
+        rows: with undecoded images.
+
+    Raises:
+        UsageError: on reading, for an image that does not decode, with its path.
+    """
+    transform = ImageTransform(resolution, interpolation, center_crop=True)
+
+    def read(row: int) -> Tensor:
+        cell = rows[row][image_column]
+        try:
+            return transform(decode_image(cell), 0.0, 0.0, 1.0)
+        # A file may have changed since the check; whatever the decoder raises, name the file.
+        except Exception as error:
+            raise UsageError(f"{sample_name(cell, row)}: {describe(error)}") from error
+
+    return lambda numbers: (torch.stack([read(row) for row in numbers]) + 1) / 2
+
+
+def make_evaluator(
+    args: Arguments,
+    accelerator: Any,
+    real: Images,
+    real_count: int,
+    seed: int,
+    last_step: int | None = None,
+    guidance_scale: float | None = None,
+) -> Evaluator | None:
+    """Return the evaluator of a checked command line, None where no metrics are asked for; the
+    arguments are those of :class:`Evaluator`, ``real`` as from ``training_images``.
+
+    Raises:
+        UsageError: too few training images, or a network that cannot be had: the metric, what is
+            missing and the remedy.
+    """
+    if args.eval_steps is None:
+        return None
+    network_of = networks_of(args.eval_metrics, args.eval_feature_model)
+    networks, weights = {}, args.eval_feature_weights
+    for name, metrics in metrics_by_network(network_of).items():
+        try:
+            with accelerator.local_main_process_first():  # it downloads, the others wait
+                networks[name] = load_feature_network(name, inception_weights=weights)
+        except FeatureNetworkError as error:
+            raise UsageError(f"--eval_metrics {' '.join(metrics)}: {error}") from error
+    run: dict[str, Any] = {"last_step": last_step, "guidance_scale": guidance_scale}
+    return Evaluator(args, accelerator, networks, network_of, real, real_count, seed=seed, **run)
+
+
+def share(count: int, batch_size: int, rank: int, processes: int) -> tuple[range, int]:
+    """Return the samples that one of several processes takes, in whole batches (the last may get
+    fewer), and how many rows each has, filled or not, as gathering wants equal sizes."""
+    rows = math.ceil(math.ceil(count / batch_size) / processes) * batch_size
+    first = min(count, rank * rows)
+    return range(first, min(count, first + rows)), rows
+
+
+def chosen_rows(count: int, wanted: int, seed: int) -> list[int]:
+    """Return ``wanted`` of ``count`` rows, or all of them, in ascending order, by the seed."""
+    generator = host_generator(seed, purpose="evaluation")
+    return sorted(generator.permutation(count)[:wanted].tolist())
+
+
+def write_metrics(
+    folder: Path, step: int, values: Mapping[str, float], facts: Mapping[str, Any]
+) -> None:
+    """Put the line of one step into eval_metrics.jsonl, in the place of an older one of this step.
+
+    Args:
+        values: metrics; one that is not finite becomes null.
+        facts: what the numbers depend on, as plain JSON data.
+
+    Raises:
+        OSError: the file could not be written; an older one is intact.
+    """
+    metrics = {name: x if math.isfinite(x) else None for name, x in values.items()}
+    lines = read_metrics(folder) | {step: {"step": step, **metrics, **facts}}
+    text = "".join(json.dumps(lines[key]) + "\n" for key in sorted(lines))
+    write_atomically(folder / FILE_NAME, text)
+
+
+def read_metrics(folder: Path) -> dict[int, dict[str, Any]]:
+    """Return the lines of eval_metrics.jsonl by step; a line that is damaged is a warning."""
+    path = folder / FILE_NAME
+    found: dict[int, dict[str, Any]] = {}
+    for line in path.read_text("utf-8").splitlines() if path.is_file() else ():
+        try:
+            content = json.loads(line)
+            found[int(content["step"])] = content
+        except (ValueError, TypeError, KeyError) as error:
+            logger.warning("Dropping a damaged line of %s: %r", path, error)
+    return found

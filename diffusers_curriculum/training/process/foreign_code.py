@@ -41,8 +41,8 @@ def refuse_foreign_code(path: str, revision: str | None = None) -> None:
     for name, entry in index.items():
         if isinstance(entry, list) and entry and entry[0] is not None and name != "_class_name":
             inside = {file for file in files if file.startswith(f"{name}/")}
-            faults += _faults(name, str(entry[0]), inside)
-            faults += _foreign_kernels(name, _read_json(path, revision, f"{name}/config.json"))
+            config = _read_json(path, revision, f"{name}/config.json")
+            faults += _faults(name, str(entry[0]), inside, config)
     if faults:
         raise UsageError(
             f"--pretrained_model_name_or_path {path!r} would run or unpickle what it brings along, "
@@ -52,8 +52,10 @@ def refuse_foreign_code(path: str, revision: str | None = None) -> None:
         )
 
 
-def _faults(name: str, library: str, files: Collection[str]) -> Iterator[str]:
-    """What is wrong with a component, given its library and the files in its folder."""
+def _faults(
+    name: str, library: str, files: Collection[str], config: dict[str, Any]
+) -> Iterator[str]:
+    """What is wrong with a component, given its library, the files in its folder and its config."""
     if library not in _LIBRARIES and not hasattr(pipelines, library):
         yield f"{name} is a class of {library!r}"
     elif f"{name}/{library}.py" in files:
@@ -61,9 +63,6 @@ def _faults(name: str, library: str, files: Collection[str]) -> Iterator[str]:
     kinds = {PurePosixPath(file).suffix for file in files}
     if kinds & _PICKLES and ".safetensors" not in kinds:
         yield f"{name} has its weights in a pickle only"
-
-
-def _foreign_kernels(name: str, config: dict[str, Any]) -> Iterator[str]:
     for key in _KERNELS:
         if "/" in str(config.get(key, "")):
             yield f"{name} asks for the kernel {config[key]!r}"

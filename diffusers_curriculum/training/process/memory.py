@@ -21,11 +21,8 @@ _MESSAGES = (
 
 @contextlib.contextmanager
 def out_of_memory_explained(args: Arguments) -> Iterator[None]:
-    """Turn a failed allocation into advice; every other exception passes unchanged.
-
-    Raises:
-        OutOfMemoryError: see :func:`explain_out_of_memory`.
-    """
+    """Turn a failed allocation into an OutOfMemoryError that advises; see
+    :func:`explain_out_of_memory`."""
     try:
         yield
     except RuntimeError as error:
@@ -36,9 +33,8 @@ def out_of_memory_explained(args: Arguments) -> Iterator[None]:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception is a failed allocation of tensors, on a device or on the host."""
-    if isinstance(error, torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in _MESSAGES)
+    told = isinstance(error, RuntimeError) and any(text in str(error) for text in _MESSAGES)
+    return told or isinstance(error, torch.OutOfMemoryError)
 
 
 def explain_out_of_memory(error: BaseException, args: Arguments) -> OutOfMemoryError:

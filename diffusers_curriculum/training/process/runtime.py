@@ -17,11 +17,7 @@ from typing import Any
 import diffusers
 import torch
 from accelerate import Accelerator
-from accelerate.utils import (
-    InitProcessGroupKwargs,
-    ProjectConfiguration,
-    broadcast_object_list,
-)
+from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration, broadcast_object_list
 from tqdm import tqdm
 
 from diffusers_curriculum.training.arguments.command_line import Arguments
@@ -30,38 +26,34 @@ from diffusers_curriculum.training.process.stopping import Stopped
 
 logger = logging.getLogger(__name__)
 
+_STATUS = {
+    UsageError: ExitCode.USAGE,
+    NonFiniteError: ExitCode.NONFINITE,
+    DiskFullError: ExitCode.DISK,
+}
+
 
 def exit_status(run: Callable[[], object]) -> int:
     """Run to the end, and tell the outcome as an exit status with one message on stderr."""
     try:
         run()
-    except UsageError as error:
-        return _failed(error, ExitCode.USAGE)
-    except NonFiniteError as error:
-        return _failed(error, ExitCode.NONFINITE)
-    except DiskFullError as error:
-        return _failed(error, ExitCode.DISK)
     except Stopped as stopped:
         logger.info("%s", stopped)
         return stopped.status
+    except tuple(_STATUS) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return next(status for kind, status in _STATUS.items() if isinstance(error, kind))
     return ExitCode.DONE
-
-
-def _failed(error: Exception, code: ExitCode) -> int:
-    sys.stderr.write(f"error: {error}\n")
-    return code
 
 
 def make_accelerator(args: Arguments) -> Accelerator:
     """The accelerator of the run, with logging set up; nothing assumes a kind of device."""
-    project = ProjectConfiguration(
-        project_dir=args.output_dir, logging_dir=os.path.join(args.output_dir, args.logging_dir)
-    )
+    logs = os.path.join(args.output_dir, args.logging_dir)
     accelerator = Accelerator(
         gradient_accumulation_steps=args.gradient_accumulation_steps,
         mixed_precision=args.mixed_precision,
         log_with=args.report_to,
-        project_config=project,
+        project_config=ProjectConfiguration(project_dir=args.output_dir, logging_dir=logs),
         # the others wait while the main process looks at a large data set, or draws
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=2))],
     )
@@ -126,9 +118,8 @@ def agree_on_seed(
             f"would not go on. Leave --seed out, pass --seed {before}, or accept it with "
             "--allow_config_change seed."
         )
-    known = next((s for s in (seed, before) if s is not None), None)
-    chosen = [secrets.randbits(31) if known is None else known]
-    return broadcast_object_list(chosen)[0]
+    known = before if seed is None else seed
+    return broadcast_object_list([secrets.randbits(31) if known is None else known])[0]
 
 
 def prepare_output(accelerator: Accelerator, output_dir: str, clean: Callable[[str], None]) -> None:

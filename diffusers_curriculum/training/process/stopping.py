@@ -43,11 +43,7 @@ _SIGNALS = {
 
 
 class Stopped(Exception):
-    """A run stopped early, after saving, because it was told to.
-
-    Attributes:
-        status: exit status of the script.
-    """
+    """A run stopped early, after saving, because it was told to; ``status`` is the exit status."""
 
     def __init__(self, reason: Reason, step: int) -> None:
         super().__init__(
@@ -138,10 +134,8 @@ class StopRequest:
         if not (distributed.is_available() and distributed.is_initialized()):
             return told
         if self._group is None:
-            plain = distributed.get_backend() == "gloo"
-            self._group = (
-                distributed.group.WORLD if plain else distributed.new_group(backend="gloo")
-            )
+            plain, world = distributed.get_backend() == "gloo", distributed.group.WORLD
+            self._group = world if plain else distributed.new_group(backend="gloo")
         flag = torch.tensor(told, dtype=torch.int32)
         distributed.all_reduce(flag, op=distributed.ReduceOp.MAX, group=self._group)
         return int(flag)

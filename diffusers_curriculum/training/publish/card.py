@@ -23,13 +23,8 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 from diffusers_curriculum.training.arguments.environment import is_repository_name
 from diffusers_curriculum.training.errors import HubError
 
-TEXT_TO_IMAGE_TAGS = (
-    "stable-diffusion",
-    "stable-diffusion-diffusers",
-    "text-to-image",
-    "diffusers",
-    "diffusers-training",
-)
+TAGS = ("diffusers", "diffusers-training")
+TEXT_TO_IMAGE_TAGS = ("stable-diffusion", "stable-diffusion-diffusers", "text-to-image", *TAGS)
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*", re.ASCII)
 _ENTITIES = {"<": "&lt;", ">": "&gt;", "&": "&amp;"}
 _USAGE = """\
@@ -54,14 +49,12 @@ class CardFacts:
         dataset_name: the data set on the Hub, None for a local folder.
         prompts: the validation prompts or classes, in the order of the pictures.
         image_grid: the file name of the picture grid beside the card.
-        train_batch_size: per process and micro-step.
-        steps: optimizer steps.
-        sampler: name and value of each thing to say about the timestep sampler.
+        training, sampler: name and value of each thing to say about the training and about the
+            timestep sampler.
         license: the user's word; by default that of the base model's card.
         prompts_title: what the list of prompts is called.
         usage: Python code that draws a picture, with ``{repo_id}`` and ``{prompt}`` where their
-            literals belong; None: a text-to-image pipeline's.
-        network: more to say about the network and its training.
+            literals belong.
     """
 
     repo_id: str
@@ -69,20 +62,12 @@ class CardFacts:
     dataset_name: str | None = None
     prompts: tuple[str, ...] = ()
     image_grid: str | None = None
-    prediction_type: str | None = None
-    resolution: int | None = None
-    train_batch_size: int | None = None
-    gradient_accumulation_steps: int | None = None
-    num_processes: int | None = None
-    learning_rate: float | None = None
-    steps: int | None = None
-    mixed_precision: str | None = None
+    training: Mapping[str, object] = field(default_factory=dict)
     sampler: Mapping[str, object] = field(default_factory=dict)
     license: str | None = None
     tags: tuple[str, ...] = TEXT_TO_IMAGE_TAGS
     prompts_title: str = "Validation prompts"
-    usage: str | None = None
-    network: Mapping[str, object] = field(default_factory=dict)
+    usage: str = _USAGE
 
 
 def build_model_card(facts: CardFacts) -> ModelCard:
@@ -119,14 +104,11 @@ def resolve_license(base_model: str | None, given: str | None = None) -> str | N
 
 def _license_of(base_model: str | None) -> str | None:
     """The licence that the base model's card names, None where none can be read."""
-    if base_model is None:
-        return None
-    local = Path(base_model) / "README.md"
-    found = os.path.isfile(local)
-    if not found and _hub_name(base_model) is None:
+    local = Path(base_model or "") / "README.md"
+    source = local if base_model and os.path.isfile(local) else _hub_name(base_model)
+    if source is None:
         return None
     try:
-        source = local if found else base_model
         data = ModelCard.load(source, ignore_metadata_errors=True).data
     except (EntryNotFoundError, HfHubHTTPError, OSError, ValueError, yaml.YAMLError):
         return None
@@ -141,17 +123,21 @@ def _hub_name(name: str | None) -> str | None:
     return name
 
 
+def shown_name(name: str) -> str:
+    """A model as a card calls it: of a local one only the folder's name shows."""
+    return Path(name).resolve().name if os.path.exists(name) else name
+
+
 def _body(facts: CardFacts) -> str:
+    prompt = facts.prompts[0] if facts.prompts else "a prompt of yours"
     parts = [
         f"# {'Fine-tuned' if facts.base_model else 'Trained'} pipeline: {plain(facts.repo_id)}",
         _introduction(facts),
         _samples(facts),
         "## Usage",
-        (facts.usage or _USAGE).format(
-            repo_id=_literal(facts.repo_id), prompt=_literal(_prompt(facts))
-        ),
+        facts.usage.format(repo_id=_literal(facts.repo_id), prompt=_literal(prompt)),
         "## Training",
-        _bullets(_training_facts(facts)),
+        _bullets(facts.training),
     ]
     if facts.sampler:
         parts += ["## Timestep sampling", _bullets(facts.sampler)]
@@ -162,59 +148,34 @@ def _introduction(facts: CardFacts) -> str:
     data = f"the data set {plain(facts.dataset_name)}" if facts.dataset_name else "a local data set"
     if facts.base_model is None:
         return f"Trained from scratch on {data} with diffusers-curriculum."
-    local = os.path.exists(facts.base_model)
-    base = Path(facts.base_model).resolve().name if local else facts.base_model
-    return f"Fine-tuned from {plain(base)} on {data} with diffusers-curriculum."
+    base = plain(shown_name(facts.base_model))
+    return f"Fine-tuned from {base} on {data} with diffusers-curriculum."
 
 
 def _samples(facts: CardFacts) -> str:
-    picture = f"![Samples](./{_picture(facts.image_grid)})" if facts.image_grid else ""
+    grid = facts.image_grid
+    if grid and not re.fullmatch(r"\w[\w.-]*", grid, re.ASCII):
+        raise HubError(f"picture {grid!r} is not a plain file name")
+    picture = f"![Samples](./{grid})" if grid else ""
     prompts = "\n".join(f"* {plain(prompt)}" for prompt in facts.prompts)
     shown = f"{facts.prompts_title}:\n\n{prompts}" if prompts else ""
     return "\n\n".join(part for part in (picture, shown) if part)
 
 
-def _picture(name: str) -> str:
-    if not re.fullmatch(r"\w[\w.-]*", name, re.ASCII):
-        raise HubError(f"picture {name!r} is not a plain file name")
-    return name
-
-
-def _training_facts(facts: CardFacts) -> dict[str, object]:
-    named = {
-        "Optimizer steps": facts.steps,
-        "Learning rate": facts.learning_rate,
-        "Batch size per process": facts.train_batch_size,
-        "Gradient accumulation steps": facts.gradient_accumulation_steps,
-        "Processes": facts.num_processes,
-        "Resolution": facts.resolution,
-        "Mixed precision": facts.mixed_precision,
-        "Prediction type": facts.prediction_type,
-        **facts.network,
-    }
-    return {name: value for name, value in named.items() if value is not None}
-
-
 def _bullets(facts: Mapping[str, object]) -> str:
-    return "\n".join(f"* {plain(name)}: {plain(value)}" for name, value in facts.items())
+    known = {name: value for name, value in facts.items() if value is not None}
+    return "\n".join(f"* {plain(name)}: {plain(value)}" for name, value in known.items())
 
 
 def plain(value: object) -> str:
     """``value`` as one line of Markdown that renders as exactly that text."""
-    visible = "".join(" " if _is_control(char) else char for char in str(value))
+    control = {"Cc", "Cs", "Zl", "Zp"}
+    visible = "".join(" " if unicodedata.category(c) in control else c for c in str(value))
     return "".join(map(_escape, " ".join(visible.split()))) or "(empty)"
-
-
-def _is_control(char: str) -> bool:
-    return unicodedata.category(char) in {"Cc", "Cs", "Zl", "Zp"}
 
 
 def _escape(char: str) -> str:
     return _ENTITIES.get(char) or (f"\\{char}" if char in string.punctuation else char)
-
-
-def _prompt(facts: CardFacts) -> str:
-    return facts.prompts[0] if facts.prompts else "a prompt of yours"
 
 
 def _literal(text: str) -> str:

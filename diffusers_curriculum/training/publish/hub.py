@@ -25,9 +25,8 @@ logger = logging.getLogger(__name__)
 COMMIT_MESSAGE = "End of training"
 _LORA_WEIGHTS = "pytorch_lora_weights.safetensors"
 _ROOT_FILES = re.compile(
-    r"README\.md|model_index\.json|timestep_sampler_config\.json|"
+    r"README\.md|model_index\.json|timestep_sampler_config\.json|\w[\w.-]*\.png|"
     + re.escape(_LORA_WEIGHTS)
-    + r"|\w[\w.-]*\.png"
 )
 _COMPONENT_FILES = re.compile(
     r"(\w+_)?config\.json|tokenizer\.json|vocab\.(json|txt)|merges\.txt|special_tokens_map\.json|"
@@ -108,11 +107,8 @@ def _components(folder: Path) -> list[str]:
     """The sub-folders that model_index.json names as components."""
     index = folder / "model_index.json"
     entries: dict[str, Any] = json.loads(index.read_text("utf-8")) if index.is_file() else {}
-    return [
-        name
-        for name, value in entries.items()
-        if re.fullmatch(r"[A-Za-z]\w*", name) and isinstance(value, list) and any(value)
-    ]
+    filled = [name for name, value in entries.items() if isinstance(value, list) and any(value)]
+    return [name for name in filled if re.fullmatch(r"[A-Za-z]\w*", name)]
 
 
 def _regular_files(folder: Path) -> list[Path]:

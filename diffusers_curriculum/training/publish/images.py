@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,11 +18,11 @@ from diffusers_curriculum import pipelines
 from diffusers_curriculum.randomness import key
 from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.data.plan import BatchPlan
-from diffusers_curriculum.training.errors import HubError, UsageError
+from diffusers_curriculum.training.errors import UsageError
 from diffusers_curriculum.training.levels.levels import Levels
 from diffusers_curriculum.training.levels.sampling import check_steps, most_steps
 from diffusers_curriculum.training.parts.images import ImageModels, folder_name
-from diffusers_curriculum.training.publish.hub import CardFacts, push
+from diffusers_curriculum.training.publish.card import CardFacts, shown_name
 from diffusers_curriculum.training.publish.pictures import evaluation_mode
 from diffusers_curriculum.training.publish.publisher import PipelinePublisher
 
@@ -105,34 +104,14 @@ class ImagePublisher(PipelinePublisher):
 
         return generate
 
-    def keep(self) -> None:
-        """Save the pipeline as it is now, and push it if asked to."""
-        if self.accelerator.is_main_process:
-            folder = Path(self.args.output_dir)
-            with self.averages.shown():
-                self._final_pipeline().save_pretrained(folder)
-            self.levels.sampler.save_pretrained(str(folder))
-            self._save_card([], folder)
-            if self.args.push_to_hub:
-                self._push_if_it_can(folder)
-        self.accelerator.wait_for_everyone()
-
-    def _push_if_it_can(self, folder: Path) -> None:
-        """A Hub that does not answer is no reason to end the training."""
-        try:
-            push(folder, self.repository, token=self.args.hub_token)
-        except HubError as error:
-            logger.warning("%s The training goes on.", error)
-
     def _validation_pipeline(self) -> Any:
         """A pipeline around what is in memory, whatever its dtypes."""
         vae = self.models.space.model if self.models else None
         parts = {folder_name(self.network): self.network, "vae": vae}
-        if self.id2label is None:
-            return pipelines.UnconditionalPipeline(self.levels.inference, **parts)
-        return pipelines.ClassConditionalPipeline(
-            self.levels.inference, id2label=self.id2label, **parts
-        )
+        scheduler, names = self.levels.inference, self.id2label
+        if names is None:
+            return pipelines.UnconditionalPipeline(scheduler, **parts)
+        return pipelines.ClassConditionalPipeline(scheduler, id2label=names, **parts)
 
     def _final_pipeline(self) -> Any:
         vae = self.models.kept if self.models else None
@@ -141,17 +120,13 @@ class ImagePublisher(PipelinePublisher):
     def _draw(self, build: Any) -> list[Image]:
         args = self.args
         steps = args.validation_inference_steps
-        if self.id2label is None:
-            labels, count = None, args.eval_batch_size
-        else:
-            each = args.validation_images_per_class
-            labels = [label for label in self.classes for _ in range(each)]
-            count = len(labels)
+        labels = [c for c in self.classes for _ in range(args.validation_images_per_class)]
+        count = args.eval_batch_size if self.id2label is None else len(labels)
         logger.info("Drawing %d pictures in %d steps (--no_pictures: none).", count, steps)
         pipeline, parts, at_once = build(), [], min(_PICTURES_AT_ONCE, args.train_batch_size)
         for first in range(0, count, at_once):
             numbers = range(first, min(first + at_once, count))
-            own = None if labels is None else [labels[number] for number in numbers]
+            own = labels[first : numbers.stop] or None
             parts.append(self._sampled(pipeline, numbers, own, steps, "picture"))
         pictures = (np.concatenate(parts) * 255).round().astype(np.uint8)
         return [image_of(picture) for picture in pictures]
@@ -163,13 +138,17 @@ class ImagePublisher(PipelinePublisher):
         pipeline.to(self.accelerator.device)
         shown = purpose == "picture" and self.accelerator.is_local_main_process
         pipeline.set_progress_bar_config(disable=not shown, leave=False, desc="Drawing")
-        generators = [
-            torch.Generator().manual_seed(key(self.seed, number, purpose=purpose) >> 65)
-            for number in numbers
-        ]
+        seeds = [key(self.seed, number, purpose=purpose) >> 65 for number in numbers]
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         call = partial(pipeline, generator=generators, num_inference_steps=steps, output_type="np")
         modules = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
-        with evaluation_mode(*modules), self.accelerator.autocast(), _own_randomness(generators):
+        # some pipelines draw the noise of their steps from the global generator
+        with (
+            evaluation_mode(*modules),
+            self.accelerator.autocast(),
+            torch.random.fork_rng(devices=[]),
+        ):
+            torch.manual_seed(seeds[0])
             if labels is None:
                 return call(batch_size=len(numbers)).images
             return call(class_labels=labels, guidance_scale=self.args.guidance_scale).images
@@ -177,27 +156,23 @@ class ImagePublisher(PipelinePublisher):
     # -- what is told ----------------------------------------------------------------------------
 
     def _facts(self) -> CardFacts:
-        facts, conditional = self._shared_facts(), self.id2label is not None
-        if not conditional:
-            facts["prompts"] = ()
-        vae = self.args.pretrained_vae_model_name_or_path
-        if vae is not None and Path(vae).exists():  # of a local one only the folder's name shows
-            vae = Path(vae).resolve().name
-        kinds = {}
+        facts, conditional = super()._facts(), self.id2label is not None
+        vae, more = self.args.pretrained_vae_model_name_or_path, {}
         if self.models is not None:
             space, network = self.models.space.kind, type(self.models.network).__name__
-            kinds = {"Network": network, "Trained on": "pixels" if space == "pixels" else "latents"}
-        return CardFacts(
-            **facts,
+            more = {"Network": network, "Trained on": "pixels" if space == "pixels" else "latents"}
+        more |= {"Autoencoder": vae and shown_name(vae), "Formulation": self.args.formulation}
+        return replace(
+            facts,
+            prompts=facts.prompts if conditional else (),
+            training={**facts.training, **more},
             tags=CLASS_TAGS if conditional else UNCONDITIONAL_TAGS,
             prompts_title="Classes, one row each",
-            usage=self._usage(),
-            network={**kinds, "Autoencoder": vae, "Formulation": self.args.formulation},
+            # before there are models, the card is only tried
+            usage=facts.usage if self.models is None else self._usage(),
         )
 
-    def _usage(self) -> str | None:
-        if self.models is None:  # the card is only tried
-            return None
+    def _usage(self) -> str:
         kind = type(self._final_pipeline())
         module = "diffusers" if kind.__module__.startswith("diffusers.") else kind.__module__
         steps = min(self.args.validation_inference_steps, most_steps(self.levels.inference))
@@ -222,12 +197,3 @@ def _chosen(given: Sequence[str] | None, id2label: Mapping[int, str]) -> list[in
             f"{len(id2label)}, such as {some}."
         )
     return numbers
-
-
-@contextmanager
-def _own_randomness(generators: Sequence[torch.Generator]) -> Iterator[None]:
-    """Some pipelines draw the noise of their steps from the global generator: it begins at the seed
-    of the first image, and is put back."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(generators[0].initial_seed())
-        yield

@@ -6,26 +6,18 @@ Nothing here draws from a global generator or changes a model's weights or mode 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
 from typing import Any
 
 import numpy as np
-import torch
 from diffusers.utils import make_image_grid
 from PIL.Image import Image
 from torch import nn
 
-from diffusers_curriculum.training.levels.sampling import with_prediction_type
-
-# training_utils and pipelines take seconds to import, which a wrong command line should not have to
-# wait for: they are imported where they are used.
-
 logger = logging.getLogger(__name__)
-
-INFERENCE_STEPS = 20  # as in diffusers' train_text_to_image.py
 
 
 @contextmanager
@@ -41,81 +33,8 @@ def evaluation_mode(*models: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def text_to_image_pipeline(
-    *,
-    vae: Any,
-    text_encoder: Any,
-    tokenizer: Any,
-    unet: Any,
-    scheduler: Any,
-    prediction_type: str | None = None,
-) -> Any:
-    """A pipeline around unwrapped models that are in memory already; nothing is loaded."""
-    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import (
-        StableDiffusionPipeline,
-    )
-
-    return StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=text_encoder,
-        tokenizer=tokenizer,
-        unet=unet,
-        scheduler=with_prediction_type(scheduler, prediction_type),
-        safety_checker=None,  # pyright: ignore[reportArgumentType]
-        feature_extractor=None,  # pyright: ignore[reportArgumentType]
-        requires_safety_checker=False,
-    )
-
-
-def validation_images(
-    build_pipeline: Callable[[], Any],
-    prompts: Sequence[str],
-    *,
-    seed: int | None,
-    device: torch.device | str,
-    images_per_prompt: int = 1,
-    steps: int = INFERENCE_STEPS,
-    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
-    guidance_scale: float | None = None,
-) -> list[Image]:
-    """Sample pictures for every prompt, ``images_per_prompt`` after one another.
-
-    Every prompt starts from the same noise, so that a picture depends neither on the other prompts
-    nor on the device; with no seed the noise is fresh each time.
-
-    Args:
-        build_pipeline: makes the pipeline; it is let go of, and memory freed, at the end.
-        seed: of the generator, on the CPU.
-        device: where the models are.
-        autocast: the accelerator's ``autocast``.
-        guidance_scale: None leaves the pipeline's own.
-    """
-    from diffusers.training_utils import free_memory
-
-    pipeline = build_pipeline().to(device)
-    pipeline.set_progress_bar_config(disable=True)
-    options: dict[str, Any] = {"num_inference_steps": steps}
-    options |= {"num_images_per_prompt": images_per_prompt}
-    options |= {} if guidance_scale is None else {"guidance_scale": guidance_scale}
-    noise_seed = torch.Generator().seed() if seed is None else seed
-    images: list[Image] = []
-    try:
-        with evaluation_mode(*_modules(pipeline)), autocast():
-            for prompt in prompts:
-                generator = torch.Generator().manual_seed(noise_seed)
-                images += pipeline(prompt, generator=generator, **options).images
-    finally:
-        del pipeline
-        free_memory()
-    return images
-
-
-def _modules(pipeline: Any) -> list[nn.Module]:
-    return [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
-
-
 def image_grid(images: Sequence[Image], prompts: Sequence[str]) -> Image:
-    """One row of pictures per prompt, in the order of ``validation_images``.
+    """One row of pictures per prompt, prompt by prompt.
 
     Raises:
         ValueError: the pictures cannot be shared out among the prompts.
@@ -133,7 +52,7 @@ def log_images(
     Args:
         accelerator: whose trackers are asked; only the main process sends.
         tag: "validation" during training, "test" at its end.
-        images: prompt by prompt, as from ``validation_images``.
+        images: prompt by prompt.
         step: the optimizer step.
     """
     if not images or not accelerator.is_main_process:

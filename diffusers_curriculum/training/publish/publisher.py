@@ -13,16 +13,12 @@ from PIL.Image import Image
 from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.arguments.environment import repository_name
 from diffusers_curriculum.training.data.plan import BatchPlan
+from diffusers_curriculum.training.errors import HubError
 from diffusers_curriculum.training.levels.levels import Levels
 from diffusers_curriculum.training.parts.averages import Averages
 from diffusers_curriculum.training.process.memory import is_out_of_memory
-from diffusers_curriculum.training.publish.hub import (
-    CardFacts,
-    build_model_card,
-    prepare_repository,
-    push,
-    write_model_card,
-)
+from diffusers_curriculum.training.publish.card import CardFacts, build_model_card
+from diffusers_curriculum.training.publish.hub import prepare_repository, push, write_model_card
 from diffusers_curriculum.training.publish.pictures import image_grid, log_images
 
 logger = logging.getLogger(__name__)
@@ -38,10 +34,7 @@ class PipelinePublisher:
     drawn and what is saved.
 
     Args:
-        args: the command line.
-        accelerator: of the run.
-        levels: what is trained on: its sampler is described in the card, and saved beside the
-            pipeline.
+        levels: what is trained on: its sampler is described in the card, and saved.
         plan: the order of the samples, for epochs.
         private: whether a new repository is hidden.
 
@@ -64,15 +57,13 @@ class PipelinePublisher:
         *,
         private: bool = False,
     ) -> None:
-        self.args, self.accelerator = args, accelerator
-        self.levels, self.plan = levels, plan
+        self.args, self.accelerator, self.levels, self.plan = args, accelerator, levels, plan
         self._check_sampling()
         self.repository = repository_name(args.hub_model_id, args.output_dir)
         build_model_card(self._facts())
         if args.push_to_hub and accelerator.is_main_process:
-            self.repository = prepare_repository(
-                self._facts(), token=args.hub_token, private=private
-            )
+            token = args.hub_token
+            self.repository = prepare_repository(self._facts(), token=token, private=private)
         accelerator.wait_for_everyone()
 
     # -- what a subclass says --------------------------------------------------------------------
@@ -95,10 +86,6 @@ class PipelinePublisher:
 
     def _draw(self, build: Any) -> list[Image]:
         """Pictures, row by row, of the pipeline that ``build()`` makes."""
-        raise NotImplementedError
-
-    def _facts(self) -> CardFacts:
-        """What the model card tells."""
         raise NotImplementedError
 
     # -- what all share --------------------------------------------------------------------------
@@ -126,23 +113,32 @@ class PipelinePublisher:
         self.accelerator.wait_for_everyone()
 
     def finish(self) -> None:
-        """Save the pipeline (averaged weights if any), its sampler config, pictures and card, and
-        push it if asked to.
+        """:meth:`keep` the trained pipeline, with pictures.
 
         Raises:
             HubError: the upload failed; everything is saved by then.
         """
         self.accelerator.wait_for_everyone()
+        self.keep(final=True)
+
+    def keep(self, final: bool = False) -> None:
+        """Save the pipeline as it is now (averaged weights if any), its sampler config and card,
+        and push it if asked to; before the end, a Hub that does not answer is only a warning."""
         if self.accelerator.is_main_process:
             folder = Path(self.args.output_dir)
             with self.averages.shown():
                 pipeline = self._final_pipeline()
                 pipeline.save_pretrained(folder)
-                images = self._drawn_if_it_can(pipeline) if self.captions else []
+                images = self._drawn_if_it_can(pipeline) if final and self.captions else []
             self.levels.sampler.save_pretrained(str(folder))
             self._save_card(images, folder)
-            if self.args.push_to_hub:
-                push(folder, self.repository, token=self.args.hub_token)
+            try:
+                if self.args.push_to_hub:
+                    push(folder, self.repository, token=self.args.hub_token)
+            except HubError as error:
+                if final:
+                    raise
+                logger.warning("%s The training goes on.", error)
         self.accelerator.wait_for_everyone()
 
     def _drawn_if_it_can(self, pipeline: Any) -> list[Image]:
@@ -163,21 +159,24 @@ class PipelinePublisher:
             facts = replace(facts, image_grid=GRID_FILE)
         write_model_card(facts, folder)
 
-    def _shared_facts(self) -> dict[str, Any]:
+    def _facts(self) -> CardFacts:
+        """What the model card tells."""
         args = self.args
-        return {
-            "repo_id": self.repository,
-            "base_model": args.pretrained_model_name_or_path,
-            "dataset_name": args.dataset_name,
-            "prompts": tuple(self.captions),
-            "prediction_type": self.levels.objective.prediction_type,
-            "resolution": args.resolution,
-            "train_batch_size": args.train_batch_size,
-            "gradient_accumulation_steps": args.gradient_accumulation_steps,
-            "num_processes": self.accelerator.num_processes,
-            "learning_rate": args.learning_rate,
-            "steps": args.max_train_steps,
-            "mixed_precision": self.accelerator.mixed_precision,
-            "sampler": self.levels.sampler.rows() | {"Loss weighting": args.loss_weighting},
-            "license": args.license,
-        }
+        return CardFacts(
+            repo_id=self.repository,
+            base_model=args.pretrained_model_name_or_path,
+            dataset_name=args.dataset_name,
+            prompts=tuple(self.captions),
+            license=args.license,
+            training={
+                "Optimizer steps": args.max_train_steps,
+                "Learning rate": args.learning_rate,
+                "Batch size per process": args.train_batch_size,
+                "Gradient accumulation steps": args.gradient_accumulation_steps,
+                "Processes": self.accelerator.num_processes,
+                "Resolution": args.resolution,
+                "Mixed precision": self.accelerator.mixed_precision,
+                "Prediction type": self.levels.objective.prediction_type,
+            },
+            sampler=self.levels.sampler.rows() | {"Loss weighting": args.loss_weighting},
+        )

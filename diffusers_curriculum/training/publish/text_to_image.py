@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import torch
 from PIL.Image import Image
+from torch import nn
 
 from diffusers_curriculum.training.errors import UsageError, usage_errors
 from diffusers_curriculum.training.levels.sampling import sampling_fault, with_prediction_type
 from diffusers_curriculum.training.parts.stable_diffusion import Components, final_pipeline
-from diffusers_curriculum.training.publish.hub import CardFacts
-from diffusers_curriculum.training.publish.pictures import text_to_image_pipeline, validation_images
+from diffusers_curriculum.training.publish.pictures import evaluation_mode
 from diffusers_curriculum.training.publish.publisher import PipelinePublisher
 
+# training_utils and pipelines take seconds to import, which a wrong command line should not have to
+# wait for: they are imported where they are used.
+
 logger = logging.getLogger(__name__)
+
+INFERENCE_STEPS = 20  # as in diffusers' train_text_to_image.py
 
 
 class TextToImagePublisher(PipelinePublisher):
@@ -57,13 +64,14 @@ class TextToImagePublisher(PipelinePublisher):
         return self.levels.objective.prediction_type
 
     def _validation_pipeline(self) -> Any:
+        models = self.models
         return text_to_image_pipeline(
-            vae=self.models.vae,
-            text_encoder=self.models.text_encoder,
-            tokenizer=self.models.tokenizer,
-            unet=self.network,
             scheduler=self.levels.inference,
             prediction_type=self._prediction_type,
+            vae=models.vae,
+            text_encoder=models.text_encoder,
+            tokenizer=models.tokenizer,
+            unet=self.network,
         )
 
     def _final_pipeline(self) -> Any:
@@ -78,5 +86,53 @@ class TextToImagePublisher(PipelinePublisher):
             autocast=self.accelerator.autocast,
         )
 
-    def _facts(self) -> CardFacts:
-        return CardFacts(**self._shared_facts())
+
+def text_to_image_pipeline(
+    *, scheduler: Any, prediction_type: str | None = None, **models: Any
+) -> Any:
+    """A pipeline around unwrapped models that are in memory already; nothing is loaded."""
+    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import (
+        StableDiffusionPipeline,
+    )
+
+    models |= {"scheduler": with_prediction_type(scheduler, prediction_type)}
+    models |= {"safety_checker": None, "feature_extractor": None}
+    return StableDiffusionPipeline(**models, requires_safety_checker=False)
+
+
+def validation_images(
+    build_pipeline: Callable[[], Any],
+    prompts: Sequence[str],
+    *,
+    seed: int | None,
+    device: torch.device | str,
+    steps: int = INFERENCE_STEPS,
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> list[Image]:
+    """Sample a picture for every prompt.
+
+    Every prompt starts from the same noise, so that a picture depends neither on the other prompts
+    nor on the device; with no seed the noise is fresh each time.
+
+    Args:
+        build_pipeline: makes the pipeline; it is let go of, and memory freed, at the end.
+        seed: of the generator, on the CPU.
+        device: where the models are.
+        autocast: the accelerator's ``autocast``.
+    """
+    from diffusers.training_utils import free_memory
+
+    pipeline = build_pipeline().to(device)
+    pipeline.set_progress_bar_config(disable=True)
+    noise_seed = torch.Generator().seed() if seed is None else seed
+    modules = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
+    images: list[Image] = []
+    try:
+        with evaluation_mode(*modules), autocast():
+            for prompt in prompts:
+                generator = torch.Generator().manual_seed(noise_seed)
+                images += pipeline(prompt, generator=generator, num_inference_steps=steps).images
+    finally:
+        del pipeline, modules
+        free_memory()
+    return images

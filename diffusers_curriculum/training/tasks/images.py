@@ -20,8 +20,11 @@ from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.cache.latents import CachedLatents, cache_latents
 from diffusers_curriculum.training.data.dataset import ImageDataset
 from diffusers_curriculum.training.errors import UsageError, usage_errors
-from diffusers_curriculum.training.evaluation.record import read_metrics
-from diffusers_curriculum.training.evaluation.setup import make_evaluator, training_images
+from diffusers_curriculum.training.evaluation.evaluator import (
+    make_evaluator,
+    read_metrics,
+    training_images,
+)
 from diffusers_curriculum.training.levels.formulations import (
     build_schedulers,
     formulation_of,

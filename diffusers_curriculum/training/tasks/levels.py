@@ -33,7 +33,7 @@ class LevelTask(Task):
         if args.show_timesteps is None:
             return None
         from diffusers_curriculum.analysis.preview import make_preview
-        from diffusers_curriculum.analysis.show import show
+        from diffusers_curriculum.analysis.terminal import show
 
         levels = self.choose_levels(args, args.seed or 0)
         preview = make_preview(

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
@@ -26,14 +27,25 @@ from diffusers_curriculum.metrics.distances import (
 from diffusers_curriculum.metrics.features import FeatureNetwork, eight_bit
 from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.errors import UsageError
-from diffusers_curriculum.training.evaluation.evaluator import EvaluationSettings, Evaluator
-from diffusers_curriculum.training.evaluation.record import read_metrics, write_metrics
-from diffusers_curriculum.training.evaluation.setup import make_evaluator, training_images
-from diffusers_curriculum.training.evaluation.shares import chosen_rows, share
+from diffusers_curriculum.training.evaluation.evaluator import (
+    Evaluator,
+    chosen_rows,
+    make_evaluator,
+    read_metrics,
+    share,
+    training_images,
+    write_metrics,
+)
 from diffusers_curriculum.training.tasks.unconditional import Unconditional
 from tests.metrics.tiny_networks import save
 
-SETTINGS = EvaluationSettings(10, ("kid", "precision_recall", "fid"), samples=21, batch_size=4)
+SETTINGS = {
+    "eval_steps": 10,
+    "eval_metrics": ("kid", "precision_recall", "fid"),
+    "eval_samples": 21,
+    "eval_num_inference_steps": 50,
+    "eval_generation_batch_size": 4,
+}
 
 
 class Process:
@@ -108,12 +120,18 @@ def pictures(seed: int, asked: list[int] | None = None) -> Callable[[Sequence[in
     return images
 
 
-def evaluator(folder: Path, process: Any = None, **changes: Any) -> Evaluator:
-    settings = EvaluationSettings(**(vars(SETTINGS) | changes))
-    network_of = networks_of(settings.metrics, "patches")
+def evaluator(
+    folder: Path,
+    process: Any = None,
+    samples: int = 21,
+    seed: int = 0,
+    last_step: int | None = None,
+) -> Evaluator:
+    args: Any = SimpleNamespace(**SETTINGS | {"eval_samples": samples, "output_dir": str(folder)})
+    network_of = networks_of(args.eval_metrics, "patches")
     networks = {"patches": FeatureNetwork("patches", Patches())}
-    process = process or Process()
-    return Evaluator(process, settings, networks, network_of, pictures(1), 30, folder)
+    run: dict[str, Any] = {"seed": seed, "last_step": last_step}
+    return Evaluator(args, process or Process(), networks, network_of, pictures(1), 30, **run)
 
 
 def test_metrics_are_those_of_the_chosen_images(tmp_path: Path) -> None:
@@ -155,15 +173,14 @@ def test_two_processes_share_the_work_and_agree_with_one(tmp_path: Path, process
 def test_shares_hold_every_sample_once_in_whole_batches(
     count: int, batch_size: int, processes: int
 ) -> None:
-    plans = [share(count, batch_size, rank, processes) for rank in range(processes)]
-    batches = [batch for plan in plans for batch in plan]
-    assert list(chain.from_iterable(batches)) == list(range(count))
-    assert all(batch[0] % batch_size == 0 for batch in batches)
-    assert all(len(batch) == batch_size for batch in batches[:-1])
-    assert len({plan.rows_per_process for plan in plans}) == 1
-    for rank, plan in enumerate(plans):  # so that gathered rows stand at their sample number
-        assert plan.first == min(count, rank * plan.rows_per_process)
-        assert plan.last - plan.first <= plan.rows_per_process
+    shares = [share(count, batch_size, rank, processes) for rank in range(processes)]
+    assert list(chain.from_iterable(own for own, _ in shares)) == list(range(count))
+    assert all(own.start % batch_size == 0 for own, _ in shares if own)
+    assert all(len(own) % batch_size == 0 for own, _ in shares if own and own.stop < count)
+    assert len({rows for _, rows in shares}) == 1
+    for rank, (own, rows) in enumerate(shares):  # so that gathered rows stand at their number
+        assert own.start == min(count, rank * rows)
+        assert len(own) <= rows
 
 
 def test_evaluating_again_gives_the_same_and_touches_no_generator(tmp_path: Path) -> None:
@@ -270,9 +287,9 @@ def test_too_few_images_are_refused_and_few_are_warned_of(
 def test_a_network_without_finite_features_is_refused_before_training(tmp_path: Path) -> None:
     networks = {"patches": FeatureNetwork("patches", Patches())}
     networks["patches"].module.register_forward_hook(lambda *_: torch.full((4, 4), math.nan))
-    settings = EvaluationSettings(1, ("fid",), samples=4, batch_size=4)
+    args: Any = SimpleNamespace(**SETTINGS | {"eval_samples": 4})
     with pytest.raises(UsageError, match="not finite"):
-        Evaluator(Process(), settings, networks, {"fid": "patches"}, pictures(1), 30, tmp_path)
+        Evaluator(args, Process(), networks, {"fid": "patches"}, pictures(1), 30, seed=0)
 
 
 def test_networks_wait_on_the_host(tmp_path: Path) -> None:

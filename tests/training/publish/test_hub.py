@@ -42,14 +42,12 @@ FACTS = CardFacts(
     dataset_name="lambdalabs/naruto",
     prompts=("a handwritten seven", "a handwritten two"),
     image_grid="val_imgs_grid.png",
-    prediction_type="epsilon",
-    resolution=32,
-    train_batch_size=8,
-    gradient_accumulation_steps=2,
-    num_processes=1,
-    learning_rate=1e-4,
-    steps=1000,
-    mixed_precision="bf16",
+    training={
+        "Optimizer steps": 1000,
+        "Learning rate": 1e-4,
+        "Batch size per process": 8,
+        "Resolution": None,
+    },
     sampler={"Density": "laplace(mu=0, b=0.5)", "Curriculum": "easy_to_hard, 20 clusters"},
     license="mit",
 )
@@ -122,16 +120,13 @@ def test_card_states_the_facts() -> None:
         ],
     }
     rendered = MARKDOWN.render(body)
+    assert "Resolution" not in rendered
     for text in (
         "a handwritten seven",
         "a handwritten two",
         "Optimizer steps: 1000",
         "Learning rate: 0.0001",
         "Batch size per process: 8",
-        "Gradient accumulation steps: 2",
-        "Resolution: 32",
-        "Mixed precision: bf16",
-        "Prediction type: epsilon",
         "Density: laplace(mu=0, b=0.5)",
     ):
         assert text in rendered
@@ -177,7 +172,7 @@ def check_card(prompt: str, base: str, dataset: str, value: str) -> None:
         base_model=base,
         dataset_name=dataset,
         sampler={value: value},
-        mixed_precision=value,
+        training={value: value},
     )
     card = build_model_card(facts)
     str(card).encode("utf-8")
