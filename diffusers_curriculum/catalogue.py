@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -52,11 +53,11 @@ class Catalogue(Mapping[str, Kind]):
         self._entries: dict[str, Entry[Kind]] = {}
 
     def register(self, name: str, **told: Any) -> Callable[[Made], Made]:
-        """Decorator: make a class or function available under ``name``.
+        """Decorator: make a class or function available under ``name``, with its formula and
+        source, said here once, at the end of its docstring.
 
         Args:
-            told: what the catalogue says of it: formula, source, families, note, example,
-                whole_schedule; see :class:`Entry`.
+            told: what the catalogue says of it, see :class:`Entry`.
 
         Raises:
             ValueError: the name is taken.
@@ -68,7 +69,10 @@ class Catalogue(Mapping[str, Kind]):
                     f"a {self.what} named {name!r} exists already: choose another name, or "
                     "remove() it first."
                 )
-            self._entries[name] = Entry(name, make, **told)
+            entry = self._entries[name] = Entry(name, make, **told)
+            texts = (make.__doc__, entry.formula and f"    {entry.formula}", entry.source)
+            with suppress(AttributeError, TypeError):  # what is built in keeps its own
+                make.__doc__ = "\n\n".join(text for text in texts if text)
             return make
 
         return add

@@ -27,7 +27,6 @@ OWN: dict[str, Sequence[str]] = {
     "densities/time_fraction": ("tests/densities/test_time_laws.py",),
     "densities/laws": ("tests/test_densities.py",),
     "densities/base": ("tests/test_densities.py", "tests/densities/test_catalogue.py"),
-    "densities/shift": ("tests/test_densities.py",),
     "samplers/composition": ("tests/samplers/test_base.py",),
     "samplers/configs": ("tests/samplers/test_base.py",),
     "samplers/progress": (CURRICULUM,),
