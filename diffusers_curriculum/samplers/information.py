@@ -14,8 +14,7 @@ from diffusers_curriculum.checks import above_zero, checked, not_negative
 from diffusers_curriculum.samplers.adaptive import AdaptiveTimestepSampler
 from diffusers_curriculum.samplers.base import SAMPLERS
 from diffusers_curriculum.samplers.statistics import finite_widths
-from diffusers_curriculum.weighting import to_target
-from diffusers_curriculum.weighting.conversion import bounded
+from diffusers_curriculum.weighting.formulas import bounded, to_target
 
 logger = logging.getLogger(__name__)
 
