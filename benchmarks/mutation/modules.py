@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 PACKAGE = "diffusers_curriculum"
-FOLDERS = ("noise_levels", "densities", "weighting", "samplers", "drop_in")
+FOLDERS = ("densities", "weighting", "samplers", "drop_in")
 FILES = (
     "catalogue",
     "checks",
+    "noise_levels",
     "randomness",
     "clustering",
     "pacing",
@@ -36,8 +37,7 @@ OWN: dict[str, Sequence[str]] = {
     "samplers/statistics": ("tests/samplers/test_adaptive_statistics.py", ADAPTIVE),
     "samplers/loss_based": (ADAPTIVE,),
     "samplers/cells": ("tests/samplers/test_continuous.py",),
-    "noise_levels/levels": ("tests/test_noise_levels.py", "tests/samplers/test_continuous.py"),
-    "noise_levels/schedulers": ("tests/test_noise_levels.py",),
+    "noise_levels": ("tests/samplers/test_continuous.py",),
     "drop_in/weights": ("tests/drop_in/test_weights_and_snr.py",),
     "drop_in/binding": ("tests/drop_in/test_density.py",),
     "drop_in/names": ("tests/drop_in/test_density.py",),

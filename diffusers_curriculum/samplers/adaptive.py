@@ -20,7 +20,7 @@ from diffusers_curriculum.checks import (
 )
 from diffusers_curriculum.noise_levels import NoiseLevels, to_device
 from diffusers_curriculum.samplers.base import TimestepSampler
-from diffusers_curriculum.samplers.composition import CPU, tables
+from diffusers_curriculum.samplers.composition import CPU, copy_on, tables
 from diffusers_curriculum.samplers.configs import build_scheduler, plain_config
 from diffusers_curriculum.samplers.density import DensityTimestepSampler
 from diffusers_curriculum.samplers.statistics import BINNINGS, BinnedMeans, State, Statistics
@@ -287,13 +287,9 @@ class AdaptiveTimestepSampler(TimestepSampler):
 
     def _move_state(self, device: torch.device) -> State:
         if self._state["profile"].device != device:
-            self._state = {k: to_device(v, device) for k, v in self._state.items()}
+            self._state = to_device(self._state, device)
         return self._state
 
     def _on(self, device: torch.device) -> tuple[Statistics, dict[str, Tensor]]:
         """Statistics and constants on ``device``; copies are made once."""
-        if device not in self._copies:
-            statistics, constants = self._copies[CPU]
-            moved = {name: to_device(table, device) for name, table in constants.items()}
-            self._copies[device] = statistics.to(device), moved
-        return self._copies[device]
+        return copy_on(device, self._copies)

@@ -157,9 +157,7 @@ class TimestepSampler(Described):
 
     def cells(self, step: int, device: torch.device) -> Cells:
         """The law inside the cells of the levels, for continuous draws at ``step``."""
-        if device not in self._cells:
-            self._cells[device] = self._cells[CPU].to(device)
-        return self._cells[device]
+        return copy_on(device, self._cells)
 
     # -- drawing ---------------------------------------------------------------------------------
 
@@ -196,14 +194,14 @@ class TimestepSampler(Described):
         if step is None:
             self._calls += 1
         cdf, importance = self._tables(at, target)
-        u = to_device(u, target) if u.device != target else u
+        points: Tensor = u if u.device == target else to_device(u, target)
         if not own or cdf.dtype != torch.float64:  # the own ones are float64 inside (0, 1)
             # the cdf is 1 from the last level with mass on: u must stay below it
-            u = u.to(cdf.dtype).clamp(0, 1 - torch.finfo(cdf.dtype).eps / 2)
-        indices = torch.searchsorted(cdf, u, right=True)
+            points = points.to(cdf.dtype).clamp(0, 1 - torch.finfo(cdf.dtype).eps / 2)
+        indices = torch.searchsorted(cdf, points, right=True)
         drawn = pick(importance, indices)
         if self.continuous:
-            log_snr = self.cells(at, target).log_snr(indices, share_of_cell(cdf, u, indices))
+            log_snr = self.cells(at, target).log_snr(indices, share_of_cell(cdf, points, indices))
             return TimestepSample(self.levels.conditioning(log_snr), indices, drawn, log_snr)
         return TimestepSample(pick(copy_on(target, self._timesteps), indices), indices, drawn)
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from diffusers_curriculum.checks import flag
 from diffusers_curriculum.densities import Density
-from diffusers_curriculum.noise_levels import NoiseLevels, cell_edges, to_device
+from diffusers_curriculum.noise_levels import NoiseLevels, cell_edges
 
 _PIECES = 64
 # Of less mass, float64's rounding of a cdf would be more than a thousandth of the cell.
@@ -56,10 +56,6 @@ class Cells:
         curved = (density.masses(edges) > _LEAST_MASS) & inner.isfinite().all(dim=1)
         inner = torch.where(curved[:, None], inner, straight)
         return cls(torch.cat([clean, inner, noisy], dim=1), levels.family)
-
-    def to(self, device: torch.device) -> Cells:
-        """The same cells on ``device``."""
-        return replace(self, knots=to_device(self.knots, device))
 
     def log_snr(self, indices: Tensor, share: Tensor) -> Tensor:
         """(B,) log-SNR, finite, below which ``share`` (B,) of the mass of the cells ``indices``

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,7 @@ from diffusers_curriculum.checks import is_finite
 from diffusers_curriculum.noise_levels import to_device
 
 CPU = torch.device("cpu")
+Tables = TypeVar("Tables")
 
 
 def compose(law: Tensor, reference: Tensor, floor: float, exponent: float) -> tuple[Tensor, Tensor]:
@@ -39,9 +42,9 @@ def correction_exponent(correction: str | float) -> float:
     return float(value)
 
 
-def copy_on(device: torch.device, copies: dict[torch.device, Tensor]) -> Tensor:
-    """The copy on ``device``, made once, of a table whose copies so far are given: one on the CPU
-    at least."""
+def copy_on(device: torch.device, copies: dict[torch.device, Tables]) -> Tables:
+    """The copy on ``device``, made once, as a step must not wait for one, of tables whose copies so
+    far are given: one on the CPU at least."""
     if device not in copies:
         copies[device] = to_device(copies[CPU], device)
     return copies[device]

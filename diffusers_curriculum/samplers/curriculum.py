@@ -13,7 +13,7 @@ from diffusers_curriculum.clustering import cluster_starts
 from diffusers_curriculum.pacing import Pacing, make_pacing
 from diffusers_curriculum.samplers.base import SAMPLERS, TimestepSampler
 from diffusers_curriculum.samplers.cells import Cells
-from diffusers_curriculum.samplers.composition import CPU, compose
+from diffusers_curriculum.samplers.composition import CPU, compose, copy_on
 from diffusers_curriculum.samplers.configs import plain_config
 from diffusers_curriculum.samplers.description import Report, clusters_in_words, describe_config
 from diffusers_curriculum.samplers.progress import Progress, as_tensor
@@ -254,10 +254,7 @@ class CurriculumTimestepSampler(TimestepSampler):
     # -- internals -------------------------------------------------------------------------------
 
     def _on(self, device: torch.device) -> Stages:
-        """The stages on ``device``; copies are made once, as a step must not wait for one."""
-        if device not in self._stages_on:
-            self._stages_on[device] = self._stages_on[CPU].to(device)
-        return self._stages_on[device]
+        return copy_on(device, self._stages_on)
 
     def _restrict(self, law: Tensor, step: int) -> Tensor:
         stage = self._progress.stage(step)

@@ -4,7 +4,7 @@ law."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -53,11 +53,6 @@ class Stages:
 
     def __len__(self) -> int:
         return len(self.order)
-
-    def to(self, device: torch.device) -> Stages:
-        """The same stages with their tables on ``device``."""
-        moved = {"cluster_of": self.cluster_of, "opened": self.opened}
-        return replace(self, **{name: to_device(table, device) for name, table in moved.items()})
 
     def spread(self, law: Tensor) -> Tensor:
         """(T,) the law with equal mass in each cluster if ``balanced``, else itself."""

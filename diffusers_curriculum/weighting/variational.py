@@ -130,8 +130,7 @@ class VariationalBound:
 
     def _at(self, like: Tensor, indices: Tensor, *names: str) -> list[Tensor]:
         if like.device not in self._tables:
-            host = self._tables[torch.device("cpu")]
-            self._tables[like.device] = {k: to_device(v, like.device) for k, v in host.items()}
+            self._tables[like.device] = to_device(self._tables[torch.device("cpu")], like.device)
         tables = self._tables[like.device]
         return [self._shaped(like, tables[name][indices]).to(like.dtype) for name in names]
 
