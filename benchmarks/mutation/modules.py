@@ -30,7 +30,6 @@ OWN: dict[str, Sequence[str]] = {
     "densities/base": ("tests/test_densities.py", "tests/densities/test_catalogue.py"),
     "samplers/composition": ("tests/samplers/test_base.py",),
     "samplers/configs": ("tests/samplers/test_base.py",),
-    "samplers/progress": (CURRICULUM,),
     "samplers/stages": (CURRICULUM,),
     "samplers/information": ("tests/samplers/test_adaptive_laws.py", ADAPTIVE),
     "samplers/gradient": ("tests/samplers/test_adaptive_gradients.py", ADAPTIVE),
@@ -38,9 +37,11 @@ OWN: dict[str, Sequence[str]] = {
     "samplers/loss_based": (ADAPTIVE,),
     "samplers/cells": ("tests/samplers/test_continuous.py",),
     "noise_levels": ("tests/samplers/test_continuous.py",),
-    "drop_in/weights": ("tests/drop_in/test_weights_and_snr.py",),
     "drop_in/binding": ("tests/drop_in/test_density.py",),
-    "drop_in/names": ("tests/drop_in/test_density.py",),
+    "drop_in/names": (
+        "tests/drop_in/test_density.py",
+        "tests/drop_in/test_weights_and_snr.py",
+    ),
 }
 STATISTICS = ("tests/statistics/test_catalogue_fit.py", "tests/statistics/test_goodness_of_fit.py")
 GOLDEN = "tests/golden"

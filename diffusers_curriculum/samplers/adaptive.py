@@ -204,11 +204,7 @@ class AdaptiveTimestepSampler(TimestepSampler):
 
     def observe(self, indices: Tensor, losses: Tensor, step: int) -> None:
         """Add the unweighted losses of one optimizer step; a non-finite loss is no observation.
-
-        Args:
-            indices: (N,) levels of the global batch.
-            losses: (N,) unweighted losses.
-            step: the optimizer step they were drawn for.
+        Arguments as of :meth:`TimestepSampler.observe`.
 
         Raises:
             ValueError: not one loss per index.

@@ -109,6 +109,12 @@ class TimestepSampler(Described):
         return SAMPLERS.name_of(cls)
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """What every sampler is told, for another that takes it over."""
+        own = {name: getattr(self, name) for name in ("draw", "floor", "seed", "continuous")}
+        return own | {"importance_correction": self.exponent}
+
+    @property
     def opened(self) -> TimestepSampler:
         """What is drawn from once everything is open: itself but for a curriculum."""
         return self

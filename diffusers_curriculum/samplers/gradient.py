@@ -63,12 +63,7 @@ class GradientNormTimestepSampler(AdaptiveTimestepSampler):
 
     def observe(self, indices: Tensor, losses: Tensor, step: int) -> None:
         """Add the unweighted losses of one optimizer step in mode "loss"; in mode "gradients" they
-        only tell that the step is over.
-
-        Args:
-            indices: (N,) levels of the global batch.
-            losses: (N,) unweighted losses.
-            step: the optimizer step they were drawn for.
+        only tell that the step is over. Arguments as of :meth:`TimestepSampler.observe`.
 
         Raises:
             ValueError: not one loss per index.
@@ -76,7 +71,13 @@ class GradientNormTimestepSampler(AdaptiveTimestepSampler):
         if self.mode == "loss":
             self._add(indices, losses)
         elif self._gradients_at < 0 and step >= self.warm_up + self.refresh_every:
-            self._warn_of_missing_gradients(step)
+            if self._may_warn:
+                logger.warning(
+                    "no gradient norms were passed to observe_gradients() in %d steps: levels are "
+                    "still drawn from the warm-up density; pass some, or use mode='loss'.",
+                    step,
+                )
+            self._may_warn = False
         self._end_step(step)
 
     def observe_gradients(self, indices: Tensor, squared_norms: Tensor, step: int) -> None:
@@ -105,15 +106,6 @@ class GradientNormTimestepSampler(AdaptiveTimestepSampler):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
         self._gradients_at = int(state["gradients_at"])
-
-    def _warn_of_missing_gradients(self, step: int) -> None:
-        if self._may_warn:
-            logger.warning(
-                "no gradient norms were passed to observe_gradients() in %d steps: levels are "
-                "still drawn from the warm-up density; pass some, or use mode='loss'.",
-                step,
-            )
-        self._may_warn = False
 
 
 def per_sample_gradient_norms(losses: Tensor, parameters: Iterable[Tensor]) -> Tensor:

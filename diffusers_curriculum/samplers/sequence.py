@@ -66,14 +66,7 @@ class SequenceTimestepSampler(TimestepSampler):
         for number, sampler in enumerate(self.samplers[1:], 2):
             _check_alike(self.samplers[0], sampler, number)
         first = self.samplers[0]
-        super().__init__(
-            first.levels,
-            draw=first.draw,
-            floor=first.floor,
-            importance_correction=first.exponent,
-            seed=first.seed,
-            continuous=first.continuous,
-        )
+        super().__init__(first.levels, **first.settings)
         self.learns = any(sampler.learns for sampler in self.samplers)
         self.starts: tuple[int, ...] = (0, *ends[:-1])
         _check_mix(mix, mix_steps, self.starts)
@@ -132,13 +125,11 @@ class SequenceTimestepSampler(TimestepSampler):
         """What optimizer step ``step`` draws from: one phase, or two while they are mixed."""
         number = max(i for i, start in enumerate(self.starts) if start <= max(step, 0))
         age = step - self.starts[number]
-        share = 1.0
-        if number and age < self._mix_steps:
-            share = (age + 1) / (self._mix_steps + 1)
-        present = Phase(number, age, share)
-        if share == 1:
-            return [present]
-        return [Phase(number - 1, step - self.starts[number - 1], 1 - share), present]
+        if not number or age >= self._mix_steps:
+            return [Phase(number, age, 1.0)]
+        share = (age + 1) / (self._mix_steps + 1)
+        before = Phase(number - 1, step - self.starts[number - 1], 1 - share)
+        return [before, Phase(number, age, share)]
 
     def law(self, step: int, device: torch.device) -> Tensor:
         return self._mixed("law", step, device)
@@ -169,20 +160,13 @@ class SequenceTimestepSampler(TimestepSampler):
     # -- learning --------------------------------------------------------------------------------
 
     def observe(self, indices: Tensor, losses: Tensor, step: int) -> None:
-        phases = self.phases_at(step)
-        for sampler, at in self._learners(phases, step):
-            sampler.observe(indices, losses, at)
-
-    def _learners(self, phases: Sequence[Phase], step: int) -> list[tuple[TimestepSampler, int]]:
-        in_force = {p.number: p.step for p in phases}
-        found = []
-        for number in range(phases[0].number, len(self.samplers)):
+        in_force = {phase.number: phase.step for phase in self.phases_at(step)}
+        for number in range(min(in_force), len(self.samplers)):
             sampler = self.samplers[number]
             if sampler.learns_from_any_law:
-                found.append((sampler, step))
+                sampler.observe(indices, losses, step)
             elif number in in_force:
-                found.append((sampler, in_force[number]))
-        return found
+                sampler.observe(indices, losses, in_force[number])
 
     def metrics(self) -> dict[str, Tensor]:
         """Those of all phases, under phase1_, phase2_, ..."""
@@ -268,12 +252,11 @@ def _check_ends(ends: Sequence[Any]) -> None:
 
 def _check_alike(first: TimestepSampler, other: TimestepSampler, number: int) -> None:
     """Raise ValueError unless phase ``number`` can follow the first one."""
-    for name in ("draw", "floor", "exponent", "seed", "continuous"):
-        mine, theirs = getattr(first, name), getattr(other, name)
+    for name, mine in first.settings.items():
+        theirs = other.settings[name]
         if mine != theirs:
-            label = "importance_correction" if name == "exponent" else name
             raise ValueError(
-                f"phase {number} has {label}={theirs!r} and phase 1 {mine!r}: give all phases the "
+                f"phase {number} has {name}={theirs!r} and phase 1 {mine!r}: give all phases the "
                 "same draw, floor, importance_correction, seed and continuous."
             )
     a, b = first.levels, other.levels
