@@ -99,6 +99,17 @@ class Catalogue(Mapping[str, Kind]):
             refuse(f"{self.what} {name!r}", name, (*self.reserved, *self._entries))
         return self._entries[name]
 
+    def check_parameters(self, name: str, given: Iterable[str], known: Iterable[str]) -> None:
+        """Refuse parameters of ``name`` that are not ``known``.
+
+        Raises:
+            ValueError: the message lists the known ones.
+        """
+        names = tuple(known)
+        for parameter in sorted(set(given) - set(names)):
+            takes = f"it takes {', '.join(names) or 'none'}"
+            raise ValueError(f"{self.what} {name!r} has no parameter {parameter!r}: {takes}.")
+
     @property
     def entries(self) -> tuple[Entry[Kind], ...]:
         """Everything that is told of each name."""

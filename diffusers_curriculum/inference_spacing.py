@@ -73,7 +73,12 @@ def fit_inference(
             scheduler that does not take such a schedule (the message says which do).
     """
     levels = NoiseLevels.from_scheduler(scheduler)
-    _check_levels(levels, sampler.levels)
+    mine, trained = (each.log_snr.clamp(-15, 15) for each in (levels, sampler.levels))
+    if len(mine) != len(trained) or not torch.allclose(mine, trained, atol=1e-3):
+        raise ValueError(
+            "the scheduler has other noise levels than the sampler was made for: make it with "
+            "from_config(training_scheduler.config)."
+        )
     if mass is None:
         mass = sampler.opened.probabilities()
     indices = law_indices(sampler.levels, mass, steps, cover=cover)
@@ -119,24 +124,14 @@ def law_indices(levels: NoiseLevels, mass: Tensor, steps: int, *, cover: float =
     widths = -levels.edges.diff()[places]
     even = torch.where(widths.isfinite(), widths, 0.0)
     law = (1 - cover) * mass[places] / mass[places].sum() + cover * even / even.sum()
-    return places[_different(_quantile_places(law, steps, bool(cover)))].flip(0)
-
-
-def _quantile_places(law: Tensor, steps: int, ends: bool) -> tuple[Tensor, int]:
-    """(steps,) places in ``law`` (n,) of its quantiles, and n."""
-    at = torch.arange(steps, dtype=torch.float64)
-    quantiles = at / max(1, steps - 1) if ends else (at + 0.5) / steps
-    cdf = law.cumsum(0) / law.sum()
-    places = torch.searchsorted(cdf, quantiles.clamp_max(1 - 1e-12)).clamp_max(len(law) - 1)
-    return places, len(law)
-
-
-def _different(found: tuple[Tensor, int]) -> Tensor:
-    """The places, in rising order, with neighbours in place of repetitions."""
-    places, count = found
-    rank = torch.arange(len(places))
-    places = (places - rank).cummax(0).values + rank
-    return torch.minimum(places, count - len(places) + rank)
+    rank = torch.arange(steps)
+    at = rank.double()
+    quantiles = at / max(1, steps - 1) if cover else (at + 0.5) / steps
+    cdf, last = law.cumsum(0) / law.sum(), len(law) - 1
+    found = torch.searchsorted(cdf, quantiles.clamp_max(1 - 1e-12)).clamp_max(last)
+    # neighbours in place of repetitions
+    found = (found - rank).cummax(0).values + rank
+    return places[torch.minimum(found, len(law) - steps + rank)].flip(0)
 
 
 def visited_indices(scheduler: Any, levels: NoiseLevels, steps: int) -> Tensor:
@@ -163,17 +158,6 @@ def trained_share(mass: Tensor, visited: Tensor) -> Tensor:
     group = torch.searchsorted(middles, torch.arange(len(mass)), right=True)
     total = torch.zeros(len(visited), dtype=mass.dtype).index_add(0, group, mass)
     return total * len(mass) / torch.bincount(group, minlength=len(visited))
-
-
-def _check_levels(levels: NoiseLevels, trained: NoiseLevels) -> None:
-    same = len(levels) == len(trained) and torch.allclose(
-        levels.log_snr.clamp(-15, 15), trained.log_snr.clamp(-15, 15), atol=1e-3
-    )
-    if not same:
-        raise ValueError(
-            "the scheduler has other noise levels than the sampler was made for: make it with "
-            "from_config(training_scheduler.config)."
-        )
 
 
 def _warn_of_signal(log_snr: float) -> None:

@@ -105,11 +105,7 @@ def log_weight(
     weighting, at = WEIGHTINGS.look_up(name), bounded(log_snr)
     takes = inspect.signature(weighting).parameters.values()
     known = [p.name for p in takes if p.kind is p.POSITIONAL_OR_KEYWORD][1:]
-    unknown = sorted(set(parameters) - set(known))
-    if unknown:
-        raise ValueError(
-            f"loss weighting {name!r} has no parameter {unknown[0]!r}: it takes {known or 'none'}."
-        )
+    WEIGHTINGS.check_parameters(name, parameters, known)
     on_target = to_target(prediction_type, at, None if levels is None else levels.sigma_data)
     own = (
         {"prediction_type": prediction_type} if "prediction_type" in {p.name for p in takes} else {}
