@@ -28,14 +28,16 @@ OWN: dict[str, Sequence[str]] = {
     "densities/time_fraction": ("tests/densities/test_time_laws.py",),
     "densities/laws": ("tests/test_densities.py",),
     "densities/base": ("tests/test_densities.py", "tests/densities/test_catalogue.py"),
-    "samplers/composition": ("tests/samplers/test_base.py",),
+    "samplers/composition": (
+        "tests/samplers/test_base.py",
+        "tests/samplers/test_continuous.py",
+    ),
     "samplers/configs": ("tests/samplers/test_base.py",),
     "samplers/stages": (CURRICULUM,),
     "samplers/information": ("tests/samplers/test_adaptive_laws.py", ADAPTIVE),
     "samplers/gradient": ("tests/samplers/test_adaptive_gradients.py", ADAPTIVE),
     "samplers/statistics": ("tests/samplers/test_adaptive_statistics.py", ADAPTIVE),
     "samplers/loss_based": (ADAPTIVE,),
-    "samplers/cells": ("tests/samplers/test_continuous.py",),
     "noise_levels": ("tests/samplers/test_continuous.py",),
     "drop_in/binding": ("tests/drop_in/test_density.py",),
     "drop_in/names": (

@@ -197,26 +197,20 @@ def _read_table(path: str) -> tuple[list[float], list[float]]:
     lines = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
     if not lines:
         raise ValueError(f"path={path!r} holds no numbers: {_FORM}.")
-    columns, lines = _header(path, *lines[0], lines)
-    width = None if columns else 2
-    pairs = [_pair(path, line, row, columns or (0, 1), width) for line, row in lines]
+    line, header = lines[0]
+    columns, width = (0, 1), 2
+    if _number(header[0]) is None:
+        names = [cell.strip().lower() for cell in header]
+        for name in _COLUMNS:
+            if name not in names:
+                raise ValueError(
+                    f"{path} line {line}: the header {','.join(header)!r} has no column {name!r}; "
+                    f"{_FORM}."
+                )
+        columns, width = (names.index(_COLUMNS[0]), names.index(_COLUMNS[1])), None
+        del lines[0]
+    pairs = [_pair(path, line, row, columns, width) for line, row in lines]
     return [log_snr for log_snr, _ in pairs], [density for _, density in pairs]
-
-
-def _header(
-    path: str, line: int, row: list[str], lines: list[tuple[int, list[str]]]
-) -> tuple[tuple[int, int] | None, list[tuple[int, list[str]]]]:
-    """Positions of the two columns, None without a header, and the lines that follow it."""
-    if _number(row[0]) is not None:
-        return None, lines
-    names = [cell.strip().lower() for cell in row]
-    missing = [name for name in _COLUMNS if name not in names]
-    if missing:
-        raise ValueError(
-            f"{path} line {line}: the header {','.join(row)!r} has no column {missing[0]!r}; "
-            f"{_FORM}."
-        )
-    return (names.index(_COLUMNS[0]), names.index(_COLUMNS[1])), lines[1:]
 
 
 def _pair(

@@ -23,7 +23,7 @@ from diffusers_curriculum.samplers.base import TimestepSampler
 from diffusers_curriculum.samplers.composition import CPU, copy_on, tables
 from diffusers_curriculum.samplers.configs import build_scheduler, plain_config
 from diffusers_curriculum.samplers.density import DensityTimestepSampler
-from diffusers_curriculum.samplers.statistics import BINNINGS, BinnedMeans, State, Statistics
+from diffusers_curriculum.samplers.statistics import BINNINGS, BinnedMeans, Statistics
 from diffusers_curriculum.weighting import TARGETS, loss_weights
 
 _OF_EVERY_SAMPLER = ("draw", "floor", "importance_correction", "seed", "continuous")
@@ -184,16 +184,14 @@ class AdaptiveTimestepSampler(TimestepSampler):
 
     def law(self, step: int, device: torch.device) -> Tensor:
         if device not in self._laws:
-            self._laws[device] = to_device(self._present_law(), device)
+            state = self._state
+            _, constants = self._on(state["profile"].device)
+            law = self._rule(state["profile"], constants).clamp_min(0)
+            total = law.sum()
+            usable = state["learned"] & (total > 0) & total.isfinite()
+            law = torch.where(usable, law / total, constants["warm_up"])
+            self._laws[device] = to_device(law, device)
         return self._laws[device]
-
-    def _present_law(self) -> Tensor:
-        state = self._state
-        _, constants = self._on(state["profile"].device)
-        law = self._rule(state["profile"], constants).clamp_min(0)
-        total = law.sum()
-        usable = state["learned"] & (total > 0) & total.isfinite()
-        return torch.where(usable, law / total, constants["warm_up"])
 
     def _tables(self, step: int, device: torch.device) -> tuple[Tensor, Tensor]:
         if device not in self._drawn:
@@ -226,7 +224,9 @@ class AdaptiveTimestepSampler(TimestepSampler):
                 f"observe() takes one loss per index: got indices {tuple(indices.shape)} and "
                 f"losses {tuple(losses.shape)}, expected (N,) both."
             )
-        state = self._move_state(losses.device)
+        if self._state["profile"].device != losses.device:
+            self._state = to_device(self._state, losses.device)
+        state = self._state
         values = self._observed(losses.detach().to(state["profile"].dtype))
         finite = values.nan_to_num(0.0, 0.0, 0.0), values.isfinite()
         self._on(losses.device)[0].add(state, indices, *finite)
@@ -280,11 +280,6 @@ class AdaptiveTimestepSampler(TimestepSampler):
     def _forget_laws(self) -> None:
         self._laws: dict[torch.device, Tensor] = {}
         self._drawn: dict[torch.device, tuple[Tensor, Tensor]] = {}
-
-    def _move_state(self, device: torch.device) -> State:
-        if self._state["profile"].device != device:
-            self._state = to_device(self._state, device)
-        return self._state
 
     def _on(self, device: torch.device) -> tuple[Statistics, dict[str, Tensor]]:
         """Statistics and constants on ``device``; copies are made once."""

@@ -13,13 +13,15 @@ from diffusers_curriculum.catalogue import Catalogue
 from diffusers_curriculum.checks import inside, one_of
 from diffusers_curriculum.noise_levels import NoiseLevels, to_device
 from diffusers_curriculum.randomness import DRAWS, Slots, batch_uniforms
-from diffusers_curriculum.samplers.cells import Cells, check_continuous, share_of_cell
 from diffusers_curriculum.samplers.composition import (
     CPU,
+    Cells,
+    check_continuous,
     compose,
     copy_on,
     correction_exponent,
     pick,
+    share_of_cell,
     tables,
 )
 from diffusers_curriculum.samplers.configs import checked_arguments

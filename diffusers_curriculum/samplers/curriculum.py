@@ -12,8 +12,7 @@ from torch import Tensor
 from diffusers_curriculum.clustering import cluster_starts
 from diffusers_curriculum.pacing import Pacing, make_pacing
 from diffusers_curriculum.samplers.base import SAMPLERS, TimestepSampler
-from diffusers_curriculum.samplers.cells import Cells
-from diffusers_curriculum.samplers.composition import CPU, compose, copy_on
+from diffusers_curriculum.samplers.composition import CPU, Cells, compose, copy_on
 from diffusers_curriculum.samplers.configs import plain_config
 from diffusers_curriculum.samplers.description import Report, clusters_in_words, describe_config
 from diffusers_curriculum.samplers.stages import (
