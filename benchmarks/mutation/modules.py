@@ -32,7 +32,7 @@ OWN: dict[str, Sequence[str]] = {
         "tests/samplers/test_base.py",
         "tests/samplers/test_continuous.py",
     ),
-    "samplers/configs": ("tests/samplers/test_base.py",),
+    "samplers/description": ("tests/samplers/test_base.py",),
     "samplers/stages": (CURRICULUM,),
     "samplers/information": ("tests/samplers/test_adaptive_laws.py", ADAPTIVE),
     "samplers/gradient": ("tests/samplers/test_adaptive_gradients.py", ADAPTIVE),

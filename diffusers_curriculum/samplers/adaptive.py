@@ -21,8 +21,8 @@ from diffusers_curriculum.checks import (
 from diffusers_curriculum.noise_levels import NoiseLevels, to_device
 from diffusers_curriculum.samplers.base import TimestepSampler
 from diffusers_curriculum.samplers.composition import CPU, copy_on, tables
-from diffusers_curriculum.samplers.configs import build_scheduler, plain_config
 from diffusers_curriculum.samplers.density import DensityTimestepSampler
+from diffusers_curriculum.samplers.description import build_scheduler, plain_config
 from diffusers_curriculum.samplers.statistics import BINNINGS, BinnedMeans, Statistics
 from diffusers_curriculum.weighting import TARGETS, loss_weights
 

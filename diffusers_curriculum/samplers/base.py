@@ -24,8 +24,7 @@ from diffusers_curriculum.samplers.composition import (
     share_of_cell,
     tables,
 )
-from diffusers_curriculum.samplers.configs import checked_arguments
-from diffusers_curriculum.samplers.description import Described
+from diffusers_curriculum.samplers.description import Described, checked_arguments
 
 SAMPLERS: Catalogue[type[TimestepSampler]] = Catalogue("sampler")
 

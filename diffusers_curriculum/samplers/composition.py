@@ -1,5 +1,5 @@
-"""How a law, a floor and an importance correction make the mass that is drawn, and where in a cell a
-continuous draw falls."""
+"""How a law, a floor and an importance correction make the mass that is drawn, and where in the
+cell of a level a continuous draw falls."""
 
 from __future__ import annotations
 

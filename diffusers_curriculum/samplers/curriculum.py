@@ -13,8 +13,12 @@ from diffusers_curriculum.clustering import cluster_starts
 from diffusers_curriculum.pacing import Pacing, make_pacing
 from diffusers_curriculum.samplers.base import SAMPLERS, TimestepSampler
 from diffusers_curriculum.samplers.composition import CPU, Cells, compose, copy_on
-from diffusers_curriculum.samplers.configs import plain_config
-from diffusers_curriculum.samplers.description import Report, clusters_in_words, describe_config
+from diffusers_curriculum.samplers.description import (
+    Report,
+    clusters_in_words,
+    describe_config,
+    plain_config,
+)
 from diffusers_curriculum.samplers.stages import (
     Progress,
     Stages,
@@ -146,10 +150,6 @@ class CurriculumTimestepSampler(TimestepSampler):
         opened = self.levels.log_snr[self.open_levels(stage)]
         return float(opened.min()), float(opened.max())
 
-    def stage_probabilities(self) -> Tensor:
-        """(stages, T) float64: the mass of each stage, for a base whose law does not change."""
-        return torch.stack([mass for mass, _ in self._all_stages()])
-
     def cells(self, step: int, device: torch.device) -> Cells:
         return self.base.cells(step, device)
 
@@ -263,17 +263,9 @@ class CurriculumTimestepSampler(TimestepSampler):
         if not self.base.static_law:
             return super()._tables(step, device)
         if device not in self._stage_tables:
-            self._stage_tables[device] = StageTables.of(self._all_stages(), device)
+            stages = [self.at_stage(stage) for stage in range(1, self.stages + 1)]
+            self._stage_tables[device] = StageTables.of(stages, device)
         return self._stage_tables[device].at(self._progress.stage(step))
-
-    def _all_stages(self) -> list[tuple[Tensor, Tensor]]:
-        """Mass and importance of every stage, for a base whose law never changes."""
-        stages, reference = self._on(CPU), self.base.reference(0, CPU)
-        law = stages.spread(self.base.law(0, CPU))
-        return [
-            compose(restrict(law, opened), restrict(reference, opened), self.floor, self.exponent)
-            for opened in stages.opened
-        ]
 
 
 def _part(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:

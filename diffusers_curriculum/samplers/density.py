@@ -12,7 +12,7 @@ from diffusers_curriculum.densities import make_density, portable_parameters
 from diffusers_curriculum.noise_levels import NoiseLevels, to_device
 from diffusers_curriculum.samplers.base import SAMPLERS, TimestepSampler
 from diffusers_curriculum.samplers.composition import CPU, Cells
-from diffusers_curriculum.samplers.configs import build_scheduler, plain_config
+from diffusers_curriculum.samplers.description import build_scheduler, plain_config
 
 logger = logging.getLogger(__name__)
 

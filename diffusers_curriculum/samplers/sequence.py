@@ -12,8 +12,7 @@ from torch import Tensor
 from diffusers_curriculum.checks import one_of, whole
 from diffusers_curriculum.samplers.base import SAMPLERS, TimestepSampler
 from diffusers_curriculum.samplers.composition import Cells
-from diffusers_curriculum.samplers.configs import plain_config
-from diffusers_curriculum.samplers.description import describe_config
+from diffusers_curriculum.samplers.description import describe_config, plain_config
 
 
 class Phase(NamedTuple):
