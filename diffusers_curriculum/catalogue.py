@@ -82,29 +82,21 @@ class Catalogue(Mapping[str, Kind]):
         del self._entries[name]
 
     def look_up(self, name: Any) -> Kind:
-        """What is registered as ``name``.
-
-        Raises:
-            ValueError: unknown name; the message lists the known ones, and the one most like it.
-        """
+        """What is registered as ``name``; errors as of :meth:`entry`."""
         return self.entry(name).make
 
     def entry(self, name: Any) -> Entry[Kind]:
         """Everything that is told of ``name``.
 
         Raises:
-            ValueError: as of :meth:`look_up`.
+            ValueError: unknown name; the message lists the known ones, and the one most like it.
         """
         if not isinstance(name, str) or name not in self._entries:
             refuse(f"{self.what} {name!r}", name, (*self.reserved, *self._entries))
         return self._entries[name]
 
     def check_parameters(self, name: str, given: Iterable[str], known: Iterable[str]) -> None:
-        """Refuse parameters of ``name`` that are not ``known``.
-
-        Raises:
-            ValueError: the message lists the known ones.
-        """
+        """Raise a ValueError for parameters of ``name`` that are not ``known``, which it lists."""
         names = tuple(known)
         for parameter in sorted(set(given) - set(names)):
             takes = f"it takes {', '.join(names) or 'none'}"

@@ -240,11 +240,8 @@ def _nested(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _joined(nested: Any, flat: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters of a density inside another, given under ``density_args``, beside it or both.
-
-    Raises:
-        ValueError: ``nested`` is no dict, or a name is in both.
-    """
+    """The parameters of a density inside another, given under ``density_args``, beside it or both;
+    ValueError for a name that is in both."""
     if nested is not None and not isinstance(nested, Mapping):
         raise ValueError(f'density_args={nested!r} is not a dict: write {{"mu": 0.0}}.')
     twice = sorted(set(nested or {}) & set(flat))

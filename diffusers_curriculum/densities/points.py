@@ -162,11 +162,7 @@ def _sorted(log_snr: list[float], density: list[float]) -> tuple[Tensor, Tensor]
 
 
 def _number_list(name: str, value: Any) -> list[float]:
-    """The finite numbers of a JSON list.
-
-    Raises:
-        ValueError: it is no list, or holds something else (the message says where).
-    """
+    """The finite numbers of a JSON list; ValueError for anything else."""
     if isinstance(value, str) or not isinstance(value, Sequence):
         raise ValueError(
             f"{name}={value!r} is not a list of numbers: write [-4, 0, 4] (of a tensor or an "
@@ -184,10 +180,7 @@ def _read_table(path: str) -> tuple[list[float], list[float]]:
     """(log-SNR, density) of a CSV file, with or without the header ``log_snr,density``.
 
     With a header the columns may stand in any order, among others; without one there are two.
-
-    Raises:
-        ValueError: the file cannot be read, or a line is not of this form (the message names file
-            and line).
+    A ValueError names file and line.
     """
     try:
         text = Path(path).read_text("utf-8-sig")

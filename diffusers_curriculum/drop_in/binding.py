@@ -170,23 +170,12 @@ def compute_density_for_timestep_sampling(
     levels without a shift.
 
     ``options`` are those of :meth:`ForScheduler.compute_density_for_timestep_sampling`, which says
-    the rest; the parameters of a density are among them. Calls are counted for each scheduler.
-
-    Returns:
-        (batch_size,) float32 on ``device``.
-
-    Raises:
-        ValueError: as there.
+    the rest, errors too; the parameters of a density are among them. Calls are counted for each
+    scheduler.
     """
+    laws = (logit_mean, logit_std, mode_scale)
     return bound(scheduler).compute_density_for_timestep_sampling(
-        weighting_scheme,
-        batch_size,
-        logit_mean,
-        logit_std,
-        mode_scale,
-        device,
-        generator,
-        **options,
+        weighting_scheme, batch_size, *laws, device, generator, **options
     )
 
 

@@ -37,11 +37,8 @@ class GradientNormTimestepSampler(AdaptiveTimestepSampler):
             large at all levels.
         importance_correction: "full", without which it is no variance that is least.
 
-    The other arguments are those of :class:`AdaptiveTimestepSampler`; all defaults are this
-    library's. Few bins by default, as norms are few.
-
-    Raises:
-        ValueError: unknown names or numbers out of range.
+    The other arguments, and errors, are those of :class:`AdaptiveTimestepSampler`; all defaults are
+    this library's. Few bins by default, as norms are few.
     """
 
     mode: str = checked(one_of, ("gradients", "loss"), default="gradients")
@@ -109,7 +106,7 @@ class GradientNormTimestepSampler(AdaptiveTimestepSampler):
 
 
 def per_sample_gradient_norms(losses: Tensor, parameters: Iterable[Tensor]) -> Tensor:
-    """Squared norm of the gradient of each sample's loss.
+    """(N,) float32 squared norm of the gradient of each sample's loss, over all parameters.
 
     One backward pass per sample through the one graph of ``losses``, which it frees; gradients in
     ``.grad`` stay as they are. Pass a few samples, now and then; a part of the parameters (such as
@@ -119,9 +116,6 @@ def per_sample_gradient_norms(losses: Tensor, parameters: Iterable[Tensor]) -> T
     Args:
         losses: (N,) unweighted losses, one per sample, with their graph.
         parameters: of the model; those without gradient are left out.
-
-    Returns:
-        (N,) float32, detached: the sum of the squares of the gradient over all parameters.
 
     Raises:
         ValueError: losses of another shape or without a graph, or no parameter to differentiate.

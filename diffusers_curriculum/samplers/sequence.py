@@ -111,10 +111,9 @@ class SequenceTimestepSampler(TimestepSampler):
             settings: of both :class:`DensityTimestepSampler`: draw, floor, seed, ...
         """
         logit_normal = {"density": "normal", "density_args": {"mean": -1.6, "std": 2.0}}
-        laws = (first or logit_normal, second or {"density": "uniform"})
         phases = [
-            {"until": until, "sampler": settings | dict(law)}
-            for until, law in zip((switch_step, None), laws, strict=True)
+            {"until": switch_step, "sampler": settings | dict(first or logit_normal)},
+            {"until": None, "sampler": settings | dict(second or {"density": "uniform"})},
         ]
         return cls.from_scheduler(scheduler, phases, mix=mix, mix_steps=mix_steps)
 
@@ -210,11 +209,7 @@ class SequenceTimestepSampler(TimestepSampler):
 
 
 def _phase_sampler(number: int, phase: Mapping[str, Any]) -> TimestepSampler:
-    """The sampler of a phase, built if it is a config.
-
-    Raises:
-        ValueError: other keys than "sampler" and "until".
-    """
+    """The sampler of a phase, built if it is a config; ValueError for other keys than these two."""
     unknown = sorted(phase.keys() - {"until", "sampler"})
     if unknown or "sampler" not in phase:
         raise ValueError(
@@ -227,11 +222,7 @@ def _phase_sampler(number: int, phase: Mapping[str, Any]) -> TimestepSampler:
 
 def _sampler_for(scheduler: Any, settings: Any) -> TimestepSampler:
     """The sampler for ``scheduler`` with ``settings``, by default a density sampler; a sampler is
-    returned as it is.
-
-    Raises:
-        ValueError: "_class_name" names no sampler.
-    """
+    returned as it is."""
     if isinstance(settings, TimestepSampler):
         return settings
     arguments = {k: v for k, v in settings.items() if k not in ("_class_name", "scheduler")}

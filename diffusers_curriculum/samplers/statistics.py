@@ -71,16 +71,10 @@ class BinnedMeans(Statistics):
     def of(
         cls, levels: NoiseLevels, bins: int, binning: str, neighbours: int, ema: float
     ) -> BinnedMeans:
-        """Bins of a schedule.
+        """Bins of a schedule; arguments as of :class:`AdaptiveTimestepSampler`.
 
-        Args:
-            bins: their number K; fewer where equal widths leave some without a level.
-            binning: "quantile" (equal numbers of levels) or "log_snr_width" (equal widths).
-            neighbours: bins on each side over which a mean is smoothed, with weights that fall
-                linearly; 0 for no smoothing.
-
-        Raises:
-            ValueError: unknown ``binning``.
+        There are fewer ``bins`` where equal widths leave some without a level; the weights of
+        ``neighbours`` fall linearly.
         """
         cell = _cells(levels, bins, binning)
         count = int(cell[-1]) + 1

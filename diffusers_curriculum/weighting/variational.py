@@ -83,17 +83,13 @@ class VariationalBound:
         noisy: Tensor,
         indices: Tensor,
     ) -> Tensor:
-        """weight * T * L_i of each sample, with a gradient by ``variance_part`` alone.
+        """(B,) float32 weight * T * L_i of each sample, with a gradient by ``variance_part`` alone.
 
         Args:
             mean_prediction: (B, C, ...) what the network predicts of epsilon, v or x0.
             variance_part: (B, C, ...) v.
             sample: (B, C, ...) x0.
-            noisy: (B, C, ...) x at the levels ``indices``.
-            indices: (B,) int64.
-
-        Returns:
-            (B,) float32.
+            noisy: (B, C, ...) x at the levels ``indices``, (B,) int64.
         """
         terms = self.bits_per_dimension(mean_prediction, variance_part, sample, noisy, indices)
         return self.weight * len(self.levels) * terms
