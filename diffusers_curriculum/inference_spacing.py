@@ -97,18 +97,13 @@ def fit_inference(
 
 def law_indices(levels: NoiseLevels, mass: Tensor, steps: int, *, cover: float = 0.0) -> Tensor:
     """(steps,) int64 different levels at quantiles of ``(1 - cover) mass + cover even``, noisiest
-    first; "even" is uniform in log-SNR, and both are restricted to the levels that are trained.
+    first: of ``mass`` (T,) and of a law uniform in log-SNR, both on the levels that are trained.
 
     The quantiles are (i + 1/2) / N for ``cover`` = 0, else i / (N - 1), so that the noisiest and
     the cleanest trained level are visited: pipelines start from pure noise and end at data.
 
-    Args:
-        mass: (T,) float64 probabilities.
-        steps: N.
-        cover: in [0, 1].
-
     Raises:
-        ValueError: ``cover`` out of range, or more steps than trained levels.
+        ValueError: ``cover`` outside [0, 1], or more steps than trained levels.
     """
     inside("cover", cover, 0, 1)
     trained = (mass * len(mass) >= HARDLY_TRAINED) & (
@@ -148,12 +143,8 @@ def visited_indices(scheduler: Any, levels: NoiseLevels, steps: int) -> Tensor:
 
 
 def trained_share(mass: Tensor, visited: Tensor) -> Tensor:
-    """(N,) the mass of the levels nearest to each visited one, relative to uniform timesteps.
-
-    Args:
-        mass: (T,) probabilities.
-        visited: (N,) increasing indices.
-    """
+    """(N,) the ``mass`` (T,) of the levels nearest to each of ``visited`` (N,), increasing indices,
+    relative to uniform timesteps."""
     middles = (visited[1:] + visited[:-1] + 1) // 2
     group = torch.searchsorted(middles, torch.arange(len(mass)), right=True)
     total = torch.zeros(len(visited), dtype=mass.dtype).index_add(0, group, mass)

@@ -184,18 +184,12 @@ def to_device(table: Any, device: torch.device | str) -> Any:
 
 
 def cell_edges(log_snr: Tensor, outer_edges: str = "half") -> Tensor:
-    """Edges of the cells that share out the log-SNR axis among the levels.
+    """(T+1,) edges of the cells that share out the log-SNR axis among levels (T,), decreasing both.
 
     Inner edges are midpoints of neighbours.  A level at -inf (zero terminal SNR) or +inf gets a
     finite inner edge, half a neighbouring step away, and an infinite outer one: a plain midpoint
-    would be infinite too, and the level would silently lose its mass.
-
-    Args:
-        log_snr: (T,) decreasing.
-        outer_edges: "half", "clip" or "inf", see :meth:`NoiseLevels.from_scheduler`.
-
-    Returns:
-        (T+1,) float64, decreasing.
+    would be infinite too, and the level would silently lose its mass. ``outer_edges``: see
+    :meth:`NoiseLevels.from_scheduler`.
     """
     first, last = (0 if log_snr[0].isfinite() else 1), len(log_snr) - int(log_snr[-1].isinf())
     finite = log_snr[first:last]
@@ -238,9 +232,8 @@ def read_tables(scheduler: Any) -> tuple[str, Tensor, Tensor, Tensor]:
     if isinstance(getattr(scheduler, "discrete_sigmas", None), Tensor):
         return _exploding_tables(scheduler.discrete_sigmas, scheduler.discrete_sigmas)
     # set_timesteps overwrites sigmas and timesteps: read them from an unused copy.
-    unused = (
-        type(scheduler).from_config(config) if hasattr(type(scheduler), "from_config") else None
-    )
+    make = getattr(type(scheduler), "from_config", None)
+    unused = make(config) if make else None
     sigmas, timesteps = getattr(unused, "sigmas", None), getattr(unused, "timesteps", None)
     if isinstance(sigmas, Tensor) and isinstance(timesteps, Tensor) and len(timesteps) > 1:
         sigmas, timesteps = sigmas[: len(timesteps)].flip(0), timesteps.flip(0)

@@ -190,15 +190,11 @@ def inverse(
 
 
 def largest(holds: Callable[[Tensor], Tensor], low: Tensor, high: Tensor) -> Tensor:
-    """The largest number of [low, high] up to which ``holds`` is true, by bisection.
+    """The largest float64 of [low, high] up to which the elementwise test ``holds`` is true, by
+    bisection; it is taken to hold at ``low``, and to be false from some point on.
 
     The halves are halves of the floating-point numbers between ``low`` and ``high``, not of their
     distance: 64 steps reach neighbouring numbers from anywhere, infinite ends and tails included.
-
-    Args:
-        holds: elementwise test, true up to some point and false beyond; taken to hold at ``low``.
-        low: float64, of the result's shape.
-        high: float64, of the result's shape.
     """
     below, above = _rank(low), _rank(high)
     above = torch.where(holds(high), below, above)

@@ -186,7 +186,6 @@ def compute_snr(noise_scheduler: Any, timesteps: Tensor) -> Tensor:
     schedules the timestep is looked up in the scheduler's table of training timesteps.
 
     Args:
-        noise_scheduler: any diffusers scheduler with a table of noise levels.
         timesteps: any shape, as the scheduler's ``timesteps`` have them, before any rescaling.
 
     Returns:

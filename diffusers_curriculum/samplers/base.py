@@ -293,3 +293,8 @@ class TimestepSampler(Described):
             cdf, importance = tables(*self._mass_and_importance(step, CPU))
             self._cache[device] = to_device(cdf, device), to_device(importance, device)
         return self._cache[device]
+
+
+def part_of(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """The state of a sampler inside another, whose keys begin with ``prefix`` there."""
+    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffusers_curriculum.clustering import cluster_starts
 from diffusers_curriculum.pacing import Pacing, make_pacing
-from diffusers_curriculum.samplers.base import SAMPLERS, TimestepSampler
+from diffusers_curriculum.samplers.base import SAMPLERS, TimestepSampler, part_of
 from diffusers_curriculum.samplers.composition import CPU, Cells, compose, copy_on
 from diffusers_curriculum.samplers.description import (
     Report,
@@ -244,8 +244,8 @@ class CurriculumTimestepSampler(TimestepSampler):
                 f"{list(self.starts)}: build it from the same config and scheduler."
             )
         super().load_state_dict(state)
-        self.base.load_state_dict(_part(state, "base."))
-        self._progress.load_state_dict(_part(state, "state."))
+        self.base.load_state_dict(part_of(state, "base."))
+        self._progress.load_state_dict(part_of(state, "state."))
 
     # -- internals -------------------------------------------------------------------------------
 
@@ -266,7 +266,3 @@ class CurriculumTimestepSampler(TimestepSampler):
             stages = [self.at_stage(stage) for stage in range(1, self.stages + 1)]
             self._stage_tables[device] = StageTables.of(stages, device)
         return self._stage_tables[device].at(self._progress.stage(step))
-
-
-def _part(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}

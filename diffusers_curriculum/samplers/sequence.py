@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from diffusers_curriculum.checks import one_of, whole
-from diffusers_curriculum.samplers.base import SAMPLERS, TimestepSampler
+from diffusers_curriculum.samplers.base import SAMPLERS, TimestepSampler, part_of
 from diffusers_curriculum.samplers.composition import Cells
 from diffusers_curriculum.samplers.description import describe_config, plain_config
 
@@ -196,9 +196,7 @@ class SequenceTimestepSampler(TimestepSampler):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
         for number, sampler in enumerate(self.samplers, 1):
-            prefix = f"phase{number}."
-            own = {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)}
-            sampler.load_state_dict(own)
+            sampler.load_state_dict(part_of(state, f"phase{number}."))
 
     def _of_all(self, prefix: str, get: Any) -> dict[str, Any]:
         return {

@@ -148,13 +148,8 @@ class Progress:
         return self.pacing.stage(self.pace, step, self.stages)
 
     def observe(self, clusters: Tensor, losses: Tensor, step: int) -> None:
-        """Take in one optimizer step.
-
-        Args:
-            clusters: (N,) int64, cluster of each sample, on the device of the losses.
-            losses: (N,) unweighted losses.
-            step: the optimizer step they were drawn for.
-        """
+        """Take in optimizer step ``step``: unweighted losses (N,), and the cluster of each sample,
+        (N,) int64, on one device."""
         self._move(losses.device)
         if self.pace:  # a schedule learns nothing
             self.pace = self.pacing.observe(self.pace, _mean(losses), self.stages)

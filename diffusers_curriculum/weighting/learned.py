@@ -146,12 +146,8 @@ class LearnedLossWeights:
         return torch.exp(-z).clamp(self.floor, 1 / self.floor)
 
     def observe(self, indices: Tensor, losses: Tensor) -> None:
-        """One step of z; a non-finite loss is no observation.
-
-        Args:
-            indices: (N,) levels of the global batch.
-            losses: (N,) unweighted losses.
-        """
+        """One step of z by the unweighted losses (N,) at the levels ``indices`` (N,) of the global
+        batch; a non-finite loss is no observation."""
         finite = losses.isfinite()
         both, _ = self.uncertainty.to(losses.device)(losses.nan_to_num(0, 0, 0), indices)
         (both.where(finite, 0.0).sum() / finite.sum().clamp_min(1)).backward()

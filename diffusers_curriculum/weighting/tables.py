@@ -81,21 +81,16 @@ def log_weight(
     levels: NoiseLevels | None = None,
     **parameters: Any,
 ) -> Tensor:
-    """Logarithm of a weighting's weight on the squared error of one target, per draw.
+    """Logarithm of a weighting's weight on the squared error of one target, per draw; errors as of
+    :func:`loss_weights`.
 
     Args:
-        name: a key of ``WEIGHTINGS``.
         log_snr: (N,) any log-SNRs, infinite ones allowed; for "speed" a whole schedule, cleanest
             first.
-        prediction_type: "epsilon", "v_prediction", "sample", "flow" or "edm".
-        levels: whose sigma_data the target has, needed for "edm".
-        parameters: of the weighting.
+        levels: whose sigma_data the target has, needed for the prediction type "edm".
 
     Returns:
         (N,) float64; below -700 or above 700 it stands for a weight of 0 or infinity.
-
-    Raises:
-        ValueError: unknown name, parameter or prediction type, or a parameter out of range.
     """
     if name == "none":
         raise ValueError(
