@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -52,11 +53,11 @@ class Catalogue(Mapping[str, Kind]):
         self._entries: dict[str, Entry[Kind]] = {}
 
     def register(self, name: str, **told: Any) -> Callable[[Made], Made]:
-        """Decorator: make a class or function available under ``name``.
+        """Decorator: make a class or function available under ``name``, with its formula and
+        source, said here once, at the end of its docstring.
 
         Args:
-            told: what the catalogue says of it: formula, source, families, note, example,
-                whole_schedule; see :class:`Entry`.
+            told: what the catalogue says of it, see :class:`Entry`.
 
         Raises:
             ValueError: the name is taken.
@@ -68,7 +69,10 @@ class Catalogue(Mapping[str, Kind]):
                     f"a {self.what} named {name!r} exists already: choose another name, or "
                     "remove() it first."
                 )
-            self._entries[name] = Entry(name, make, **told)
+            entry = self._entries[name] = Entry(name, make, **told)
+            texts = (make.__doc__, entry.formula and f"    {entry.formula}", entry.source)
+            with suppress(AttributeError, TypeError):  # what is built in keeps its own
+                make.__doc__ = "\n\n".join(text for text in texts if text)
             return make
 
         return add
@@ -78,22 +82,25 @@ class Catalogue(Mapping[str, Kind]):
         del self._entries[name]
 
     def look_up(self, name: Any) -> Kind:
-        """What is registered as ``name``.
-
-        Raises:
-            ValueError: unknown name; the message lists the known ones, and the one most like it.
-        """
+        """What is registered as ``name``; errors as of :meth:`entry`."""
         return self.entry(name).make
 
     def entry(self, name: Any) -> Entry[Kind]:
         """Everything that is told of ``name``.
 
         Raises:
-            ValueError: as of :meth:`look_up`.
+            ValueError: unknown name; the message lists the known ones, and the one most like it.
         """
         if not isinstance(name, str) or name not in self._entries:
             refuse(f"{self.what} {name!r}", name, (*self.reserved, *self._entries))
         return self._entries[name]
+
+    def check_parameters(self, name: str, given: Iterable[str], known: Iterable[str]) -> None:
+        """Raise a ValueError for parameters of ``name`` that are not ``known``, which it lists."""
+        names = tuple(known)
+        for parameter in sorted(set(given) - set(names)):
+            takes = f"it takes {', '.join(names) or 'none'}"
+            raise ValueError(f"{self.what} {name!r} has no parameter {parameter!r}: {takes}.")
 
     @property
     def entries(self) -> tuple[Entry[Kind], ...]:

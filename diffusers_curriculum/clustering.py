@@ -51,6 +51,8 @@ def cluster_starts(
             do not partition the levels.
     """
     function = CLUSTERINGS.look_up(method)
+    if method != "explicit":
+        whole("clusters", clusters, 1, len(levels))
     given = {name: value for name, value in options.items() if value is not None}
     for name in given.keys() - _options(function):
         others = [other for other in CLUSTERINGS if name in _options(CLUSTERINGS[other])]
@@ -72,10 +74,8 @@ def cluster_starts(
 def _by_log_snr(
     levels: NoiseLevels, clusters: int, center: str = "median", min_size: int | None = None
 ) -> tuple[int, ...]:
-    whole("clusters", clusters, 1, len(levels))
     size = max(1, len(levels) // (10 * clusters)) if min_size is None else min_size
-    first, values = _finite_log_snr(levels)
-    return _partition(first, values, clusters, center, size)
+    return _partition(levels, lambda log_snr: log_snr, clusters, center, size)
 
 
 @CLUSTERINGS.register(
@@ -84,13 +84,11 @@ def _by_log_snr(
 def _by_snr(
     levels: NoiseLevels, clusters: int, center: str = "median", min_size: int = 1
 ) -> tuple[int, ...]:
-    first, values = _finite_log_snr(levels)
-    return _partition(first, np.exp(values), clusters, center, min_size)
+    return _partition(levels, np.exp, clusters, center, min_size)
 
 
 @CLUSTERINGS.register("log_snr_width", formula="equal widths of l")
 def _by_width(levels: NoiseLevels, clusters: int) -> tuple[int, ...]:
-    whole("clusters", clusters, 1, len(levels))
     first, values = _finite_log_snr(levels)
     after = len(levels) - first - len(values)
     cells = np.pad(log_snr_cells(values, clusters), (first, after), mode="edge")
@@ -99,7 +97,6 @@ def _by_width(levels: NoiseLevels, clusters: int) -> tuple[int, ...]:
 
 @CLUSTERINGS.register("quantile", formula="equal mass of the base law")
 def _by_mass(levels: NoiseLevels, clusters: int, masses: Tensor | None) -> tuple[int, ...]:
-    whole("clusters", clusters, 1, len(levels))
     if masses is None:
         raise ValueError("clustering 'quantile' needs the base probabilities: pass masses.")
     mass = masses.cpu().double().numpy()
@@ -110,7 +107,6 @@ def _by_mass(levels: NoiseLevels, clusters: int, masses: Tensor | None) -> tuple
 
 @CLUSTERINGS.register("uniform", formula="equal numbers of timesteps")
 def _by_number(levels: NoiseLevels, clusters: int) -> tuple[int, ...]:
-    whole("clusters", clusters, 1, len(levels))
     return tuple(len(levels) * i // clusters for i in range(clusters))
 
 
@@ -202,9 +198,14 @@ def _starts_of(cells: np.ndarray, clusters: int, method: str) -> tuple[int, ...]
 
 
 def _partition(
-    first: int, values: np.ndarray, clusters: int, center: str, min_size: int
+    levels: NoiseLevels,
+    value: Callable[[np.ndarray], np.ndarray],
+    clusters: int,
+    center: str,
+    min_size: int,
 ) -> tuple[int, ...]:
-    starts, _ = optimal_partition(values, clusters, center=center, min_size=min_size)
+    first, log_snr = _finite_log_snr(levels)
+    starts, _ = optimal_partition(value(log_snr), clusters, center=center, min_size=min_size)
     return (0, *(first + start for start in starts[1:]))
 
 

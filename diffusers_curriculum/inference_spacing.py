@@ -73,7 +73,12 @@ def fit_inference(
             scheduler that does not take such a schedule (the message says which do).
     """
     levels = NoiseLevels.from_scheduler(scheduler)
-    _check_levels(levels, sampler.levels)
+    mine, trained = (each.log_snr.clamp(-15, 15) for each in (levels, sampler.levels))
+    if len(mine) != len(trained) or not torch.allclose(mine, trained, atol=1e-3):
+        raise ValueError(
+            "the scheduler has other noise levels than the sampler was made for: make it with "
+            "from_config(training_scheduler.config)."
+        )
     if mass is None:
         mass = sampler.opened.probabilities()
     indices = law_indices(sampler.levels, mass, steps, cover=cover)
@@ -92,18 +97,13 @@ def fit_inference(
 
 def law_indices(levels: NoiseLevels, mass: Tensor, steps: int, *, cover: float = 0.0) -> Tensor:
     """(steps,) int64 different levels at quantiles of ``(1 - cover) mass + cover even``, noisiest
-    first; "even" is uniform in log-SNR, and both are restricted to the levels that are trained.
+    first: of ``mass`` (T,) and of a law uniform in log-SNR, both on the levels that are trained.
 
     The quantiles are (i + 1/2) / N for ``cover`` = 0, else i / (N - 1), so that the noisiest and
     the cleanest trained level are visited: pipelines start from pure noise and end at data.
 
-    Args:
-        mass: (T,) float64 probabilities.
-        steps: N.
-        cover: in [0, 1].
-
     Raises:
-        ValueError: ``cover`` out of range, or more steps than trained levels.
+        ValueError: ``cover`` outside [0, 1], or more steps than trained levels.
     """
     inside("cover", cover, 0, 1)
     trained = (mass * len(mass) >= HARDLY_TRAINED) & (
@@ -119,24 +119,14 @@ def law_indices(levels: NoiseLevels, mass: Tensor, steps: int, *, cover: float =
     widths = -levels.edges.diff()[places]
     even = torch.where(widths.isfinite(), widths, 0.0)
     law = (1 - cover) * mass[places] / mass[places].sum() + cover * even / even.sum()
-    return places[_different(_quantile_places(law, steps, bool(cover)))].flip(0)
-
-
-def _quantile_places(law: Tensor, steps: int, ends: bool) -> tuple[Tensor, int]:
-    """(steps,) places in ``law`` (n,) of its quantiles, and n."""
-    at = torch.arange(steps, dtype=torch.float64)
-    quantiles = at / max(1, steps - 1) if ends else (at + 0.5) / steps
-    cdf = law.cumsum(0) / law.sum()
-    places = torch.searchsorted(cdf, quantiles.clamp_max(1 - 1e-12)).clamp_max(len(law) - 1)
-    return places, len(law)
-
-
-def _different(found: tuple[Tensor, int]) -> Tensor:
-    """The places, in rising order, with neighbours in place of repetitions."""
-    places, count = found
-    rank = torch.arange(len(places))
-    places = (places - rank).cummax(0).values + rank
-    return torch.minimum(places, count - len(places) + rank)
+    rank = torch.arange(steps)
+    at = rank.double()
+    quantiles = at / max(1, steps - 1) if cover else (at + 0.5) / steps
+    cdf, last = law.cumsum(0) / law.sum(), len(law) - 1
+    found = torch.searchsorted(cdf, quantiles.clamp_max(1 - 1e-12)).clamp_max(last)
+    # neighbours in place of repetitions
+    found = (found - rank).cummax(0).values + rank
+    return places[torch.minimum(found, len(law) - steps + rank)].flip(0)
 
 
 def visited_indices(scheduler: Any, levels: NoiseLevels, steps: int) -> Tensor:
@@ -153,27 +143,12 @@ def visited_indices(scheduler: Any, levels: NoiseLevels, steps: int) -> Tensor:
 
 
 def trained_share(mass: Tensor, visited: Tensor) -> Tensor:
-    """(N,) the mass of the levels nearest to each visited one, relative to uniform timesteps.
-
-    Args:
-        mass: (T,) probabilities.
-        visited: (N,) increasing indices.
-    """
+    """(N,) the ``mass`` (T,) of the levels nearest to each of ``visited`` (N,), increasing indices,
+    relative to uniform timesteps."""
     middles = (visited[1:] + visited[:-1] + 1) // 2
     group = torch.searchsorted(middles, torch.arange(len(mass)), right=True)
     total = torch.zeros(len(visited), dtype=mass.dtype).index_add(0, group, mass)
     return total * len(mass) / torch.bincount(group, minlength=len(visited))
-
-
-def _check_levels(levels: NoiseLevels, trained: NoiseLevels) -> None:
-    same = len(levels) == len(trained) and torch.allclose(
-        levels.log_snr.clamp(-15, 15), trained.log_snr.clamp(-15, 15), atol=1e-3
-    )
-    if not same:
-        raise ValueError(
-            "the scheduler has other noise levels than the sampler was made for: make it with "
-            "from_config(training_scheduler.config)."
-        )
 
 
 def _warn_of_signal(log_snr: float) -> None:

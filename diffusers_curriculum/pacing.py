@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
+from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -182,10 +183,7 @@ class TotalStepsPacing(Pacing):
     ``total_steps`` on."""
 
     total_steps: int = checked(whole, 1, default=10000)
-
-    @staticmethod
-    def _shape(progress: float) -> float:
-        raise NotImplementedError
+    _shape: ClassVar[Callable[[float], float]]
 
     def stage(self, state: State, step: int, stages: int) -> int:
         if step >= self.total_steps:
@@ -200,31 +198,25 @@ class TotalStepsPacing(Pacing):
 @PACINGS.register("linear", formula="f(p) = p")
 @dataclass(frozen=True)
 class LinearPacing(TotalStepsPacing):
-    """f(p) = p."""
+    """Evenly."""
 
-    @staticmethod
-    def _shape(progress: float) -> float:
-        return progress
+    _shape = staticmethod(lambda progress: progress)
 
 
 @PACINGS.register("cosine", formula="f(p) = (1 - cos(pi p)) / 2")
 @dataclass(frozen=True)
 class CosinePacing(TotalStepsPacing):
-    """f(p) = (1 - cos(pi p)) / 2: slow at both ends."""
+    """Slow at both ends."""
 
-    @staticmethod
-    def _shape(progress: float) -> float:
-        return (1 - math.cos(math.pi * progress)) / 2
+    _shape = staticmethod(lambda progress: (1 - math.cos(math.pi * progress)) / 2)
 
 
 @PACINGS.register("root", formula="f(p) = sqrt(p)")
 @dataclass(frozen=True)
 class RootPacing(TotalStepsPacing):
-    """f(p) = sqrt(p): most stages early."""
+    """Most stages early."""
 
-    @staticmethod
-    def _shape(progress: float) -> float:
-        return math.sqrt(progress)
+    _shape = staticmethod(math.sqrt)
 
 
 def make_pacing(name: str, /, **parameters: Any) -> Pacing:
@@ -235,10 +227,5 @@ def make_pacing(name: str, /, **parameters: Any) -> Pacing:
             out of range.
     """
     kind = PACINGS.look_up(name)
-    known = [f.name for f in fields(kind)]
-    unknown = sorted(set(parameters) - set(known))
-    if unknown:
-        raise ValueError(
-            f"pacing {name!r} has no parameter {unknown[0]!r}: it takes {', '.join(known)}."
-        )
+    PACINGS.check_parameters(name, parameters, (f.name for f in fields(kind)))
     return kind(**parameters)

@@ -98,10 +98,9 @@ class _Key(np.random.bit_generator.ISeedSequence):
     entropy from the system first and throws it away, which takes four times as long."""
 
     def __init__(self, digest: bytes) -> None:
-        self.words = np.frombuffer(digest, dtype="<u8")
+        self.words = np.frombuffer(digest, dtype="<u8")  # two, the low one first
 
     def generate_state(self, n_words: int, dtype: Any = np.uint32) -> np.ndarray:
-        """The two 64-bit words, low word first, that Philox takes for its key."""
         return self.words
 
 
@@ -135,12 +134,8 @@ def gaussian(
     """
     device = torch.device(device)
     if device.type == "cpu":
-        rows = [
-            host_generator(seed, step, slot, purpose=purpose).standard_normal(
-                shape, dtype=np.float32
-            )
-            for slot in slots
-        ]
+        streams = (host_generator(seed, step, slot, purpose=purpose) for slot in slots)
+        rows = [stream.standard_normal(shape, dtype=np.float32) for stream in streams]
         return torch.from_numpy(np.stack(rows))
     noise = torch.empty((slots.count, *shape), device=device)
     generator = torch.Generator(device)

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 PACKAGE = "diffusers_curriculum"
-FOLDERS = ("noise_levels", "densities", "weighting", "samplers", "drop_in")
+FOLDERS = ("densities", "weighting", "samplers", "drop_in")
 FILES = (
     "catalogue",
     "checks",
+    "noise_levels",
     "randomness",
     "clustering",
     "pacing",
@@ -27,21 +28,22 @@ OWN: dict[str, Sequence[str]] = {
     "densities/time_fraction": ("tests/densities/test_time_laws.py",),
     "densities/laws": ("tests/test_densities.py",),
     "densities/base": ("tests/test_densities.py", "tests/densities/test_catalogue.py"),
-    "densities/shift": ("tests/test_densities.py",),
-    "samplers/composition": ("tests/samplers/test_base.py",),
-    "samplers/configs": ("tests/samplers/test_base.py",),
-    "samplers/progress": (CURRICULUM,),
+    "samplers/composition": (
+        "tests/samplers/test_base.py",
+        "tests/samplers/test_continuous.py",
+    ),
+    "samplers/description": ("tests/samplers/test_base.py",),
     "samplers/stages": (CURRICULUM,),
     "samplers/information": ("tests/samplers/test_adaptive_laws.py", ADAPTIVE),
     "samplers/gradient": ("tests/samplers/test_adaptive_gradients.py", ADAPTIVE),
     "samplers/statistics": ("tests/samplers/test_adaptive_statistics.py", ADAPTIVE),
     "samplers/loss_based": (ADAPTIVE,),
-    "samplers/cells": ("tests/samplers/test_continuous.py",),
-    "noise_levels/levels": ("tests/test_noise_levels.py", "tests/samplers/test_continuous.py"),
-    "noise_levels/schedulers": ("tests/test_noise_levels.py",),
-    "drop_in/weights": ("tests/drop_in/test_weights_and_snr.py",),
+    "noise_levels": ("tests/samplers/test_continuous.py",),
     "drop_in/binding": ("tests/drop_in/test_density.py",),
-    "drop_in/names": ("tests/drop_in/test_density.py",),
+    "drop_in/names": (
+        "tests/drop_in/test_density.py",
+        "tests/drop_in/test_weights_and_snr.py",
+    ),
 }
 STATISTICS = ("tests/statistics/test_catalogue_fit.py", "tests/statistics/test_goodness_of_fit.py")
 GOLDEN = "tests/golden"

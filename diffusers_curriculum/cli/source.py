@@ -58,7 +58,7 @@ def _from_config(config: Mapping[str, Any], name: str) -> Source:
 
     from diffusers_curriculum.noise_levels import NoiseLevels
     from diffusers_curriculum.samplers import TimestepSampler
-    from diffusers_curriculum.samplers.configs import build_scheduler
+    from diffusers_curriculum.samplers.description import build_scheduler
 
     if config.get("_class_name") in TimestepSampler.kinds():
         return Source(None, None, config)

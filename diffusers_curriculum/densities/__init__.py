@@ -36,7 +36,7 @@ from diffusers_curriculum.densities.base import (
     positive,
     register,
 )
-from diffusers_curriculum.densities.shift import shift_from_pixels, shift_from_tokens
+from diffusers_curriculum.densities.published import shift_from_pixels, shift_from_tokens
 from diffusers_curriculum.densities.time_fraction import TimeDensity, UniformTimestep
 
 __all__ = [

@@ -33,11 +33,8 @@ def make_density(name: str, edges: Tensor, /, **parameters: Any) -> Density:
     """
     kind = DENSITIES.look_up(name)
     own = [f for f in fields(kind) if f.name != "edges"]
-    known = [f.name for f in own]
-    unknown = sorted(set(parameters) - set(known))
-    if unknown and not kind.passes_on:
-        takes = f"it takes {', '.join(known)}" if known else "it takes none"
-        raise ValueError(f"density {name!r} has no parameter {unknown[0]!r}: {takes}.")
+    if not kind.passes_on:
+        DENSITIES.check_parameters(name, parameters, (f.name for f in own))
     for f in own:
         required = f.default is MISSING and f.default_factory is MISSING
         if required and f.name not in parameters:
@@ -108,10 +105,7 @@ class Density:
         """The log-SNR below which ``probability`` of the mass lies; by bisection, unless a subclass
         has a closed form."""
         low, high = (torch.full_like(probability, end) for end in self.support)
-        noisy, rest = probability <= 0.5, 1 - probability
-        inner = largest(
-            lambda x: torch.where(noisy, self.cdf(x) <= probability, self.sf(x) >= rest), low, high
-        )
+        inner = inverse(self.cdf, self.sf, probability, low, high)
         return torch.where(probability <= 0, low, torch.where(probability >= 1, high, inner))
 
     def between(self, low: Tensor, high: Tensor) -> Tensor:
@@ -183,16 +177,24 @@ class ScheduleDensity(Density):
 # -- inverses without a closed form, to the last bit of float64 ------------------------------------
 
 
+def inverse(
+    cdf: Callable[[Tensor], Tensor],
+    sf: Callable[[Tensor], Tensor],
+    probability: Tensor,
+    low: Tensor,
+    high: Tensor,
+) -> Tensor:
+    """The largest number of [low, high] below which ``probability`` lies, by the nearer tail."""
+    near, rest = probability <= 0.5, 1 - probability
+    return largest(lambda x: torch.where(near, cdf(x) <= probability, sf(x) >= rest), low, high)
+
+
 def largest(holds: Callable[[Tensor], Tensor], low: Tensor, high: Tensor) -> Tensor:
-    """The largest number of [low, high] up to which ``holds`` is true, by bisection.
+    """The largest float64 of [low, high] up to which the elementwise test ``holds`` is true, by
+    bisection; it is taken to hold at ``low``, and to be false from some point on.
 
     The halves are halves of the floating-point numbers between ``low`` and ``high``, not of their
     distance: 64 steps reach neighbouring numbers from anywhere, infinite ends and tails included.
-
-    Args:
-        holds: elementwise test, true up to some point and false beyond; taken to hold at ``low``.
-        low: float64, of the result's shape.
-        high: float64, of the result's shape.
     """
     below, above = _rank(low), _rank(high)
     above = torch.where(holds(high), below, above)

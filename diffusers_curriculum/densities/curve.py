@@ -32,12 +32,12 @@ class Curve:
 
     def below(self, x: Tensor) -> Tensor:
         """Integral up to x, a sum of terms none of which is negative."""
-        x, i = self._clip(x), self._interval(x)
+        x, i = x.clamp(self.knots[0], self.knots[-1]), self._interval(x)
         return self._shares[0][i] + self._integral(i, self.knots[i], x)
 
     def above(self, x: Tensor) -> Tensor:
         """Integral from x on."""
-        x, i = self._clip(x), self._interval(x)
+        x, i = x.clamp(self.knots[0], self.knots[-1]), self._interval(x)
         return self._shares[1][i + 1] + self._integral(i, x, self.knots[i + 1])
 
     @cached_property
@@ -74,9 +74,6 @@ class Curve:
     def _interval(self, x: Tensor) -> Tensor:
         return torch.searchsorted(self.knots[1:-1], x.contiguous(), right=True)
 
-    def _clip(self, x: Tensor) -> Tensor:
-        return x.clamp(float(self.knots[0]), float(self.knots[-1]))
-
 
 def straight_lines(knots: Tensor, values: Tensor) -> Curve:
     """Straight lines from point to point."""
@@ -87,10 +84,10 @@ def straight_lines(knots: Tensor, values: Tensor) -> Curve:
 def monotone_cubic(knots: Tensor, values: Tensor) -> Curve:
     """The smooth curve that rises and falls only where the points do (Fritsch and Butland, 1984,
     SIAM J. Sci. Stat. Comput. 5, 300): never below the lower of two neighbouring points."""
-    widths = knots.diff()
-    secants = values.diff() / widths
     if len(knots) == 2:
         return straight_lines(knots, values)
+    widths = knots.diff()
+    secants = values.diff() / widths
     before, after = widths[:-1], widths[1:]
     first, second = secants[:-1], secants[1:]
     # a weighted harmonic mean, at most three times the smaller secant; 0 at a turn

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,30 +17,10 @@ _IMPORTANCE = "arXiv 2407.03297"
 # -- shapes of symmetric laws; each law calls its width what its source calls it -------------------
 
 
-class HyperbolicSecant(SymmetricDensity):
-    """p(mu + z) = s sech(s z / 2) / (2 pi)."""
-
-    @property
-    def _sharpness(self) -> float:
-        return getattr(self, "s", 1.0)
-
-    def _pdf(self, z: Tensor) -> Tensor:
-        decay = torch.exp(-self._sharpness * z.abs() / 2)  # sech without the overflow of cosh
-        return self._sharpness * decay / (math.pi * (1 + decay.square()))
-
-    def _lower_cdf(self, z: Tensor) -> Tensor:
-        return (2 / math.pi) * torch.atan(torch.exp(self._sharpness * z / 2))
-
-    def _lower_icdf(self, p: Tensor) -> Tensor:
-        return (2 / self._sharpness) * torch.log(torch.tan(math.pi * p / 2))
-
-
 class NormalShape(SymmetricDensity):
     """p(mu + z) = exp(-(z / std)^2 / 2) / (std sqrt(2 pi))."""
 
-    @property
-    def _std(self) -> float:
-        raise NotImplementedError
+    _std: Any
 
     def _pdf(self, z: Tensor) -> Tensor:
         return torch.exp(-0.5 * (z / self._std).square()) / (self._std * math.sqrt(2 * math.pi))
@@ -54,9 +35,7 @@ class NormalShape(SymmetricDensity):
 class LogisticShape(SymmetricDensity):
     """F(mu + z) = sig(z / s)."""
 
-    @property
-    def _scale(self) -> float:
-        raise NotImplementedError
+    _scale: Any
 
     def _pdf(self, z: Tensor) -> Tensor:
         decay = torch.exp(-z.abs() / self._scale)
@@ -81,8 +60,7 @@ class LogisticShape(SymmetricDensity):
 )
 @dataclass(frozen=True)
 class Laplace(SymmetricDensity):
-    """p(l) = exp(-|l - mu| / b) / (2 b) (arXiv 2407.03297; mu = 0, b = 0.5 reported at 256 pixels,
-    b = 0.75 at 512)."""
+    """Laplace's law, two exponentials back to back."""
 
     mu: float = 0.0
     b: float = positive(0.5)
@@ -105,8 +83,7 @@ class Laplace(SymmetricDensity):
 )
 @dataclass(frozen=True)
 class Cauchy(SymmetricDensity):
-    """p(l) = gamma / (pi ((l - mu)^2 + gamma^2)) (arXiv 2407.03297 names the law; gamma = 1 is
-    this library's default)."""
+    """Cauchy's law, with tails that fall as the square."""
 
     mu: float = 0.0
     gamma: float = positive(1.0)
@@ -123,9 +100,23 @@ class Cauchy(SymmetricDensity):
 
 @register("cosine", formula="sech(l / 2) / (2 pi)", source=f"arXiv 2102.09672; {_IMPORTANCE}")
 @dataclass(frozen=True)
-class Cosine(HyperbolicSecant):
-    """p(l) = sech(l / 2) / (2 pi): the law of the cosine schedule alpha = cos(pi t / 2) under
-    uniform t (arXiv 2407.03297)."""
+class Cosine(SymmetricDensity):
+    """The law of the cosine schedule alpha = cos(pi t / 2) under uniform t; with mu and s of a
+    subclass, s sech(s (l - mu) / 2) / (2 pi)."""
+
+    @property
+    def _sharpness(self) -> float:
+        return getattr(self, "s", 1.0)
+
+    def _pdf(self, z: Tensor) -> Tensor:
+        decay = torch.exp(-self._sharpness * z.abs() / 2)  # sech without the overflow of cosh
+        return self._sharpness * decay / (math.pi * (1 + decay.square()))
+
+    def _lower_cdf(self, z: Tensor) -> Tensor:
+        return (2 / math.pi) * torch.atan(torch.exp(self._sharpness * z / 2))
+
+    def _lower_icdf(self, p: Tensor) -> Tensor:
+        return (2 / self._sharpness) * torch.log(torch.tan(math.pi * p / 2))
 
 
 @register(
@@ -136,9 +127,8 @@ class Cosine(HyperbolicSecant):
     example={"mu": -2.0},
 )
 @dataclass(frozen=True)
-class CosineShifted(HyperbolicSecant):
-    """p(l) = sech((l - mu) / 2) / (2 pi): the cosine law moved to mu (arXiv 2301.11093 shifts by
-    2 ln(64 / resolution))."""
+class CosineShifted(Cosine):
+    """The cosine law moved to mu."""
 
     mu: float = 0.0
 
@@ -150,9 +140,8 @@ class CosineShifted(HyperbolicSecant):
     note="s = 2 is this library's default.",
 )
 @dataclass(frozen=True)
-class CosineScaled(HyperbolicSecant):
-    """p(l) = s sech(s l / 2) / (2 pi): the cosine law with its axis divided by s (arXiv 2407.03297
-    names the law; s = 2 is this library's default)."""
+class CosineScaled(Cosine):
+    """The cosine law with its axis divided by s."""
 
     s: float = positive(2.0)
 
@@ -165,19 +154,12 @@ class CosineScaled(HyperbolicSecant):
 )
 @dataclass(frozen=True)
 class Normal(NormalShape):
-    """Normal law of log-SNR: EDM's log-normal sigma is N(-2 P_mean, (2 P_std)^2), a logit-normal
-    noise fraction (m, s) is N(-2 m, (2 s)^2)."""
+    """Normal law of log-SNR."""
 
     mean: float = 0.0
     std: float = positive(2.0)
-
-    @property
-    def _centre(self) -> float:
-        return self.mean
-
-    @property
-    def _std(self) -> float:
-        return self.std
+    _centre = property(lambda self: self.mean)
+    _std = property(lambda self: self.std)
 
 
 @register(
@@ -188,15 +170,11 @@ class Normal(NormalShape):
 )
 @dataclass(frozen=True)
 class Logistic(LogisticShape):
-    """F(l) = sig((l - mu) / s): a log-logistic sigma with location -mu / 2 and scale s / 2
-    (k-diffusion's "loglogistic"; mu = 0, s = 2 is this library's default)."""
+    """Logistic law: a log-logistic sigma with location -mu / 2 and scale s / 2."""
 
     mu: float = 0.0
     s: float = positive(2.0)
-
-    @property
-    def _scale(self) -> float:
-        return self.s
+    _scale = property(lambda self: self.s)
 
 
 @register(
@@ -210,9 +188,7 @@ class Logistic(LogisticShape):
 )
 @dataclass(frozen=True)
 class SplitNormal(Density):
-    """A normal law with its own width on either side of its mode, continuous there:
-    p(l) = 2 exp(-((l - mu) / std)^2 / 2) / (sqrt(2 pi) (std_noisy + std_clean)), std = std_noisy
-    below mu and std_clean above (k-diffusion's "split-lognormal" sigma)."""
+    """A normal law with its own width on either side of its mode, continuous there."""
 
     mu: float = 0.0
     std_noisy: float = positive(2.0)
@@ -224,14 +200,12 @@ class SplitNormal(Density):
         return 2 * bell / (math.sqrt(2 * math.pi) * (self.std_noisy + self.std_clean))
 
     def cdf(self, log_snr: Tensor) -> Tensor:
-        z = log_snr - self.mu
-        tail = self._tail(z)
-        return torch.where(z <= 0, tail, 1 - tail)
+        tail = self._tail(log_snr - self.mu)
+        return torch.where(log_snr - self.mu <= 0, tail, 1 - tail)
 
     def sf(self, log_snr: Tensor) -> Tensor:
-        z = log_snr - self.mu
-        tail = self._tail(z)
-        return torch.where(z > 0, tail, 1 - tail)
+        tail = self._tail(log_snr - self.mu)
+        return torch.where(log_snr - self.mu > 0, tail, 1 - tail)
 
     def icdf(self, probability: Tensor) -> Tensor:
         both = self.std_noisy + self.std_clean
@@ -258,8 +232,7 @@ class SplitNormal(Density):
 )
 @dataclass(frozen=True)
 class LogSnrUniform(Density):
-    """p(l) = 1 / (high - low) between low and high (defaults: the ends from which arXiv 2107.00630
-    starts on CIFAR-10, gamma in [-13.3, 5]).
+    """Uniform in log-SNR between two levels.
 
     Raises:
         ValueError: low is not below high.

@@ -175,8 +175,7 @@ class Truncated(ScheduleDensity):
 
     @property
     def support(self) -> tuple[float, float]:
-        low, high = self._limits
-        inner_low, inner_high = self._inner.support
+        (low, high), (inner_low, inner_high) = self._limits, self._inner.support
         return max(low, inner_low), min(high, inner_high)
 
     def pdf(self, log_snr: Tensor) -> Tensor:
@@ -219,13 +218,8 @@ class Truncated(ScheduleDensity):
                 "cleanest): limits of one of the two kinds."
             )
         if by_level:
-            return (
-                -math.inf if self.low is None else self.low,
-                math.inf if self.high is None else self.high,
-            )
-        return self._limits_of_timesteps()
-
-    def _limits_of_timesteps(self) -> tuple[float, float]:
+            low, high = self.low, self.high
+            return -math.inf if low is None else low, math.inf if high is None else high
         last = len(self.edges) - 2
         first = self.min_timestep or 0
         final = last if self.max_timestep is None else self.max_timestep
@@ -246,11 +240,8 @@ def _nested(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _joined(nested: Any, flat: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters of a density inside another, given under ``density_args``, beside it or both.
-
-    Raises:
-        ValueError: ``nested`` is no dict, or a name is in both.
-    """
+    """The parameters of a density inside another, given under ``density_args``, beside it or both;
+    ValueError for a name that is in both."""
     if nested is not None and not isinstance(nested, Mapping):
         raise ValueError(f'density_args={nested!r} is not a dict: write {{"mu": 0.0}}.')
     twice = sorted(set(nested or {}) & set(flat))

@@ -162,11 +162,7 @@ def _sorted(log_snr: list[float], density: list[float]) -> tuple[Tensor, Tensor]
 
 
 def _number_list(name: str, value: Any) -> list[float]:
-    """The finite numbers of a JSON list.
-
-    Raises:
-        ValueError: it is no list, or holds something else (the message says where).
-    """
+    """The finite numbers of a JSON list; ValueError for anything else."""
     if isinstance(value, str) or not isinstance(value, Sequence):
         raise ValueError(
             f"{name}={value!r} is not a list of numbers: write [-4, 0, 4] (of a tensor or an "
@@ -184,10 +180,7 @@ def _read_table(path: str) -> tuple[list[float], list[float]]:
     """(log-SNR, density) of a CSV file, with or without the header ``log_snr,density``.
 
     With a header the columns may stand in any order, among others; without one there are two.
-
-    Raises:
-        ValueError: the file cannot be read, or a line is not of this form (the message names file
-            and line).
+    A ValueError names file and line.
     """
     try:
         text = Path(path).read_text("utf-8-sig")
@@ -197,26 +190,20 @@ def _read_table(path: str) -> tuple[list[float], list[float]]:
     lines = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
     if not lines:
         raise ValueError(f"path={path!r} holds no numbers: {_FORM}.")
-    columns, lines = _header(path, *lines[0], lines)
-    width = None if columns else 2
-    pairs = [_pair(path, line, row, columns or (0, 1), width) for line, row in lines]
+    line, header = lines[0]
+    columns, width = (0, 1), 2
+    if _number(header[0]) is None:
+        names = [cell.strip().lower() for cell in header]
+        for name in _COLUMNS:
+            if name not in names:
+                raise ValueError(
+                    f"{path} line {line}: the header {','.join(header)!r} has no column {name!r}; "
+                    f"{_FORM}."
+                )
+        columns, width = (names.index(_COLUMNS[0]), names.index(_COLUMNS[1])), None
+        del lines[0]
+    pairs = [_pair(path, line, row, columns, width) for line, row in lines]
     return [log_snr for log_snr, _ in pairs], [density for _, density in pairs]
-
-
-def _header(
-    path: str, line: int, row: list[str], lines: list[tuple[int, list[str]]]
-) -> tuple[tuple[int, int] | None, list[tuple[int, list[str]]]]:
-    """Positions of the two columns, None without a header, and the lines that follow it."""
-    if _number(row[0]) is not None:
-        return None, lines
-    names = [cell.strip().lower() for cell in row]
-    missing = [name for name in _COLUMNS if name not in names]
-    if missing:
-        raise ValueError(
-            f"{path} line {line}: the header {','.join(row)!r} has no column {missing[0]!r}; "
-            f"{_FORM}."
-        )
-    return (names.index(_COLUMNS[0]), names.index(_COLUMNS[1])), lines[1:]
 
 
 def _pair(

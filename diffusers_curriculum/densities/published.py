@@ -1,6 +1,8 @@
 """Laws as their papers state them: of a flow's noise fraction t, or of EDM's sigma.
 
 t is 0 at clean images, so that l = 2 ln((1 - t) / t); sigma is that of alpha = 1, l = -2 ln sigma.
+A shift s of flow matching makes t s t / (1 + (s - 1) t), in log-SNR l - 2 ln s, for every law and
+every family of schedules.
 """
 
 from __future__ import annotations
@@ -11,15 +13,85 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffusers_curriculum.checks import checked, inside
+from diffusers_curriculum.checks import above_zero, checked, inside
 from diffusers_curriculum.densities.base import SymmetricDensity, largest, positive, register
-from diffusers_curriculum.densities.laws import HyperbolicSecant, LogisticShape, NormalShape
-from diffusers_curriculum.densities.shift import Shifted
+from diffusers_curriculum.densities.laws import Cosine, LogisticShape, NormalShape
 
+# FLUX: mu = ln s is a line through these two points of (image tokens, mu), and is not clamped.
+_FLUX = (256, 0.5), (4096, 1.15)
 _SD3 = "arXiv 2403.03206, section 3.1"
 _MODE_LIMIT = 2 / (math.pi - 2)
 _MODE_FORMULA = "t = 1 - u - scale (cos^2(pi u / 2) - 1 + u), u uniform; l = 2 ln((1 - t) / t)"
 _MODE_LIMITS = f"-1 <= scale <= 2 / (pi - 2) = {_MODE_LIMIT:.4f}, where the map is monotone."
+
+
+def shift_from_pixels(pixels: float, base_pixels: float) -> float:
+    """s = sqrt(pixels / base_pixels), the resolution rule of arXiv 2403.03206 (numbers of pixels,
+    1024 * 1024, not lengths).
+
+    Raises:
+        ValueError: a number is not positive.
+    """
+    above_zero("pixels", pixels)
+    above_zero("base_pixels", base_pixels)
+    return math.sqrt(pixels / base_pixels)
+
+
+def shift_from_tokens(tokens: float) -> float:
+    """s = e^mu, mu linear in the number of image tokens: 0.5 at 256, 1.15 at 4096 (FLUX; diffusers'
+    ``calculate_shift``), not clamped.
+
+    Raises:
+        ValueError: the number is not positive.
+    """
+    above_zero("tokens", tokens)
+    return math.exp(_log_shift(tokens))
+
+
+def _log_shift(tokens: float) -> float:
+    (first, low), (last, high) = _FLUX
+    return low + (tokens - first) * (high - low) / (last - first)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shifted(SymmetricDensity):
+    """A law of the unshifted noise fraction, moved to l - 2 ln s.
+
+    At most one of ``shift``, ``tokens`` and ``pixels`` with ``base_pixels`` says what s is; without
+    them it is 1. A schedule that is shifted itself does not move the law: pass its shift here to
+    sample as its authors do.
+
+    Raises:
+        ValueError: more than one of them, or pixels without base_pixels.
+    """
+
+    shift: float | None = checked(above_zero, default=None)
+    tokens: float | None = checked(above_zero, default=None)
+    pixels: float | None = checked(above_zero, default=None)
+    base_pixels: float | None = checked(above_zero, default=None)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        names = ("shift", "tokens", "pixels")
+        given = [f"{name}={getattr(self, name)!r}" for name in names if getattr(self, name)]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} each say what the shift is: give one of them.")
+        if (self.pixels is None) != (self.base_pixels is None):
+            raise ValueError(
+                f"pixels={self.pixels!r} and base_pixels={self.base_pixels!r} go together: the "
+                "shift is sqrt(pixels / base_pixels)."
+            )
+
+    @property
+    def log_shift(self) -> float:
+        """ln s."""
+        if self.tokens is not None:
+            return _log_shift(self.tokens)
+        if self.pixels is not None and self.base_pixels is not None:
+            return math.log(shift_from_pixels(self.pixels, self.base_pixels))
+        return math.log(self.shift) if self.shift is not None else 0.0
+
+    _centre = property(lambda self: -2 * self.log_shift)
 
 
 @register(
@@ -32,8 +104,7 @@ _MODE_LIMITS = f"-1 <= scale <= 2 / (pi - 2) = {_MODE_LIMIT:.4f}, where the map 
 )
 @dataclass(frozen=True)
 class LogitNormal(Shifted, NormalShape):
-    """t = sig(N(mean, std^2)), t the noise fraction: l ~ N(-2 mean - 2 ln s, (2 std)^2) (arXiv
-    2403.03206; shift, tokens and pixels: see :class:`Shifted`).
+    """A normal logit of the noise fraction t (shift, tokens and pixels: see :class:`Shifted`).
 
     diffusers uses sig(N(logit_mean, logit_std^2)) as a position in its descending timesteps, where
     0 is noise: mean = -logit_mean.
@@ -41,14 +112,8 @@ class LogitNormal(Shifted, NormalShape):
 
     mean: float = 0.0
     std: float = positive(1.0)
-
-    @property
-    def _centre(self) -> float:
-        return -2 * self.mean - 2 * self.log_shift
-
-    @property
-    def _std(self) -> float:
-        return 2 * self.std
+    _centre = property(lambda self: -2 * self.mean - 2 * self.log_shift)
+    _std = property(lambda self: 2 * self.std)
 
 
 @register(
@@ -59,12 +124,9 @@ class LogitNormal(Shifted, NormalShape):
 )
 @dataclass(frozen=True)
 class FlowUniform(Shifted, LogisticShape):
-    """t uniform in (0, 1): F(l) = sig((l + 2 ln s) / 2), density sech^2(l / 4) / 8 for s = 1
-    (shift, tokens and pixels: see :class:`Shifted`)."""
+    """t uniform in (0, 1) (shift, tokens and pixels: see :class:`Shifted`)."""
 
-    @property
-    def _scale(self) -> float:
-        return 2.0
+    _scale = 2.0
 
 
 @register(
@@ -75,9 +137,8 @@ class FlowUniform(Shifted, LogisticShape):
     note="The same law as cosine. diffusers' weighting_scheme=cosmap is a loss weight, not this.",
 )
 @dataclass(frozen=True)
-class CosMap(Shifted, HyperbolicSecant):
-    """p(t) = 2 / (pi (1 - 2 t + 2 t^2)) (arXiv 2403.03206): in log-SNR the cosine law, moved by
-    -2 ln s (shift, tokens and pixels: see :class:`Shifted`)."""
+class CosMap(Shifted, Cosine):
+    """In log-SNR the cosine law, shifted (shift, tokens and pixels: see :class:`Shifted`)."""
 
 
 @register(
@@ -89,12 +150,12 @@ class CosMap(Shifted, HyperbolicSecant):
 )
 @dataclass(frozen=True)
 class Mode(Shifted):
-    """t = 1 - u - k (cos^2(pi u / 2) - 1 + u) with u uniform and k = ``scale`` (arXiv 2403.03206):
-    F(l) is the u that maps to t(l); p(l) = t (1 - t) / (2 |dt/du|). Strictly positive at both ends
-    for k > -1 (shift, tokens and pixels: see :class:`Shifted`).
+    """A cosine map t(u) of uniform u: F(l) is the u that maps to t(l), p(l) = t (1 - t) / (2
+    |dt/du|). Strictly positive at both ends for scale > -1 (shift, tokens and pixels: see
+    :class:`Shifted`).
 
     Raises:
-        ValueError: k is outside [-1, 2 / (pi - 2)], where the map is not monotone.
+        ValueError: scale is outside [-1, 2 / (pi - 2)], where the map is not monotone.
     """
 
     scale: float = 1.29
@@ -135,8 +196,7 @@ class Mode(Shifted):
 )
 @dataclass(frozen=True)
 class HeavyTail(Mode):
-    """The law :class:`Mode`, under the name that OneTrainer gives it ("mode sampling with heavy
-    tails" is the paper's heading)."""
+    """The law :class:`Mode`, under the name that OneTrainer gives it."""
 
 
 @register(
@@ -149,18 +209,12 @@ class HeavyTail(Mode):
 )
 @dataclass(frozen=True)
 class Edm(NormalShape):
-    """ln sigma ~ N(p_mean, p_std^2): l ~ N(-2 p_mean, (2 p_std)^2) (arXiv 2206.00364, table 1)."""
+    """A normal logarithm of sigma."""
 
     p_mean: float = -1.2
     p_std: float = positive(1.2)
-
-    @property
-    def _centre(self) -> float:
-        return -2 * self.p_mean
-
-    @property
-    def _std(self) -> float:
-        return 2 * self.p_std
+    _centre = property(lambda self: -2 * self.p_mean)
+    _std = property(lambda self: 2 * self.p_std)
 
 
 @register(
@@ -172,7 +226,7 @@ class Edm(NormalShape):
 )
 @dataclass(frozen=True)
 class Edm2(Edm):
-    """The law of :class:`Edm` with the numbers of arXiv 2312.02696 for 512-pixel latents."""
+    """The law of :class:`Edm` with the numbers for 512-pixel latents."""
 
     p_mean: float = -0.4
     p_std: float = positive(1.0)
@@ -187,8 +241,8 @@ class Edm2(Edm):
 )
 @dataclass(frozen=True)
 class UShaped(SymmetricDensity):
-    """p(t) = a (e^(a t) + e^(a (1 - t))) / (2 (e^a - 1)), t the noise fraction (arXiv 2405.20320;
-    its code keeps t within [1e-5, 1 - 1e-5], this law does not).
+    """Most mass at both ends of t; the paper's code keeps t within [1e-5, 1 - 1e-5], this law does
+    not.
 
     Raises:
         ValueError: a above 500, where the exponentials overflow.

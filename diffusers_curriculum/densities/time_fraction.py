@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from diffusers_curriculum.densities.base import ScheduleDensity, largest, register
+from diffusers_curriculum.densities.base import ScheduleDensity, inverse, register
 
 
 @register(
@@ -29,11 +29,9 @@ class UniformTimestep(ScheduleDensity):
         return float(self.edges[-1]), float(self.edges[0])
 
     def pdf(self, log_snr: Tensor) -> Tensor:
-        rising, widths = self._rising, self._rising.diff()
-        cell = torch.searchsorted(rising, log_snr.contiguous()) - 1
-        inside = (cell >= 0) & (cell < len(widths))
-        density = 1 / (len(widths) * widths)
-        return torch.where(inside, density[cell.clamp(0, len(widths) - 1)], 0.0)
+        _, low, high = self._cell(log_snr)
+        inside = (log_snr > self._rising[0]) & (log_snr <= self._rising[-1])
+        return torch.where(inside, 1 / (self._count * (high - low)), 0.0)
 
     def cdf(self, log_snr: Tensor) -> Tensor:
         cell, low, high = self._cell(log_snr)
@@ -64,8 +62,7 @@ class UniformTimestep(ScheduleDensity):
     def _cell(self, log_snr: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(cell, its noisy end, its clean end), cell 0 = noisiest."""
         rising = self._rising
-        cell = torch.searchsorted(rising, log_snr.contiguous()) - 1
-        cell = cell.clamp(0, self._count - 1)
+        cell = (torch.searchsorted(rising, log_snr.contiguous()) - 1).clamp(0, self._count - 1)
         return cell, rising[cell], rising[cell + 1]
 
     @property
@@ -101,14 +98,8 @@ class TimeDensity(ScheduleDensity):
     def time_icdf(self, probability: Tensor) -> Tensor:
         """The tau below which ``probability`` of the mass lies; by bisection, unless a subclass has
         a closed form."""
-        cleaner, rest = probability <= 0.5, 1 - probability
-        return largest(
-            lambda tau: torch.where(
-                cleaner, self.time_cdf(tau) <= probability, self.time_sf(tau) >= rest
-            ),
-            torch.zeros_like(probability),
-            torch.ones_like(probability),
-        )
+        low, high = torch.zeros_like(probability), torch.ones_like(probability)
+        return inverse(self.time_cdf, self.time_sf, probability, low, high)
 
     @property
     def support(self) -> tuple[float, float]:
@@ -176,5 +167,4 @@ class PiecewiseTime(TimeDensity):
         return torch.where(tau <= 0, 1.0, inner.clamp(0, 1))
 
     def _piece(self, tau: Tensor) -> Tensor:
-        inner = self._pieces[0][1:-1]
-        return torch.searchsorted(inner, tau.contiguous(), right=True)
+        return torch.searchsorted(self._pieces[0][1:-1], tau.contiguous(), right=True)

@@ -10,7 +10,7 @@ from diffusers_curriculum.drop_in.binding import (
     compute_snr,
     for_scheduler,
 )
-from diffusers_curriculum.drop_in.weights import compute_loss_weighting_for_sd3
+from diffusers_curriculum.drop_in.names import compute_loss_weighting_for_sd3
 
 __all__ = [
     "ForScheduler",

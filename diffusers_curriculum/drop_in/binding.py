@@ -16,12 +16,12 @@ from diffusers_curriculum.checks import inside
 from diffusers_curriculum.densities import make_density
 from diffusers_curriculum.drop_in.names import (
     Scheme,
+    compute_loss_weighting_for_sd3,
     logit_normal,
     mode,
     refuse_parameters,
     scheme,
 )
-from diffusers_curriculum.drop_in.weights import compute_loss_weighting_for_sd3
 from diffusers_curriculum.noise_levels import NoiseLevels, to_device
 from diffusers_curriculum.randomness import Slots, batch_uniforms
 from diffusers_curriculum.samplers.composition import compose, tables
@@ -34,7 +34,7 @@ _BELOW_ONE = 1 - 2.0**-24  # the largest float32 below 1
 
 
 class ForScheduler:
-    """diffusers' functions for one schedule.
+    """diffusers' functions, bound to a schedule.
 
     Calls are counted: without ``step=`` the n-th call draws for step n, the same in every run with
     the same seed.
@@ -128,9 +128,8 @@ class ForScheduler:
         inside("floor", share, 0, 1)
         key = _json([found.name, share, density_args])
         if key not in self._cdfs:
-            masses = make_density(found.name, self.levels.edges, **density_args).masses(
-                self.levels.edges
-            )
+            edges = self.levels.edges
+            masses = make_density(found.name, edges, **density_args).masses(edges)
             if not float(masses.sum()) > 0:
                 raise ValueError(
                     f"density {found.name!r} with {density_args} has no mass on this schedule."
@@ -151,13 +150,7 @@ class ForScheduler:
         return fraction if self.reversed_sigmas else 1 - fraction
 
 
-def for_scheduler(scheduler: Any = None, *, reversed_sigmas: bool = False) -> ForScheduler:
-    """diffusers' functions, bound to a schedule and with a count of calls of their own; see
-    :class:`ForScheduler`."""
-    return ForScheduler(scheduler, reversed_sigmas=reversed_sigmas)
-
-
-_UNBOUND: list[ForScheduler] = []
+for_scheduler = ForScheduler
 _BOUND: weakref.WeakKeyDictionary[Any, ForScheduler] = weakref.WeakKeyDictionary()
 
 
@@ -177,23 +170,12 @@ def compute_density_for_timestep_sampling(
     levels without a shift.
 
     ``options`` are those of :meth:`ForScheduler.compute_density_for_timestep_sampling`, which says
-    the rest; the parameters of a density are among them. Calls are counted for each scheduler.
-
-    Returns:
-        (batch_size,) float32 on ``device``.
-
-    Raises:
-        ValueError: as there.
+    the rest, errors too; the parameters of a density are among them. Calls are counted for each
+    scheduler.
     """
+    laws = (logit_mean, logit_std, mode_scale)
     return bound(scheduler).compute_density_for_timestep_sampling(
-        weighting_scheme,
-        batch_size,
-        logit_mean,
-        logit_std,
-        mode_scale,
-        device,
-        generator,
-        **options,
+        weighting_scheme, batch_size, *laws, device, generator, **options
     )
 
 
@@ -204,7 +186,6 @@ def compute_snr(noise_scheduler: Any, timesteps: Tensor) -> Tensor:
     schedules the timestep is looked up in the scheduler's table of training timesteps.
 
     Args:
-        noise_scheduler: any diffusers scheduler with a table of noise levels.
         timesteps: any shape, as the scheduler's ``timesteps`` have them, before any rescaling.
 
     Returns:
@@ -223,13 +204,10 @@ def compute_snr(noise_scheduler: Any, timesteps: Tensor) -> Tensor:
 
 def bound(scheduler: Any) -> ForScheduler:
     """The functions for ``scheduler`` that all calls of the process share."""
-    if scheduler is None:
-        if not _UNBOUND:
-            _UNBOUND.append(ForScheduler())
-        return _UNBOUND[0]
-    if scheduler not in _BOUND:
-        _BOUND[scheduler] = ForScheduler(scheduler)
-    return _BOUND[scheduler]
+    known = ForScheduler if scheduler is None else scheduler  # which can be a weak key
+    if known not in _BOUND:
+        _BOUND[known] = ForScheduler(scheduler)
+    return _BOUND[known]
 
 
 def _reversed(levels: NoiseLevels) -> NoiseLevels:

@@ -20,10 +20,10 @@ from diffusers_curriculum.checks import (
 )
 from diffusers_curriculum.noise_levels import NoiseLevels, to_device
 from diffusers_curriculum.samplers.base import TimestepSampler
-from diffusers_curriculum.samplers.composition import CPU, tables
-from diffusers_curriculum.samplers.configs import build_scheduler, plain_config
+from diffusers_curriculum.samplers.composition import CPU, copy_on, tables
 from diffusers_curriculum.samplers.density import DensityTimestepSampler
-from diffusers_curriculum.samplers.statistics import BINNINGS, BinnedMeans, State, Statistics
+from diffusers_curriculum.samplers.description import build_scheduler, plain_config
+from diffusers_curriculum.samplers.statistics import BINNINGS, BinnedMeans, Statistics
 from diffusers_curriculum.weighting import TARGETS, loss_weights
 
 _OF_EVERY_SAMPLER = ("draw", "floor", "importance_correction", "seed", "continuous")
@@ -184,16 +184,14 @@ class AdaptiveTimestepSampler(TimestepSampler):
 
     def law(self, step: int, device: torch.device) -> Tensor:
         if device not in self._laws:
-            self._laws[device] = to_device(self._present_law(), device)
+            state = self._state
+            _, constants = self._on(state["profile"].device)
+            law = self._rule(state["profile"], constants).clamp_min(0)
+            total = law.sum()
+            usable = state["learned"] & (total > 0) & total.isfinite()
+            law = torch.where(usable, law / total, constants["warm_up"])
+            self._laws[device] = to_device(law, device)
         return self._laws[device]
-
-    def _present_law(self) -> Tensor:
-        state = self._state
-        _, constants = self._on(state["profile"].device)
-        law = self._rule(state["profile"], constants).clamp_min(0)
-        total = law.sum()
-        usable = state["learned"] & (total > 0) & total.isfinite()
-        return torch.where(usable, law / total, constants["warm_up"])
 
     def _tables(self, step: int, device: torch.device) -> tuple[Tensor, Tensor]:
         if device not in self._drawn:
@@ -204,11 +202,7 @@ class AdaptiveTimestepSampler(TimestepSampler):
 
     def observe(self, indices: Tensor, losses: Tensor, step: int) -> None:
         """Add the unweighted losses of one optimizer step; a non-finite loss is no observation.
-
-        Args:
-            indices: (N,) levels of the global batch.
-            losses: (N,) unweighted losses.
-            step: the optimizer step they were drawn for.
+        Arguments as of :meth:`TimestepSampler.observe`.
 
         Raises:
             ValueError: not one loss per index.
@@ -230,7 +224,9 @@ class AdaptiveTimestepSampler(TimestepSampler):
                 f"observe() takes one loss per index: got indices {tuple(indices.shape)} and "
                 f"losses {tuple(losses.shape)}, expected (N,) both."
             )
-        state = self._move_state(losses.device)
+        if self._state["profile"].device != losses.device:
+            self._state = to_device(self._state, losses.device)
+        state = self._state
         values = self._observed(losses.detach().to(state["profile"].dtype))
         finite = values.nan_to_num(0.0, 0.0, 0.0), values.isfinite()
         self._on(losses.device)[0].add(state, indices, *finite)
@@ -285,15 +281,6 @@ class AdaptiveTimestepSampler(TimestepSampler):
         self._laws: dict[torch.device, Tensor] = {}
         self._drawn: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
-    def _move_state(self, device: torch.device) -> State:
-        if self._state["profile"].device != device:
-            self._state = {k: to_device(v, device) for k, v in self._state.items()}
-        return self._state
-
     def _on(self, device: torch.device) -> tuple[Statistics, dict[str, Tensor]]:
         """Statistics and constants on ``device``; copies are made once."""
-        if device not in self._copies:
-            statistics, constants = self._copies[CPU]
-            moved = {name: to_device(table, device) for name, table in constants.items()}
-            self._copies[device] = statistics.to(device), moved
-        return self._copies[device]
+        return copy_on(device, self._copies)

@@ -13,17 +13,18 @@ from diffusers_curriculum.catalogue import Catalogue
 from diffusers_curriculum.checks import inside, one_of
 from diffusers_curriculum.noise_levels import NoiseLevels, to_device
 from diffusers_curriculum.randomness import DRAWS, Slots, batch_uniforms
-from diffusers_curriculum.samplers.cells import Cells, check_continuous, share_of_cell
 from diffusers_curriculum.samplers.composition import (
     CPU,
+    Cells,
+    check_continuous,
     compose,
     copy_on,
     correction_exponent,
     pick,
+    share_of_cell,
     tables,
 )
-from diffusers_curriculum.samplers.configs import checked_arguments
-from diffusers_curriculum.samplers.description import Described
+from diffusers_curriculum.samplers.description import Described, checked_arguments
 
 SAMPLERS: Catalogue[type[TimestepSampler]] = Catalogue("sampler")
 
@@ -109,6 +110,12 @@ class TimestepSampler(Described):
         return SAMPLERS.name_of(cls)
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """What every sampler is told, for another that takes it over."""
+        own = {name: getattr(self, name) for name in ("draw", "floor", "seed", "continuous")}
+        return own | {"importance_correction": self.exponent}
+
+    @property
     def opened(self) -> TimestepSampler:
         """What is drawn from once everything is open: itself but for a curriculum."""
         return self
@@ -157,9 +164,7 @@ class TimestepSampler(Described):
 
     def cells(self, step: int, device: torch.device) -> Cells:
         """The law inside the cells of the levels, for continuous draws at ``step``."""
-        if device not in self._cells:
-            self._cells[device] = self._cells[CPU].to(device)
-        return self._cells[device]
+        return copy_on(device, self._cells)
 
     # -- drawing ---------------------------------------------------------------------------------
 
@@ -196,14 +201,14 @@ class TimestepSampler(Described):
         if step is None:
             self._calls += 1
         cdf, importance = self._tables(at, target)
-        u = to_device(u, target) if u.device != target else u
+        points: Tensor = u if u.device == target else to_device(u, target)
         if not own or cdf.dtype != torch.float64:  # the own ones are float64 inside (0, 1)
             # the cdf is 1 from the last level with mass on: u must stay below it
-            u = u.to(cdf.dtype).clamp(0, 1 - torch.finfo(cdf.dtype).eps / 2)
-        indices = torch.searchsorted(cdf, u, right=True)
+            points = points.to(cdf.dtype).clamp(0, 1 - torch.finfo(cdf.dtype).eps / 2)
+        indices = torch.searchsorted(cdf, points, right=True)
         drawn = pick(importance, indices)
         if self.continuous:
-            log_snr = self.cells(at, target).log_snr(indices, share_of_cell(cdf, u, indices))
+            log_snr = self.cells(at, target).log_snr(indices, share_of_cell(cdf, points, indices))
             return TimestepSample(self.levels.conditioning(log_snr), indices, drawn, log_snr)
         return TimestepSample(pick(copy_on(target, self._timesteps), indices), indices, drawn)
 
@@ -288,3 +293,8 @@ class TimestepSampler(Described):
             cdf, importance = tables(*self._mass_and_importance(step, CPU))
             self._cache[device] = to_device(cdf, device), to_device(importance, device)
         return self._cache[device]
+
+
+def part_of(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """The state of a sampler inside another, whose keys begin with ``prefix`` there."""
+    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}

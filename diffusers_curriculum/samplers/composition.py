@@ -1,14 +1,23 @@
-"""How a law, a floor and an importance correction make the mass that is drawn."""
+"""How a law, a floor and an importance correction make the mass that is drawn, and where in the
+cell of a level a continuous draw falls."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from diffusers_curriculum.checks import is_finite
-from diffusers_curriculum.noise_levels import to_device
+from diffusers_curriculum.checks import flag, is_finite
+from diffusers_curriculum.densities import Density
+from diffusers_curriculum.noise_levels import NoiseLevels, cell_edges, to_device
 
 CPU = torch.device("cpu")
+Tables = TypeVar("Tables")
+_PIECES = 64
+# Of less mass, float64's rounding of a cdf would be more than a thousandth of the cell.
+_LEAST_MASS = 1e-13
 
 
 def compose(law: Tensor, reference: Tensor, floor: float, exponent: float) -> tuple[Tensor, Tensor]:
@@ -39,9 +48,9 @@ def correction_exponent(correction: str | float) -> float:
     return float(value)
 
 
-def copy_on(device: torch.device, copies: dict[torch.device, Tensor]) -> Tensor:
-    """The copy on ``device``, made once, of a table whose copies so far are given: one on the CPU
-    at least."""
+def copy_on(device: torch.device, copies: dict[torch.device, Tables]) -> Tables:
+    """The copy on ``device``, made once, as a step must not wait for one, of tables whose copies so
+    far are given: one on the CPU at least."""
     if device not in copies:
         copies[device] = to_device(copies[CPU], device)
     return copies[device]
@@ -50,3 +59,88 @@ def copy_on(device: torch.device, copies: dict[torch.device, Tensor]) -> Tensor:
 def pick(table: Tensor, indices: Tensor) -> Tensor:
     """``table[indices]`` for a table (T,), by the quicker call where there is one."""
     return table.index_select(0, indices) if indices.dim() == 1 else table[indices]
+
+
+@dataclass(frozen=True, eq=False)
+class Cells:
+    """Pieces of equal mass of each cell, with a straight line in the noise coordinate inside: alpha
+    and sigma of flow matching, log-SNR of EDM. A table, as a step must not wait for a bisection.
+
+    Attributes:
+        knots: (T, K + 1) log-SNR, from the clean edge of each cell to its noisy one.
+        family: "flow" or "edm".
+    """
+
+    knots: Tensor
+    family: str
+
+    @classmethod
+    def straight(cls, levels: NoiseLevels) -> Cells:
+        """The whole cell in one piece. In flow matching level i owns (sigma_{i-1}, sigma_i], so
+        that uniform levels make sigma uniform; in EDM its cell of log-SNR."""
+        if levels.family == "flow":
+            infinity = levels.log_snr.new_full((1,), torch.inf)
+            clean, noisy = torch.cat([infinity, levels.log_snr[:-1]]), levels.log_snr
+        else:
+            edges = _finite_edges(levels)
+            clean, noisy = edges[:-1], edges[1:]
+        return cls(torch.stack([clean, noisy], dim=1), levels.family)
+
+    @classmethod
+    def of_density(cls, levels: NoiseLevels, density: Density) -> Cells:
+        """Pieces of equal mass under ``density``: of its cdf, nothing but the last 1 / K of a cell
+        is a straight line. Cells that it gives no mass, where only a floor draws, and those whose
+        mass lies at one point are straight."""
+        edges = levels.edges if levels.family == "flow" else _finite_edges(levels)
+        clean, noisy = edges[:-1, None], edges[1:, None]
+        share = torch.linspace(0, 1, _PIECES + 1, dtype=edges.dtype)
+        cdf = density.cdf(edges)
+        inner = density.icdf(torch.lerp(cdf[:-1, None], cdf[1:, None], share)[:, 1:-1])
+        inner = torch.maximum(torch.minimum(inner, clean), noisy).cummin(dim=1).values
+        straight = _straight(clean, noisy, share[1:-1], levels.family)
+        curved = (density.masses(edges) > _LEAST_MASS) & inner.isfinite().all(dim=1)
+        inner = torch.where(curved[:, None], inner, straight)
+        return cls(torch.cat([clean, inner, noisy], dim=1), levels.family)
+
+    def log_snr(self, indices: Tensor, share: Tensor) -> Tensor:
+        """(B,) log-SNR, finite, below which ``share`` (B,) of the mass of the cells ``indices``
+        is not: 0 is a cell's clean edge, 1 its noisy one."""
+        pieces = self.knots.shape[1] - 1
+        piece = (share * pieces).long().clamp(0, pieces - 1)
+        tiny = torch.finfo(share.dtype).eps / 2  # an infinite edge is not reached
+        within = (share * pieces - piece).clamp(tiny, 1 - tiny)
+        at = indices * (pieces + 1) + piece
+        knots = self.knots.view(-1)
+        return _straight(knots[at], knots[at + 1], within, self.family)
+
+
+def check_continuous(continuous: object, levels: NoiseLevels) -> None:
+    """Raise ValueError where ``continuous`` is no bool, or the schedule has its timesteps only."""
+    flag("continuous", continuous)
+    if continuous and not levels.continuous:
+        raise ValueError(
+            f"continuous=True needs flow matching or EDM, and this schedule is {levels.family!r}, "
+            "whose network knows the timesteps of the table only: leave it out."
+        )
+
+
+def share_of_cell(cdf: Tensor, u: Tensor, indices: Tensor) -> Tensor:
+    """(B,) which share of the mass of the cells ``indices`` lies on the clean side of ``u``."""
+    below = torch.where(indices > 0, cdf[(indices - 1).clamp_min(0)], 0.0)
+    return ((u - below) / (cdf[indices] - below)).clamp(0, 1)
+
+
+def _straight(clean: Tensor, noisy: Tensor, share: Tensor, family: str) -> Tensor:
+    """log-SNR at ``share`` of the way between two levels in the noise coordinate."""
+    if family != "flow":
+        return torch.lerp(clean, noisy, share)
+    # both coefficients by themselves: near either end one of them has no digits left in the other
+    rest = 1 - share
+    alpha = rest * torch.sigmoid(clean / 2) + share * torch.sigmoid(noisy / 2)
+    sigma = rest * torch.sigmoid(-clean / 2) + share * torch.sigmoid(-noisy / 2)
+    return 2 * (alpha.log() - sigma.log())
+
+
+def _finite_edges(levels: NoiseLevels) -> Tensor:
+    """Edges of the cells, an infinite one half a step beyond the outer level."""
+    return torch.where(levels.edges.isfinite(), levels.edges, cell_edges(levels.log_snr, "half"))

@@ -11,13 +11,23 @@ from torch import Tensor
 
 from diffusers_curriculum.clustering import cluster_starts
 from diffusers_curriculum.pacing import Pacing, make_pacing
-from diffusers_curriculum.samplers.base import SAMPLERS, TimestepSampler
-from diffusers_curriculum.samplers.cells import Cells
-from diffusers_curriculum.samplers.composition import CPU, compose
-from diffusers_curriculum.samplers.configs import plain_config
-from diffusers_curriculum.samplers.description import Report, clusters_in_words, describe_config
-from diffusers_curriculum.samplers.progress import Progress, as_tensor
-from diffusers_curriculum.samplers.stages import Stages, StageTables, renormalised, restrict, row
+from diffusers_curriculum.samplers.base import SAMPLERS, TimestepSampler, part_of
+from diffusers_curriculum.samplers.composition import CPU, Cells, compose, copy_on
+from diffusers_curriculum.samplers.description import (
+    Report,
+    clusters_in_words,
+    describe_config,
+    plain_config,
+)
+from diffusers_curriculum.samplers.stages import (
+    Progress,
+    Stages,
+    StageTables,
+    as_tensor,
+    renormalised,
+    restrict,
+    row,
+)
 
 
 @SAMPLERS.register(
@@ -67,31 +77,26 @@ class CurriculumTimestepSampler(TimestepSampler):
         within: str = "base",
     ) -> None:
         self.base = base if isinstance(base, TimestepSampler) else TimestepSampler.from_config(base)
-        super().__init__(
-            self.base.levels,
-            draw=self.base.draw,
-            floor=self.base.floor,
-            importance_correction=self.base.exponent,
-            seed=self.base.seed,
-            continuous=self.base.continuous,
-        )
-        method = clustering
-        if clustering == "auto":
-            method = "log_snr" if self.levels.family == "vp" else "quantile"
+        super().__init__(self.base.levels, **self.base.settings)
+        auto = "log_snr" if self.levels.family == "vp" else "quantile"
+        method = auto if clustering == "auto" else clustering
         law = self.base.law(0, CPU)
-        masses = law if method == "quantile" else None
         self.starts = cluster_starts(
-            self.levels, clusters, method, masses=masses, **(clustering_args or {})
+            self.levels, clusters, method, masses=law, **(clustering_args or {})
         )
         self.stages, self.learns = len(self.starts), self.base.learns
         self.order, self.within = order, within
         self.pacing = make_pacing(pacing, **(pacing_args or {}))
-        clusters_in_order = Stages.of(self.starts, len(self.levels), order, within, self.seed)
-        self._stages_on = {CPU: clusters_in_order}
+        stages = Stages.of(self.starts, len(self.levels), order, within, self.seed)
+        self._stages_on = {CPU: stages}
         self._stage_tables: dict[torch.device, StageTables] = {}
         self._progress = Progress(self.pacing, self.stages)
-        for first in self.base.first_laws():
-            self._check_every_stage_has_mass(first)
+        for stage in [s for first in self.base.first_laws() for s in stages.without_mass(first)]:
+            low, high = self.open_range(stage)
+            raise ValueError(
+                f"the base law has no mass on stage {stage}, log-SNR {low:.1f}..{high:.1f}: choose "
+                "a wider density, fewer clusters or clustering 'quantile'."
+            )
         self.register_to_config(
             base=plain_config(self.base),
             clusters=clusters,
@@ -145,23 +150,14 @@ class CurriculumTimestepSampler(TimestepSampler):
         opened = self.levels.log_snr[self.open_levels(stage)]
         return float(opened.min()), float(opened.max())
 
-    def stage_probabilities(self) -> Tensor:
-        """(stages, T) float64: the mass of each stage, for a base whose law does not change."""
-        return torch.stack([mass for mass, _ in self._all_stages()])
-
     def cells(self, step: int, device: torch.device) -> Cells:
         return self.base.cells(step, device)
 
     # -- learning --------------------------------------------------------------------------------
 
     def observe(self, indices: Tensor, losses: Tensor, step: int) -> None:
-        """Advance the pacing by the mean of the unweighted losses of one optimizer step.
-
-        Args:
-            indices: (N,) levels of the global batch.
-            losses: (N,) unweighted losses.
-            step: the optimizer step they were drawn for.
-        """
+        """Advance the pacing by the mean of the unweighted losses of one optimizer step; arguments
+        as of :meth:`TimestepSampler.observe`."""
         self.base.observe(indices, losses, step)
         self._progress.observe(self._on(losses.device).cluster_of[indices], losses, step)
 
@@ -248,16 +244,13 @@ class CurriculumTimestepSampler(TimestepSampler):
                 f"{list(self.starts)}: build it from the same config and scheduler."
             )
         super().load_state_dict(state)
-        self.base.load_state_dict(_part(state, "base."))
-        self._progress.load_state_dict(_part(state, "state."))
+        self.base.load_state_dict(part_of(state, "base."))
+        self._progress.load_state_dict(part_of(state, "state."))
 
     # -- internals -------------------------------------------------------------------------------
 
     def _on(self, device: torch.device) -> Stages:
-        """The stages on ``device``; copies are made once, as a step must not wait for one."""
-        if device not in self._stages_on:
-            self._stages_on[device] = self._stages_on[CPU].to(device)
-        return self._stages_on[device]
+        return copy_on(device, self._stages_on)
 
     def _restrict(self, law: Tensor, step: int) -> Tensor:
         stage = self._progress.stage(step)
@@ -270,26 +263,6 @@ class CurriculumTimestepSampler(TimestepSampler):
         if not self.base.static_law:
             return super()._tables(step, device)
         if device not in self._stage_tables:
-            self._stage_tables[device] = StageTables.of(self._all_stages(), device)
+            stages = [self.at_stage(stage) for stage in range(1, self.stages + 1)]
+            self._stage_tables[device] = StageTables.of(stages, device)
         return self._stage_tables[device].at(self._progress.stage(step))
-
-    def _all_stages(self) -> list[tuple[Tensor, Tensor]]:
-        """Mass and importance of every stage, for a base whose law never changes."""
-        stages, reference = self._on(CPU), self.base.reference(0, CPU)
-        law = stages.spread(self.base.law(0, CPU))
-        return [
-            compose(restrict(law, opened), restrict(reference, opened), self.floor, self.exponent)
-            for opened in stages.opened
-        ]
-
-    def _check_every_stage_has_mass(self, law: Tensor) -> None:
-        for stage in self._on(CPU).without_mass(law)[:1]:
-            low, high = self.open_range(stage)
-            raise ValueError(
-                f"the base law has no mass on stage {stage}, log-SNR {low:.1f}..{high:.1f}: choose "
-                "a wider density, fewer clusters or clustering 'quantile'."
-            )
-
-
-def _part(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}

@@ -11,9 +11,8 @@ from torch import Tensor
 from diffusers_curriculum.densities import make_density, portable_parameters
 from diffusers_curriculum.noise_levels import NoiseLevels, to_device
 from diffusers_curriculum.samplers.base import SAMPLERS, TimestepSampler
-from diffusers_curriculum.samplers.cells import Cells
-from diffusers_curriculum.samplers.composition import CPU
-from diffusers_curriculum.samplers.configs import build_scheduler, plain_config
+from diffusers_curriculum.samplers.composition import CPU, Cells
+from diffusers_curriculum.samplers.description import build_scheduler, plain_config
 
 logger = logging.getLogger(__name__)
 
@@ -110,8 +109,5 @@ def _warn_of_untrained_ends(density: Any, levels: NoiseLevels) -> None:
             "floor=0 with %s: inference visits log-SNR %.1f..%.1f, but 99.9%% of the draws lie in "
             "%.1f..%.1f; a floor of 0.1 keeps the rest trained.",
             density,
-            float(finite[-1]),
-            float(finite[0]),
-            float(central[0]),
-            float(central[1]),
+            *(float(end) for end in (finite[-1], finite[0], *central)),
         )

@@ -37,11 +37,8 @@ class GradientNormTimestepSampler(AdaptiveTimestepSampler):
             large at all levels.
         importance_correction: "full", without which it is no variance that is least.
 
-    The other arguments are those of :class:`AdaptiveTimestepSampler`; all defaults are this
-    library's. Few bins by default, as norms are few.
-
-    Raises:
-        ValueError: unknown names or numbers out of range.
+    The other arguments, and errors, are those of :class:`AdaptiveTimestepSampler`; all defaults are
+    this library's. Few bins by default, as norms are few.
     """
 
     mode: str = checked(one_of, ("gradients", "loss"), default="gradients")
@@ -63,12 +60,7 @@ class GradientNormTimestepSampler(AdaptiveTimestepSampler):
 
     def observe(self, indices: Tensor, losses: Tensor, step: int) -> None:
         """Add the unweighted losses of one optimizer step in mode "loss"; in mode "gradients" they
-        only tell that the step is over.
-
-        Args:
-            indices: (N,) levels of the global batch.
-            losses: (N,) unweighted losses.
-            step: the optimizer step they were drawn for.
+        only tell that the step is over. Arguments as of :meth:`TimestepSampler.observe`.
 
         Raises:
             ValueError: not one loss per index.
@@ -76,7 +68,13 @@ class GradientNormTimestepSampler(AdaptiveTimestepSampler):
         if self.mode == "loss":
             self._add(indices, losses)
         elif self._gradients_at < 0 and step >= self.warm_up + self.refresh_every:
-            self._warn_of_missing_gradients(step)
+            if self._may_warn:
+                logger.warning(
+                    "no gradient norms were passed to observe_gradients() in %d steps: levels are "
+                    "still drawn from the warm-up density; pass some, or use mode='loss'.",
+                    step,
+                )
+            self._may_warn = False
         self._end_step(step)
 
     def observe_gradients(self, indices: Tensor, squared_norms: Tensor, step: int) -> None:
@@ -106,18 +104,9 @@ class GradientNormTimestepSampler(AdaptiveTimestepSampler):
         super().load_state_dict(state)
         self._gradients_at = int(state["gradients_at"])
 
-    def _warn_of_missing_gradients(self, step: int) -> None:
-        if self._may_warn:
-            logger.warning(
-                "no gradient norms were passed to observe_gradients() in %d steps: levels are "
-                "still drawn from the warm-up density; pass some, or use mode='loss'.",
-                step,
-            )
-        self._may_warn = False
-
 
 def per_sample_gradient_norms(losses: Tensor, parameters: Iterable[Tensor]) -> Tensor:
-    """Squared norm of the gradient of each sample's loss.
+    """(N,) float32 squared norm of the gradient of each sample's loss, over all parameters.
 
     One backward pass per sample through the one graph of ``losses``, which it frees; gradients in
     ``.grad`` stay as they are. Pass a few samples, now and then; a part of the parameters (such as
@@ -127,9 +116,6 @@ def per_sample_gradient_norms(losses: Tensor, parameters: Iterable[Tensor]) -> T
     Args:
         losses: (N,) unweighted losses, one per sample, with their graph.
         parameters: of the model; those without gradient are left out.
-
-    Returns:
-        (N,) float32, detached: the sum of the squares of the gradient over all parameters.
 
     Raises:
         ValueError: losses of another shape or without a graph, or no parameter to differentiate.

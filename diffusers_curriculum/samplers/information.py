@@ -14,8 +14,7 @@ from diffusers_curriculum.checks import above_zero, checked, not_negative
 from diffusers_curriculum.samplers.adaptive import AdaptiveTimestepSampler
 from diffusers_curriculum.samplers.base import SAMPLERS
 from diffusers_curriculum.samplers.statistics import finite_widths
-from diffusers_curriculum.weighting import to_target
-from diffusers_curriculum.weighting.conversion import bounded
+from diffusers_curriculum.weighting.formulas import bounded, to_target
 
 logger = logging.getLogger(__name__)
 
@@ -63,9 +62,8 @@ class InformationRateTimestepSampler(AdaptiveTimestepSampler):
         if self.max_x0_error is not None:
             above_zero("max_x0_error", self.max_x0_error)
         super().__post_init__(scheduler)
-        gate = self.gate
-        if gate is not None and self._is_low(math.log(gate) if gate else -math.inf):
-            self._warn_of_low_gate(gate)
+        if self.gate is not None:
+            self._warn_of_low_gate(self.gate)
 
     def _rule_tables(self) -> dict[str, Tensor]:
         weights = super()._rule_tables()["weights"]
@@ -83,22 +81,19 @@ class InformationRateTimestepSampler(AdaptiveTimestepSampler):
         for end, neighbour in ((0, 1), (-1, -2)):
             if not bool(finite[end]):  # 0 / 0 for many weightings: the limit is near
                 mass_per_x0[end] = mass_per_x0[neighbour]
-        self._check_finite(mass_per_x0)
+        if not bool(mass_per_x0.isfinite().all()):
+            index = int((~mass_per_x0.isfinite()).nonzero()[0])
+            raise ValueError(
+                f"loss weighting {self.loss_weighting!r} is 0 at index {index} (log-SNR "
+                f"{float(self.levels.log_snr[index]):.4g}), where the law would be infinite: use "
+                "a weighting that is positive on the whole schedule."
+            )
         return {
             "x0_per_loss": x0_per_loss,
             "mass_per_x0": mass_per_x0,
             "rate_per_x0": torch.where(finite, (1.5 * log_snr).exp(), 0.0),
             "log_sigma": -log_snr / 2,
         }
-
-    def _check_finite(self, law: Tensor) -> None:
-        if not bool(law.isfinite().all()):
-            index = int((~law.isfinite()).nonzero()[0])
-            raise ValueError(
-                f"loss weighting {self.loss_weighting!r} is 0 at index {index} (log-SNR "
-                f"{float(self.levels.log_snr[index]):.4g}), where the law would be infinite: use "
-                "a weighting that is positive on the whole schedule."
-            )
 
     def _rule(self, profile: Tensor, constants: Mapping[str, Tensor]) -> Tensor:
         x0_error = self._x0_error(profile, constants)
@@ -113,25 +108,22 @@ class InformationRateTimestepSampler(AdaptiveTimestepSampler):
 
     def _log_gate(self, x0_error: Tensor, constants: Mapping[str, Tensor]) -> Tensor:
         """log c, 0-dim."""
-        log_sigma, gate = constants["log_sigma"], self.gate
-        if gate is not None:
-            return torch.full_like(log_sigma[0], math.log(gate) if gate else -math.inf)
+        log_sigma = constants["log_sigma"]
+        if self.gate is not None:
+            return torch.full_like(log_sigma[0], _log(self.gate))
         rate = x0_error * constants["rate_per_x0"]
         counted = (rate >= self.onset * rate.max()) & (rate > 0)
         return torch.where(counted, log_sigma, -torch.inf).max()
 
-    def _is_low(self, log_gate: float) -> bool:
-        """Whether c lies in the lowest quarter of the schedule's log sigma."""
-        log_sigma = -self.levels.log_snr[self.levels.finite] / 2
-        return log_gate < float(0.75 * log_sigma[0] + 0.25 * log_sigma[-1])
-
     def _warn_of_low_gate(self, gate: float) -> None:
-        logger.warning(
-            "the gate c = %.3g of the information rate lies in the lowest quarter of the "
-            "schedule's log sigma: the law may gather at the clean end; a fixed gate (0.15 to 0.2 "
-            "for data of unit scale) or a longer warm_up keeps it away.",
-            gate,
-        )
+        log_sigma = -self.levels.log_snr[self.levels.finite] / 2
+        if _log(gate) < float(0.75 * log_sigma[0] + 0.25 * log_sigma[-1]):
+            logger.warning(
+                "the gate c = %.3g of the information rate lies in the lowest quarter of the "
+                "schedule's log sigma: the law may gather at the clean end; a fixed gate (0.15 to "
+                "0.2 for data of unit scale) or a longer warm_up keeps it away.",
+                gate,
+            )
 
     def metrics(self) -> dict[str, Tensor]:
         """Those of every adaptive sampler, and the gate c."""
@@ -143,7 +135,9 @@ class InformationRateTimestepSampler(AdaptiveTimestepSampler):
         # the state is read back to the host here anyway: a step must not wait for a warning
         state = super().state_dict()
         if self.gate is None and bool(state["state.learned"]):
-            gate = float(self.metrics()["gate"])
-            if self._is_low(math.log(gate) if gate else -math.inf):
-                self._warn_of_low_gate(gate)
+            self._warn_of_low_gate(float(self.metrics()["gate"]))
         return state
+
+
+def _log(gate: float) -> float:
+    return math.log(gate) if gate else -math.inf

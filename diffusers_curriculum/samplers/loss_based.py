@@ -32,10 +32,7 @@ class LossSecondMomentTimestepSampler(AdaptiveTimestepSampler):
     Args:
         importance_correction: "full", as published: the objective is that of uniform draws.
 
-    The other arguments are those of :class:`AdaptiveTimestepSampler`.
-
-    Raises:
-        ValueError: unknown names or numbers out of range.
+    The other arguments, and errors, are those of :class:`AdaptiveTimestepSampler`.
     """
 
     refresh_every: int = checked(whole, 1, default=None)
@@ -83,11 +80,8 @@ class LossProportionalTimestepSampler(AdaptiveTimestepSampler):
             holds for each uniformly drawn timestep, as in diffusers' scripts).
         importance_correction: "full", as the paper's objective does not depend on the law.
 
-    The other arguments are those of :class:`AdaptiveTimestepSampler`; the paper's averages are
-    running ones, the defaults of all numbers are this library's.
-
-    Raises:
-        ValueError: unknown names or numbers out of range.
+    The other arguments, and errors, are those of :class:`AdaptiveTimestepSampler`; the paper's
+    averages are running ones, the defaults of all numbers are this library's.
     """
 
     measure: str = checked(one_of, MEASURES, default="log_snr")

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from diffusers_curriculum.checks import one_of, whole
-from diffusers_curriculum.samplers.base import SAMPLERS, TimestepSampler
-from diffusers_curriculum.samplers.cells import Cells
-from diffusers_curriculum.samplers.configs import plain_config
-from diffusers_curriculum.samplers.description import describe_config
+from diffusers_curriculum.samplers.base import SAMPLERS, TimestepSampler, part_of
+from diffusers_curriculum.samplers.composition import Cells
+from diffusers_curriculum.samplers.description import describe_config, plain_config
 
 
 class Phase(NamedTuple):
@@ -66,14 +65,7 @@ class SequenceTimestepSampler(TimestepSampler):
         for number, sampler in enumerate(self.samplers[1:], 2):
             _check_alike(self.samplers[0], sampler, number)
         first = self.samplers[0]
-        super().__init__(
-            first.levels,
-            draw=first.draw,
-            floor=first.floor,
-            importance_correction=first.exponent,
-            seed=first.seed,
-            continuous=first.continuous,
-        )
+        super().__init__(first.levels, **first.settings)
         self.learns = any(sampler.learns for sampler in self.samplers)
         self.starts: tuple[int, ...] = (0, *ends[:-1])
         _check_mix(mix, mix_steps, self.starts)
@@ -119,10 +111,9 @@ class SequenceTimestepSampler(TimestepSampler):
             settings: of both :class:`DensityTimestepSampler`: draw, floor, seed, ...
         """
         logit_normal = {"density": "normal", "density_args": {"mean": -1.6, "std": 2.0}}
-        laws = (first or logit_normal, second or {"density": "uniform"})
         phases = [
-            {"until": until, "sampler": settings | dict(law)}
-            for until, law in zip((switch_step, None), laws, strict=True)
+            {"until": switch_step, "sampler": settings | dict(first or logit_normal)},
+            {"until": None, "sampler": settings | dict(second or {"density": "uniform"})},
         ]
         return cls.from_scheduler(scheduler, phases, mix=mix, mix_steps=mix_steps)
 
@@ -132,13 +123,11 @@ class SequenceTimestepSampler(TimestepSampler):
         """What optimizer step ``step`` draws from: one phase, or two while they are mixed."""
         number = max(i for i, start in enumerate(self.starts) if start <= max(step, 0))
         age = step - self.starts[number]
-        share = 1.0
-        if number and age < self._mix_steps:
-            share = (age + 1) / (self._mix_steps + 1)
-        present = Phase(number, age, share)
-        if share == 1:
-            return [present]
-        return [Phase(number - 1, step - self.starts[number - 1], 1 - share), present]
+        if not number or age >= self._mix_steps:
+            return [Phase(number, age, 1.0)]
+        share = (age + 1) / (self._mix_steps + 1)
+        before = Phase(number - 1, step - self.starts[number - 1], 1 - share)
+        return [before, Phase(number, age, share)]
 
     def law(self, step: int, device: torch.device) -> Tensor:
         return self._mixed("law", step, device)
@@ -169,20 +158,13 @@ class SequenceTimestepSampler(TimestepSampler):
     # -- learning --------------------------------------------------------------------------------
 
     def observe(self, indices: Tensor, losses: Tensor, step: int) -> None:
-        phases = self.phases_at(step)
-        for sampler, at in self._learners(phases, step):
-            sampler.observe(indices, losses, at)
-
-    def _learners(self, phases: Sequence[Phase], step: int) -> list[tuple[TimestepSampler, int]]:
-        in_force = {p.number: p.step for p in phases}
-        found = []
-        for number in range(phases[0].number, len(self.samplers)):
+        in_force = {phase.number: phase.step for phase in self.phases_at(step)}
+        for number in range(min(in_force), len(self.samplers)):
             sampler = self.samplers[number]
             if sampler.learns_from_any_law:
-                found.append((sampler, step))
+                sampler.observe(indices, losses, step)
             elif number in in_force:
-                found.append((sampler, in_force[number]))
-        return found
+                sampler.observe(indices, losses, in_force[number])
 
     def metrics(self) -> dict[str, Tensor]:
         """Those of all phases, under phase1_, phase2_, ..."""
@@ -214,9 +196,7 @@ class SequenceTimestepSampler(TimestepSampler):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
         for number, sampler in enumerate(self.samplers, 1):
-            prefix = f"phase{number}."
-            own = {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)}
-            sampler.load_state_dict(own)
+            sampler.load_state_dict(part_of(state, f"phase{number}."))
 
     def _of_all(self, prefix: str, get: Any) -> dict[str, Any]:
         return {
@@ -227,11 +207,7 @@ class SequenceTimestepSampler(TimestepSampler):
 
 
 def _phase_sampler(number: int, phase: Mapping[str, Any]) -> TimestepSampler:
-    """The sampler of a phase, built if it is a config.
-
-    Raises:
-        ValueError: other keys than "sampler" and "until".
-    """
+    """The sampler of a phase, built if it is a config; ValueError for other keys than these two."""
     unknown = sorted(phase.keys() - {"until", "sampler"})
     if unknown or "sampler" not in phase:
         raise ValueError(
@@ -244,11 +220,7 @@ def _phase_sampler(number: int, phase: Mapping[str, Any]) -> TimestepSampler:
 
 def _sampler_for(scheduler: Any, settings: Any) -> TimestepSampler:
     """The sampler for ``scheduler`` with ``settings``, by default a density sampler; a sampler is
-    returned as it is.
-
-    Raises:
-        ValueError: "_class_name" names no sampler.
-    """
+    returned as it is."""
     if isinstance(settings, TimestepSampler):
         return settings
     arguments = {k: v for k, v in settings.items() if k not in ("_class_name", "scheduler")}
@@ -268,12 +240,11 @@ def _check_ends(ends: Sequence[Any]) -> None:
 
 def _check_alike(first: TimestepSampler, other: TimestepSampler, number: int) -> None:
     """Raise ValueError unless phase ``number`` can follow the first one."""
-    for name in ("draw", "floor", "exponent", "seed", "continuous"):
-        mine, theirs = getattr(first, name), getattr(other, name)
+    for name, mine in first.settings.items():
+        theirs = other.settings[name]
         if mine != theirs:
-            label = "importance_correction" if name == "exponent" else name
             raise ValueError(
-                f"phase {number} has {label}={theirs!r} and phase 1 {mine!r}: give all phases the "
+                f"phase {number} has {name}={theirs!r} and phase 1 {mine!r}: give all phases the "
                 "same draw, floor, importance_correction, seed and continuous."
             )
     a, b = first.levels, other.levels

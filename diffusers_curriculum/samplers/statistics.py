@@ -6,7 +6,7 @@ losses, so that a step costs no host synchronisation.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from diffusers_curriculum.checks import one_of
 from diffusers_curriculum.clustering import log_snr_cells
-from diffusers_curriculum.noise_levels import NoiseLevels, to_device
+from diffusers_curriculum.noise_levels import NoiseLevels
 
 State = dict[str, Tensor]
 BINNINGS = ("quantile", "log_snr_width")
@@ -29,10 +29,6 @@ class Statistics:
     """
 
     starts: tuple[int, ...]
-
-    def to(self, device: torch.device) -> Statistics:
-        """The same rule with its tables on ``device``."""
-        return self
 
     def initial_state(self) -> State:
         """The state before the first observation."""
@@ -75,16 +71,10 @@ class BinnedMeans(Statistics):
     def of(
         cls, levels: NoiseLevels, bins: int, binning: str, neighbours: int, ema: float
     ) -> BinnedMeans:
-        """Bins of a schedule.
+        """Bins of a schedule; arguments as of :class:`AdaptiveTimestepSampler`.
 
-        Args:
-            bins: their number K; fewer where equal widths leave some without a level.
-            binning: "quantile" (equal numbers of levels) or "log_snr_width" (equal widths).
-            neighbours: bins on each side over which a mean is smoothed, with weights that fall
-                linearly; 0 for no smoothing.
-
-        Raises:
-            ValueError: unknown ``binning``.
+        There are fewer ``bins`` where equal widths leave some without a level; the weights of
+        ``neighbours`` fall linearly.
         """
         cell = _cells(levels, bins, binning)
         count = int(cell[-1]) + 1
@@ -95,10 +85,6 @@ class BinnedMeans(Statistics):
         columns = [np.interp(-position, -centres, row) for row in np.eye(count)]
         spread = np.stack(columns, axis=1) @ _smoothing(count, neighbours)
         return cls(tuple(starts), cell, torch.from_numpy(spread), ema)
-
-    def to(self, device: torch.device) -> BinnedMeans:
-        moved = {"cell": to_device(self.cell, device), "spread": to_device(self.spread, device)}
-        return replace(self, **moved)
 
     def initial_state(self) -> State:
         names = ("sums", "counts", "total", "evidence")

@@ -1,10 +1,15 @@
-"""Loss weightings that are one function of log-SNR, the same objective for every target.
+"""Loss weightings, each one function of log-SNR, and their conversion to every target.
 
 Each maps log-SNRs, (T,) float64, finite and cleanest first, to the logarithm of its weight on the
 squared error of x0. Its further arguments are the weighting's parameters; a keyword-only
-``prediction_type`` is filled in for it.
+``prediction_type`` is filled in for it. With S = exp(log_snr),
 
-S = exp(log_snr); t = 1 / (1 + sqrt S) is the noise fraction of flow matching.
+    W_epsilon = W_x0 / S,   W_v = W_x0 / (1 + S),   W_flow = W_x0 / (1 + sqrt S)^2,
+    W_edm = W_x0 / (S + 1 / sigma_data^2)
+
+as the squared errors of one wrong x0, seen as epsilon, v, flow and EDM's F (arXiv 2206.00364),
+stand in the inverse ratio; the limits at S = 0 and S = infinity come out by themselves.
+t = 1 / (1 + sqrt S) is the noise fraction of flow matching.
 """
 
 from __future__ import annotations
@@ -14,48 +19,81 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from diffusers_curriculum.catalogue import Catalogue
-from diffusers_curriculum.checks import above_zero, finite, flag, inside
-from diffusers_curriculum.weighting.conversion import softplus
+from diffusers_curriculum.checks import above_zero, finite, flag, inside, one_of
 
 WEIGHTINGS: Catalogue[Callable[..., Tensor]] = Catalogue("loss weighting", reserved=("none",))
 register = WEIGHTINGS.register
 
+# Beyond it exp() is 0 or infinite in float64 for every weight, which is the limit wanted.
+_INFINITY = 1e4
+_MAX_LOG_SNR = math.log(1000)  # kohya-ss and OneTrainer clip S there for "debiased"
 _PRECONDITIONED = (
     "preconditioned=False weights the error of the flow velocity, True that of x0, as diffusers' "
     "script does by default (--precondition_outputs 1)"
 )
 
 
-@register("unit_sample", formula="W_x0 = 1", source="mean squared error of x0")
-def unit_sample(log_snr: Tensor) -> Tensor:
-    """log of W_x0 = 1: the plain squared error of x0."""
-    return torch.zeros_like(log_snr)
+def softplus(x: Tensor) -> Tensor:
+    """log(1 + e^x), to full precision (torch's own turns linear above 20)."""
+    return -logsigmoid(-x)
 
 
-@register("unit_epsilon", formula="W_eps = 1", source="arXiv 2006.11239, eq. 14")
-def unit_epsilon(log_snr: Tensor) -> Tensor:
-    """log of W_x0 = S: the plain squared error of the noise (arXiv 2006.11239, eq. 14)."""
-    return log_snr
+# log of (weight on the target / weight on x0), by prediction type
+_TO_TARGET: dict[str, Callable[[Tensor], Tensor]] = {
+    "sample": torch.zeros_like,
+    "epsilon": lambda log_snr: -log_snr,
+    "v_prediction": lambda log_snr: -softplus(log_snr),
+    "flow": lambda log_snr: -2 * softplus(log_snr / 2),
+}
+TARGETS = (*_TO_TARGET, "edm")
 
 
-@register("unit_v", formula="W_v = 1", source="arXiv 2202.00512")
-def unit_v(log_snr: Tensor) -> Tensor:
-    """log of W_x0 = 1 + S: the plain squared error of v (arXiv 2202.00512, "SNR + 1")."""
-    return softplus(log_snr)
+def to_target(prediction_type: str, log_snr: Tensor, sigma_data: float | None = None) -> Tensor:
+    """log of (weight on the target / weight on x0) at each log-SNR.
+
+    Args:
+        prediction_type: one of ``TARGETS``.
+        log_snr: any shape, finite.
+        sigma_data: standard deviation of the data, needed for "edm". Schedulers that have one call
+            -F "v_prediction", so with it that is another name of "edm".
+
+    Raises:
+        ValueError: unknown prediction type, or "edm" without sigma_data.
+    """
+    one_of("prediction_type", prediction_type, TARGETS)
+    if prediction_type == "edm" and sigma_data is None:
+        raise ValueError(
+            "prediction_type='edm' has no weight without sigma_data, the standard deviation of "
+            "the data: use the levels of an EDM scheduler, or pass it."
+        )
+    if sigma_data is not None and prediction_type in ("edm", "v_prediction"):
+        floor = -2 * math.log(sigma_data)
+        return -floor - softplus(log_snr - floor)
+    return _TO_TARGET[prediction_type](log_snr)
 
 
-@register("unit_flow", formula="W_flow = 1", source="arXiv 2209.03003; arXiv 2210.02747")
-def unit_flow(log_snr: Tensor) -> Tensor:
-    """log of W_x0 = (1 + sqrt S)^2: the plain squared error of the flow-matching velocity (arXiv
-    2209.03003, 2210.02747)."""
-    return 2 * softplus(log_snr / 2)
+def bounded(log_snr: Tensor) -> Tensor:
+    """``log_snr`` in float64, its infinities replaced by numbers that stand for them."""
+    return log_snr.double().clamp(-_INFINITY, _INFINITY)
+
+
+register("unit_sample", formula="W_x0 = 1", source="mean squared error of x0")(
+    lambda log_snr: torch.zeros_like(log_snr)
+)
+register("unit_epsilon", formula="W_eps = 1", source="arXiv 2006.11239, eq. 14")(
+    lambda log_snr: log_snr
+)
+register("unit_v", formula="W_v = 1", source="arXiv 2202.00512")(lambda log_snr: softplus(log_snr))
+register("unit_flow", formula="W_flow = 1", source="arXiv 2209.03003; arXiv 2210.02747")(
+    lambda log_snr: 2 * softplus(log_snr / 2)
+)
 
 
 @register("min_snr", formula="W_x0 = min(S, gamma)", source="arXiv 2303.09556")
 def min_snr(log_snr: Tensor, gamma: float = 5.0) -> Tensor:
-    """log of W_x0 = min(S, gamma) (arXiv 2303.09556)."""
     above_zero("gamma", gamma)
     return log_snr.clamp_max(math.log(gamma))
 
@@ -67,8 +105,7 @@ def min_snr(log_snr: Tensor, gamma: float = 5.0) -> Tensor:
     note="made for v: a level at zero SNR keeps weight 1, where min_snr gives it 0",
 )
 def min_snr_plus_one(log_snr: Tensor, gamma: float = 5.0) -> Tensor:
-    """log of W_x0 = min(S + 1, gamma), that is min(S + 1, gamma) / (S + 1) on v, as diffusers had
-    it from pull request 5238 to 6307; not that of arXiv 2303.09556."""
+    """log of W_x0 = min(S + 1, gamma); not that of arXiv 2303.09556."""
     above_zero("gamma", gamma)
     return softplus(log_snr).clamp_max(math.log(gamma))
 
@@ -80,15 +117,13 @@ def min_snr_plus_one(log_snr: Tensor, gamma: float = 5.0) -> Tensor:
     note="gamma = 1 / sigma_data^2; the same weight as sigmoid with bias = ln gamma",
 )
 def soft_min_snr(log_snr: Tensor, gamma: float = 4.0) -> Tensor:
-    """log of W_x0 = S gamma / (S + gamma) (arXiv 2401.11605; gamma = 1 / sigma_data^2)."""
     above_zero("gamma", gamma)
     return log_snr - softplus(log_snr - math.log(gamma))
 
 
-@register("max_snr", formula="W_x0 = max(S, 1)", source="arXiv 2202.00512, truncated SNR")
-def max_snr(log_snr: Tensor) -> Tensor:
-    """log of W_x0 = max(S, 1) (arXiv 2202.00512, "truncated SNR")."""
-    return log_snr.clamp_min(0.0)
+register("max_snr", formula="W_x0 = max(S, 1)", source="arXiv 2202.00512, truncated SNR")(
+    lambda log_snr: log_snr.clamp_min(0.0)
+)
 
 
 @register(
@@ -98,16 +133,14 @@ def max_snr(log_snr: Tensor) -> Tensor:
     note="the paper's runs use gamma 0.5 or 1; its code has gamma 0, which is off",
 )
 def p2(log_snr: Tensor, k: float = 1.0, gamma: float = 1.0) -> Tensor:
-    """log of W_x0 = S / (k + S)^gamma (arXiv 2204.00227)."""
     above_zero("k", k)
     above_zero("gamma", gamma)
     return log_snr - gamma * (math.log(k) + softplus(log_snr - math.log(k)))
 
 
-@register("debiased", formula="W_eps = 1 / sqrt S", source="arXiv 2310.08442")
-def debiased(log_snr: Tensor) -> Tensor:
-    """log of W_x0 = sqrt S, that is 1 / sqrt S on epsilon (arXiv 2310.08442)."""
-    return log_snr / 2
+register("debiased", formula="W_eps = 1 / sqrt S", source="arXiv 2310.08442")(
+    lambda log_snr: log_snr / 2
+)
 
 
 @register(
@@ -117,8 +150,8 @@ def debiased(log_snr: Tensor) -> Tensor:
     note="a unit loss on the output of EDM's preconditioned network",
 )
 def edm(log_snr: Tensor, sigma_data: float = 0.5) -> Tensor:
-    """log of W_x0 = S + 1 / sigma_data^2 (arXiv 2206.00364, table 1: (sigma^2 + sigma_data^2) /
-    (sigma sigma_data)^2); sigma_data is the standard deviation of the data."""
+    """That is (sigma^2 + sigma_data^2) / (sigma sigma_data)^2; sigma_data is the standard deviation
+    of the data."""
     above_zero("sigma_data", sigma_data)
     floor = -2 * math.log(sigma_data)
     return floor + softplus(log_snr - floor)
@@ -131,8 +164,7 @@ def edm(log_snr: Tensor, sigma_data: float = 0.5) -> Tensor:
     note='bias 0 is this library\'s default; the papers state it per unit of log-SNR: "log_snr"',
 )
 def sigmoid(log_snr: Tensor, bias: float = 0.0) -> Tensor:
-    """log of W_x0 = e^bias sigmoid(log_snr - bias), that is sigmoid(bias - log_snr) on epsilon
-    (arXiv 2303.00848, 2410.19324, which state it per unit of log-SNR: measure="log_snr")."""
+    """log of W_x0 = e^bias sigmoid(log_snr - bias)."""
     finite("bias", bias)
     return bias - softplus(bias - log_snr)
 
@@ -145,8 +177,7 @@ def sigmoid(log_snr: Tensor, bias: float = 0.0) -> Tensor:
     note=_PRECONDITIONED + ", which makes it the plain flow loss",
 )
 def sigma_sqrt(log_snr: Tensor, preconditioned: bool = False) -> Tensor:
-    """log of the W_x0 that weights the flow velocity, or (``preconditioned``) x0, by t^-2
-    (compute_loss_weighting_for_sd3 of diffusers; despite its name sigma^-2)."""
+    """Despite its name sigma^-2, on the flow velocity or (``preconditioned``) on x0."""
     flag("preconditioned", preconditioned)
     return (2 if preconditioned else 4) * softplus(log_snr / 2)
 
@@ -159,8 +190,7 @@ def sigma_sqrt(log_snr: Tensor, preconditioned: bool = False) -> Tensor:
     note=_PRECONDITIONED,
 )
 def cosmap(log_snr: Tensor, preconditioned: bool = False) -> Tensor:
-    """log of the W_x0 that weights the flow velocity, or (``preconditioned``) x0, by
-    2 / (pi (1 - 2t + 2t^2)) (arXiv 2403.03206; compute_loss_weighting_for_sd3 of diffusers)."""
+    """The weight on the flow velocity or (``preconditioned``) on x0."""
     flag("preconditioned", preconditioned)
     velocity = 2 * softplus(log_snr / 2)  # log of t^-2
     weight = math.log(2 / math.pi) + velocity - softplus(log_snr)
@@ -177,10 +207,8 @@ def cosmap(log_snr: Tensor, preconditioned: bool = False) -> Tensor:
     whole_schedule=True,
 )
 def speed(log_snr: Tensor, contrast: float = 0.6, tau: float = 0.7) -> Tensor:
-    """log of the W_x0 of SpeeD's change-aware weight (arXiv 2405.17403, as in the authors' code):
-    on epsilon, 1 - c + (2c - 1) g on the first ``tau`` of the levels and 1 on the others, where g
-    is the central difference of 1 - abar = sigmoid(-log_snr) from level to level, scaled to [0, 1]
-    over the whole schedule.
+    """SpeeD's change-aware weight, as in the authors' code: the change is the central difference of
+    1 - abar = sigmoid(-log_snr) from level to level, scaled to [0, 1] over the whole schedule.
 
     Args:
         log_snr: (T,) the whole schedule, cleanest first.
@@ -203,3 +231,60 @@ def speed(log_snr: Tensor, contrast: float = 0.6, tau: float = 0.7) -> Tensor:
     weight = 1 - contrast + (2 * contrast - 1) * (change - change.min()) / span
     weight[round(tau * count if tau <= 1 else tau) :] = 1.0
     return log_snr + weight.clamp_min(0.0).log()
+
+
+# -- of widespread training code, other than the formula whose name they bear ----------------------
+# For comparison and for moving a run from there. Each is another objective for each target, and
+# defined for some only.
+
+
+@register(
+    "debiased_kohya",
+    formula="W_v = 1 / (1 + S), W_eps = 1 / sqrt S, S clipped at 1000",
+    source="kohya-ss/sd-scripts, --debiased_estimation_loss",
+    families="vp",
+    note="epsilon and v only; on v it is unit_sample, not the paper's weight (debiased)",
+)
+def debiased_kohya(log_snr: Tensor, *, prediction_type: str) -> Tensor:
+    clipped = log_snr.clamp_max(_MAX_LOG_SNR)
+    weights = {"epsilon": -clipped / 2, "v_prediction": -softplus(clipped)}
+    return _on_x0("debiased_kohya", weights, log_snr, prediction_type, "debiased")
+
+
+@register(
+    "debiased_onetrainer",
+    formula="W_v = 1 / sqrt(1 + S), W_eps = 1 / sqrt S, S clipped at 1000",
+    source="Nerogar/OneTrainer, DEBIASED_ESTIMATION",
+    families="vp",
+    note="epsilon and v only; on v it tends to 1 at low SNR, the paper's weight (debiased) to 0",
+)
+def debiased_onetrainer(log_snr: Tensor, *, prediction_type: str) -> Tensor:
+    clipped = log_snr.clamp_max(_MAX_LOG_SNR)
+    weights = {"epsilon": -clipped / 2, "v_prediction": -softplus(clipped) / 2}
+    return _on_x0("debiased_onetrainer", weights, log_snr, prediction_type, "debiased")
+
+
+@register(
+    "p2_onetrainer",
+    formula="W_v = (2 + S)^-gamma",
+    source="Nerogar/OneTrainer, P2",
+    families="vp",
+    note="v only (its weight on epsilon is p2 with k = 1); it adds 1 to S twice",
+)
+def p2_onetrainer(log_snr: Tensor, gamma: float = 1.0, *, prediction_type: str) -> Tensor:
+    above_zero("gamma", gamma)
+    log_two = math.log(2)
+    weights = {"v_prediction": -gamma * (log_two + softplus(log_snr - log_two))}
+    return _on_x0("p2_onetrainer", weights, log_snr, prediction_type, "p2")
+
+
+def _on_x0(
+    name: str, weights: dict[str, Tensor], log_snr: Tensor, prediction_type: str, instead: str
+) -> Tensor:
+    """log of the W_x0 behind the weights on some targets; ValueError for another target."""
+    if prediction_type not in weights:
+        raise ValueError(
+            f"loss weighting {name!r} is defined for {' and '.join(weights)} only, not for "
+            f"prediction_type={prediction_type!r}: use {instead}, which is defined for all."
+        )
+    return weights[prediction_type] - to_target(prediction_type, log_snr)

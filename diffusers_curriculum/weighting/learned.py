@@ -23,16 +23,13 @@ class UncertaintyWeighting(nn.Module):
 
     z is linear in random Fourier features sqrt(2) cos(2 pi (f x + p)) of x = ln(sigma) / 4 =
     -log_snr / 8 (f normal, p uniform), scaled by 1 / sqrt(features), without a bias. Its weights
-    start at 0, where the loss is the unweighted one (this library's choice: NVlabs/edm2
-    starts at random weights of unit norm).
+    start at 0, where the loss is the unweighted one (NVlabs/edm2: at random ones of unit norm).
 
     At one level the minimum over z is z* = ln E[loss], of value 1 + z*: every level ends up with
-    the same mean weighted loss, 1. A fixed weighting W of the losses only adds ln W to z*; what it
-    changes is the start. Which levels are drawn still matters.
+    the same mean weighted loss, 1. A fixed weighting W of the losses only adds ln W to z*.
 
-    Train the parameters with the model (they are of the optimizer's group of choice, without
-    weight decay), keep them in float32, and drop them for inference. The losses must be means over
-    the elements of a sample: of a sum over D elements, D z would have to be added.
+    Train the parameters with the model, without weight decay and in float32, and drop them for
+    inference. The losses must be means over the elements of a sample.
 
     Args:
         levels: the noise levels; one at infinite log-SNR counts as one more step of its neighbours'
@@ -149,12 +146,8 @@ class LearnedLossWeights:
         return torch.exp(-z).clamp(self.floor, 1 / self.floor)
 
     def observe(self, indices: Tensor, losses: Tensor) -> None:
-        """One step of z; a non-finite loss is no observation.
-
-        Args:
-            indices: (N,) levels of the global batch.
-            losses: (N,) unweighted losses.
-        """
+        """One step of z by the unweighted losses (N,) at the levels ``indices`` (N,) of the global
+        batch; a non-finite loss is no observation."""
         finite = losses.isfinite()
         both, _ = self.uncertainty.to(losses.device)(losses.nan_to_num(0, 0, 0), indices)
         (both.where(finite, 0.0).sum() / finite.sum().clamp_min(1)).backward()

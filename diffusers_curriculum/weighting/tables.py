@@ -11,8 +11,7 @@ from torch import Tensor
 
 from diffusers_curriculum.checks import flag, not_negative, one_of
 from diffusers_curriculum.noise_levels import NoiseLevels, cell_edges
-from diffusers_curriculum.weighting.conversion import bounded, to_target
-from diffusers_curriculum.weighting.formulas import WEIGHTINGS
+from diffusers_curriculum.weighting.formulas import WEIGHTINGS, bounded, to_target
 
 MEASURES = ("draw", "log_snr")
 
@@ -63,7 +62,7 @@ def loss_weights(
     needs_all = name in WEIGHTINGS and WEIGHTINGS.entry(name).whole_schedule
     if needs_all or measure != "draw" or normalise:
         _check_schedule(levels, name)
-    logs = _log_weight(name, levels.log_snr, kind, levels.sigma_data, parameters)
+    logs = log_weight(name, levels.log_snr, kind, levels=levels, **parameters)
     weights = (logs + _log_jacobian(levels.log_snr, measure)).exp()
     if name == "min_snr" and measure == "draw":
         weights = _as_diffusers(weights, levels, kind, **parameters)
@@ -77,33 +76,22 @@ def log_weight(
     name: str,
     log_snr: Tensor,
     prediction_type: str,
+    /,
     *,
     levels: NoiseLevels | None = None,
     **parameters: Any,
 ) -> Tensor:
-    """Logarithm of a weighting's weight on the squared error of one target, per draw.
+    """Logarithm of a weighting's weight on the squared error of one target, per draw; errors as of
+    :func:`loss_weights`.
 
     Args:
-        name: a key of ``WEIGHTINGS``.
         log_snr: (N,) any log-SNRs, infinite ones allowed; for "speed" a whole schedule, cleanest
             first.
-        prediction_type: "epsilon", "v_prediction", "sample", "flow" or "edm".
-        levels: whose sigma_data the target has, needed for "edm".
-        parameters: of the weighting.
+        levels: whose sigma_data the target has, needed for the prediction type "edm".
 
     Returns:
         (N,) float64; below -700 or above 700 it stands for a weight of 0 or infinity.
-
-    Raises:
-        ValueError: unknown name, parameter or prediction type, or a parameter out of range.
     """
-    data = None if levels is None else levels.sigma_data
-    return _log_weight(name, log_snr, prediction_type, data, parameters)
-
-
-def _log_weight(
-    name: str, log_snr: Tensor, kind: str, sigma_data: float | None, parameters: dict[str, Any]
-) -> Tensor:
     if name == "none":
         raise ValueError(
             "loss weighting 'none' has no weights, parameters or options: drop them, or name a "
@@ -112,13 +100,11 @@ def _log_weight(
     weighting, at = WEIGHTINGS.look_up(name), bounded(log_snr)
     takes = inspect.signature(weighting).parameters.values()
     known = [p.name for p in takes if p.kind is p.POSITIONAL_OR_KEYWORD][1:]
-    unknown = sorted(set(parameters) - set(known))
-    if unknown:
-        raise ValueError(
-            f"loss weighting {name!r} has no parameter {unknown[0]!r}: it takes {known or 'none'}."
-        )
-    on_target = to_target(kind, at, sigma_data)
-    own = {"prediction_type": kind} if "prediction_type" in {p.name for p in takes} else {}
+    WEIGHTINGS.check_parameters(name, parameters, known)
+    on_target = to_target(prediction_type, at, None if levels is None else levels.sigma_data)
+    own = (
+        {"prediction_type": prediction_type} if "prediction_type" in {p.name for p in takes} else {}
+    )
     return weighting(at, **parameters, **own) + on_target
 
 

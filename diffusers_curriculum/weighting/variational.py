@@ -83,17 +83,13 @@ class VariationalBound:
         noisy: Tensor,
         indices: Tensor,
     ) -> Tensor:
-        """weight * T * L_i of each sample, with a gradient by ``variance_part`` alone.
+        """(B,) float32 weight * T * L_i of each sample, with a gradient by ``variance_part`` alone.
 
         Args:
             mean_prediction: (B, C, ...) what the network predicts of epsilon, v or x0.
             variance_part: (B, C, ...) v.
             sample: (B, C, ...) x0.
-            noisy: (B, C, ...) x at the levels ``indices``.
-            indices: (B,) int64.
-
-        Returns:
-            (B,) float32.
+            noisy: (B, C, ...) x at the levels ``indices``, (B,) int64.
         """
         terms = self.bits_per_dimension(mean_prediction, variance_part, sample, noisy, indices)
         return self.weight * len(self.levels) * terms
@@ -130,8 +126,7 @@ class VariationalBound:
 
     def _at(self, like: Tensor, indices: Tensor, *names: str) -> list[Tensor]:
         if like.device not in self._tables:
-            host = self._tables[torch.device("cpu")]
-            self._tables[like.device] = {k: to_device(v, like.device) for k, v in host.items()}
+            self._tables[like.device] = to_device(self._tables[torch.device("cpu")], like.device)
         tables = self._tables[like.device]
         return [self._shaped(like, tables[name][indices]).to(like.dtype) for name in names]
 

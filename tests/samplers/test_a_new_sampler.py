@@ -21,7 +21,7 @@ from diffusers_curriculum.samplers import (
     describe_config,
     learning_samplers,
 )
-from diffusers_curriculum.samplers.configs import plain_config
+from diffusers_curriculum.samplers.description import plain_config
 from diffusers_curriculum.training.errors import UsageError
 from diffusers_curriculum.training.levels import timesteps
 from docs import generate_catalogue

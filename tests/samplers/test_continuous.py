@@ -19,7 +19,7 @@ from diffusers_curriculum.densities import DENSITIES, make_density
 from diffusers_curriculum.noise_levels import NoiseLevels
 from diffusers_curriculum.objective import Objective
 from diffusers_curriculum.samplers import SAMPLERS, SequenceTimestepSampler
-from diffusers_curriculum.samplers.configs import plain_config
+from diffusers_curriculum.samplers.description import plain_config
 from tests.floors_fixtures import SCHEDULERS
 from tests.samplers.draws import parts
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from diffusers_curriculum import CurriculumTimestepSampler, DensityTimestepSampler, TimestepSampler
 from diffusers_curriculum.noise_levels import NoiseLevels
-from diffusers_curriculum.samplers import progress
+from diffusers_curriculum.samplers import stages
 from diffusers_curriculum.samplers.stages import ORDERS, WITHIN, Stages, restrict
 from tests.floors_fixtures import SCHEDULERS
 from tests.samplers.draws import parts
@@ -287,7 +287,7 @@ def test_observing_reads_nothing_back_and_returns_nothing() -> None:
 @pytest.fixture
 def as_on_a_device(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
     """Makes curricula treat the CPU as a device that must not be waited for, or not."""
-    monkeypatch.setattr(progress, "reads_freely", lambda device: not switched[-1])
+    monkeypatch.setattr(stages, "reads_freely", lambda device: not switched[-1])
     switched = [False]
     return switched.append
 

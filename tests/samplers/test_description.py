@@ -19,7 +19,7 @@ from diffusers_curriculum import (
     TimestepSampler,
 )
 from diffusers_curriculum.samplers import describe_config
-from diffusers_curriculum.samplers.configs import plain_config
+from diffusers_curriculum.samplers.description import plain_config
 from tests.floors_fixtures import SCHEDULERS, table
 
 

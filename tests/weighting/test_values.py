@@ -11,7 +11,8 @@ import pytest
 import torch
 from diffusers.training_utils import compute_loss_weighting_for_sd3, compute_snr
 
-from diffusers_curriculum.weighting import WEIGHTINGS, log_weight, loss_weights, softplus
+from diffusers_curriculum.weighting import WEIGHTINGS, log_weight, loss_weights
+from diffusers_curriculum.weighting.formulas import softplus
 from tests.floors_fixtures import SCHEDULERS, VARIANCE_PRESERVING, levels_of, table
 from tests.weighting.oracle import FORMULAS, KINDS, expected, speed, weights_of
 

@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from diffusers_curriculum.samplers.configs import plain_config
+from diffusers_curriculum.samplers.description import plain_config
 from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.arguments.flag import SETTINGS
 from diffusers_curriculum.training.checkpoint.state import POWER_EMA

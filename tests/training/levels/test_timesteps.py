@@ -12,7 +12,7 @@ import torch
 from diffusers_curriculum import CurriculumTimestepSampler, DensityTimestepSampler
 from diffusers_curriculum.pacing import make_pacing
 from diffusers_curriculum.samplers import SequenceTimestepSampler, learning_samplers
-from diffusers_curriculum.samplers.configs import plain_config
+from diffusers_curriculum.samplers.description import plain_config
 from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.errors import UsageError, usage_errors
 from diffusers_curriculum.training.levels import timesteps

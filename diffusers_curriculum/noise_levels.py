@@ -1,17 +1,27 @@
-"""A table of noise levels in log-SNR, and the levels between them."""
+"""One view of any diffusers scheduler: a table of noise levels in log-SNR, and levels between them.
+
+Everything that chooses, groups, weighs or reports noise levels is written against
+:class:`NoiseLevels`. No other module knows what schedulers call their noise levels.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from diffusers_curriculum.checks import one_of
-from diffusers_curriculum.noise_levels.schedulers import Clock, clock_of, read_tables
 
 OUTER_EDGES = ("half", "clip", "inf")
+
+
+class Clock(NamedTuple):
+    """What a network is told of a noise level: ``scale`` times sigma, or its natural logarithm."""
+
+    logarithmic: bool
+    scale: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +82,7 @@ class NoiseLevels:
             )
         config = getattr(scheduler, "config", {})
         prediction = config.get("prediction_type")
+        default = "flow" if family == "flow" else "epsilon"
         sigma_data = config.get("sigma_data") if prediction and family == "edm" else None
         return cls(
             log_snr=log_snr,
@@ -79,7 +90,7 @@ class NoiseLevels:
             sigma=sigma,
             timesteps=timesteps,
             edges=cell_edges(log_snr, outer_edges),
-            prediction_type=_canonical(prediction or _default_prediction(family), sigma_data),
+            prediction_type=_canonical(prediction or default, sigma_data),
             family=family,
             sigma_data=sigma_data,
             clock=None if family == "vp" else clock_of(sigma, timesteps),
@@ -92,9 +103,7 @@ class NoiseLevels:
         if key == str(self.log_snr.device):
             return self
         if key not in self._copies:
-            names = ("log_snr", "alpha", "sigma", "timesteps", "edges")
-            moved = {name: to_device(getattr(self, name), device) for name in names}
-            self._copies[key] = replace(self, **moved, _copies={})
+            self._copies[key] = replace(to_device(self, device), _copies={})
         return self._copies[key]
 
     def with_prediction_type(self, prediction_type: str) -> NoiseLevels:
@@ -152,13 +161,21 @@ class NoiseLevels:
         return self.log_snr.isfinite()
 
 
-def to_device(table: Tensor, device: torch.device | str) -> Tensor:
-    """Copy ``table`` to ``device``, as float32 where float64 does not exist (MPS).
+def to_device(table: Any, device: torch.device | str) -> Any:
+    """Copy a tensor, or a dict, tuple or dataclass with all its tensors, to ``device``, as float32
+    where float64 does not exist (MPS).
 
     A copy from the host never waits for what the device still has to do: it is queued, on CUDA from
     pinned memory. A copy to the host waits, because it is read there.
     """
     device = torch.device(device)
+    if isinstance(table, tuple):
+        return tuple(to_device(each, device) for each in table)
+    if isinstance(table, dict):
+        return {name: to_device(each, device) for name, each in table.items()}
+    if not isinstance(table, Tensor):
+        tensors = {k: v for k, v in vars(table).items() if isinstance(v, Tensor)}
+        return replace(table, **to_device(tensors, device))
     if device.type == "mps":  # its queued copies would read the host's memory too late
         return (table.float() if table.dtype == torch.float64 else table).to(device)
     if device.type == "cuda" and table.device.type == "cpu":
@@ -167,18 +184,12 @@ def to_device(table: Tensor, device: torch.device | str) -> Tensor:
 
 
 def cell_edges(log_snr: Tensor, outer_edges: str = "half") -> Tensor:
-    """Edges of the cells that share out the log-SNR axis among the levels.
+    """(T+1,) edges of the cells that share out the log-SNR axis among levels (T,), decreasing both.
 
     Inner edges are midpoints of neighbours.  A level at -inf (zero terminal SNR) or +inf gets a
     finite inner edge, half a neighbouring step away, and an infinite outer one: a plain midpoint
-    would be infinite too, and the level would silently lose its mass.
-
-    Args:
-        log_snr: (T,) decreasing.
-        outer_edges: "half", "clip" or "inf", see :meth:`NoiseLevels.from_scheduler`.
-
-    Returns:
-        (T+1,) float64, decreasing.
+    would be infinite too, and the level would silently lose its mass. ``outer_edges``: see
+    :meth:`NoiseLevels.from_scheduler`.
     """
     first, last = (0 if log_snr[0].isfinite() else 1), len(log_snr) - int(log_snr[-1].isinf())
     finite = log_snr[first:last]
@@ -195,10 +206,6 @@ def cell_edges(log_snr: Tensor, outer_edges: str = "half") -> Tensor:
     return torch.cat([upper, inner, lower])
 
 
-def _default_prediction(family: str) -> str:
-    return "flow" if family == "flow" else "epsilon"
-
-
 def _canonical(prediction_type: str, sigma_data: float | None) -> str:
     if prediction_type == "epsilon" and sigma_data is not None:
         return "edm"
@@ -210,3 +217,71 @@ def _log_snr(family: str, alpha: Tensor, sigma: Tensor) -> Tensor:
         power = alpha.square()
         return power.log() - torch.log1p(-power)
     return 2 * (alpha.log() - sigma.log())
+
+
+# -- what diffusers' schedulers call their noise levels --------------------------------------------
+
+
+def read_tables(scheduler: Any) -> tuple[str, Tensor, Tensor, Tensor]:
+    """(family, alpha, sigma, timesteps), cleanest first."""
+    config = getattr(scheduler, "config", {})
+    if config.get("use_flow_sigmas"):
+        return _flow_inference_tables(config)
+    if getattr(scheduler, "alphas_cumprod", None) is not None:
+        return _variance_preserving_tables(scheduler.alphas_cumprod)
+    if isinstance(getattr(scheduler, "discrete_sigmas", None), Tensor):
+        return _exploding_tables(scheduler.discrete_sigmas, scheduler.discrete_sigmas)
+    # set_timesteps overwrites sigmas and timesteps: read them from an unused copy.
+    make = getattr(type(scheduler), "from_config", None)
+    unused = make(config) if make else None
+    sigmas, timesteps = getattr(unused, "sigmas", None), getattr(unused, "timesteps", None)
+    if isinstance(sigmas, Tensor) and isinstance(timesteps, Tensor) and len(timesteps) > 1:
+        sigmas, timesteps = sigmas[: len(timesteps)].flip(0), timesteps.flip(0)
+        if "shift" in config:
+            return _flow_tables(sigmas, timesteps)
+        if "sigma_data" in config or "sigma_max" in config:
+            return _exploding_tables(sigmas, timesteps)
+    raise ValueError(
+        f"{type(scheduler).__name__} shows no table of training noise levels: it has neither "
+        "`alphas_cumprod` nor `sigmas` with `timesteps` and one of the settings `shift` (flow "
+        "matching), `sigma_data` or `sigma_max` (EDM). Pass the scheduler of the training."
+    )
+
+
+def _variance_preserving_tables(alphas_cumprod: Tensor) -> tuple[str, Tensor, Tensor, Tensor]:
+    # diffusers' add_noise works in float32; the same float32 values, widened, give the corruption
+    # that is really applied, and give it back bit for bit when narrowed again.
+    power = alphas_cumprod.detach().cpu().float()
+    alpha, sigma = power.double().sqrt(), (1.0 - power).double().sqrt()
+    return "vp", alpha, sigma, torch.arange(len(power))
+
+
+def _flow_tables(sigmas: Tensor, timesteps: Tensor) -> tuple[str, Tensor, Tensor, Tensor]:
+    # a shift may round the noisiest sigma up to 1 + 1e-7
+    sigmas = sigmas.detach().cpu().float().clamp_max(1.0)
+    return "flow", (1.0 - sigmas).double(), sigmas.double(), timesteps.cpu()
+
+
+def _flow_inference_tables(config: Any) -> tuple[str, Tensor, Tensor, Tensor]:
+    """The flow-matching training grid of schedulers that do flow matching at inference only."""
+    count, shift = config["num_train_timesteps"], config.get("flow_shift", config.get("shift", 1.0))
+    uniform = torch.arange(1, count + 1, dtype=torch.float32) / count
+    sigmas = shift * uniform / (1 + (shift - 1) * uniform)
+    return _flow_tables(sigmas, sigmas * count)
+
+
+def _exploding_tables(sigmas: Tensor, timesteps: Tensor) -> tuple[str, Tensor, Tensor, Tensor]:
+    sigmas = sigmas.detach().cpu().double()
+    return "edm", torch.ones_like(sigmas), sigmas, timesteps.detach().cpu()
+
+
+def clock_of(sigma: Tensor, timesteps: Tensor) -> Clock | None:
+    """The clock that gives these timesteps, if there is one."""
+    told = timesteps.double()
+    for logarithmic in (False, True):
+        coordinate = sigma.log() if logarithmic else sigma
+        far = coordinate.abs().argmax()
+        scale = float(f"{float(told[far] / coordinate[far]):.6g}")  # free of float32's rounding
+        if torch.allclose(told, scale * coordinate, rtol=1e-5, atol=1e-6 * abs(scale)):
+            return Clock(logarithmic, scale)
+    return None
