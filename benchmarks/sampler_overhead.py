@@ -50,7 +50,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         ],
         "mix": "linear",
         "mix_steps": 10,
-    },
+    }
 }
 
 _SCHEDULERS: dict[str, Any] = {

@@ -174,12 +174,7 @@ def uniforms(draw: str, *, seed: int, step: int, slots: Slots, purpose: str = "t
 
 
 def batch_uniforms(
-    draw: str,
-    batch: int | Slots,
-    *,
-    seed: int,
-    step: int,
-    generator: torch.Generator | None = None,
+    draw: str, batch: int | Slots, *, seed: int, step: int, generator: torch.Generator | None = None
 ) -> Tensor:
     """:func:`uniforms` for a batch of this rank, or for the exact slots that it fills; where a
     ``generator`` is given, keyed by its next number instead of by (seed, step)."""

@@ -16,11 +16,7 @@ import pytest
 from huggingface_hub import errors
 from PIL import Image
 
-from diffusers_curriculum import (
-    CurriculumTimestepSampler,
-    DensityTimestepSampler,
-    TimestepSampler,
-)
+from diffusers_curriculum import CurriculumTimestepSampler, DensityTimestepSampler, TimestepSampler
 from diffusers_curriculum.cli import build_parser, main
 from diffusers_curriculum.weighting import loss_weights
 from tests.floors_fixtures import SD
@@ -67,11 +63,7 @@ def training(**config: Any) -> DensityTimestepSampler:
 
 
 def test_every_kind_of_source_shows_the_same(pipeline: Path, tmp_path: Path) -> None:
-    sources = [
-        pipeline,
-        pipeline / "scheduler",
-        pipeline / "scheduler" / "scheduler_config.json",
-    ]
+    sources = [pipeline, pipeline / "scheduler", pipeline / "scheduler" / "scheduler_config.json"]
     flags = ("--timestep_sampler", "normal", "--timestep_floor", 0.2)
     expected = training(density="normal", floor=0.2).probabilities().tolist()
     for source in sources:
@@ -155,11 +147,7 @@ def answer_of(kind: type[Exception], text: str) -> Exception:
     ],
 )
 def test_what_the_hub_answers_is_one_line(
-    kind: type[Exception],
-    text: str,
-    message: str,
-    capsys: Capture,
-    monkeypatch: pytest.MonkeyPatch,
+    kind: type[Exception], text: str, message: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.hf_hub_download", Hub(answer_of(kind, text)))
     assert message in error(capsys, "owner/name")

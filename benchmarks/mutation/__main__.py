@@ -67,10 +67,7 @@ def _parser() -> argparse.ArgumentParser:
         "--minutes", type=float, default=float("inf"), help="start no mutant after so many"
     )
     parser.add_argument(
-        "--again",
-        type=Path,
-        metavar="JSON",
-        help="take over what was killed there",
+        "--again", type=Path, metavar="JSON", help="take over what was killed there"
     )
     return parser
 

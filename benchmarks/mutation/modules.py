@@ -28,10 +28,7 @@ OWN: dict[str, Sequence[str]] = {
     "densities/time_fraction": ("tests/densities/test_time_laws.py",),
     "densities/laws": ("tests/test_densities.py",),
     "densities/base": ("tests/test_densities.py", "tests/densities/test_catalogue.py"),
-    "samplers/composition": (
-        "tests/samplers/test_base.py",
-        "tests/samplers/test_continuous.py",
-    ),
+    "samplers/composition": ("tests/samplers/test_base.py", "tests/samplers/test_continuous.py"),
     "samplers/description": ("tests/samplers/test_base.py",),
     "samplers/stages": (CURRICULUM,),
     "samplers/information": ("tests/samplers/test_adaptive_laws.py", ADAPTIVE),
@@ -40,10 +37,7 @@ OWN: dict[str, Sequence[str]] = {
     "samplers/loss_based": (ADAPTIVE,),
     "noise_levels": ("tests/samplers/test_continuous.py",),
     "drop_in/binding": ("tests/drop_in/test_density.py",),
-    "drop_in/names": (
-        "tests/drop_in/test_density.py",
-        "tests/drop_in/test_weights_and_snr.py",
-    ),
+    "drop_in/names": ("tests/drop_in/test_density.py", "tests/drop_in/test_weights_and_snr.py"),
 }
 STATISTICS = ("tests/statistics/test_catalogue_fit.py", "tests/statistics/test_goodness_of_fit.py")
 GOLDEN = "tests/golden"

@@ -14,7 +14,7 @@ from benchmarks.official_faults.report import SCRIPT
 KNOWN = {
     "4c5f10d3986bc41c96d595215600a98a8c7b24f384e7f276e57d5df9c7e62a8c": (
         "58eb52c0803ea9af3abec60841c2a093bdf1f951"
-    ),
+    )
 }
 PACKAGES = (
     "torch",

@@ -69,9 +69,7 @@ def check_weights(path: Path) -> None:
 
 def _network_class() -> Any:
     try:
-        from torch_fidelity.feature_extractor_inceptionv3 import (  # pyright: ignore
-            FeatureExtractorInceptionV3,
-        )
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3  # pyright: ignore
     # A torchvision that does not fit torch fails in other ways than a missing one.
     except (ImportError, RuntimeError, AttributeError) as error:
         raise FeatureNetworkError(

@@ -15,16 +15,7 @@ import pytest
 import torch
 
 from benchmarks.gpu import __main__ as gpu
-from benchmarks.gpu import (
-    baseline,
-    clock,
-    images,
-    resume,
-    script,
-    speed,
-    subject,
-    synchronisation,
-)
+from benchmarks.gpu import baseline, clock, images, resume, script, speed, subject, synchronisation
 from benchmarks.gpu.findings import CheckError, Findings, Unavailable, check
 from benchmarks.gpu.report import markdown
 from benchmarks.gpu.script_runs import Watched, run_script

@@ -13,11 +13,7 @@ from scipy import stats
 from torch import Tensor
 
 from diffusers_curriculum import DensityTimestepSampler, densities
-from diffusers_curriculum.densities import (
-    DENSITIES,
-    make_density,
-    portable_parameters,
-)
+from diffusers_curriculum.densities import DENSITIES, make_density, portable_parameters
 from diffusers_curriculum.densities.base import largest
 from tests.floors_fixtures import SCHEDULERS
 

@@ -269,10 +269,7 @@ def test_a_part_of_a_part_is_a_part() -> None:
 
 def test_names_that_are_taken_go_under_density_args() -> None:
     law = _law(
-        "truncated",
-        density="log_snr_uniform",
-        density_args={"low": -2.0, "high": 4.0},
-        low=0.0,
+        "truncated", density="log_snr_uniform", density_args={"low": -2.0, "high": 4.0}, low=0.0
     )
     x = _t([-1.0, 0.0, 1.0, 4.0])
     torch.testing.assert_close(law.cdf(x), _t([0, 0, 0.25, 1]), atol=1e-15, rtol=0)

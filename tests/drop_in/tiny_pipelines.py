@@ -191,11 +191,7 @@ def _autoencoder() -> AutoencoderKL:
         "up_block_types": ("UpDecoderBlock2D",) * 4,
     }
     return AutoencoderKL(
-        **layout,
-        latent_channels=4,
-        norm_num_groups=4,
-        sample_size=32,
-        shift_factor=0.0,
+        **layout, latent_channels=4, norm_num_groups=4, sample_size=32, shift_factor=0.0
     )
 
 

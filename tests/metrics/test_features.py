@@ -12,11 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from diffusers_curriculum.metrics.features import (
-    FeatureNetwork,
-    eight_bit,
-    load_feature_network,
-)
+from diffusers_curriculum.metrics.features import FeatureNetwork, eight_bit, load_feature_network
 from diffusers_curriculum.metrics.preprocessing import FeatureNetworkError
 from tests.metrics.tiny_networks import PREPROCESSOR, save
 

@@ -14,12 +14,7 @@ from diffusers.models.embeddings import LabelEmbedding
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from diffusers_curriculum.models.network_config import (
-    DIT_SIZES,
-    Asked,
-    complete_config,
-    dit_config,
-)
+from diffusers_curriculum.models.network_config import DIT_SIZES, Asked, complete_config, dit_config
 from diffusers_curriculum.models.networks import (
     build_network,
     check_conditioning,

@@ -65,8 +65,7 @@ def best_vp(kind: str, scheduler: Any) -> Best:
 def best_flow() -> Best:
     """noise - data, where x = (1 - sigma) data + sigma noise and sigma = t / 1000."""
     return Best(
-        lambda x, t: (x, 1 - t / 1000, t / 1000),
-        lambda alpha, sigma, noise, state: noise - POINT,
+        lambda x, t: (x, 1 - t / 1000, t / 1000), lambda alpha, sigma, noise, state: noise - POINT
     )
 
 

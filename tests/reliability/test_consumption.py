@@ -73,8 +73,7 @@ def moments(seed: int) -> Iterator[Kill]:
 
 
 @pytest.mark.parametrize(
-    "interruptions",
-    [2, pytest.param(20, marks=[pytest.mark.slow, pytest.mark.timeout(900)])],
+    "interruptions", [2, pytest.param(20, marks=[pytest.mark.slow, pytest.mark.timeout(900)])]
 )
 @pytest.mark.parametrize("workers", [0, 2])
 def test_every_sample_once_per_epoch_after_resume(

@@ -10,13 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.reliability.harness import (
-    Kill,
-    differing_file_bits,
-    differing_loss_bits,
-    live,
-    lost,
-)
+from tests.reliability.harness import Kill, differing_file_bits, differing_loss_bits, live, lost
 from tests.reliability.test_kills import STEPS, VARIANTS
 from tests.scripts.small_runs import Bench
 

@@ -142,12 +142,7 @@ def test_proportional_laws(schedule: str, weighting: str, measure: str) -> None:
 
 def test_every_draw_has_the_same_corrected_loss_on_average() -> None:
     sampler = LossProportionalTimestepSampler(
-        SCHEDULERS["sd"](),
-        measure="draw",
-        bins=1000,
-        floor=1e-9,
-        loss_weighting="min_snr",
-        **EXACT,
+        SCHEDULERS["sd"](), measure="draw", bins=1000, floor=1e-9, loss_weighting="min_snr", **EXACT
     )
     profile = loss_profile(1000)
     teach(sampler, profile)

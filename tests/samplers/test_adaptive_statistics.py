@@ -10,11 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffusers_curriculum.samplers.statistics import (
-    BinnedMeans,
-    LastValues,
-    finite_widths,
-)
+from diffusers_curriculum.samplers.statistics import BinnedMeans, LastValues, finite_widths
 from tests.floors_fixtures import SCHEDULERS, levels_of, table
 
 

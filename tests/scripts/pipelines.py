@@ -11,11 +11,7 @@ from diffusers import StableDiffusionPipeline
 
 from tests.scripts.small_runs import RESOLUTION, Bench
 
-SD: dict[str, Any] = {
-    "beta_schedule": "scaled_linear",
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-}
+SD: dict[str, Any] = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 
 
 def with_scheduler(bench: Bench, folder: Path, scheduler: Any) -> Bench:

@@ -263,10 +263,7 @@ def recorded() -> Iterator[Record]:
         record.logged.append((step, dict(values)))
         log(accelerator, values, step=step, **kwargs)
 
-    with (
-        mock.patch.object(job, "make_update", update),
-        mock.patch.object(Accelerator, "log", logs),
-    ):
+    with mock.patch.object(job, "make_update", update), mock.patch.object(Accelerator, "log", logs):
         try:
             yield record
         finally:

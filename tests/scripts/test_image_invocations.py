@@ -168,11 +168,7 @@ BEFORE_MODELS: dict[str, tuple[str, tuple[object, ...], tuple[str, ...]]] = {
         ("02.png", "class is missing", "skip"),
     ),
     "dropout above one": ("class", ("--label_dropout", 2), ("--label_dropout is 2", "[0, 1]")),
-    "classes": (
-        "class",
-        ("--train_data_dir", "{}/images", "--label_dropout", "much"),
-        ("'much'",),
-    ),
+    "classes": ("class", ("--train_data_dir", "{}/images", "--label_dropout", "much"), ("'much'",)),
     "crops without a cache": (
         "unconditional",
         ("--latent_crops", 3),
@@ -289,11 +285,7 @@ def test_what_does_not_fit_is_refused_before_a_step(
 # what is resumed, what differs, what the message names
 RESUMED: dict[str, tuple[str, tuple[object, ...], tuple[str, ...]]] = {
     "prediction": ("class", ("--prediction_type", "v_prediction"), ("prediction_type",)),
-    "formulation": (
-        "class",
-        ("--formulation", "flow"),
-        ("schedule", "prediction_type", "sampler"),
-    ),
+    "formulation": ("class", ("--formulation", "flow"), ("schedule", "prediction_type", "sampler")),
     "labels": ("class", ("--train_data_dir", "{}/relabelled"), ("dataset: digest of captions",)),
     "classes": ("class", ("--train_data_dir", "{}/more"), ("model.classes is 4, was 3",)),
     "column": ("class", ("--label_column", "text"), ("dataset.columns", "text", "label")),

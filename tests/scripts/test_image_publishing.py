@@ -134,11 +134,7 @@ def test_an_unknown_class_is_refused_with_those_there_are(
     [(CLASS_SCRIPT, "--validation_inference_steps"), (UNCONDITIONAL_SCRIPT, STEPS_OFFICIAL)],
 )
 def test_steps_that_the_scheduler_cannot_do_are_refused_before_training(
-    materials: Materials,
-    tmp_path: Path,
-    script: str,
-    flag: str,
-    capsys: pytest.CaptureFixture[str],
+    materials: Materials, tmp_path: Path, script: str, flag: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     argv = materials.argv(tmp_path, script, "unet", "pixels", "--ddpm_num_steps", 20)
     argv.remove("--no_pictures")

@@ -84,11 +84,7 @@ def test_an_ignored_variance_has_no_loss(materials: Materials, tmp_path: Path) -
 @pytest.mark.parametrize("script", [CLASS_SCRIPT, UNCONDITIONAL_SCRIPT])
 @pytest.mark.parametrize("kind", ["flow", "edm"])
 def test_only_a_variance_preserving_process_has_the_term(
-    materials: Materials,
-    tmp_path: Path,
-    kind: str,
-    script: str,
-    capsys: pytest.CaptureFixture[str],
+    materials: Materials, tmp_path: Path, kind: str, script: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     more = ("--max_train_steps", 1, "--formulation", kind, "--learned_variance", "vlb")
     assert status(materials.argv(tmp_path, script, "dit", "pixels", *more), script) == 2

@@ -140,11 +140,7 @@ def applied_update(
 @pytest.mark.parametrize("accumulation", [1, 2])
 @pytest.mark.parametrize("limit", [0.01, 1e6])
 def test_the_applied_update_is_clipped(
-    bench: Bench,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    accumulation: int,
-    limit: float,
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accumulation: int, limit: float
 ) -> None:
     more = ("--max_grad_norm", limit, "--gradient_accumulation_steps", accumulation)
     length, norm = applied_update(bench, tmp_path, monkeypatch, *more)

@@ -17,12 +17,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor
 
 from diffusers_curriculum import Objective
-from tests.scripts.image_runs import (
-    CLASS_SCRIPT,
-    UNCONDITIONAL_SCRIPT,
-    Materials,
-    make_materials,
-)
+from tests.scripts.image_runs import CLASS_SCRIPT, UNCONDITIONAL_SCRIPT, Materials, make_materials
 from tests.scripts.small_runs import train
 
 SCRIPTS = {"class": CLASS_SCRIPT, "unconditional": UNCONDITIONAL_SCRIPT}

@@ -67,10 +67,7 @@ WRONG: dict[str, tuple[tuple[object, ...], tuple[str, ...]]] = {
         (*CURRICULUM, "--curriculum_clusters", 1),
         ("--curriculum_clusters is 1", "at least 2"),
     ),
-    "clusters > timesteps": (
-        (*CURRICULUM, *LONG, "--curriculum_clusters", 1001),
-        ("1001", "1000"),
-    ),
+    "clusters > timesteps": ((*CURRICULUM, *LONG, "--curriculum_clusters", 1001), ("1001", "1000")),
     "clusters that cannot fit": (
         (*CURRICULUM, *LONG, "--curriculum_clusters", 20, "--curriculum_min_size", 60),
         ("60", "20"),
@@ -147,10 +144,7 @@ WRONG: dict[str, tuple[tuple[object, ...], tuple[str, ...]]] = {
     "NaN for a rate": (("--learning_rate", "nan"), ("--learning_rate is nan", "finite")),
     "a mistyped flag": (("--curiculum", "difficulty"), ("--curiculum", "--curriculum")),
     "an ambiguous flag": (("--val", 3), ("--val", "--validation_prompts", "--validation_epochs")),
-    "a bad repository name": (
-        ("--push_to_hub", "--hub_model_id", "a/b/c"),
-        ("a/b/c",),
-    ),
+    "a bad repository name": (("--push_to_hub", "--hub_model_id", "a/b/c"), ("a/b/c",)),
     "a bad licence": (("--license", "All Rights!"), ("All Rights!", "apache-2.0")),
 }
 

@@ -12,12 +12,7 @@ from torch import Tensor
 
 from diffusers_curriculum.densities import UniformTimestep
 from diffusers_curriculum.noise_levels import NoiseLevels, cell_edges
-from diffusers_curriculum.weighting import (
-    WEIGHTINGS,
-    log_weight,
-    loss_weights,
-    register,
-)
+from diffusers_curriculum.weighting import WEIGHTINGS, log_weight, loss_weights, register
 from tests.floors_fixtures import SCHEDULERS, levels_of, table
 from tests.weighting.oracle import weights_of
 

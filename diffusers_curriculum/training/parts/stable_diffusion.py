@@ -107,11 +107,7 @@ def final_pipeline(args: Arguments, unet: Any, prediction_type: str) -> Any:
 
 
 def _model(
-    kind: Any,
-    args: Arguments,
-    subfolder: str,
-    dtype: torch.dtype = torch.float32,
-    **overrides: Any,
+    kind: Any, args: Arguments, subfolder: str, dtype: torch.dtype = torch.float32, **overrides: Any
 ) -> Any:
     # the dtype is always said: diffusers and transformers have different defaults
     where = {"revision": args.revision, "variant": args.variant, "subfolder": subfolder}

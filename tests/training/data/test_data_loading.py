@@ -49,10 +49,7 @@ def test_images_stay_undecoded_and_other_columns_are_left_out(folder, load):
     describe_images(folder, [{"file_name": "wide.png", "text": "a", "licence": "cc"}])
     loaded = load(folder)
     assert loaded.column_names == ["image", "text"]
-    assert loaded[0] == {
-        "image": {"bytes": None, "path": str(folder / "wide.png")},
-        "text": "a",
-    }
+    assert loaded[0] == {"image": {"bytes": None, "path": str(folder / "wide.png")}, "text": "a"}
 
 
 def test_a_local_dataset_name_is_loaded_too(tmp_path, load):

@@ -301,11 +301,7 @@ def test_the_schedulers_own_prediction_type_is_the_default(parse: Any) -> None:
     ],
 )
 def test_impossible_objectives(
-    parse: Any,
-    more: tuple[str, ...],
-    scheduler: str,
-    told: str,
-    monkeypatch: pytest.MonkeyPatch,
+    parse: Any, more: tuple[str, ...], scheduler: str, told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     args, own = parse(*more), SCHEDULERS[scheduler]()
     monkeypatch.setattr(stable_diffusion, "load_schedulers", lambda args: (own, own))

@@ -9,10 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from diffusers_curriculum.training.parts.optimizers import (
-    build_lr_scheduler,
-    build_optimizer,
-)
+from diffusers_curriculum.training.parts.optimizers import build_lr_scheduler, build_optimizer
 from tests.training.command_lines import parse_args
 
 

@@ -9,11 +9,7 @@ from collections.abc import Iterable
 
 import pytest
 
-from diffusers_curriculum.training.process.stopping import (
-    REASONS,
-    Stopped,
-    StopRequest,
-)
+from diffusers_curriculum.training.process.stopping import REASONS, Stopped, StopRequest
 
 SIGNALS = {signal.SIGTERM: 143, signal.SIGUSR1: 143, signal.SIGINT: 130}
 HOUR = 3600.0

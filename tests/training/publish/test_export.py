@@ -12,10 +12,7 @@ from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from diffusers.training_utils import EMAModel
 from PIL import Image
 
-from diffusers_curriculum import (
-    DensityTimestepSampler,
-    TimestepSampler,
-)
+from diffusers_curriculum import DensityTimestepSampler, TimestepSampler
 from diffusers_curriculum.objective import Objective
 from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.data.plan import BatchPlan
