@@ -12,6 +12,7 @@ import re
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 from diffusers_curriculum.training.arguments.command_line import CommandLine
@@ -23,17 +24,19 @@ from diffusers_curriculum.training.tasks.unconditional import Unconditional
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = Path(__file__).parent
 PACKAGE = "diffusers_curriculum"
+sys.path.append(str(ROOT / "examples" / "autoencoder"))
 SCRIPTS = {
     "train_text_to_image_curriculum.py": TextToImage.command_line,
     "train_class_conditional_curriculum.py": ClassConditional.command_line,
     "train_unconditional_curriculum.py": Unconditional.command_line,
+    "train_vit_vqgan.py": import_module("vqgan_task").VQGAN.command_line,
 }
 _HEAD = """<!-- Written by `python -m docs.generate_architecture`; do not edit. -->
 
 # Flags
 
 Every flag of the training scripts, as it is declared in `diffusers_curriculum/training/arguments`
-and `training/tasks`. "Setting" is the name under which `--allow_config_change` lets a resumed run
+and in the tasks. "Setting" is the name under which `--allow_config_change` lets a resumed run
 change it; a flag without one may change freely. "Needs" says without what it would do nothing, and
 is refused. "Told" are those whose value trackers and run.json may tell.
 """
@@ -103,7 +106,8 @@ def _table(line: CommandLine) -> str:
 
 
 def _row(flag: Flag) -> str:
-    default = "" if flag.default in (None, False, ()) else f"`{flag.default}`"
+    unset = flag.default is None or flag.default is False or flag.default == ()
+    default = "" if unset else f"`{flag.default}`"
     choices = f" ({', '.join(flag.choices)})" if flag.choices else ""
     needs = "; ".join(need.told for need in flag.needs)
     told = "yes" if flag.tracked else "no"

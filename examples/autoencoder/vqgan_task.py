@@ -257,8 +257,14 @@ class VQGAN(Task):
             "output_dir": {"default": "vit-vqgan"},
             "tracker_project_name": {"default": "vit-vqgan"},
             "resolution": {"default": 256},
-            "allow_config_change": {"choices": SETTINGS},
-            "validation_steps": {"needs": (_HELD_OUT,)},
+            "allow_config_change": {
+                "choices": SETTINGS,
+                "help": f"settings that may differ from the run to resume: {', '.join(SETTINGS)}",
+            },
+            "validation_steps": {
+                "help": "optimizer steps between validations (default: at the end)",
+                "needs": (_HELD_OUT,),
+            },
         },
     )
 

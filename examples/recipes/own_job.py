@@ -66,9 +66,6 @@ class Mixture(LevelTask):
         centres = draw.choice([-1.0, 1.0], (args.points, 2))
         return torch.from_numpy(centres + 0.1 * draw.standard_normal((args.points, 2))).float()
 
-    def data_facts(self, job: Any) -> dict[str, Any]:
-        return {"points": job.args.points}
-
     def load(self, job: Any) -> Trained:
         torch.manual_seed(key(job.seed, purpose="network") >> 65)
         network = Network().to(job.accelerator.device)

@@ -22,6 +22,7 @@ from tests.scripts.small_runs import reset_accelerate
 
 RECIPES = Path(__file__).parents[2] / "examples" / "recipes"
 EMA = Need("--use_ema", lambda args: args.use_ema)
+SETTINGS = ("dataset", "model", "images", "objective", "optimizer", "ema")
 FLAG = tracked("haste", float, 0.25, "of all", bound=SHARE, needs=(EMA,), setting="optimizer")
 
 
@@ -42,7 +43,8 @@ def task() -> Any:
     from own_job import Mixture  # pyright: ignore[reportMissingImports]
 
     class Hasty(Mixture):
-        families = (*Mixture.families, Family.of("more", FLAG))
+        more = Family.of("more", FLAG, *(tracked(f"of_{s}", int, 1, setting=s) for s in SETTINGS))
+        families = (*Mixture.families, more)
         command_line = CommandLine("Learn in haste.", families)
 
     return Hasty()
@@ -92,6 +94,13 @@ def test_a_flag_is_compared_when_a_run_goes_on(task: Any, tmp_path: Path) -> Non
     assert (tmp_path / "checkpoint-2").is_dir()
 
 
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_every_setting_of_an_own_flag_is_compared(task: Any, tmp_path: Path, setting: str) -> None:
+    run(task, tmp_path, 1)
+    with pytest.raises(UsageError, match=f"{setting}.of_{setting} is 2, was 1"):
+        run(task, tmp_path, 2, "--resume_from_checkpoint", "latest", f"--of_{setting}", "2")
+
+
 def test_a_flag_has_a_row_in_the_docs(task: Any) -> None:
     table = generate_architecture._table(task.command_line)
     row = r"\| `--haste` \| `0.25` \| of all \| optimizer \| --use_ema \| yes \|"
@@ -123,5 +132,6 @@ def test_a_density_is_one_class(triangle: None, task: Any, tmp_path: Path) -> No
     )
     with pytest.raises(ValueError, match="w=0"):
         dataclasses.replace(DENSITIES["triangle"](), w=0.0)
-    with pytest.raises(UsageError, match=r"'triangel' is unknown.*'triangle' meant"):
+    unknown = r"--timestep_sampler: 'triangel' is unknown.*is 'triangle' meant"
+    with pytest.raises(UsageError, match=unknown):
         run(task, tmp_path, 1, "--timestep_sampler", "triangel")

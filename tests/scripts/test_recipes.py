@@ -1,4 +1,4 @@
-"""The recipes: at most 40 lines each, and every one runs, in a process of its own."""
+"""The recipes: short, and every one runs, in a process of its own."""
 
 from __future__ import annotations
 

@@ -96,10 +96,17 @@ def check_resume(args: Any) -> None:
         )
 
 
-def check_show_timesteps(args: Any) -> None:
-    """Refuse a picture that cannot be written."""
+def check_reports(args: Any) -> None:
+    """Refuse pictures that cannot be drawn or written."""
     name = args.show_timesteps
-    if name in (None, "terminal"):
+    if name == "terminal":
+        return
+    if not installed("matplotlib"):
+        raise UsageError(
+            "pictures of what is trained on (timesteps.png, --show_timesteps) need matplotlib: "
+            "pip install matplotlib."
+        )
+    if name is None:
         return
     if Path(name).suffix not in (".png", ".svg", ".json"):
         raise UsageError(
@@ -110,8 +117,6 @@ def check_show_timesteps(args: Any) -> None:
         raise UsageError(
             f"--show_timesteps is {name}: there is no folder {Path(name).parent}. Create it first."
         )
-    if not installed("matplotlib"):
-        raise UsageError(f"--show_timesteps {name} needs matplotlib: pip install matplotlib.")
 
 
 def check_token(args: Any) -> None:

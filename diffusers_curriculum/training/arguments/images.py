@@ -91,8 +91,8 @@ FORMULATION = Family.of(
         "formulation",
         FORMULATIONS,
         help="ddpm: variance preserving; flow: straight paths (arXiv 2401.08740); edm: "
-        "preconditioning with log-normal sigma (arXiv 2206.00364); default: the pipeline's own, "
-        "else ddpm",
+        "preconditioning (arXiv 2206.00364), and --timestep_sampler edm unless given; default: "
+        "the pipeline's own, else ddpm",
     ),
     *sharing(
         tracked("flow_shift", float, 1.0, "shift of the noise levels of a flow", bound=POSITIVE),

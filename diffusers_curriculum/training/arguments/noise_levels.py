@@ -95,11 +95,12 @@ def _settle_bias(args: Any) -> None:
     strategy = args.timestep_bias_strategy
     if strategy == "none":
         return
-    if args.timestep_sampler != "uniform":
-        raise UsageError(
-            f"--timestep_bias_strategy {strategy} and --timestep_sampler {args.timestep_sampler} "
-            "both say what is drawn: drop one of the two."
-        )
+    for name in ("timestep_sampler", "timestep_sampler_args"):
+        if name in args.given or args.timestep_sampler != "uniform":
+            raise UsageError(
+                f"--timestep_bias_strategy {strategy} and --{name} {args[name]} both say what is "
+                "drawn: drop one of the two."
+            )
     names = ("begin", "end") if strategy == "range" else ("portion",)
     args.timestep_sampler = "timestep_bias"
     numbers = {name: args[f"timestep_bias_{name}"] for name in ("multiplier", *names)}
@@ -223,5 +224,5 @@ REPORTS = Family.of(
         convert=path,
     ),
     count("timestep_plot_steps", 1000, "optimizer steps between pictures of the effective density"),
-    check_machine=environment.check_show_timesteps,
+    check_machine=environment.check_reports,
 )

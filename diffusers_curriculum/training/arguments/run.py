@@ -61,15 +61,20 @@ def settle_local_rank(args: Any) -> None:
 
 SOURCE = Family.of(
     "data",
-    place("dataset_name", help="data set on the Hub, or one that datasets can load"),
-    tracked(
-        "dataset_config_name", str, help="configuration of that data set", needs=(_OF_A_DATA_SET,)
+    *sharing(
+        place("dataset_name", help="data set on the Hub, or one that datasets can load"),
+        tracked(
+            "dataset_config_name",
+            str,
+            help="configuration of that data set",
+            needs=(_OF_A_DATA_SET,),
+        ),
+        place("train_data_dir", help="folder of images, in the imagefolder format of datasets"),
+        tracked("image_column", str, "image", "column with the images"),
+        count("max_train_samples", help="train on that many samples only, chosen by the seed"),
+        setting="dataset",
     ),
-    place("train_data_dir", help="image folder; captions stand in its metadata file"),
-    tracked("image_column", str, "image", "column with the images"),
-    count("max_train_samples", help="train on that many samples only, chosen by the seed"),
     Flag("cache_dir", str, help="folder for downloaded models and data sets", convert=path),
-    setting="dataset",
 )
 IMAGES = Family.of(
     "data",
@@ -104,7 +109,7 @@ RUN = Family.of(
     "run",
     count("train_batch_size", 16, "images per device and micro-batch", setting="global_batch"),
     count("num_train_epochs", 100, "passes over the data"),
-    count("max_train_steps", help="optimizer steps in all; overrides --num_train_epochs"),
+    count("max_train_steps", help="optimizer steps in all; overrides the number of epochs"),
     count("gradient_accumulation_steps", 1, "micro-batches per step", setting="global_batch"),
     tracked("gradient_checkpointing", help="save memory, spend time: recompute"),
     tracked("seed", int, help="seed of every random draw", bound=_SEED, setting="seed"),

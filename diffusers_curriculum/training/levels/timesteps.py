@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffusers_curriculum.checks import refuse
 from diffusers_curriculum.densities import DENSITIES
 from diffusers_curriculum.noise_levels import NoiseLevels
 from diffusers_curriculum.objective import Objective
@@ -111,11 +112,8 @@ def _base(args: Arguments, scheduler: Any, seed: int, continuous: bool = False) 
         }
         return learning[name].from_losses(scheduler, **own, **given, **loss)
     if name not in DENSITIES:
-        names = ", ".join([*sorted(DENSITIES), *learning, "two_phase"])
-        raise UsageError(
-            f"--timestep_sampler {name!r} is unknown: choose from {names}, or give a file "
-            "timestep_sampler_config.json."
-        )
+        file = "a file timestep_sampler_config.json"
+        refuse(repr(name), name, (*sorted(DENSITIES), *learning, "two_phase", file))
     return DensityTimestepSampler.from_scheduler(scheduler, density=name, density_args=own, **given)
 
 

@@ -126,13 +126,13 @@ class Task:
         """More state for checkpoints: by name, "sampler" that of the noise levels."""
         return {}
 
-    def dataset(self, job: JobParts) -> Any:
-        """The samples by position in the training sequence."""
-        raise NotImplementedError
-
     def described(self, job: JobParts) -> dict[str, Any]:
         """What the log tells of the run at its start, besides its length."""
         return {}
+
+    def dataset(self, job: JobParts) -> Any:
+        """The samples by position in the training sequence."""
+        raise NotImplementedError
 
     def started(self, job: JobParts) -> None:
         """Called before the first step, once the state is loaded."""

@@ -26,8 +26,9 @@ class LevelTask(Task):
         raise NotImplementedError
 
     def model_facts(self, args: Arguments) -> dict[str, Any]:
-        """What tells the network and its frozen parts; cheap, and without loading them."""
-        return {}
+        """What tells the network and its frozen parts; cheap, and without loading them. By default
+        the flags of the setting "model"."""
+        return args.of_setting("model")
 
     def show(self, args: Arguments) -> str | None:
         if args.show_timesteps is None:
@@ -45,8 +46,8 @@ class LevelTask(Task):
         self.args, self.levels = args, self.choose_levels(args, seed)
 
     def data_facts(self, job: JobParts) -> dict[str, Any]:
-        """What tells the samples."""
-        raise NotImplementedError
+        """What tells the samples; by default the flags of the setting "dataset"."""
+        return job.args.of_setting("dataset")
 
     def facts(self, job: JobParts) -> dict[str, Any]:
         check_length(job.args, self.levels.sampler, job.args.max_train_steps)

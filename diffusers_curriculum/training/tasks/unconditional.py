@@ -122,8 +122,8 @@ class Unconditional(ImageTask):
         changes={
             # the official names and defaults
             "num_train_epochs": {"name": "num_epochs"},
-            "report_to": {"name": "logger", "choices": ("tensorboard", "wandb")},
-            "ema_decay": {"name": "ema_max_decay"},
+            "report_to": {"name": "logger", "choices": ("tensorboard", "wandb"), "help": "tracker"},
+            "ema_decay": {"name": "ema_max_decay", "help": "decay of the average after warm-up"},
             "output_dir": {"default": "ddpm-model-64"},
             "tracker_project_name": {"default": "unconditional"},
             "resolution": {"default": 64},
@@ -131,10 +131,11 @@ class Unconditional(ImageTask):
             "lr_scheduler": {"default": "cosine"},
             "adam_beta1": {"default": 0.95},
             "adam_weight_decay": {"default": 1e-6},
-            "mixed_precision": {"default": "no"},
+            "mixed_precision": {"default": "no", "help": "number format of the forward pass"},
             "prediction_type": {
                 "default": "epsilon",
                 "choices": ("epsilon", "sample", "v_prediction"),
+                "help": "what the network predicts",
                 "needs": (DDPM,),
             },
             "validation_steps": {"needs": (PICTURES,)},
@@ -150,7 +151,8 @@ class Unconditional(ImageTask):
         if own and "prediction_type" not in args.given:
             args.prediction_type = None
         # The official script weighs the loss of x0 by the SNR, which makes it that of the noise.
-        if args.prediction_type == "sample" and args.loss_weighting == "none":
+        weighed = {"snr_gamma", "loss_weighting", "loss_weighting_args"} & args.given
+        if args.prediction_type == "sample" and not weighed:
             args.loss_weighting = "unit_epsilon"
         # 1,000 steps are meant for DDPM; a flow and EDM need few. Metrics of DDPM need as many as
         # its pictures, which another sampler would not.

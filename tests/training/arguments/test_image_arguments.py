@@ -13,6 +13,7 @@ import pytest
 from diffusers import DDPMPipeline, DDPMScheduler, EDMEulerScheduler, UNet2DModel
 
 from diffusers_curriculum.pipelines import UnconditionalPipeline
+from diffusers_curriculum.training.arguments import environment
 from diffusers_curriculum.training.errors import UsageError
 from tests.training.command_lines import (
     build_class_parser,
@@ -275,3 +276,48 @@ def test_a_misspelt_size_is_not_looked_for_on_the_hub(name: str) -> None:
 def test_pictures_that_are_never_drawn_are_not_timed(flag: str) -> None:
     with pytest.raises(UsageError, match=f"--{flag} is 3.*--no_pictures"):
         parse_class_args([*CLASS, "--no_pictures", f"--{flag}", "3"])
+
+
+# -- a weighting that is implied, and what was given -----------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("more", "weighting", "parameters"),
+    [
+        ("", "unit_epsilon", {}),
+        ("--snr_gamma 5", "min_snr", {"gamma": 5.0}),
+        ("--loss_weighting none", "none", {}),
+        ("--loss_weighting sigmoid --loss_weighting_args bias=2", "sigmoid", {"bias": 2}),
+    ],
+)
+def test_the_loss_of_samples_is_weighted_unless_told(
+    more: str, weighting: str, parameters: dict[str, float]
+) -> None:
+    args = parse_unconditional_args([*DATA, "--prediction_type", "sample", *more.split()])
+    assert (args.loss_weighting, args.loss_weighting_args) == (weighting, parameters)
+
+
+def test_parameters_of_a_weighting_that_was_not_named_are_refused() -> None:
+    line = [*DATA, "--prediction_type", "sample", "--loss_weighting_args", "normalise=True"]
+    with pytest.raises(UsageError, match="no effect without --loss_weighting NAME"):
+        parse_unconditional_args(line)
+
+
+@pytest.mark.parametrize(
+    ("more", "shown"),
+    [
+        ("--timestep_sampler uniform", "--timestep_sampler uniform both say"),
+        ("--timestep_sampler_args mu=1", r"--timestep_sampler_args \{'mu': 1\} both say"),
+    ],
+)
+def test_a_bias_replaces_nothing_that_was_given(more: str, shown: str) -> None:
+    with pytest.raises(UsageError, match=shown):
+        parse_unconditional_args([*DATA, "--timestep_bias_strategy", "earlier", *more.split()])
+
+
+def test_without_matplotlib_nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = environment.installed
+    monkeypatch.setattr(environment, "installed", lambda name: name != "matplotlib" and found(name))
+    with pytest.raises(UsageError, match="need matplotlib: pip install"):
+        parse_unconditional_args(DATA)
+    parse_unconditional_args([*DATA, "--show_timesteps", "terminal"])

@@ -312,7 +312,7 @@ def test_impossible_objectives(
 @pytest.mark.parametrize(
     ("more", "told"),
     [
-        (("--timestep_sampler", "lapalce"), "--timestep_sampler 'lapalce'.*laplace"),
+        (("--timestep_sampler", "lapalce"), "'lapalce' is unknown.*is 'laplace' meant"),
         (("--timestep_sampler", "two_phase"), "--timestep_sampler: .*switch_step"),
         (("--timestep_sampler", "loss_proportional", "--timestep_sampler_args", "x=1"), "'x'"),
         (("--timestep_sampler", "absent.json"), "absent.json cannot be read: No such"),
