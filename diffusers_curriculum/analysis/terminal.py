@@ -160,8 +160,7 @@ def _labelled(name: str, values: np.ndarray, characters: Characters) -> list[str
 
 
 def _axis(left: str, middle: str, right: str) -> str:
-    room = COLUMNS - len(left) - len(right)
-    return " " * _MARGIN + left + middle.center(room) + right
+    return " " * _MARGIN + left + middle.center(COLUMNS - len(left) - len(right)) + right
 
 
 def _share_table(preview: Preview, characters: Characters) -> Iterator[str]:

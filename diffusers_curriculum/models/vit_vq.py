@@ -168,8 +168,7 @@ class ViTVQModel(ModelMixin, ConfigMixin):
         return self.to_code(self.encoder(_as_tokens(self.patchify(x))))
 
     def _images(self, codes: Tensor) -> Tensor:
-        tokens = self.decoder(self.from_code(codes))
-        return self.to_patch(_as_image(tokens))
+        return self.to_patch(_as_image(self.decoder(self.from_code(codes))))
 
 
 def _as_tokens(images: Tensor) -> Tensor:

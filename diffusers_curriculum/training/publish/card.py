@@ -115,9 +115,7 @@ def _license_of(base_model: str | None) -> str | None:
 
 def _hub_name(name: str | None) -> str | None:
     """The name if it can be a repository on the Hub, None for a local path or anything else."""
-    if not name or not is_repository_name(name) or os.path.exists(name):
-        return None
-    return name
+    return name if name and is_repository_name(name) and not os.path.exists(name) else None
 
 
 def shown_name(name: str) -> str:
