@@ -32,7 +32,6 @@ def advice(
         weights: (T,) loss weights or None.
         over_run: (T,) the mass that a step of the run draws from on average.
         inference: the scheduler that samples, None to leave it out.
-        inference_steps: number of its steps.
     """
     warnings = [*_emphasis(corrected, weights), *_never_minimised(levels, weights)]
     if inference is not None:

@@ -33,12 +33,8 @@ _DENSITY, _RELATIVE = "per unit of log-SNR", "times the uniform share"
 def plot_timesteps(
     sampler: TimestepSampler, weights: Tensor | None = None, max_train_steps: int | None = None
 ) -> Figure:
-    """Draw what ``sampler`` trains on; see :func:`preview.make_preview` and :func:`plot_preview`.
-
-    Args:
-        weights: (T,) loss weights, or None for an unweighted loss.
-        max_train_steps: length of the run, for the picture over training.
-    """
+    """Draw what ``sampler`` trains on in a run of ``max_train_steps`` under loss ``weights`` (T,);
+    see :func:`preview.make_preview` and :func:`plot_preview`."""
     return plot_preview(make_preview(sampler, weights, max_train_steps))
 
 
@@ -61,11 +57,8 @@ def plot_preview(preview: Preview) -> Figure:
 
 def plot_comparison(previews: Mapping[str, Preview]) -> Figure:
     """Overlay what several samplers train on: density over log-SNR and draws of each timestep;
-    where there are loss weights, a second row shows mass x weight.
-
-    Raises:
-        ValueError: see :func:`preview.check_comparable`.
-    """
+    where there are loss weights, a second row shows mass x weight. A ValueError comes from
+    :func:`preview.check_comparable`."""
     check_comparable(previews)
     weighted = any(preview.weights is not None for preview in previews.values())
     figure = Figure(figsize=(11, 7.5 if weighted else 4.2), layout="constrained")

@@ -174,7 +174,6 @@ def make_preview(
         max_train_steps: length of the run; None shows the first ``DEFAULT_STEPS`` steps.
         inference: the scheduler that will sample, to warn of levels that it visits and that are
             hardly ever trained; None: not looked at.
-        inference_steps: number of its steps.
         title: default: the sampler in words.
 
     Raises:
@@ -227,11 +226,8 @@ def over_training(sampler: TimestepSampler, steps: int) -> OverTraining:
 
 
 def check_comparable(previews: Mapping[str, Preview]) -> None:
-    """Refuse what one picture or table cannot hold.
-
-    Raises:
-        ValueError: fewer than two or more than ``MOST`` samplers, or different schedules.
-    """
+    """Raise ValueError for what one picture or table cannot hold: fewer than two or more than
+    ``MOST`` samplers, or different schedules."""
     if not 2 <= len(previews) <= MOST:
         raise ValueError(
             f"{len(previews)} different samplers are given: compare from 2 to {MOST} of them."

@@ -39,13 +39,8 @@ ASCII = Characters(" _.-=oO#", " .:-=+*#@")
 
 
 def show(preview: Preview, where: str) -> str:
-    """Write ``preview`` to a .json, .png or .svg file, or nowhere, and say it in text.
-
-    Args:
-        where: name of the file, or "terminal" for none.
-
-    Returns:
-        The whole preview as text for "terminal", else a line on the file, and any warnings.
+    """Write ``preview`` to the .json, .png or .svg file ``where`` and return a line on it and any
+    warnings, or return the whole preview as text where that is "terminal".
 
     Raises:
         OSError: the file could not be written.
@@ -97,11 +92,8 @@ def render(preview: Preview, characters: Characters = BLOCKS) -> str:
 
 def comparison_table(previews: Mapping[str, Preview]) -> str:
     """The samplers line by line: quantiles of log-SNR and of timesteps, of log-SNR under the loss
-    weight where there is one, then their warnings.
-
-    Raises:
-        ValueError: see :func:`preview.check_comparable`.
-    """
+    weight where there is one, then their warnings. A ValueError comes from
+    :func:`preview.check_comparable`."""
     check_comparable(previews)
     name = max(14, *(len(key) + 2 for key in previews))
     head = "".join(f"{q:>9.0%}" for q in QUANTILES)
@@ -168,8 +160,7 @@ def _labelled(name: str, values: np.ndarray, characters: Characters) -> list[str
 
 
 def _axis(left: str, middle: str, right: str) -> str:
-    room = COLUMNS - len(left) - len(right)
-    return " " * _MARGIN + left + middle.center(room) + right
+    return " " * _MARGIN + left + middle.center(COLUMNS - len(left) - len(right)) + right
 
 
 def _share_table(preview: Preview, characters: Characters) -> Iterator[str]:

@@ -33,10 +33,7 @@ def read_source(name: str) -> Source:
     """Read ``name``: a file, a folder or a repository on the Hub.
 
     A folder may hold a sampler's config, a scheduler's, or a pipeline (and then the config of the
-    sampler that it was trained with).
-
-    Raises:
-        ValueError: nothing of the kind is there; one line with the remedy.
+    sampler that it was trained with). A ValueError with the remedy says that nothing is there.
     """
     path = Path(name).expanduser()
     if path.is_file():
@@ -53,7 +50,6 @@ def read_source(name: str) -> Source:
 
 
 def _from_config(config: Mapping[str, Any], name: str) -> Source:
-    """A source from the config of a scheduler or of a sampler."""
     import diffusers
 
     from diffusers_curriculum.noise_levels import NoiseLevels

@@ -198,8 +198,7 @@ def compute_snr(noise_scheduler: Any, timesteps: Tensor) -> Tensor:
     index = _indices(levels, timesteps)
     if levels.family == "vp":
         return training_utils.compute_snr(noise_scheduler, index.to(timesteps.device))
-    snr = (levels.alpha / levels.sigma).square().float()
-    return snr[index].to(timesteps.device)
+    return (levels.alpha / levels.sigma).square().float()[index].to(timesteps.device)
 
 
 def bound(scheduler: Any) -> ForScheduler:

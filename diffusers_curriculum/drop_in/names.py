@@ -39,10 +39,8 @@ class Scheme(NamedTuple):
 def scheme(weighting_scheme: str) -> Scheme:
     """Look up a name: first diffusers' own, then the densities and the loss weightings.
 
-    "density:" or "weighting:" before a name skips diffusers' own meaning of it.
-
-    Raises:
-        ValueError: unknown, or both a density and a weighting.
+    "density:" or "weighting:" before a name skips diffusers' own meaning of it. A ValueError says
+    that it is unknown, or both a density and a weighting.
     """
     prefix, colon, bare = str(weighting_scheme).partition(":")
     if colon and bare in _CATALOGUES.get(prefix, ()):
@@ -80,10 +78,8 @@ def refuse_parameters(found: Scheme, parameters: Mapping[str, object]) -> None:
 def logit_normal(w: Tensor, mean: float | None, std: float | None) -> Tensor:
     """u = sigmoid(mean + std z), z standard normal (arXiv 2403.03206, in diffusers' clock).
 
-    u counts from the noisy end, so that mean > 0 favours clean levels.
-
-    Raises:
-        ValueError: no mean, or a standard deviation that is not greater than 0.
+    u counts from the noisy end, so that mean > 0 favours clean levels. A ValueError refuses a
+    missing mean, and a standard deviation that is not greater than 0.
     """
     if mean is None or not math.isfinite(mean) or std is None or not 0 < std < math.inf:
         raise ValueError(
@@ -94,11 +90,8 @@ def logit_normal(w: Tensor, mean: float | None, std: float | None) -> Tensor:
 
 
 def mode(w: Tensor, scale: float | None) -> Tensor:
-    """u = 1 - w - scale (cos^2(pi w / 2) - 1 + w) (arXiv 2403.03206).
-
-    Raises:
-        ValueError: no scale, or one for which u is no quantile function and may leave [0, 1].
-    """
+    """u = 1 - w - scale (cos^2(pi w / 2) - 1 + w) (arXiv 2403.03206); a ValueError refuses a scale
+    for which u is no quantile function and may leave [0, 1], and a missing one."""
     if scale is None or not MODE_SCALES[0] <= scale <= MODE_SCALES[1]:
         raise ValueError(
             f"'mode' needs a mode_scale from {MODE_SCALES[0]} to {MODE_SCALES[1]:.4f} (got "

@@ -25,14 +25,7 @@ def networks_of(metrics: Sequence[str], feature_model: str | None = None) -> dic
 
     FID and KID are defined with Inception (arXiv 1706.08500, 1801.01401), fd_dinov2 with DINOv2
     ViT-L/14 (arXiv 2306.04675). Precision and recall take the network of the first other metric,
-    or Inception.
-
-    Args:
-        metrics: names from `METRICS`.
-        feature_model: replaces the network of all metrics.
-
-    Raises:
-        ValueError: a name that is not in `METRICS`.
+    or Inception. `feature_model` replaces all. A ValueError refuses a name not in `METRICS`.
     """
     unknown = [metric for metric in metrics if metric not in METRICS]
     if unknown:

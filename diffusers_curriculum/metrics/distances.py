@@ -33,10 +33,8 @@ class _AsItIs(nn.Identity):
 
 
 def frechet_distance(real: Tensor, generated: Tensor) -> float:
-    """|m - m'|^2 + tr(C + C' - 2 (C C')^(1/2)), eq. 6 of arXiv 1706.08500, by torchmetrics.
-
-    Args:
-        real, generated: (N, D) and (M, D) features.
+    """|m - m'|^2 + tr(C + C' - 2 (C C')^(1/2)), eq. 6 of arXiv 1706.08500, by torchmetrics, of
+    features (N, D) and (M, D).
 
     Raises:
         ValueError: fewer than 2 samples of a kind, features of other numbers or not finite.
@@ -52,14 +50,11 @@ def frechet_distance(real: Tensor, generated: Tensor) -> float:
 
 
 def kernel_distance(real: Tensor, generated: Tensor, seed: int = 0) -> float:
-    """Unbiased MMD^2 with the kernel (x.y / D + 1)^3, arXiv 1801.01401 (section 4).
+    """Unbiased MMD^2 with the kernel (x.y / D + 1)^3, arXiv 1801.01401 (section 4), of features
+    (N, D) and (M, D).
 
     The mean over 100 random subsets of 1000 samples; with 1000 or fewer samples of a kind, and as
     many of the other, the one set of all of them. May be slightly negative, being unbiased.
-
-    Args:
-        real, generated: (N, D) and (M, D) features.
-        seed: of the subsets.
 
     Raises:
         ValueError: fewer than 2 samples of a kind, features of other numbers or not finite.
@@ -82,14 +77,10 @@ def kernel_distance(real: Tensor, generated: Tensor, seed: int = 0) -> float:
 
 
 def precision_recall(real: Tensor, generated: Tensor, neighbours: int = 3) -> PrecisionRecall:
-    """Improved precision and recall, eq. 1 and 2 of arXiv 1904.06991.
+    """Improved precision and recall (arXiv 1904.06991, eq. 1 and 2) of features (N, D) and (M, D).
 
     The manifold of a set is the union of balls around its samples, each as large as the distance
-    to the sample's k-th nearest neighbour in the set.
-
-    Args:
-        real, generated: (N, D) and (M, D) features.
-        neighbours: k.
+    to the sample's nearest neighbour number k = ``neighbours`` in the set.
 
     Raises:
         ValueError: k or fewer samples of a kind, features of other numbers or not finite.

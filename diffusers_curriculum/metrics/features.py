@@ -17,8 +17,6 @@ class FeatureNetwork:
     Args:
         name: for messages and records.
         module: (B, 3, H, W) uint8 images to (B, dim) features, preprocessing included.
-        device: where it is.
-        batch_size: images at a time.
 
     Raises:
         FeatureNetworkError: the module does not turn images into vectors.
@@ -32,15 +30,9 @@ class FeatureNetwork:
         self.dim = self.to(device)._probe()
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Return (B, dim) float32 features, on the network's device.
-
-        Args:
-            images: (B, 3, H, W) uint8, or floating in [0, 1], which is rounded to 8 bits: what is
-                judged is the picture that would be saved.
-
-        Raises:
-            ValueError: images of another shape or type.
-        """
+        """Return (B, dim) float32 features, on the network's device, of images (B, 3, H, W): uint8,
+        or floating in [0, 1], which is rounded to 8 bits, as what is judged is the picture that
+        would be saved. A ValueError refuses another shape or type."""
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"images have shape {tuple(images.shape)}; give (B, 3, H, W)")
         if not len(images):
@@ -74,11 +66,8 @@ class FeatureNetwork:
 
 
 def eight_bit(images: Tensor) -> Tensor:
-    """Return uint8 images; floating ones in [0, 1] are clamped, times 255 and rounded.
-
-    Raises:
-        ValueError: images of another type.
-    """
+    """Return uint8 images; floating ones in [0, 1] are clamped, times 255 and rounded, and a
+    ValueError refuses another type."""
     if images.dtype == torch.uint8:
         return images
     if not images.is_floating_point():

@@ -36,14 +36,8 @@ class InceptionFeatures(nn.Module):
 
 
 def load_inception(weights: str | None = None) -> InceptionFeatures:
-    """Load the network.
-
-    Args:
-        weights: the published file on this machine; None: in torch.hub's cache, or downloaded.
-
-    Raises:
-        FeatureNetworkError: torch-fidelity or the published weights cannot be had.
-    """
+    """Load the network with the published file ``weights``, by default that in torch.hub's cache,
+    or downloaded; a FeatureNetworkError says that it or torch-fidelity cannot be had."""
     network = _network_class()
     path = _cached() if weights is None else Path(weights).expanduser()
     check_weights(path)

@@ -45,14 +45,8 @@ class Preprocessing:
     filter: str = "bilinear"
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Return what the network is fed with.
-
-        Args:
-            images: (B, 3, H, W) uint8, or floating with values in [0, 1].
-
-        Returns:
-            (B, C, h, w) float32 with C = len(mean).
-        """
+        """Turn images (B, 3, H, W), uint8 or floating in [0, 1], into what the network is fed with:
+        (B, len(mean), h, w) float32."""
         pixels = images.float() / 255 if images.dtype == torch.uint8 else images.float()
         if len(self.mean) == 1:
             pixels = (pixels * pixels.new_tensor(_GREY)[:, None, None]).sum(1, keepdim=True)
@@ -92,11 +86,9 @@ def read_preprocessing(path: Path, channels: int) -> Preprocessing:
     Used: do_resize, size, resample, crop_pct, do_center_crop, crop_size, do_rescale, do_normalize,
     image_mean, image_std.
 
-    Args:
-        channels: of the network; a mean of another length is refused.
-
     Raises:
-        FeatureNetworkError: a file that cannot be read, or asks for something that is not here.
+        FeatureNetworkError: a file that cannot be read, asks for something that is not here, or has
+            a mean of another length than the network has channels.
     """
     try:
         return preprocessing_from(json.loads(path.read_bytes()), channels)

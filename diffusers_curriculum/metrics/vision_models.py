@@ -29,8 +29,6 @@ class VisionFeatures(nn.Module):
     feature map.
 
     Args:
-        network: a transformers vision model.
-        preprocessing: applied to the images first.
         pooled: whether to trust the pooled output; False where its weights were not saved.
 
     Raises:
@@ -72,14 +70,10 @@ def _cut_head(network: Any) -> None:
 
 
 def load_vision_model(name: str, preprocessing: Preprocessing | None = None) -> VisionFeatures:
-    """Load a model and its preprocessing; safetensors only, and no code from the repository.
+    """Load a model, safetensors only and no code, from a folder or a repository on the Hub, and its
+    preprocessing from its preprocessor_config.json if none is given.
 
-    Args:
-        name: a folder, or a repository on the Hub.
-        preprocessing: None reads the model's preprocessor_config.json.
-
-    Raises:
-        FeatureNetworkError: what is missing, and the remedy.
+    A FeatureNetworkError says what is missing, and the remedy.
     """
     folder = _local_folder(name)
     source = name if folder is None else str(folder)

@@ -25,14 +25,11 @@ class Discriminator(nn.Module):
     """Real or not, from images: residual halvings to a small grid (arXiv 1912.04958).
 
     The standard deviation over the batch is one more channel before the end, so that too much
-    sameness is seen.
+    sameness is seen. A ValueError refuses another resolution, or no channels.
 
     Args:
         resolution: side of the images, 4 to 8 times a power of 2.
         width: channels at full resolution; doubled at each halving, up to ``max_width``.
-
-    Raises:
-        ValueError: another resolution, or no channels.
     """
 
     def __init__(

@@ -23,8 +23,7 @@ def read_images(
     Without a folder: 16 random images and no captions.
     """
     if images_dir is None:
-        shape = (16, 3, resolution, resolution)
-        return torch.rand(shape, generator=generator) * 2.0 - 1.0, []
+        return torch.rand((16, 3, resolution, resolution), generator=generator) * 2.0 - 1.0, []
     folder = Path(images_dir)
     if not folder.is_dir():
         raise TinyModelError(f"{str(folder)!r} is not a folder: give an image folder")

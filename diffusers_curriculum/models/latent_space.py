@@ -49,11 +49,8 @@ class LatentSpace:
 
     @classmethod
     def of(cls, vae: Any, batch_size: int = 16) -> LatentSpace:
-        """Return the latent space of `vae`; None means pixels.
-
-        Raises:
-            ValueError: an autoencoder of another class, or with two shifts; no room in a batch.
-        """
+        """Return the latent space of `vae`, None for pixels; a ValueError refuses an autoencoder of
+        another class, or with two shifts, and a batch without room."""
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size} encodes nothing: give 1 or more.")
         if vae is None:
@@ -77,11 +74,8 @@ class LatentSpace:
         dtype: torch.dtype = torch.float32,
         batch_size: int = 16,
     ) -> LatentSpace:
-        """Load the autoencoder in a folder or Hub repository, frozen; safetensors only.
-
-        Raises:
-            ValueError: its config.json names no known autoencoder, or it cannot be read.
-        """
+        """Load the autoencoder in a folder or Hub repository, frozen, from safetensors only; a
+        ValueError says that it cannot be read, or that its config.json names no known one."""
         kind, _ = _read_kind(path, revision, subfolder)
         vae = load_model(kind, path, revision, variant, subfolder, dtype)
         return cls.of(vae.requires_grad_(False).eval(), batch_size)
@@ -95,11 +89,7 @@ class LatentSpace:
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Moments:
-        """Return the scaled latents of images.
-
-        Args:
-            pixels: (B, 3, H, W) in [-1, 1], on the autoencoder's device.
-        """
+        """Return the scaled latents of images (B, 3, H, W) in [-1, 1] on the model's device."""
         if self.model is None:
             return Moments(pixels.float(), None)
         parts = [self._encode(part) for part in self._batches(pixels)]
@@ -122,11 +112,8 @@ class LatentSpace:
         return torch.cat([part.float() for part in parts])
 
     def shape(self, resolution: int) -> tuple[int, int, int]:
-        """Return (channels, height, width) of the latents of square images.
-
-        Raises:
-            ValueError: the autoencoder does not divide that resolution, or takes another only.
-        """
+        """Return (channels, height, width) of the latents of square images; a ValueError says that
+        the autoencoder does not divide that resolution, or takes another only."""
         only = self.model.config.image_size if self.kind == "ViTVQModel" else resolution
         if resolution != only:
             raise ValueError(

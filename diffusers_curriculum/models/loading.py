@@ -37,11 +37,8 @@ def loading(path: str, what: str) -> Iterator[None]:
 def read_config(
     path: str, revision: str | None = None, subfolder: str | None = None
 ) -> dict[str, Any]:
-    """Return the config of a saved model: a JSON file, a folder with config.json, or a Hub id.
-
-    Raises:
-        ValueError: there is none, or it is not a JSON object.
-    """
+    """Return the config of a saved model: a JSON file, a folder with config.json, or a Hub id. A
+    ValueError says that there is none, or that it is not a JSON object."""
     with loading(path, "config.json"):
         where, inner = _inside(path, subfolder)
         config: Any = _Config.load_config(where, revision=revision, subfolder=inner)
@@ -58,11 +55,8 @@ def load_model(
     subfolder: str | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Any:
-    """Load a diffusers model of class `kind`; safetensors only.
-
-    Raises:
-        ValueError: it cannot be loaded, or lacks weights.
-    """
+    """Load a diffusers model of class `kind`, from safetensors only; a ValueError says that it
+    cannot be loaded, or lacks weights."""
     with loading(path, kind.__name__):
         where, inner = _inside(path, subfolder)
         settings = {"revision": revision, "variant": variant, "subfolder": inner, DTYPE: dtype}

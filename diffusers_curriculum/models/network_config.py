@@ -48,11 +48,8 @@ class Asked(NamedTuple):
 
 
 def dit_config(name: str) -> dict[str, Any] | None:
-    """Return the config of "DiT-<S, B, L or XL>/<patch size>", None for a name of another form.
-
-    Raises:
-        ValueError: a size that arXiv 2212.09748 does not have, a patch size of 0.
-    """
+    """Return the config of "DiT-<S, B, L or XL>/<patch size>", None for a name of another form; a
+    ValueError refuses a size that arXiv 2212.09748 does not have, and a patch size of 0."""
     match = _DIT_NAME.fullmatch(name)
     if match is None:
         return None
@@ -72,14 +69,9 @@ def dit_config(name: str) -> dict[str, Any] | None:
 
 
 def network_class(config: dict[str, Any], source: str) -> Any:
-    """Return the class of a config; without `_class_name` a UNet2DModel.
-
-    diffusers' train_unconditional.py reads configs without a class name so. Old DiT checkpoints
-    call themselves Transformer2DModel.
-
-    Raises:
-        ValueError: the config of another class.
-    """
+    """Return the class of a config, or raise ValueError for another one; without `_class_name`, as
+    in diffusers' train_unconditional.py, it is a UNet2DModel. Old DiT checkpoints call themselves
+    Transformer2DModel."""
     from diffusers import DiTTransformer2DModel, UNet2DModel  # here, as they take seconds
 
     name = config.get("_class_name") or "UNet2DModel"
@@ -98,13 +90,10 @@ def network_class(config: dict[str, Any], source: str) -> Any:
 def complete_config(
     source: str, asked: Asked, revision: str | None = None, subfolder: str | None = None
 ) -> tuple[Any, dict[str, Any]]:
-    """Return the class and the whole config of a network.
+    """Return the class and the whole config of a network, of which `source` is the name ("DiT-B/2"
+    and the like, "UNet"), a JSON file, a folder or a Hub id.
 
-    Args:
-        source: "DiT-B/2" and the like, "UNet", a JSON file, a folder or a Hub id.
-
-    Raises:
-        ValueError: unknown names, a config that contradicts `asked`, sizes that do not fit.
+    A ValueError refuses unknown names, a config that contradicts `asked`, sizes that do not fit.
     """
     raw = _read(source, revision, subfolder)
     kind = network_class(raw, source)

@@ -61,11 +61,8 @@ def load_network(
     subfolder: str | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Any:
-    """Load a trained DiTTransformer2DModel or UNet2DModel; label dropout inside is off.
-
-    Raises:
-        ValueError: another class, no safetensors weights, or nothing there.
-    """
+    """Load a trained DiTTransformer2DModel or UNet2DModel; label dropout inside is off. A
+    ValueError says that it is of another class, has no safetensors weights, or is not there."""
     kind = network_class(read_config(path, revision, subfolder), path)
     return without_label_dropout(load_model(kind, path, revision, variant, subfolder, dtype))
 
@@ -132,11 +129,8 @@ def num_classes(network: Any) -> int:
 
 
 def null_class(network: Any) -> int:
-    """The label that stands for no label: the one after all classes.
-
-    Raises:
-        ValueError: a network that takes no labels.
-    """
+    """The label that stands for no label: the one after all classes; a ValueError says that the
+    network takes none."""
     if not takes_labels(network):
         raise ValueError(
             f"this {type(network).__name__} takes no labels and so has no null class: build it "

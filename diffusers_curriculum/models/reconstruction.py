@@ -27,9 +27,8 @@ def logit_laplace_loss(reconstruction: Tensor, images: Tensor) -> Tensor:
 
         mean |logit(y) - logit(y_reconstruction)|
 
-    Args:
-        reconstruction, images: (B, C, H, W) in [-1, 1]; the first may leave this range, and no
-            gradient comes from where it leaves it by more than 0.2.
+    Both are (B, C, H, W) in [-1, 1]; the reconstruction may leave this range, and no gradient comes
+    from where it leaves it by more than 0.2.
     """
     pixels = (reconstruction.float().clamp(-1.2, 1.2), images.float().clamp(-1.2, 1.2))
     ours, theirs = (torch.logit((1 - 2 * _EDGE) * (x + 1) / 2 + _EDGE) for x in pixels)
@@ -77,11 +76,8 @@ class PerceptualDistance(nn.Module):
 
     @classmethod
     def from_pretrained(cls, name: str, cache_dir: str | None = None) -> PerceptualDistance:
-        """Load a transformers vision model from a local folder or the Hub, safetensors only.
-
-        Raises:
-            ValueError: it cannot be loaded, or is no vision model with an image size.
-        """
+        """Load a transformers vision model from a local folder or the Hub, safetensors only; a
+        ValueError says that it cannot be loaded, or is no vision model."""
         from transformers import AutoModel
 
         try:

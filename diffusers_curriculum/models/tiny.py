@@ -71,7 +71,6 @@ def make_tiny_pipeline(
     Args:
         images_dir: an image folder; captions come from its `metadata.jsonl` (`file_name`, `text`),
             and the tokenizer's words from them. None: random weights throughout, `vae_steps=0`.
-        resolution: side of the images in pixels.
         vae_steps: training steps of the autoencoder, 32 images each.
 
     Raises:

@@ -33,7 +33,8 @@ class Usage(NamedTuple):
 
 
 class VectorQuantiser(nn.Module):
-    """Replaces vectors by the nearest of a set of learned unit vectors (arXiv 2110.04627, 3.2).
+    """Replaces vectors by the nearest of ``codes`` learned unit vectors, each of ``dim`` numbers
+    (arXiv 2110.04627, 3.2).
 
     With z and e both divided by their length, the nearest code is the one of the largest cosine and
 
@@ -41,11 +42,6 @@ class VectorQuantiser(nn.Module):
 
     where sg stops the gradient. The output is e itself, and its gradient goes to the vector as it
     was before the division (straight-through). All of it is computed in float32.
-
-    Args:
-        codes: size of the codebook.
-        dim: numbers per code.
-        beta: weight of the commitment.
 
     Attributes:
         idle: (codes,) int64, observed updates since each code was last used or revived.
@@ -106,15 +102,11 @@ class VectorQuantiser(nn.Module):
         """Give codes that were idle for ``patience`` updates the place of encoder outputs.
 
         Revived codes get the expected length of fresh ones, sqrt(dim), so that they learn as fast.
-        Nothing is read back from the device.
+        Returns how many there are, () int64; nothing is read back from the device.
 
         Args:
             vectors: (..., dim) encoder outputs of the present update, the same on all processes.
             rng: chooses among them, without repetition while there are enough.
-            patience: at least 1.
-
-        Returns:
-            () int64: how many codes were revived.
 
         Raises:
             ValueError: a patience below 1, or no vectors.

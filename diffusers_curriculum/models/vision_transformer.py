@@ -44,10 +44,8 @@ class Transformer(nn.Module):
     """Blocks over tokens (B, side, side, dim), with a learned table of positions.
 
     The table starts as sines and cosines of row and column, so that it means something before it
-    has learned anything.
-
-    Raises:
-        ValueError: a depth below 1, or a dim that is no multiple of 4 and of the heads.
+    has learned anything. A ValueError refuses a depth or an mlp below 1, and a dim that is no
+    multiple of 4 and of the heads.
     """
 
     def __init__(self, side: int, dim: int, depth: int, heads: int, mlp: int) -> None:

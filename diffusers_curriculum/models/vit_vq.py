@@ -33,15 +33,8 @@ VIT_VQ_SIZES: Mapping[str, tuple[Mapping[str, int], Mapping[str, int]]] = {
 
 
 def vit_vq_config(size: str, resolution: int = 256, **changes: Any) -> dict[str, Any]:
-    """Arguments of :class:`ViTVQModel` for a published size: patches of 8, 8,192 codes of 32.
-
-    Args:
-        size: a key of `VIT_VQ_SIZES`.
-        changes: arguments that take the place of the published ones.
-
-    Raises:
-        ValueError: an unknown size.
-    """
+    """Arguments of :class:`ViTVQModel` for a published size, patches of 8 and 8,192 codes of 32,
+    with `changes` to them; a ValueError for a size that is not in `VIT_VQ_SIZES`."""
     one_of("size", size, VIT_VQ_SIZES)
     encoder, decoder = VIT_VQ_SIZES[size]
     config: dict[str, Any] = {"image_size": resolution, "patch_size": 8, "in_channels": 3}
@@ -79,7 +72,8 @@ class ViTVQModel(ModelMixin, ConfigMixin):
 
     To diffuse its latents, multiply them by `config.scaling_factor` and divide by it before
     :meth:`decode`, which brings every vector back to length 1. Unit vectors of d numbers have the
-    root mean square 1/sqrt(d), hence the factor sqrt(d) if none is given.
+    root mean square 1/sqrt(d), hence the factor sqrt(d) if none is given. A ValueError refuses
+    sizes that do not divide.
 
     Args:
         image_size: side of the square images in pixels, a multiple of `patch_size`.
@@ -87,10 +81,6 @@ class ViTVQModel(ModelMixin, ConfigMixin):
         encoder_mlp, decoder_mlp: width of the feed-forward blocks.
         codebook_dim: numbers per code and latent channels.
         commitment: beta of the codebook's loss.
-        scaling_factor: None for sqrt(codebook_dim).
-
-    Raises:
-        ValueError: sizes that do not divide.
     """
 
     _supports_gradient_checkpointing = True
@@ -134,11 +124,8 @@ class ViTVQModel(ModelMixin, ConfigMixin):
 
     @apply_forward_hook
     def encode(self, x: Tensor, return_dict: bool = True) -> ViTVQEncoderOutput | tuple[Tensor]:
-        """Encode images (B, C, H, W) in [-1, 1] as latents of length 1, not yet quantised.
-
-        Raises:
-            ValueError: images of another size than the model's.
-        """
+        """Encode images (B, C, H, W) in [-1, 1] as latents of length 1, not yet quantised; a
+        ValueError refuses images of another size than the model's."""
         latents = _as_image(normalize(self._vectors(x).float(), dim=-1)).to(x.dtype)
         return ViTVQEncoderOutput(latents=latents) if return_dict else (latents,)
 
@@ -146,11 +133,8 @@ class ViTVQModel(ModelMixin, ConfigMixin):
     def decode(
         self, h: Tensor, force_not_quantize: bool = False, return_dict: bool = True
     ) -> ViTVQOutput | tuple[Tensor, Tensor]:
-        """Decode latents (B, codebook_dim, h, w), which may have any length over the channels.
-
-        Args:
-            force_not_quantize: decode the vectors themselves instead of their nearest codes.
-        """
+        """Decode latents (B, codebook_dim, h, w), which may have any length over the channels:
+        their nearest codes, or with `force_not_quantize` the vectors themselves."""
         unit = normalize(_as_tokens(h).float(), dim=-1).to(h.dtype)
         if force_not_quantize:
             output = ViTVQOutput(self._images(unit), h.new_zeros(()))
@@ -160,11 +144,8 @@ class ViTVQModel(ModelMixin, ConfigMixin):
         return output if return_dict else (output.sample, output.commit_loss)
 
     def forward(self, sample: Tensor, return_dict: bool = True) -> ViTVQOutput | tuple[Tensor, ...]:
-        """Reconstruct images (B, C, H, W) in [-1, 1] through the codebook.
-
-        Returns:
-            All four of :class:`ViTVQOutput`, as a tuple if ``return_dict`` is False.
-        """
+        """Reconstruct images (B, C, H, W) in [-1, 1] through the codebook; all four of
+        :class:`ViTVQOutput` are set."""
         vectors = self._vectors(sample)
         codes, indices, loss = self.quantise(vectors)
         latents = _as_image(normalize(vectors.float(), dim=-1))
@@ -187,8 +168,7 @@ class ViTVQModel(ModelMixin, ConfigMixin):
         return self.to_code(self.encoder(_as_tokens(self.patchify(x))))
 
     def _images(self, codes: Tensor) -> Tensor:
-        tokens = self.decoder(self.from_code(codes))
-        return self.to_patch(_as_image(tokens))
+        return self.to_patch(_as_image(self.decoder(self.from_code(codes))))
 
 
 def _as_tokens(images: Tensor) -> Tensor:

@@ -57,11 +57,8 @@ class ClassConditionalPipeline(DiffusionPipeline):
         self.labels: dict[str, int] = dict(pairs)
 
     def get_label_ids(self, label: str | list[str]) -> list[int]:
-        """Return the classes of one name or several: a whole label, or one of its synonyms.
-
-        Raises:
-            ValueError: a name that no class has, or several have.
-        """
+        """Return the classes of one name or several: a whole label, or one of its synonyms; a
+        ValueError refuses a name that no class has, or several have."""
         return [self._label_id(name) for name in ([label] if isinstance(label, str) else label)]
 
     @torch.no_grad()

@@ -65,11 +65,8 @@ def predictor(
 ) -> Predict:
     """Return `predict(latents, timesteps, progress)`, guided; in the network's dtype inside.
 
-    Where the network learns a variance, only its prediction is guided; the variance is the
-    label's.
-
-    Args:
-        labels: (B,) int64, None for a network that takes none.
+    ``labels`` are (B,) int64, None for a network that takes none. Where the network learns a
+    variance, only its prediction is guided; the variance is the label's.
     """
     guidance = guidance or Guidance()
 
@@ -95,11 +92,8 @@ def initial_noise(
     shape: tuple[int, ...], generator: Generators, device: torch.device | str
 ) -> Tensor:
     """Return standard normal noise, float32, drawn where the generator is; without one, from
-    torch's global one on the CPU, so that images do not depend on the device.
-
-    Raises:
-        ValueError: a list of generators of another length than the batch.
-    """
+    torch's global one on the CPU, so that images do not depend on the device. A ValueError refuses
+    a list of generators of another length than the batch."""
     if isinstance(generator, list) and len(generator) != shape[0]:
         raise ValueError(
             f"{len(generator)} generators for {shape[0]} images: give one, or one per image."

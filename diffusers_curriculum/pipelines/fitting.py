@@ -28,17 +28,14 @@ def fitting_pipeline(
 
     With `id2label` it is class-conditional: DiTPipeline, or ClassConditionalPipeline where that
     would fail or draw other images (its null class is 1000, it decodes with an AutoencoderKL
-    without a shift, and its schedulers start from noise of variance 1). Without, it is
-    unconditional: DDPMPipeline (a UNet2DModel in pixels with a DDPMScheduler), or
-    UnconditionalPipeline.
+    without a shift, and its schedulers start from noise of variance 1); the saved pipeline keeps
+    the names. Without, it is unconditional: DDPMPipeline (a UNet2DModel in pixels with a
+    DDPMScheduler), or UnconditionalPipeline.
 
     Args:
-        network: a DiTTransformer2DModel or a UNet2DModel.
+        network: a DiTTransformer2DModel or a UNet2DModel; one without labels and names for them is
+            a ValueError.
         vae: None in pixels.
-        id2label: class to name, kept in the saved pipeline; None: without classes.
-
-    Raises:
-        ValueError: a network without labels but names for them.
     """
     place = "transformer" if _is_dit(network) else "unet"
     parts = {"scheduler": scheduler, "vae": vae, place: network}

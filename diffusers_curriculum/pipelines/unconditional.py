@@ -16,15 +16,13 @@ from diffusers_curriculum.pipelines.denoising import Generators, Request, genera
 class UnconditionalPipeline(DiffusionPipeline):
     """Images without any condition; like DDPMPipeline, but for any latents and scheduler.
 
-    A network that takes labels is given its null class. The first noise is drawn on the CPU.
+    A network that takes labels is given its null class. The first noise is drawn on the CPU. No
+    network, or two, are a ValueError.
 
     Args:
         scheduler: any diffusers scheduler: variance preserving, flow matching or EDM.
         transformer, unet: one of them: a DiTTransformer2DModel or a UNet2DModel.
         vae: an AutoencoderKL, VQModel or ViTVQModel; None: the network works in pixels.
-
-    Raises:
-        ValueError: no network or two.
     """
 
     model_cpu_offload_seq = "transformer->unet->vae"

@@ -92,11 +92,8 @@ def build_model_card(facts: CardFacts) -> ModelCard:
 
 
 def resolve_license(base_model: str | None, given: str | None = None) -> str | None:
-    """The given licence, else the one in the base model's card, else None.
-
-    Raises:
-        HubError: the given licence is not an identifier as the Hub writes them.
-    """
+    """The given licence, else the one in the base model's card, else None; a HubError says that the
+    given one is not an identifier as the Hub writes them."""
     if given is not None and not _LICENSE.fullmatch(given):
         raise HubError(f"licence {given!r} is not an identifier such as 'mit' or 'apache-2.0'")
     return given or _license_of(base_model)
@@ -118,9 +115,7 @@ def _license_of(base_model: str | None) -> str | None:
 
 def _hub_name(name: str | None) -> str | None:
     """The name if it can be a repository on the Hub, None for a local path or anything else."""
-    if not name or not is_repository_name(name) or os.path.exists(name):
-        return None
-    return name
+    return name if name and is_repository_name(name) and not os.path.exists(name) else None
 
 
 def shown_name(name: str) -> str:

@@ -41,10 +41,7 @@ def prepare_repository(
     """Create the repository before training and return its full name, "owner/name".
 
     The card is built once for trial first, so that no run of hours ends in an error there and no
-    empty repository is left behind by a bad name.
-
-    Args:
-        private: whether a new repository is hidden; one that is there stays as it is.
+    empty repository is left behind by a bad name. ``private`` hides a new one only.
 
     Raises:
         HubError: bad name or licence, no token, or the Hub refused.
@@ -68,11 +65,8 @@ def write_model_card(facts: CardFacts, output_dir: str | Path) -> Path:
 def push(
     output_dir: str | Path, repo_id: str, *, token: str | None = None, api: HfApi | None = None
 ) -> str:
-    """Upload the pipeline in one commit and return the commit's address.
-
-    Raises:
-        HubError: nothing to upload, no token, or the Hub refused; the folder is left as it was.
-    """
+    """Upload the pipeline in one commit and return the commit's address; a HubError says that there
+    is nothing to upload, no token, or that the Hub refused, and the folder is left as it was."""
     check_repository_name(repo_id)
     folder = Path(output_dir)
     additions = [CommitOperationAdd(name, folder / name) for name in files_to_upload(folder)]
@@ -88,10 +82,8 @@ def files_to_upload(output_dir: str | Path) -> list[str]:
     """The files of a saved pipeline that may leave the machine, as sorted relative paths.
 
     Only files known by name in the folder itself and in the components that model_index.json
-    lists: no checkpoints, logs, run files, hidden files or links.
-
-    Raises:
-        HubError: the folder holds neither a pipeline nor LoRA weights.
+    lists: no checkpoints, logs, run files, hidden files or links. A HubError says that the folder
+    holds neither a pipeline nor LoRA weights.
     """
     folder = Path(output_dir)
     names = [path.name for path in _regular_files(folder) if _ROOT_FILES.fullmatch(path.name)]

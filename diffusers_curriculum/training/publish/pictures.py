@@ -34,11 +34,8 @@ def evaluation_mode(*models: nn.Module) -> Iterator[None]:
 
 
 def image_grid(images: Sequence[Image], prompts: Sequence[str]) -> Image:
-    """One row of pictures per prompt, prompt by prompt.
-
-    Raises:
-        ValueError: the pictures cannot be shared out among the prompts.
-    """
+    """One row of pictures per prompt, prompt by prompt; a ValueError says that they cannot be
+    shared out among the prompts."""
     if not images or not prompts or len(images) % len(prompts):
         raise ValueError(f"{len(images)} pictures cannot fill {len(prompts)} rows of equal length")
     return make_image_grid(list(images), len(prompts), len(images) // len(prompts))
@@ -47,14 +44,8 @@ def image_grid(images: Sequence[Image], prompts: Sequence[str]) -> Image:
 def log_images(
     accelerator: Any, tag: str, images: Sequence[Image], prompts: Sequence[str], step: int
 ) -> None:
-    """Send pictures to the trackers that show them; others get one warning each.
-
-    Args:
-        accelerator: whose trackers are asked; only the main process sends.
-        tag: "validation" during training, "test" at its end.
-        images: prompt by prompt.
-        step: the optimizer step.
-    """
+    """Send pictures, prompt by prompt, from the main process to the trackers that show them; others
+    get one warning each. ``tag`` is "validation" during training and "test" at its end."""
     if not images or not accelerator.is_main_process:
         return
     for tracker in accelerator.trackers:

@@ -36,7 +36,6 @@ class PipelinePublisher:
     Args:
         levels: what is trained on: its sampler is described in the card, and saved.
         plan: the order of the samples, for epochs.
-        private: whether a new repository is hidden.
 
     Attributes:
         averages: of the network that is published; put in once it is loaded.
@@ -113,11 +112,8 @@ class PipelinePublisher:
         self.accelerator.wait_for_everyone()
 
     def finish(self) -> None:
-        """:meth:`keep` the trained pipeline, with pictures.
-
-        Raises:
-            HubError: the upload failed; everything is saved by then.
-        """
+        """:meth:`keep` the trained pipeline, with pictures; a HubError says that the upload failed,
+        when everything is saved."""
         self.accelerator.wait_for_everyone()
         self.keep(final=True)
 

@@ -109,16 +109,10 @@ def validation_images(
     steps: int = INFERENCE_STEPS,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> list[Image]:
-    """Sample a picture for every prompt.
+    """Sample a picture for every prompt; then let go of the pipeline, and free memory.
 
-    Every prompt starts from the same noise, so that a picture depends neither on the other prompts
-    nor on the device; with no seed the noise is fresh each time.
-
-    Args:
-        build_pipeline: makes the pipeline; it is let go of, and memory freed, at the end.
-        seed: of the generator, on the CPU.
-        device: where the models are.
-        autocast: the accelerator's ``autocast``.
+    Every prompt starts from the same noise, drawn on the CPU, so that a picture depends neither on
+    the other prompts nor on the device; with no seed the noise is fresh each time.
     """
     from diffusers.training_utils import free_memory
 
