@@ -62,11 +62,8 @@ def portable_parameters(name: str, parameters: Mapping[str, Any]) -> dict[str, A
 
 @dataclass(frozen=True)
 class Density:
-    """A probability density over log-SNR; every method maps float64 tensors of any shape.
-
-    A subclass gives :meth:`pdf` and :meth:`cdf`; :meth:`sf` where the clean tail shall keep its
-    digits, :meth:`icdf` where it has a closed form.
-    """
+    """A probability density over log-SNR; every method maps float64 tensors of any shape. A
+    subclass gives :meth:`pdf` and :meth:`cdf`."""
 
     passes_on: ClassVar[bool] = False  # whether unknown parameters go on to on_schedule()
 
@@ -109,11 +106,8 @@ class Density:
         return torch.where(probability <= 0, low, torch.where(probability >= 1, high, inner))
 
     def between(self, low: Tensor, high: Tensor) -> Tensor:
-        """Probability of (low, high].
-
-        The difference is taken in the nearer tail, so that masses far below 1e-16 keep their
-        digits.
-        """
+        """Probability of (low, high], a difference in the nearer tail, so that masses far below
+        1e-16 keep their digits."""
         clean = self.sf(low) - self.sf(high)
         noisy = self.cdf(high) - self.cdf(low)
         return torch.where(low >= self._median, clean, noisy).clamp_min(0.0)

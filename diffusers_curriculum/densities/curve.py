@@ -12,19 +12,12 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """A cubic on each of the K - 1 intervals between ``knots`` (K,), 0 outside.
+    """A cubic on each of the K - 1 intervals between knots, 0 outside."""
 
-    Attributes:
-        knots: float64, increasing.
-        values: (K,) at the knots, 0 or more.
-        left: (K-1,) slope at the beginning of each interval.
-        right: (K-1,) slope at its end.
-    """
-
-    knots: Tensor
-    values: Tensor
-    left: Tensor
-    right: Tensor
+    knots: Tensor  # (K,) float64, increasing
+    values: Tensor  # (K,) at the knots, 0 or more
+    left: Tensor  # (K-1,) slope at the beginning of each interval
+    right: Tensor  # (K-1,) slope at its end
 
     def __call__(self, x: Tensor) -> Tensor:
         inside = (x >= self.knots[0]) & (x <= self.knots[-1])

@@ -232,11 +232,7 @@ class SplitNormal(Density):
 )
 @dataclass(frozen=True)
 class LogSnrUniform(Density):
-    """Uniform in log-SNR between two levels.
-
-    Raises:
-        ValueError: low is not below high.
-    """
+    """Uniform in log-SNR between two levels; ValueError unless low is below high."""
 
     low: float = -5.0
     high: float = 13.3

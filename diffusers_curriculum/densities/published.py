@@ -27,11 +27,7 @@ _MODE_LIMITS = f"-1 <= scale <= 2 / (pi - 2) = {_MODE_LIMIT:.4f}, where the map 
 
 def shift_from_pixels(pixels: float, base_pixels: float) -> float:
     """s = sqrt(pixels / base_pixels), the resolution rule of arXiv 2403.03206 (numbers of pixels,
-    1024 * 1024, not lengths).
-
-    Raises:
-        ValueError: a number is not positive.
-    """
+    1024 * 1024, not lengths); ValueError for a number that is not positive."""
     above_zero("pixels", pixels)
     above_zero("base_pixels", base_pixels)
     return math.sqrt(pixels / base_pixels)
@@ -39,11 +35,7 @@ def shift_from_pixels(pixels: float, base_pixels: float) -> float:
 
 def shift_from_tokens(tokens: float) -> float:
     """s = e^mu, mu linear in the number of image tokens: 0.5 at 256, 1.15 at 4096 (FLUX; diffusers'
-    ``calculate_shift``), not clamped.
-
-    Raises:
-        ValueError: the number is not positive.
-    """
+    ``calculate_shift``), not clamped; ValueError for a number that is not positive."""
     above_zero("tokens", tokens)
     return math.exp(_log_shift(tokens))
 

@@ -27,12 +27,8 @@ _TINY = 1e-300
 )
 @dataclass(frozen=True, eq=False)
 class Beta(TimeDensity):
-    """tau ~ Beta(alpha, beta), tau = 0 at the cleanest timestep (B-TTDM, ECCV 2024; alpha = 0.8 and
-    beta = 1 are this library's default, because the sources conflict).
-
-    Raises:
-        ValueError: a parameter above 1000.
-    """
+    """tau ~ Beta(alpha, beta), tau = 0 at the cleanest timestep (B-TTDM, ECCV 2024); ValueError for
+    a parameter above 1000."""
 
     alpha: float = checked(inside, 0, _LARGEST, "(]", default=0.8)
     beta: float = checked(inside, 0, _LARGEST, "(]", default=1.0)

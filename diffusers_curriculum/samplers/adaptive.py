@@ -201,12 +201,8 @@ class AdaptiveTimestepSampler(TimestepSampler):
     # -- learning --------------------------------------------------------------------------------
 
     def observe(self, indices: Tensor, losses: Tensor, step: int) -> None:
-        """Add the unweighted losses of one optimizer step; a non-finite loss is no observation.
-        Arguments as of :meth:`TimestepSampler.observe`.
-
-        Raises:
-            ValueError: not one loss per index.
-        """
+        """Add the unweighted losses of one optimizer step, as :meth:`TimestepSampler.observe`; a
+        non-finite loss is no observation, and not one loss per index a ValueError."""
         self._add(indices, losses)
         self._end_step(step)
 
@@ -237,8 +233,7 @@ class AdaptiveTimestepSampler(TimestepSampler):
         if window == self._window:
             return
         self._window = window
-        state = self._state
-        statistics, _ = self._on(state["profile"].device)
+        state, statistics = self._state, self._on(self._state["profile"].device)[0]
         statistics.fold(state)
         state["profile"] = statistics.profile(state)
         if step + 1 >= self.warm_up:

@@ -146,10 +146,8 @@ class TimestepSampler(Described):
         return copy_on(device, self._uniform)
 
     def probabilities(self, step: int | None = None) -> Tensor:
-        """(T,) float64 on the CPU: the exact mass that optimizer step ``step`` draws from.
-
-        ``step`` defaults to the number of draws made so far.
-        """
+        """(T,) float64 on the CPU: the exact mass that optimizer step ``step`` draws from;
+        ``step`` is by default the number of draws made so far."""
         # copied, because a mass may be the law itself, which the sampler keeps
         return self._mass_and_importance(self._step(step), CPU)[0].clone()
 
@@ -259,21 +257,13 @@ class TimestepSampler(Described):
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], **overrides: Any) -> TimestepSampler:  # type: ignore[override]
-        """The sampler with this config.
-
-        Raises:
-            ValueError: a class that is no sampler (or not a kind of ``cls``), or an unknown key.
-        """
+        """The sampler with this config; ValueError for an unknown key, or as :meth:`kind_of`."""
         kind = cls.kind_of(config)
         return kind(**checked_arguments(kind, config, overrides))
 
     @classmethod
     def kind_of(cls, config: Mapping[str, Any]) -> type[TimestepSampler]:
-        """The class that a config names.
-
-        Raises:
-            ValueError: it is no sampler, or not a kind of ``cls``.
-        """
+        """The class that a config names; ValueError unless it is a sampler, of the kind ``cls``."""
         name, kinds = config.get("_class_name", cls.__name__), cls.kinds()
         if name not in kinds:
             raise ValueError(

@@ -24,11 +24,8 @@ logger = logging.getLogger(__name__)
     note="takes any density of this catalogue",
 )
 class DensityTimestepSampler(TimestepSampler):
-    """Draws timesteps whose log-SNR follows a density (arXiv 2407.03297 for "laplace").
-
-    The mass of a timestep is the density's integral over its cell of log-SNR,
-    ``cdf(edge_i) - cdf(edge_{i+1})``, normalised: the density is followed on every schedule, with
-    its Jacobian.
+    """Draws timesteps whose log-SNR follows a density (arXiv 2407.03297 for "laplace"): their mass
+    is its integral over their cell of log-SNR, ``cdf(edge_i) - cdf(edge_{i+1})``, normalised.
 
     Args:
         scheduler: a diffusers scheduler, or its config with its ``_class_name``.

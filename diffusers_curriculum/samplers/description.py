@@ -145,10 +145,10 @@ def clusters_in_words(config: Mapping[str, Any]) -> str:
     """A curriculum's config without its base: ``20 clusters, easy_to_hard, patience``."""
     method, given = config.get("clustering"), arguments_in_words(config.get("clustering_args"))
     clusters = "clusters" if method == "explicit" else f"{config.get('clusters')} clusters"
-    told = [clusters if method == "auto" and not given else f"{clusters} by {method}{given}"]
-    told += [str(config.get("order"))]
-    told += [f"{config.get('pacing')}{arguments_in_words(config.get('pacing_args'))}"]
-    return ", ".join(told + ["balanced"] * (config.get("within") == "balanced"))
+    by = "" if method == "auto" and not given else f" by {method}{given}"
+    pacing = f"{config.get('pacing')}{arguments_in_words(config.get('pacing_args'))}"
+    balanced = ", balanced" if config.get("within") == "balanced" else ""
+    return f"{clusters}{by}, {config.get('order')}, {pacing}{balanced}"
 
 
 # -- configs ---------------------------------------------------------------------------------------
@@ -156,13 +156,11 @@ def clusters_in_words(config: Mapping[str, Any]) -> str:
 
 def plain_config(configured: ConfigMixin) -> dict[str, Any]:
     """The config of a scheduler or sampler as plain values, its class under ``_class_name``."""
-    values = {
-        k: v
-        for k, v in configured.config.items()
-        if not k.startswith("_") and not (k in _LATER and v == _LATER[k])
-    }
-    values = {k: v.tolist() if hasattr(v, "tolist") else v for k, v in values.items()}
-    return {"_class_name": type(configured).__name__, **values}
+    values: dict[str, Any] = {"_class_name": type(configured).__name__}
+    for key, value in configured.config.items():
+        if not key.startswith("_") and not (key in _LATER and value == _LATER[key]):
+            values[key] = value.tolist() if hasattr(value, "tolist") else value
+    return values
 
 
 def arguments_in_words(arguments: Any) -> str:
@@ -174,11 +172,8 @@ def arguments_in_words(arguments: Any) -> str:
 
 
 def build_scheduler(scheduler: Any) -> Any:
-    """A scheduler from its config; an instance is returned as it is.
-
-    Raises:
-        ValueError: the class is not a scheduler of diffusers.
-    """
+    """A scheduler from its config, an instance as it is; ValueError for a class that is not a
+    scheduler of diffusers."""
     if not isinstance(scheduler, Mapping):
         return scheduler
     name = scheduler.get("_class_name", "")
@@ -195,11 +190,7 @@ def build_scheduler(scheduler: Any) -> Any:
 def checked_arguments(
     kind: type, config: Mapping[str, Any], overrides: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The arguments of ``kind`` that a config and ``overrides`` tell.
-
-    Raises:
-        ValueError: an unknown key.
-    """
+    """The arguments of ``kind`` that a config and ``overrides`` tell; ValueError for others."""
     arguments = {k: v for k, v in config.items() if not k.startswith("_")} | dict(overrides)
     unknown = sorted(arguments.keys() - inspect.signature(kind).parameters.keys())
     if unknown:

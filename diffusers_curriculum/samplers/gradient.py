@@ -27,8 +27,7 @@ class GradientNormTimestepSampler(AdaptiveTimestepSampler):
     importance corrected gradient has the least variance (by the Cauchy-Schwarz inequality), q the
     uniform law.
 
-    It is optimal for one step of plain gradient descent; what it brings under Adam is to be
-    measured.
+    Optimal for one step of plain gradient descent; what it brings under Adam is to be measured.
 
     Args:
         mode: "gradients": from squared gradient norms that the caller estimates now and then and
@@ -59,21 +58,17 @@ class GradientNormTimestepSampler(AdaptiveTimestepSampler):
         return constants["weights"] * profile.sqrt()
 
     def observe(self, indices: Tensor, losses: Tensor, step: int) -> None:
-        """Add the unweighted losses of one optimizer step in mode "loss"; in mode "gradients" they
-        only tell that the step is over. Arguments as of :meth:`TimestepSampler.observe`.
-
-        Raises:
-            ValueError: not one loss per index.
-        """
+        """As :meth:`AdaptiveTimestepSampler.observe` in mode "loss"; in mode "gradients" the losses
+        only tell that the step is over."""
+        late = step >= self.warm_up + self.refresh_every
         if self.mode == "loss":
             self._add(indices, losses)
-        elif self._gradients_at < 0 and step >= self.warm_up + self.refresh_every:
-            if self._may_warn:
-                logger.warning(
-                    "no gradient norms were passed to observe_gradients() in %d steps: levels are "
-                    "still drawn from the warm-up density; pass some, or use mode='loss'.",
-                    step,
-                )
+        elif late and self._may_warn and self._gradients_at < 0:
+            logger.warning(
+                "no gradient norms were passed to observe_gradients() in %d steps: levels are "
+                "still drawn from the warm-up density; pass some, or use mode='loss'.",
+                step,
+            )
             self._may_warn = False
         self._end_step(step)
 

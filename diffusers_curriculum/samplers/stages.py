@@ -38,11 +38,7 @@ class Stages:
 
     @classmethod
     def of(cls, starts: Sequence[int], levels: int, order: str, within: str, seed: int) -> Stages:
-        """The stages of clusters that begin at ``starts``.
-
-        Raises:
-            ValueError: unknown ``order`` or ``within``.
-        """
+        """The stages of clusters that begin at ``starts``; ValueError for an unknown name."""
         one_of("order", order, ORDERS)
         one_of("within", within, WITHIN)
         opening = _opening_order(order, len(starts), seed)
@@ -128,8 +124,6 @@ class Progress:
     """The state of a curriculum, kept where the losses are.
 
     Attributes:
-        pacing: the rule of the stages.
-        stages: their number.
         pace: the pacing's state: plain numbers while the losses are on the CPU, else tensors.
         cluster_counts: (stages,) int64, samples observed in each cluster, cleanest first.
         opened_at: (stages,) int64, the step from which each stage was drawn, -1 for those to come.

@@ -22,13 +22,9 @@ BINNINGS = ("quantile", "log_snr_width")
 
 @dataclass(frozen=True, eq=False)
 class Statistics:
-    """A running mean for each noise level.
+    """A running mean for each noise level."""
 
-    Attributes:
-        starts: first level of each of the K bins.
-    """
-
-    starts: tuple[int, ...]
+    starts: tuple[int, ...]  # first level of each of the K bins
 
     def initial_state(self) -> State:
         """The state before the first observation."""
@@ -116,15 +112,9 @@ class BinnedMeans(Statistics):
 
 @dataclass(frozen=True, eq=False)
 class LastValues(Statistics):
-    """The mean of the last few observations of each level by itself (arXiv 2102.09672).
+    """The mean of the last few observations of each level, a bin by itself (arXiv 2102.09672)."""
 
-    Each level is a bin.
-
-    Attributes:
-        length: observations kept of each level.
-    """
-
-    length: int
+    length: int  # observations kept of each level
 
     def initial_state(self) -> State:
         levels = len(self.starts)

@@ -34,8 +34,7 @@ class UncertaintyWeighting(nn.Module):
     Args:
         levels: the noise levels; one at infinite log-SNR counts as one more step of its neighbours'
             spacing away.
-        features: number of Fourier features.
-        seed: of the features.
+        features, seed: number of Fourier features, at least one, and their seed.
 
     Raises:
         ValueError: fewer than one feature.
@@ -57,11 +56,8 @@ class UncertaintyWeighting(nn.Module):
         self.weight = nn.Parameter(torch.zeros(features))
 
     def log_variance(self, indices: Tensor | None = None) -> Tensor:
-        """z at the levels ``indices`` (B,), by default at all of them; float32.
-
-        Raises:
-            ValueError: the module was cast to another dtype.
-        """
+        """z at the levels ``indices`` (B,), by default at all of them, in float32; ValueError where
+        the module was cast to another dtype."""
         if self.weight.dtype != torch.float32:
             raise ValueError(
                 f"the uncertainty weighting was cast to {self.weight.dtype}, where z loses its "
@@ -109,7 +105,6 @@ class LearnedLossWeights:
     arXiv 2312.02696. Nothing is read back to the host.
 
     Args:
-        levels: the noise levels.
         learning_rate: of z, without decay (this library's default).
         warm_up: optimizer steps in which z learns, and the weights stay 1.
         floor: the weights lie in [floor, 1 / floor], greater than 0 and at most 1.
@@ -163,11 +158,8 @@ class LearnedLossWeights:
         return {name: value.detach().cpu().clone() for name, value in held.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a state; the next weights are those of the object it came from.
-
-        Raises:
-            RuntimeError: of other features.
-        """
+        """Take over a state, with the next weights of the object it came from; RuntimeError for one
+        of other features."""
         own = {k: torch.as_tensor(v) for k, v in state.items() if not k.startswith("adam.")}
         self.uncertainty.load_state_dict(own)
         moments = {k[5:]: torch.as_tensor(v) for k, v in state.items() if k.startswith("adam.")}

@@ -62,11 +62,8 @@ class VariationalBound:
         self._tables[torch.device("cpu")] = _posterior(self.levels.to("cpu"))
 
     def split(self, prediction: Tensor) -> tuple[Tensor, Tensor]:
-        """The mean part and the variance part of a network's output (B, 2C, ...), (B, C, ...) each.
-
-        Raises:
-            ValueError: an odd number of channels.
-        """
+        """The mean part and the variance part of a network's output (B, 2C, ...), (B, C, ...) each;
+        ValueError for an odd number of channels."""
         if prediction.ndim < 2 or prediction.shape[1] % 2:
             raise ValueError(
                 f"an output of shape {tuple(prediction.shape)} has no two halves of channels: give "

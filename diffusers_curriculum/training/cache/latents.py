@@ -20,8 +20,8 @@ from tqdm.auto import tqdm
 from diffusers_curriculum.randomness import host_generator
 from diffusers_curriculum.training.cache.files import CachedLatents, open_cache
 from diffusers_curriculum.training.cache.filling import DTYPES, LatentWriter, Layout, WorkFolder
-from diffusers_curriculum.training.data.checks import describe, sample_name
-from diffusers_curriculum.training.data.transforms import ImageTransform, decode_image
+from diffusers_curriculum.training.data.checks import decoded
+from diffusers_curriculum.training.data.transforms import ImageTransform
 from diffusers_curriculum.training.errors import UsageError
 from diffusers_curriculum.training.storage.fingerprints import hash_config
 
@@ -50,12 +50,7 @@ class _Variants:
         """Those of a row's images (3, R, R) that are in ``images``."""
         own = range(row * self.each, (row + 1) * self.each)
         wanted = range(max(own.start, images.start), min(own.stop, images.stop))
-        cell = self.rows[row][self.image_column]
-        try:
-            picture = decode_image(cell)
-        # Whatever the decoder raises, name the file.
-        except Exception as error:
-            raise UsageError(f"{sample_name(cell, row)}: {describe(error)}") from error
+        picture = decoded(self.rows[row][self.image_column], row)
         return [self._image(picture, image) for image in wanted]
 
     def _image(self, picture: Any, image: int) -> Tensor:
@@ -221,8 +216,7 @@ def _stacked(batch: int, parts: list[Future[list[Tensor]]]) -> tuple[int, Tensor
 def _encoded(space: Any, pixels: Tensor, layout: Layout, first: int) -> list[NDArray[Any]]:
     """Mean and, where there is one, deviation of a batch that begins with image ``first``."""
     with torch.no_grad():
-        moments = space.encode(pixels)
-    present = [part for part in moments if part is not None]
+        present = [part for part in space.encode(pixels) if part is not None]
     with np.errstate(over="ignore"):  # told below
         arrays = [
             np.ascontiguousarray(part.float().cpu().numpy(), dtype=DTYPES[layout.dtype])

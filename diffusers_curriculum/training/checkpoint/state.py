@@ -150,11 +150,13 @@ class TrainingState:
         folder = Path(folder)
         manifest = verify_checkpoint(folder)
         document = self._document(folder, manifest, renew)
-        changes = [
-            *self._read_parts(folder, document, manifest["files"], renew),
-            self._read_optimizer(folder, document),
-            self._read_model(folder, manifest["files"]),
-        ]
+        changes = self._read_parts(folder, document, manifest["files"], renew)
+        saved = load_tensors(folder / "optimizer.safetensors"), document["optimizer"]
+        check_optimizer_state(self.optimizer, *saved)
+        changes.append(partial(load_optimizer_state, self.optimizer, *saved))
+        weights = _load_weights(folder, self.model_name, manifest["files"])
+        check_tensors(weights, self.model.state_dict(), self.model_name)
+        changes.append(partial(self.model.load_state_dict, weights))
         if self.ema is not None:
             kept = {"decay": self.ema.decay} if "ema" in renew else {}
             changes.append(self._read_ema(self.ema, folder, document, manifest["files"], kept))
@@ -207,16 +209,6 @@ class TrainingState:
             saved = unpack(document["parts"][name], tensors)
             changes.append(partial(load_part, part, conform(saved, part.state_dict(), name), name))
         return changes
-
-    def _read_optimizer(self, folder: Path, document: Mapping[str, Any]) -> Callable[[], object]:
-        saved = load_tensors(folder / "optimizer.safetensors"), document["optimizer"]
-        check_optimizer_state(self.optimizer, *saved)
-        return partial(load_optimizer_state, self.optimizer, *saved)
-
-    def _read_model(self, folder: Path, files: Mapping[str, Any]) -> Callable[[], object]:
-        weights = _load_weights(folder, self.model_name, files)
-        check_tensors(weights, self.model.state_dict(), self.model_name)
-        return partial(self.model.load_state_dict, weights)
 
     def _averaged(self, ema: EMAModel) -> dict[str, Tensor]:
         """The state dict of the average: its own parameters, the model's buffers."""

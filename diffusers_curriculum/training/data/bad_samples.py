@@ -63,11 +63,8 @@ class Findings(NamedTuple):
 def usable_images(
     args: Arguments, accelerator: Any, dataset: Dataset, **text_columns: str
 ) -> Dataset:
-    """:func:`usable_rows` as a command line asks for it; every process of a run calls it.
-
-    Args:
-        text_columns: ``caption_column`` or ``label_column``, where there is one.
-    """
+    """:func:`usable_rows` as a command line asks for it; every process of a run calls it, with
+    ``caption_column`` or ``label_column`` where there is one."""
     from accelerate.utils import gather_object
 
     return usable_rows(
@@ -159,11 +156,9 @@ def find_bad_samples(
     """Decode every image that is not known to be good, and look at every caption and class.
 
     Args:
-        caption_column, label_column: looked at where they are not None.
         rows: consecutive rows to look at; None is all.
-        known: images that need not be decoded again; None is none.
+        known: images that need not be decoded again.
         workers: threads; None is one per core, at most 8.
-        progress: whether to show a bar.
     """
     rows = range(len(dataset)) if rows is None else rows
     seen = frozenset() if known is None else known.keys
@@ -212,14 +207,8 @@ def refuse_bad_samples(
     limit: float = 0.01,
     listed: bool = True,
 ) -> None:
-    """Raise if there are more bad samples among ``total`` than the policy allows, or no good ones.
-
-    Args:
-        listed: whether the message lists them; one process of several is enough.
-
-    Raises:
-        UsageError: one message that lists every bad sample on a line of its own.
-    """
+    """Raise UsageError if there are more bad samples among ``total`` than the policy allows, or no
+    good ones; it lists each on a line where ``listed``: one process of several is enough."""
     # A quotient, not limit * total: 0.29 * 100 is less than 29.
     allowed = policy == "skip" and len(bad) < total and len(bad) / total <= limit
     if not bad or allowed:
@@ -239,6 +228,7 @@ def _log_skipped(bad: Sequence[BadSample], total: int, path: Path) -> None:
     try:
         if bad:
             write_atomically(path, "".join(json.dumps(entry) + "\n" for entry in told))
+            logger.warning("%d of %d samples are left out; see %s.", len(bad), total, path)
         else:
             path.unlink(missing_ok=True)
     except OSError as error:
@@ -246,5 +236,3 @@ def _log_skipped(bad: Sequence[BadSample], total: int, path: Path) -> None:
             f"the list of skipped samples cannot be written ({error}): free some space, or choose "
             "another --output_dir."
         ) from error
-    if bad:
-        logger.warning("%d of %d samples are left out; see %s.", len(bad), total, path)

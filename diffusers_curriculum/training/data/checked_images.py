@@ -66,10 +66,8 @@ def image_key(cell: dict[str, Any] | None) -> str | None:
 
 
 def read_checked(path: Path, resolution: int) -> CheckedImages:
-    """Return what an earlier check of the same kind left in a file; nothing if there is none.
-
-    A damaged or unreadable file is a warning: it can only cost time.
-    """
+    """Return what an earlier check of the same kind left in a file; nothing if there is none, and
+    with a warning if it is damaged or unreadable, which can only cost time."""
     check = described_check(resolution)
     try:
         content = json.loads(path.read_bytes())

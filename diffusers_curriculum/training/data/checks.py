@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from diffusers_curriculum.training.data.transforms import decode_image, refuse_bomb, resized_size
+from diffusers_curriculum.training.errors import UsageError
 
 
 def sample_name(cell: dict[str, Any] | None, row: int) -> str:
@@ -21,6 +22,15 @@ def describe(error: Exception) -> str:
     """Return an exception as one line of text."""
     text = " ".join(str(error).split())
     return text if isinstance(error, ValueError) and text else f"{type(error).__name__}: {text}"
+
+
+def decoded(cell: dict[str, Any], row: int, decode: Callable[..., Any] = decode_image) -> Any:
+    """Return what a cell decodes to; a UsageError names the sample, whatever ``decode`` raises, as
+    its file may have changed since the check."""
+    try:
+        return decode(cell)
+    except Exception as error:
+        raise UsageError(f"{sample_name(cell, row)}: {describe(error)}") from error
 
 
 def caption_fault(caption: Any) -> str | None:

@@ -31,11 +31,8 @@ def check_image_column(features: Features, image_column: str) -> None:
 def check_caption_column(
     features: Features, caption_column: str, folder: str | None = None
 ) -> None:
-    """Check that the column exists and holds strings or lists of strings.
-
-    Args:
-        folder: the image folder that the data came from, if any; names the usual remedy.
-    """
+    """Check that the column exists and holds strings or lists of strings; for data of an image
+    ``folder`` the message names the usual remedy."""
     hint = _caption_hint(folder, caption_column) if folder else ""
     _check_there(features, "--caption_column", caption_column, hint)
     if not _may_hold_text(features[caption_column]):
@@ -99,11 +96,8 @@ def _caption_hint(folder: str, column: str) -> str:
 
 
 def class_value(value: Any, column: str) -> int | str | None:
-    """Return what a cell of numbers or words says about the class; None where it is missing.
-
-    Raises:
-        UsageError: a number with a fraction.
-    """
+    """Return what a cell of numbers or words says about the class; None where it is missing, and
+    a UsageError for a number with a fraction."""
     if value is None or isinstance(value, str):
         return value
     if value != value or value < 0:  # NaN, or the Hub's word for none
@@ -116,10 +110,8 @@ def class_value(value: Any, column: str) -> int | str | None:
 
 
 def warn_of_unlisted_images(dataset: Dataset, folder: str, image_suffixes: Sequence[str]) -> None:
-    """Log a warning where a folder holds more image files than its metadata names.
-
-    `datasets` leaves such images out without a word.
-    """
+    """Log a warning where a folder holds more image files than its metadata names, as `datasets`
+    leaves those out without a word."""
     suffixes = set(image_suffixes)
     present = sum(p.suffix.lower() in suffixes and p.is_file() for p in Path(folder).rglob("*"))
     if present > len(dataset):

@@ -6,7 +6,7 @@ position), so the number of loader workers, of ranks and of interruptions change
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -15,13 +15,9 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from diffusers_curriculum.randomness import host_generator
-from diffusers_curriculum.training.data.checks import describe, sample_name
+from diffusers_curriculum.training.data.checks import decoded
 from diffusers_curriculum.training.data.plan import BatchPlan
-from diffusers_curriculum.training.data.transforms import (
-    ImageTransform,
-    decode_image,
-    decode_precisely,
-)
+from diffusers_curriculum.training.data.transforms import ImageTransform, decode_precisely
 from diffusers_curriculum.training.errors import UsageError
 from diffusers_curriculum.training.process.stopping import ignore_stop_signals
 
@@ -89,9 +85,9 @@ class ImageDataset(TorchDataset):
     def _pixels(self, row: int, *draws: float) -> dict[str, Tensor]:
         cell = self.rows[row][self.image_column]
         if self.precise:
-            pixels = _image(cell, row, decode_precisely)
+            pixels = decoded(cell, row, decode_precisely)
             return {"pixel_values": self.transform.precise(pixels, *draws)}
-        return {"pixel_values": self.transform(_image(cell, row), *draws)}
+        return {"pixel_values": self.transform(decoded(cell, row), *draws)}
 
     def _latents(self, row: int, u_crop: float, u_flip: float) -> dict[str, Tensor]:
         mean, std = self.latents.read(row, u_crop, u_flip)  # pyright: ignore
@@ -102,11 +98,8 @@ class ImageDataset(TorchDataset):
         if self._labels is None:
             return {}
         dropped = u_first < self.label_dropout
-        return {
-            "label": torch.tensor(
-                self.null_label if dropped else self._labels[row][self.label_column]
-            )
-        }
+        label = self.null_label if dropped else self._labels[row][self.label_column]
+        return {"label": torch.tensor(label)}
 
 
 class ImageCaptionDataset(ImageDataset):
@@ -135,9 +128,8 @@ class ImageCaptionDataset(ImageDataset):
         self.caption_column = caption_column
 
     def _text(self, row: int, u_first: float, u_second: float) -> dict[str, Tensor]:
-        caption = (
-            "" if u_second < self.caption_dropout else self._captions[row][self.caption_column]
-        )
+        dropped = u_second < self.caption_dropout
+        caption = "" if dropped else self._captions[row][self.caption_column]
         tokens = self.tokenizer(
             caption if isinstance(caption, str) else caption[int(u_first * len(caption))],
             max_length=self.tokenizer.model_max_length,
@@ -151,14 +143,6 @@ class ImageCaptionDataset(ImageDataset):
 def _check_dropout(of: str, share: float) -> None:
     if not 0.0 <= share <= 1.0:
         raise UsageError(f"The {of} dropout is {share}; it must lie in [0, 1].")
-
-
-def _image(cell: dict[str, Any], row: int, decode: Callable[..., Any] = decode_image) -> Any:
-    try:
-        return decode(cell)
-    # A file may have changed since the check; whatever the decoder raises, name the file.
-    except Exception as error:
-        raise UsageError(f"{sample_name(cell, row)}: {describe(error)}") from error
 
 
 class PlannedBatches:
@@ -188,10 +172,6 @@ def training_batches(
 
     One iterator serves the whole run, so that workers start once. The global generators are
     neither read nor changed.
-
-    Args:
-        dataset: indexed by sample position.
-        num_workers: loader processes; 0 loads in this one.
 
     Yields:
         The dataset's dict with a leading axis of plan.batch_size; accumulation of them per step.

@@ -27,21 +27,13 @@ def _permutation(seed: int, epoch: int, num_samples: int) -> np.ndarray:
 class BatchPlan:
     """The order of the samples for one rank, a pure function of its six integers.
 
-    Args:
-        num_samples: size n of the data set.
-        batch_size: samples per rank and micro-batch.
-        accumulation: micro-batches per optimizer step.
-        world_size: number of processes.
-        rank: this process, in [0, world_size).
-        seed: seed of the data order.
-
     Raises:
         ValueError: a count below 1, or a rank outside [0, world_size).
     """
 
-    num_samples: int
-    batch_size: int
-    accumulation: int
+    num_samples: int  # n
+    batch_size: int  # samples per rank and micro-batch
+    accumulation: int  # micro-batches per optimizer step
     world_size: int
     rank: int
     seed: int
@@ -62,10 +54,8 @@ class BatchPlan:
     def slots(self, micro: int) -> Slots:
         """Return which slots of the global batch this rank's micro-batch `micro` holds.
 
-        slot(micro a, rank r, i) = a * batch_size * world_size + r * batch_size + i.
-
-        Raises:
-            ValueError: `micro` outside [0, accumulation).
+        slot(micro a, rank r, i) = a * batch_size * world_size + r * batch_size + i; ValueError for
+        a `micro` outside [0, accumulation).
         """
         if not 0 <= micro < self.accumulation:
             raise ValueError(f"micro is {micro}; it must lie in [0, {self.accumulation}).")
@@ -78,11 +68,8 @@ class BatchPlan:
         )
 
     def positions(self, step: int, micro: int) -> range:
-        """Return the sample positions p = step * total + slot of this rank's micro-batch.
-
-        Raises:
-            ValueError: a negative `step`, or `micro` outside [0, accumulation).
-        """
+        """Return the sample positions p = step * total + slot of this rank's micro-batch;
+        ValueError for a negative `step`, or a `micro` outside [0, accumulation)."""
         if step < 0:
             raise ValueError(f"step is {step}; steps count from 0.")
         slots = self.slots(micro)

@@ -19,7 +19,7 @@ from diffusers_curriculum.training.data.columns import (
 )
 from diffusers_curriculum.training.errors import UsageError
 
-_SAVED = ("state.json", "dataset_dict.json")
+_SAVED = ("state.json", "dataset_dict.json")  # of save_to_disk: a data set, or several splits
 
 
 def load_images(
@@ -76,11 +76,10 @@ def _with_classes(dataset: Dataset, column: str) -> Dataset:
     """Words and numbers become classes, in sorted order; a missing one stays missing."""
     told = [class_value(value, column) for value in dataset[column]]
     values = sorted({value for value in told if value is not None})
-    names = [str(value) for value in values]
     number: dict[Any, int] = {value: index for index, value in enumerate(values)}
     labels = [number.get(value) for value in told]
     bare = dataset.remove_columns(column)
-    return bare.add_column(column, labels, feature=ClassLabel(names=names))
+    return bare.add_column(column, labels, feature=ClassLabel(names=list(map(str, values))))
 
 
 def _load_training_split(
@@ -116,7 +115,7 @@ def _load_splits(
     try:
         if name is None:
             loaded = load_dataset("imagefolder", data_files=files, cache_dir=cache_dir)
-        elif _is_saved(name):
+        elif any(os.path.isfile(os.path.join(name, file)) for file in _SAVED):
             loaded = _load_saved(name, config, folder)
         else:
             loaded = load_dataset(name, config, cache_dir=cache_dir, data_dir=folder)
@@ -125,11 +124,6 @@ def _load_splits(
         reason = describe(error).rstrip(".!")
         raise UsageError(f"{flag} {value!r} cannot be loaded: {reason}. {remedy}") from error
     return loaded if isinstance(loaded, DatasetDict) else DatasetDict()
-
-
-def _is_saved(folder: str) -> bool:
-    """Whether `save_to_disk` of a data set, or of several splits, wrote this folder."""
-    return any(os.path.isfile(os.path.join(folder, name)) for name in _SAVED)
 
 
 def _load_saved(name: str, config: str | None, folder: str | None) -> DatasetDict:

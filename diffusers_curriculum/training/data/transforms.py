@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image, ImageOps
+from torch import Tensor
 
 from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.errors import UsageError
@@ -39,11 +40,7 @@ def decode_image(cell: dict[str, Any]) -> Image.Image:
 
 
 def decode_precisely(cell: dict[str, Any]) -> np.ndarray:
-    """Decode one cell as :func:`decode_image` does, but keep the precision of 16-bit grey.
-
-    Returns:
-        (H, W, 3) float32 in [0, 1].
-    """
+    """As :func:`decode_image`, (H, W, 3) float32 in [0, 1] with the precision of 16-bit grey."""
     image = _upright(cell)
     if image.mode == "I" or image.mode.startswith("I;16"):
         grey = _grey_values(image).astype(np.float32) / 65535
@@ -86,10 +83,8 @@ def _grey_values(image: Image.Image) -> np.ndarray:
 
 
 def resized_size(width: int, height: int, resolution: int) -> tuple[int, int]:
-    """Return (width, height) with the shorter side = resolution.
-
-    The longer one is int(resolution * longer / shorter), as torchvision's Resize has it.
-    """
+    """Return (width, height) with the shorter side = resolution, the longer one int(resolution *
+    longer / shorter), as torchvision's Resize has it."""
     longer = int(resolution * max(width, height) / min(width, height))
     return (longer, resolution) if width >= height else (resolution, longer)
 
@@ -126,18 +121,14 @@ class ImageTransform:
             args.resolution, args.image_interpolation_mode, args.center_crop, args.random_flip
         )
 
-    def __call__(
-        self, image: Image.Image, u_top: float, u_left: float, u_flip: float
-    ) -> torch.Tensor:
+    def __call__(self, image: Image.Image, u_top: float, u_left: float, u_flip: float) -> Tensor:
         """Return the (3, R, R) float32 tensor in [-1, 1] that three uniforms in [0, 1) select."""
         image = self._cropped(image, u_top, u_left)
         if self.random_flip and u_flip < 0.5:
             image = ImageOps.mirror(image)
         return to_tensor(image)
 
-    def precise(
-        self, pixels: np.ndarray, u_top: float, u_left: float, u_flip: float
-    ) -> torch.Tensor:
+    def precise(self, pixels: np.ndarray, u_top: float, u_left: float, u_flip: float) -> Tensor:
         """As a call, for (H, W, 3) float32 in [0, 1], each channel resized in float32."""
         channels = (Image.fromarray(np.ascontiguousarray(pixels[..., c])) for c in range(3))
         cropped = [np.array(self._cropped(channel, u_top, u_left)) for channel in channels]
@@ -158,7 +149,7 @@ class ImageTransform:
         return round(slack / 2.0) if self.center_crop else int(u * (slack + 1))
 
 
-def to_tensor(image: Image.Image) -> torch.Tensor:
+def to_tensor(image: Image.Image) -> Tensor:
     """Return an RGB image (W, H) as a float32 tensor (3, H, W): v / 255, then (v - 0.5) / 0.5."""
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
     return pixels.to(torch.float32).div(255).sub_(0.5).div_(0.5)

@@ -26,7 +26,7 @@ from diffusers_curriculum.metrics.features import FeatureNetwork, load_feature_n
 from diffusers_curriculum.metrics.preprocessing import FeatureNetworkError
 from diffusers_curriculum.randomness import host_generator
 from diffusers_curriculum.training.arguments.command_line import Arguments
-from diffusers_curriculum.training.data.checks import describe, sample_name
+from diffusers_curriculum.training.data.checks import decoded
 from diffusers_curriculum.training.data.transforms import ImageTransform, decode_image
 from diffusers_curriculum.training.errors import UsageError
 from diffusers_curriculum.training.storage.files import write_atomically
@@ -49,8 +49,6 @@ class Evaluator:
 
     Args:
         args: a checked command line: what is computed, and when.
-        accelerator: for its device, processes and trackers.
-        networks: by name.
         network_of: name of the network that each metric looks through.
         real: the training images, by row; called here, and not kept.
         real_count: number of rows.
@@ -200,23 +198,13 @@ def _seen(network: FeatureNetwork, batch: Tensor) -> Tensor:
 def training_images(
     rows: Dataset, resolution: int, interpolation: str, image_column: str = "image"
 ) -> Images:
-    """Return what reads training images by row, cropped in the middle and not mirrored.
-
-    Args:
-        rows: with undecoded images.
-
-    Raises:
-        UsageError: on reading, for an image that does not decode, with its path.
-    """
+    """Return what reads training images, undecoded in ``rows``, by row, cropped in the middle and
+    not mirrored; it raises a UsageError with the path of an image that does not decode."""
     transform = ImageTransform(resolution, interpolation, center_crop=True)
 
     def read(row: int) -> Tensor:
         cell = rows[row][image_column]
-        try:
-            return transform(decode_image(cell), 0.0, 0.0, 1.0)
-        # A file may have changed since the check; whatever the decoder raises, name the file.
-        except Exception as error:
-            raise UsageError(f"{sample_name(cell, row)}: {describe(error)}") from error
+        return decoded(cell, row, lambda cell: transform(decode_image(cell), 0.0, 0.0, 1.0))
 
     return lambda numbers: (torch.stack([read(row) for row in numbers]) + 1) / 2
 
@@ -268,11 +256,8 @@ def chosen_rows(count: int, wanted: int, seed: int) -> list[int]:
 def write_metrics(
     folder: Path, step: int, values: Mapping[str, float], facts: Mapping[str, Any]
 ) -> None:
-    """Put the line of one step into eval_metrics.jsonl, in the place of an older one of this step.
-
-    Args:
-        values: metrics; one that is not finite becomes null.
-        facts: what the numbers depend on, as plain JSON data.
+    """Put the line of one step into eval_metrics.jsonl, in the place of an older one of this step;
+    a metric that is not finite becomes null.
 
     Raises:
         OSError: the file could not be written; an older one is intact.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -104,20 +104,15 @@ class Averages:
         if self.power and (done % every == 0 or done == last):
             self.power.snapshot(self.folder, done)
 
-    @contextmanager
-    def shown(self) -> Iterator[None]:
+    def shown(self) -> AbstractContextManager[None]:
         """Give the network its averaged weights inside the block, if there are any."""
-        with ema_weights(self.ema or self.power, self.network):
-            yield
+        return ema_weights(self.ema or self.power, self.network)
 
 
 @contextmanager
 def ema_weights(ema: EMAModel | PowerEMA | None, model: nn.Module) -> Iterator[None]:
-    """Give ``model`` its averaged weights inside the block, and its own back whatever happens.
-
-    Args:
-        ema: the average, on any device; None changes nothing.
-        model: the unwrapped model that ``ema`` follows.
+    """Give the unwrapped ``model`` its averaged weights inside the block, if ``ema`` is an average
+    of them, and its own back whatever happens.
 
     Raises:
         RuntimeError: the averaged weights are in the model already.

@@ -80,20 +80,16 @@ def check_network(args: Arguments, labelled: bool) -> None:
 
 
 def make_network(args: Arguments, space: LatentSpace, classes: int | None, seed: int) -> Any:
-    """The network to train, float32 on the CPU: built from its config, or loaded.
-
-    Args:
-        classes: of the data; None for unconditional training.
-    """
+    """The network to train, float32 on the CPU, built from its config or loaded, for the data's
+    number of ``classes``, None for unconditional training."""
     channels, side, _ = space.shape(args.resolution)
-    wanted = channels * (1 + (args.learned_variance != "none"))
     if args.pretrained_model_name_or_path is not None:
         return _pretrained(args, channels, side, classes)
     with usage_errors(f"--{args.flag('model_config')}"):
         return build_network(
             args.model_config or _DEFAULT,
             channels=channels,
-            out_channels=wanted,
+            out_channels=channels * (1 + (args.learned_variance != "none")),
             sample_size=side,
             num_classes=classes,
             seed=seed,

@@ -94,7 +94,11 @@ class PowerEMA:
             raise ValueError(f"step={step} must be later than {self.step}, the last one averaged.")
         ratio = self.step / step
         for sigma_rel, averages in self.averages.items():
-            _check_devices(averages[0], self.parameters[0])
+            if averages[0].device != self.parameters[0].device:
+                raise ValueError(
+                    f"the averages are on {averages[0].device} and the model on "
+                    f"{self.parameters[0].device}: make PowerEMA after the model was moved."
+                )
             new = [p.detach().to(a.dtype) for p, a in zip(self.parameters, averages, strict=True)]
             share = 1 - ratio ** (self.gammas[sigma_rel] + 1)
             torch._foreach_lerp_(averages, new, share)
@@ -201,14 +205,6 @@ def forget_later(folder: str | Path, step: int) -> None:
 def _copy(parameter: Tensor) -> Tensor:
     dtype = torch.promote_types(parameter.dtype, torch.float32)
     return parameter.detach().to(dtype, copy=True)
-
-
-def _check_devices(average: Tensor, parameter: Tensor) -> None:
-    if average.device != parameter.device:
-        raise ValueError(
-            f"the averages are on {average.device} and the model on {parameter.device}: make "
-            "PowerEMA after the model was moved."
-        )
 
 
 def _narrowed(name: str, average: Tensor, dtype: torch.dtype) -> Tensor:

@@ -105,9 +105,10 @@ def solve_mixture(
     The problem of arXiv 2312.02696, appendix C, with one condition more: the coefficients sum to 1,
     so that weights that stand still are given exactly. It costs next to nothing in the residual.
     """
-    scales = np.sqrt(np.diag(inner_products(gammas, ends, gammas, ends)))
+    gram = inner_products(gammas, ends, gammas, ends)
+    scales = np.sqrt(np.diag(gram))
     norm = math.sqrt(inner_products([gamma], [end], [gamma], [end])[0, 0])
-    gram = inner_products(gammas, ends, gammas, ends) / np.outer(scales, scales)
+    gram = gram / np.outer(scales, scales)
     towards = inner_products(gammas, ends, [gamma], [end])[:, 0] / scales / norm
     sums = norm / scales  # unit functions: better conditioned
     system = np.block([[gram, sums[:, None]], [sums[None], np.zeros((1, 1))]])

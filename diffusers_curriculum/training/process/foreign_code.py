@@ -21,15 +21,12 @@ _UNANSWERED = (OSError, ValueError, EntryNotFoundError, HfHubHTTPError, HFValida
 
 
 def refuse_foreign_code(path: str, revision: str | None = None) -> None:
-    """Check what model_index.json and the configs of a pipeline would have the libraries import.
+    """Check what model_index.json and the configs of a pipeline would have the libraries import;
+    ``path`` is its folder or its name on the Hub.
 
     Newer diffusers and transformers refuse most of it themselves; this holds for all versions that
     are supported, and at the start instead of at the export. What the Hub does not answer is left
     to them.
-
-    Args:
-        path: a pipeline's folder or its name on the Hub.
-        revision: of the repository.
 
     Raises:
         UsageError: a class that is not from diffusers or transformers, a module in a component's

@@ -105,11 +105,9 @@ def agree_on_seed(
 ) -> int:
     """The seed of the run on all processes: the given one, the resumed run's, or a fresh one.
 
-    Args:
-        allowed: settings that may change; "seed" is one.
-
     Raises:
-        UsageError: the given seed is not that of the run to resume.
+        UsageError: the given seed is not that of the run to resume, and "seed" is not ``allowed``
+            to change.
     """
     before = None if resumed is None else int(resumed["seed"])
     if before is not None and seed not in (None, before) and "seed" not in allowed:

@@ -94,11 +94,8 @@ class StopRequest:
     def requested(self, step: int) -> bool:
         """Whether to save and stop now; call it once at the end of each optimizer step.
 
-        All processes return alike. With several it costs one exchange of an integer between the
-        hosts; devices are not waited for.
-
-        Args:
-            step: number of finished optimizer steps.
+        All processes return alike after ``step`` finished steps. With several it costs one exchange
+        of an integer between the hosts; devices are not waited for.
         """
         now = self._clock()
         # Whatever happens between two steps (a save, a validation) may happen again.

@@ -74,15 +74,9 @@ def write_manifest(folder: Path, step: int, facts: Mapping[str, Any]) -> None:
         for name in sorted(names)
         if name != MANIFEST
     }
-    body = {
-        "format": FORMAT,
-        "step": step,
-        "versions": versions(),
-        "facts": dict(facts),
-        "files": files,
-    }
+    told = {"step": step, "versions": versions(), "facts": dict(facts), "files": files}
     try:
-        text = _with_digest(body)
+        text = _with_digest({"format": FORMAT, **told})
     except (TypeError, ValueError) as error:
         raise CheckpointError(
             f"facts={dict(facts)!r} do not fit into a manifest ({error}): give strings, finite "
