@@ -173,7 +173,7 @@ def to_device(table: Any, device: torch.device | str) -> Any:
         return tuple(to_device(each, device) for each in table)
     if isinstance(table, dict):
         return {name: to_device(each, device) for name, each in table.items()}
-    if not isinstance(table, Tensor):
+    if hasattr(table, "__dataclass_fields__"):
         tensors = {k: v for k, v in vars(table).items() if isinstance(v, Tensor)}
         return replace(table, **to_device(tensors, device))
     if device.type == "mps":  # its queued copies would read the host's memory too late
