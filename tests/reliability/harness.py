@@ -157,8 +157,9 @@ def _start(job: trial.Job, kill: Kill | None, pace: Mapping[str, float]) -> Star
     try:
         if _reached(process, listening, kill) and kill:
             time.sleep(kill.moment * pace[kill.after])
-            for number in kill.numbers:
-                os.kill(process.pid, number)
+            with contextlib.suppress(ProcessLookupError):  # it was done before
+                for number in kill.numbers:
+                    os.kill(process.pid, number)
         process.join(DEADLINE)
     finally:
         listening.close()

@@ -83,6 +83,14 @@ def tensors(folder: Path, start: str) -> dict[str, str]:
     return {k: v for k, v in told.items() if k.startswith(start) and k.endswith(".safetensors")}
 
 
+def test_a_kill_after_the_last_save_leaves_no_surplus(recipe: Any, tmp_path: Path) -> None:
+    train(recipe, tmp_path, 8)
+    assert checkpoint_names(tmp_path) == {"checkpoint-4", "checkpoint-8"}
+    limit = ("--checkpoints_total_limit", "1")
+    train(recipe, tmp_path, 8, "--resume_from_checkpoint", "latest", *limit)
+    assert checkpoint_names(tmp_path) == {"checkpoint-8"}
+
+
 def test_another_number_of_points_is_no_resume(recipe: Any, tmp_path: Path) -> None:
     train(recipe, tmp_path, 4)
     resume = ("--resume_from_checkpoint", "latest")

@@ -205,6 +205,7 @@ class Job(JobParts):
         """Save and publish."""
         self.monitor.finish(self.args.output_dir)
         self.publisher.finish()
+        self.saver.finish()
         self.task.finished(self)
         self.record.finish(self.args.max_train_steps)
         self.accelerator.end_training()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from diffusers_curriculum.training.arguments.command_line import Arguments
@@ -13,6 +14,7 @@ from diffusers_curriculum.training.checkpoint.state import TrainingState
 from diffusers_curriculum.training.errors import UsageError
 from diffusers_curriculum.training.loop.guard import FiniteGuard
 from diffusers_curriculum.training.process.stopping import StopRequest
+from diffusers_curriculum.training.storage.folders import checkpoints, rotate
 
 _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
@@ -53,6 +55,12 @@ class Saver:
             if self.accelerator.is_main_process:
                 self._save(step)
             self.accelerator.wait_for_everyone()
+
+    def finish(self) -> None:
+        """Delete the older checkpoints that a process killed after its last save had left."""
+        found = checkpoints(Path(self.args.output_dir))
+        if self.accelerator.is_main_process and found:
+            rotate(found[-1], self.args.checkpoints_total_limit)
 
     def _save(self, step: int) -> None:
         try:
