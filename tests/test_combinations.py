@@ -478,7 +478,7 @@ QUIET = [HealthCheck.too_slow, HealthCheck.data_too_large]
 
 
 def walk_through(walk: str, examples: int, distinct: int) -> None:
-    """So many combinations; at least half must work."""
+    """So many combinations; at least three of five must work."""
     told: Counter[str] = Counter()
     seen = set()
 
@@ -491,7 +491,7 @@ def walk_through(walk: str, examples: int, distinct: int) -> None:
     one()
     print(f"{walk}: {dict(told)}, {len(seen)} distinct")
     assert told.total() >= examples
-    assert told["refused"] <= 0.5 * examples
+    assert told["refused"] <= 0.4 * examples
     assert len(seen) >= distinct
     if walk == "learning":
         assert told["works and learned"] >= 0.2 * examples
@@ -499,4 +499,4 @@ def walk_through(walk: str, examples: int, distinct: int) -> None:
 
 @pytest.mark.parametrize("walk", WALKS)
 def test_a_thousand_combinations_work_or_are_refused(walk: str) -> None:
-    walk_through(walk, 300, 250)
+    walk_through(walk, 600, 500)
