@@ -9,7 +9,7 @@ import secrets
 import sys
 import tempfile
 from collections.abc import Callable, Collection, Mapping
-from contextlib import nullcontext
+from contextlib import ExitStack, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -73,7 +73,12 @@ class _AboveBars(logging.StreamHandler):
         # tqdm's lock is shared with forked workers, which show no bars: one that was killed while
         # it held the lock would stop this process for good
         worker = multiprocessing.parent_process() is not None
-        with nullcontext() if worker else tqdm.external_write_mode(file=self.stream):
+        with ExitStack() as bars:
+            # bars with a lock of their own (those of huggingface_hub) may come and go in other threads
+            # meanwhile: then the line stands beside them
+            with suppress(RuntimeError):
+                if not worker:
+                    bars.enter_context(tqdm.external_write_mode(file=self.stream))
             super().emit(record)
 
 
@@ -88,7 +93,8 @@ def _set_up_logging(accelerator: Accelerator) -> None:
         datefmt="%m/%d/%Y %H:%M:%S",
         level=logging.INFO if main else logging.WARNING,
     )
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for client in ("httpx", "httpx2"):
+        logging.getLogger(client).setLevel(logging.WARNING)
     for library in (datasets, transformers, diffusers):
         quiet = library.utils.logging
         (quiet.set_verbosity_warning if main else quiet.set_verbosity_error)()

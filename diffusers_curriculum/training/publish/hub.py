@@ -120,15 +120,27 @@ def _client(token: str | None, api: HfApi | None) -> HfApi:
 def _explained(what: str, advice: str, client: HfApi) -> Iterator[None]:
     """Turn whatever the client or its HTTP library raises into one readable HubError.
 
-    The error it came from is dropped: HTTP libraries quote a header that they refuse, token and
-    all, and a traceback would show it.
+    It quotes the errors behind that one too (the client tells only which file failed), but does not
+    chain them: HTTP libraries quote a header that they refuse, token and all, and a traceback would
+    show it.
     """
     try:
         yield
     except Exception as error:
-        first = (str(error).strip().splitlines() or ["no message"])[0]
-        reason = _without_token(first, client)
-        raise HubError(f"{what} ({type(error).__name__}: {reason}); {advice}") from None
+        reason = _without_token(" from ".join(_described(each) for each in _causes(error)), client)
+        raise HubError(f"{what} ({reason}); {advice}") from None
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, the one that it came from, and so on."""
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def _described(error: BaseException) -> str:
+    message = str(error).strip() or "no message"
+    return f"{type(error).__name__}: {message.splitlines()[0]}"
 
 
 def _without_token(text: str, client: HfApi) -> str:

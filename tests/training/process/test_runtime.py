@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
+from huggingface_hub.utils import tqdm as hub_tqdm
 from tqdm import tqdm
 
 from diffusers_curriculum.training.arguments.command_line import Arguments
@@ -175,3 +177,26 @@ def test_workers_leave_the_lock_of_bars_alone(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("multiprocessing.parent_process", object)
     monkeypatch.setattr(tqdm, "external_write_mode", None)
     assert "a line\n" in logged_beside_a_bar(runtime._AboveBars)
+
+
+def test_bars_of_other_threads_lose_no_log_line() -> None:
+    """As when the client of the Hub logs from the threads that upload, each with a bar."""
+    stream = io.StringIO()
+    handler, stopped = runtime._AboveBars(stream), threading.Event()
+
+    def draw_bars() -> None:
+        while not stopped.is_set():
+            for bar in [hub_tqdm(total=1, file=io.StringIO()) for _ in range(20)]:
+                bar.close()
+
+    threads = [threading.Thread(target=draw_bars) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        for line in range(2000):
+            handler.emit(logging.LogRecord("x", logging.INFO, "x", 1, f"[{line}]", None, None))
+    finally:
+        stopped.set()
+        for thread in threads:
+            thread.join()
+    assert [f"[{line}]" in stream.getvalue() for line in range(2000)] == [True] * 2000

@@ -442,6 +442,24 @@ def test_offline_is_told_before_training(output_dir: Path) -> None:
         push(output_dir, "a/b", api=client)
 
 
+class Uploader(Client):
+    """Fails as the client does: it tells which file, and the error behind it tells why."""
+
+    def create_commit(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            raise OSError(f"disk of {TOKEN}\nmore")
+        except OSError as error:
+            raise RuntimeError("Error while uploading 'a'") from error
+
+
+def test_the_reason_behind_a_failed_upload_is_told(output_dir: Path) -> None:
+    client: Any = Uploader()
+    told = r"\(RuntimeError: Error while uploading 'a' from OSError: disk of \*\*\*\)"
+    with pytest.raises(HubError, match=told) as caught:
+        push(output_dir, "a/b", api=client)
+    assert caught.value.__suppress_context__
+
+
 def test_a_bad_card_creates_no_repository() -> None:
     client: Any = Client()
     with pytest.raises(HubError, match="is not an identifier"):
