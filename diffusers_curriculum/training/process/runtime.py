@@ -74,8 +74,8 @@ class _AboveBars(logging.StreamHandler):
         # it held the lock would stop this process for good
         worker = multiprocessing.parent_process() is not None
         with ExitStack() as bars:
-            # bars with a lock of their own (those of huggingface_hub) may come and go in other threads
-            # meanwhile: then the line stands beside them
+            # bars with a lock of their own (those of huggingface_hub) may come and go meanwhile in
+            # other threads: then the line stands beside them
             with suppress(RuntimeError):
                 if not worker:
                     bars.enter_context(tqdm.external_write_mode(file=self.stream))
