@@ -12,7 +12,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
 
-from diffusers_curriculum.training.errors import HubError
+from diffusers_curriculum.training.errors import HubError, UsageError
 from diffusers_curriculum.training.levels.levels import Levels
 from diffusers_curriculum.training.publish.images import ImagePublisher
 from tests.scripts.image_runs import (
@@ -65,6 +65,20 @@ def test_latents_of_another_autoencoder_are_not_taken(
     before = hashes(tmp_path / "cache")
     assert status(argv(materials, tmp_path / "c", *more), CLASS_SCRIPT) == 0
     assert hashes(tmp_path / "cache") == before
+
+
+def test_nothing_is_encoded_for_a_run_that_cannot_start(
+    materials: Materials, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An optimizer that cannot be built is told before hours of encoding."""
+
+    def refuse(*_: object) -> None:
+        raise UsageError("no such optimizer")
+
+    monkeypatch.setattr("diffusers_curriculum.training.loop.job.build_optimizer", refuse)
+    cache = ("--cache_latents", "--latent_cache_dir", tmp_path / "cache")
+    assert status(argv(materials, tmp_path / "a", *cache), CLASS_SCRIPT) == 2
+    assert not (tmp_path / "cache").exists()
 
 
 def test_a_run_does_not_go_on_in_other_latents(

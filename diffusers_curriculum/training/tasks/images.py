@@ -146,17 +146,6 @@ class ImageTask(ImageLevelTask):
         averages = Averages(network).with_ema(args, device, warmup=warmup).with_power(args)
         self.models = parts.ImageModels(network, space, kept)
         self.published.models, self.published.averages = self.models, averages
-        interpolation = args.image_interpolation_mode
-        self.evaluator = make_evaluator(
-            args,
-            accelerator,
-            training_images(job.rows, args.resolution, interpolation, args.image_column),
-            len(job.rows),
-            job.seed,
-            args.max_train_steps,
-            self.guidance_scale,
-        )
-        self.latents = self._cached_latents(job) if args.cache_latents else None
         return Trained(network, parts.folder_name(network), averages)
 
     @property
@@ -193,7 +182,19 @@ class ImageTask(ImageLevelTask):
         )
 
     def make_run(self, job: JobParts, **common: Any) -> ImageRun:
-        space = self.models.space
+        """Measures the data and encodes it only now: all that is quicker to fail has been made."""
+        args, space = job.args, self.models.space
+        interpolation = args.image_interpolation_mode
+        self.evaluator = make_evaluator(
+            args,
+            job.accelerator,
+            training_images(job.rows, args.resolution, interpolation, args.image_column),
+            len(job.rows),
+            job.seed,
+            args.max_train_steps,
+            self.guidance_scale,
+        )
+        self.latents = self._cached_latents(job) if args.cache_latents else None
         return ImageRun(**common, levels=self.levels, space=space, null_label=self.null_label)
 
     def dataset_options(self, job: JobParts) -> dict[str, Any]:
