@@ -239,7 +239,6 @@ def test_every_flag_of_the_groups_is_there() -> None:
         ("--timestep_floor 2", "must be in [0, 1]"),
         ("--timestep_floor 0.5", "no effect"),
         ("--curriculum_clusters 5", "no effect without --curriculum difficulty"),
-        ("--curriculum difficulty --max_train_steps 100", "--curriculum_max_share"),
         ("--loss_weighting nope", "'nope' is unknown"),
         ("--prediction_type flow_prediction", "--prediction_type"),
         ("--output x.gif", "must end in .png, .svg, .json"),
@@ -285,6 +284,31 @@ def test_text_by_default(pipeline: Path, capsys: Capture, tmp_path: Path) -> Non
     assert max(map(len, out.splitlines())) <= 100
     assert out.startswith("laplace, draw=iid, floor=0.1\n")
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("steps", [1, 19, 15000])
+def test_too_long_a_curriculum_is_drawn_with_a_warning(
+    steps: int, pipeline: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    flags = ("--curriculum", "difficulty", "--max_train_steps", steps)
+    picture = tmp_path / "what.png"
+    assert main(["preview", str(pipeline), *map(str, flags), "--output", str(picture)]) == 0
+    told = capsys.readouterr().out
+    assert "warning: training would be refused: the curriculum of 20 clusters" in told
+    assert f"take 6768 of {steps} steps" in told
+    assert picture.exists()
+    document = numbers(pipeline, *flags, folder=tmp_path)
+    assert "--curriculum_max_share 0.3" in document["warnings"][0]
+    assert document["shares"][0]["opens"] is None or steps == 15000
+    fits = numbers(pipeline, *flags, "--curriculum_max_share", 7000, folder=tmp_path)
+    assert not [warning for warning in fits["warnings"] if "refused" in warning]
+
+
+def test_a_saved_curriculum_is_compared_with_the_length_of_the_run(tmp_path: Path) -> None:
+    CurriculumTimestepSampler(training(density="cauchy"), clusters=5).save_pretrained(str(tmp_path))
+    short = numbers(tmp_path, "--max_train_steps", 1000, folder=tmp_path)["warnings"]
+    assert "training would be refused" in short[0]
+    assert numbers(tmp_path, "--max_train_steps", 10000, folder=tmp_path)["warnings"] == []
 
 
 def test_inference_is_looked_at(pipeline: Path, tmp_path: Path) -> None:

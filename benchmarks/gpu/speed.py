@@ -101,7 +101,7 @@ def _sampler(settings: Settings) -> dict[str, Any]:
 
 def _sampler_times(settings: Settings, flags: tuple[str, ...], count: int) -> dict[str, Any]:
     args = subject.arguments(*flags)
-    sampler = build_sampler(args, subject.stable_diffusion_scheduler(), 0, None)
+    sampler = build_sampler(args, subject.stable_diffusion_scheduler(), 0)
     losses = torch.rand(16, generator=torch.Generator().manual_seed(0)).to(settings.device)
 
     def work(step: int) -> None:

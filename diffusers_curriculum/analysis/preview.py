@@ -166,6 +166,7 @@ def make_preview(
     inference: Any = None,
     inference_steps: int = 50,
     title: str | None = None,
+    refusal: str | None = None,
 ) -> Preview:
     """What ``sampler`` trains on under loss ``weights``; nothing of its state changes.
 
@@ -175,6 +176,7 @@ def make_preview(
         inference: the scheduler that will sample, to warn of levels that it visits and that are
             hardly ever trained; None: not looked at.
         title: default: the sampler in words.
+        refusal: why training would not start, which a preview tells before its own warnings.
 
     Raises:
         ValueError: weights of another number of levels.
@@ -195,6 +197,8 @@ def make_preview(
     grouped_by, starts = sampler.groups()
     columns = tables["uniform"], tables["drawn"], tables["effective"], training.average
     over_run = mass.numpy() if max_train_steps is None else training.average
+    refused = () if refusal is None else (f"training would be refused: {refusal}",)
+    advised = advice(sampler.levels, corrected, weights, over_run, inference, inference_steps)
     return Preview(
         title=title or sampler.describe(),
         levels=sampler.levels,
@@ -206,7 +210,7 @@ def make_preview(
         shares=_shares(sampler.levels, starts, columns, training),
         training=training,
         quantiles={name: quantiles(sampler.levels, law) for name, law in tables.items()},
-        warnings=advice(sampler.levels, corrected, weights, over_run, inference, inference_steps),
+        warnings=(*refused, *advised),
     )
 
 

@@ -110,7 +110,7 @@ def _one(args: argparse.Namespace, source: Source, flags: Sequence[Sequence[str]
             )
         sampler = TimestepSampler.from_config(source.sampler)
     else:
-        sampler = timesteps.build_sampler(own, source.training, 0, own.max_train_steps)
+        sampler = timesteps.build_sampler(own, source.training, 0)
     weights = timesteps.build_loss_weights(own, timesteps.build_objective(own, sampler))
     return make_preview(
         sampler,
@@ -121,6 +121,7 @@ def _one(args: argparse.Namespace, source: Source, flags: Sequence[Sequence[str]
     )
 
 
+        refusal=timesteps.length_fault(own, sampler, own.max_train_steps),
 def _compare(args: argparse.Namespace, source: Source, output: Path | None) -> str:
     """Several samplers under the same other flags."""
     from diffusers_curriculum.analysis.terminal import comparison_table

@@ -89,7 +89,7 @@ def test_it_is_in_the_catalogue(own: ModuleType) -> None:
 def test_the_training_scripts_find_it_by_name(own: ModuleType, parse: Any) -> None:
     flags = ("--timestep_sampler", "loss_power", "--timestep_sampler_args", "power=2", "bins=10")
     args = parse(*flags, "--loss_weighting", "min_snr")
-    sampler = timesteps.build_sampler(args, SCHEDULERS["sd"](), 3, None)
+    sampler = timesteps.build_sampler(args, SCHEDULERS["sd"](), 3)
     assert type(sampler) is getattr(own, NAME)
     assert (sampler.power, sampler.bins, sampler.loss_weighting) == (2, 10, "min_snr")
     # its own draw, floor and correction, and not those of densities
@@ -101,7 +101,7 @@ def test_the_training_scripts_find_it_by_name(own: ModuleType, parse: Any) -> No
     )
     wrong = parse("--timestep_sampler", "loss_power", "--timestep_sampler_args", "power=0")
     with pytest.raises(UsageError, match="--timestep_sampler: power=0 must be greater than 0"):
-        timesteps.build_sampler(wrong, SCHEDULERS["sd"](), 3, None)
+        timesteps.build_sampler(wrong, SCHEDULERS["sd"](), 3)
 
 
 def test_its_config_brings_it_back(own: ModuleType, tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_it_learns(own: ModuleType) -> None:
 def test_once_it_is_gone_nothing_knows_it(parse: Any) -> None:
     args = parse("--timestep_sampler", "loss_power")
     with pytest.raises(UsageError, match=r"'loss_power' is unknown: choose from .*loss_prop"):
-        timesteps.build_sampler(args, SCHEDULERS["sd"](), 3, None)
+        timesteps.build_sampler(args, SCHEDULERS["sd"](), 3)
 
 
 # -- how its arguments are read --------------------------------------------------------------------

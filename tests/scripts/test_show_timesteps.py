@@ -12,8 +12,10 @@ import pytest
 from PIL import Image
 
 from diffusers_curriculum.training.data import sources
+from diffusers_curriculum.training.errors import UsageError
 from diffusers_curriculum.training.parts import stable_diffusion as components
 from diffusers_curriculum.training.process import runtime
+from diffusers_curriculum.training.tasks.text_to_image import TextToImage
 from tests.scripts.small_runs import Bench, status
 
 
@@ -89,10 +91,23 @@ def test_the_picture_shows_the_sampler(bench: Bench, tmp_path: Path) -> None:
     assert len({file.read_bytes() for file in files}) == 4
 
 
-def test_what_cannot_be_trained_cannot_be_shown(
+def test_too_long_a_curriculum_is_shown_with_a_warning(
     bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     more = ("--curriculum", "difficulty", "--max_train_steps", 100)
-    assert show(bench, tmp_path / "shown.png", *more) == 2
-    assert "--curriculum_max_share" in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == []
+    assert show(bench, tmp_path / "shown.png", *more) == 0
+    told = capsys.readouterr().out
+    assert "warning: training would be refused: the curriculum of 20 clusters" in told
+    assert "--curriculum_max_share 0.3" in told
+    assert (tmp_path / "shown.png").exists()
+
+
+def test_too_long_a_curriculum_is_not_trained(
+    bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is told before data and models are touched."""
+    task = TextToImage()
+    argv = ["--pretrained_model_name_or_path", str(bench.pipeline), "--train_data_dir", "x"]
+    argv += ["--curriculum", "difficulty", "--max_train_steps", "100"]
+    with pytest.raises(UsageError, match=r"take 6768 of 100 .*--curriculum_max_share 0\.3"):
+        task.choose(task.parse(argv, machine=False), seed=0)

@@ -44,7 +44,7 @@ class Levels:
         Args:
             continuous: draw between the levels of the table, where the schedule has such.
         """
-        sampler = timesteps.build_sampler(args, scheduler, seed, args.max_train_steps, continuous)
+        sampler = timesteps.build_sampler(args, scheduler, seed, continuous)
         objective = timesteps.build_objective(args, sampler)
         return cls(
             scheduler,

@@ -41,29 +41,24 @@ _PACING_FLAGS = {
 
 
 def build_sampler(
-    args: Arguments,
-    scheduler: Any,
-    seed: int,
-    max_train_steps: int | None,
-    continuous: bool = False,
+    args: Arguments, scheduler: Any, seed: int, continuous: bool = False
 ) -> TimestepSampler:
     """The sampler that the command line asks for.
 
     Args:
         scheduler: the training noise scheduler.
         seed: of all draws.
-        max_train_steps: length of the run, against which a curriculum is checked; None if unknown.
         continuous: draw between the levels of the table, where the schedule has such.
 
     Raises:
-        UsageError: the sampler refuses the arguments, or the curriculum is too long for the run.
+        UsageError: the sampler refuses the arguments.
     """
     with usage_errors("--timestep_sampler"):
         base = _base(args, scheduler, seed, continuous)
     if args.curriculum == "none":
         return base
     with usage_errors("--curriculum"):
-        sampler = CurriculumTimestepSampler(
+        return CurriculumTimestepSampler(
             base,
             clusters=args.curriculum_clusters,
             clustering=args.curriculum_clustering,
@@ -73,9 +68,6 @@ def build_sampler(
             order=args.curriculum_order,
             within=args.curriculum_within,
         )
-    if max_train_steps is not None:
-        check_length(args, sampler, max_train_steps)
-    return sampler
 
 
 def _base(args: Arguments, scheduler: Any, seed: int, continuous: bool = False) -> TimestepSampler:
@@ -166,25 +158,35 @@ def build_objective(args: Arguments, sampler: TimestepSampler) -> Objective:
         return Objective(levels)
 
 
-def check_length(args: Arguments, sampler: TimestepSampler, max_train_steps: int) -> None:
+def check_length(args: Arguments, sampler: TimestepSampler, max_train_steps: int | None) -> None:
     """Refuse a curriculum whose hard clusters would open late or never.
 
     Raises:
-        UsageError: its expected length exceeds --curriculum_max_share of the run.
+        UsageError: what :func:`length_fault` tells.
     """
     pacing, stages, share = sampler.pacing, sampler.stages, args.curriculum_max_share
-    if pacing is None:
-        return
+    if pacing is None or max_train_steps is None:
+        return None
     expected, allowed = pacing.expected_steps(stages), share * max_train_steps
+    fault = length_fault(args, sampler, max_train_steps)
+    if fault is not None:
+        raise UsageError(fault)
+
+
+def length_fault(
+    args: Arguments, sampler: TimestepSampler, max_train_steps: int | None
+) -> str | None:
+    """Why a curriculum is too long for a run, with the remedy: its expected length exceeds
+    --curriculum_max_share; None where it does not, or where the length of the run is unknown."""
     if expected <= allowed:
-        return
+        return None
     patience = math.floor(allowed / (PLATEAU_STAGE * max(1, stages - 1)))
     remedy = (
         f"--curriculum_patience {patience}"
         if pacing.name == "patience" and patience >= 1
         else "fewer --curriculum_clusters or a faster pacing"
     )
-    raise UsageError(
+    return (
         f"the curriculum of {stages} clusters is expected to take {expected:.0f} of "
         f"{max_train_steps} steps before the cleanest noise levels are trained, more than "
         f"--curriculum_max_share {share}: use {remedy}, more steps, or a larger share."

@@ -10,7 +10,7 @@ from diffusers_curriculum.training.checkpoint.same_run import dataset_facts, lev
 from diffusers_curriculum.training.data.bad_samples import usable_images
 from diffusers_curriculum.training.data.transforms import ImageTransform
 from diffusers_curriculum.training.levels.levels import Levels
-from diffusers_curriculum.training.levels.timesteps import check_length
+from diffusers_curriculum.training.levels.timesteps import check_length, length_fault
 from diffusers_curriculum.training.loop.monitor import LevelMonitor
 from diffusers_curriculum.training.loop.task import JobParts, Task
 
@@ -38,12 +38,17 @@ class LevelTask(Task):
 
         levels = self.choose_levels(args, args.seed or 0)
         preview = make_preview(
-            levels.sampler, levels.weights, args.max_train_steps, inference=levels.inference
+            levels.sampler,
+            levels.weights,
+            args.max_train_steps,
+            inference=levels.inference,
+            refusal=length_fault(args, levels.sampler, args.max_train_steps),
         )
         return show(preview, args.show_timesteps)
 
     def choose(self, args: Arguments, seed: int) -> None:
         self.args, self.levels = args, self.choose_levels(args, seed)
+        check_length(args, self.levels.sampler, args.max_train_steps)
 
     def data_facts(self, job: JobParts) -> dict[str, Any]:
         """What tells the samples; by default the flags of the setting "dataset"."""

@@ -34,8 +34,12 @@ def parse(tmp_path: Path) -> Any:
     return lambda *more: parse_args([*argv, *map(str, more)])
 
 
-def build(args: Any, scheduler: str = "sd", steps: int | None = None, seed: int = 3) -> Any:
-    return timesteps.build_sampler(args, SCHEDULERS[scheduler](), seed, steps)
+def build(args: Any, scheduler: str = "sd", seed: int = 3) -> Any:
+    return timesteps.build_sampler(args, SCHEDULERS[scheduler](), seed)
+
+
+def check(args: Any, steps: int | None) -> None:
+    timesteps.check_length(args, build(args), steps)
 
 
 def test_no_new_flag_draws_timesteps_uniformly_and_independently(parse: Any) -> None:
@@ -234,23 +238,22 @@ def test_the_curriculum_keeps_the_base_of_the_sampler_flags(parse: Any) -> None:
 
 
 def test_a_curriculum_that_fits_is_taken(parse: Any) -> None:
-    args = parse(*CURRICULUM, "--curriculum_patience", 8)
-    assert build(args, steps=1000).stages == 20  # 19 * 8 * 1.781 = 271 of 300
-    assert build(parse(*CURRICULUM), steps=None).stages == 20  # a run of unknown length
+    check(parse(*CURRICULUM, "--curriculum_patience", 8), 1000)  # 19 * 8 * 1.781 = 271 of 300
+    check(parse(*CURRICULUM), None)  # a run of unknown length
 
 
 def test_the_remedy_for_too_long_a_curriculum_fits(parse: Any) -> None:
     with pytest.raises(UsageError, match=r"take 6768 of 1000 .*--curriculum_patience 8,") as told:
-        build(parse(*CURRICULUM), steps=1000)
+        check(parse(*CURRICULUM), 1000)
     assert "--curriculum_max_share 0.3" in str(told.value)
     with pytest.raises(UsageError, match="use --curriculum_patience 8"):
-        build(parse(*CURRICULUM, "--curriculum_patience", 9), steps=1000)
-    build(parse(*CURRICULUM, "--curriculum_patience", 8), steps=1000)
+        check(parse(*CURRICULUM, "--curriculum_patience", 9), 1000)
+    check(parse(*CURRICULUM, "--curriculum_patience", 8), 1000)
 
 
 def test_the_remedy_where_no_patience_is_short_enough(parse: Any) -> None:
     with pytest.raises(UsageError, match="fewer --curriculum_clusters or a faster pacing"):
-        build(parse(*CURRICULUM), steps=100)
+        check(parse(*CURRICULUM), 100)
 
 
 @pytest.mark.parametrize(
@@ -287,7 +290,7 @@ def test_the_prediction_type_of_the_flag_wins(parse: Any, kind: str) -> None:
 def test_the_schedulers_own_prediction_type_is_the_default(parse: Any) -> None:
     scheduler = SCHEDULERS["sd"](prediction_type="v_prediction")
     args = parse()
-    sampler = timesteps.build_sampler(args, scheduler, 0, None)
+    sampler = timesteps.build_sampler(args, scheduler, 0)
     assert timesteps.build_objective(args, sampler).prediction_type == "v_prediction"
     assert timesteps.build_loss_weights(args, timesteps.build_objective(args, sampler)) is None
 
