@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar
 
 from diffusers_curriculum.checks import refuse
 
 Kind = TypeVar("Kind")
 Made = TypeVar("Made")
+# Where an installed package says which names it registers, as NAME = "module" or "module:object".
+GROUPS = tuple(f"diffusers_curriculum.{what}" for what in ("densities", "weightings", "samplers"))
 
 
 @dataclass(frozen=True)
@@ -46,10 +49,11 @@ class Catalogue(Mapping[str, Kind]):
     Args:
         what: it is a catalogue of, for messages: "density".
         reserved: names that are known, and stand for nothing that could be looked up.
+        group: of entry points; the one of an unknown name is imported when it is asked for.
     """
 
-    def __init__(self, what: str, reserved: Iterable[str] = ()) -> None:
-        self.what, self.reserved = what, tuple(reserved)
+    def __init__(self, what: str, reserved: Iterable[str] = (), group: str = "") -> None:
+        self.what, self.reserved, self.group = what, tuple(reserved), group
         self._entries: dict[str, Entry[Kind]] = {}
 
     def register(self, name: str, **told: Any) -> Callable[[Made], Made]:
@@ -90,10 +94,37 @@ class Catalogue(Mapping[str, Kind]):
 
         Raises:
             ValueError: unknown name; the message lists the known ones, and the one most like it.
+                Or an installed package that is broken.
         """
-        if not isinstance(name, str) or name not in self._entries:
+        if name not in self:
             refuse(f"{self.what} {name!r}", name, (*self.reserved, *self._entries))
         return self._entries[name]
+
+    def import_installed(self, name: str | None = None) -> None:
+        """Import what installed packages register, all of it or one ``name``.
+
+        Raises:
+            ValueError: it cannot be imported, or does not register what its entry point says.
+        """
+        chosen: dict[str, Any] = {} if name is None else {"name": name}
+        for point in entry_points(group=self.group, **chosen) if self.group else ():
+            if point.name not in self._entries:
+                self._import(point)
+
+    def _import(self, point: EntryPoint) -> None:
+        package = f"{point.dist.name} {point.dist.version}" if point.dist else point.value
+        try:
+            point.load()
+        except Exception as error:  # whatever the code of others raises
+            raise ValueError(
+                f"{self.what} {point.name!r} of the installed package {package} cannot be imported "
+                f"({type(error).__name__}: {error}): mend the package or uninstall it."
+            ) from error
+        if point.name not in self._entries:
+            raise ValueError(
+                f"the installed package {package} registers no {self.what} {point.name!r}, which "
+                f"its entry point {point.value!r} promises: mend the package or uninstall it."
+            )
 
     def check_parameters(self, name: str, given: Iterable[str], known: Iterable[str]) -> None:
         """Raise a ValueError for parameters of ``name`` that are not ``known``, which it lists."""
@@ -112,6 +143,10 @@ class Catalogue(Mapping[str, Kind]):
         return next((e.name for e in self.entries if e.make is make), make.__name__)
 
     def __getitem__(self, name: str) -> Kind:
+        if not isinstance(name, str):
+            raise KeyError(name)
+        if name not in self._entries and name not in self.reserved:
+            self.import_installed(name)
         return self._entries[name].make
 
     def __iter__(self) -> Iterator[str]:

@@ -116,6 +116,7 @@ def test_names_and_checks_need_no_torch() -> None:
                 "contextlib",
                 "dataclasses",
                 "difflib",
+                "importlib",
                 "inspect",
                 "math",
                 "typing",

@@ -10,6 +10,8 @@ from diffusers_curriculum import __version__
 from diffusers_curriculum.cli.preview import add_preview
 from diffusers_curriculum.cli.reconstruct_ema import add_reconstruct_ema
 
+from diffusers_curriculum.training.arguments.imports import IMPORT, import_modules
+from diffusers_curriculum.training.arguments.parser import ShowDefaults
 # What a subcommand says, and its exit status.
 Handler = Callable[[argparse.Namespace], tuple[str, int]]
 
@@ -96,6 +98,8 @@ def _add_verify(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 def _verify(args: argparse.Namespace) -> tuple[str, int]:
     """Check a run; imported here so that `--help` need not wait."""
     from diffusers_curriculum.training.checkpoint.verify import inspect_run, report_table
+    IMPORT.add_to(parser)
 
     reports = inspect_run(args.run_dir)
     return report_table(reports), 0 if reports[-1].whole else 1
+    import_modules("--import", args.imports)

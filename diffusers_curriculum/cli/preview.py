@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from diffusers_curriculum.training.arguments.command_line import CommandLine
 from diffusers_curriculum.training.arguments.curriculum import CURRICULUM, PACING
 from diffusers_curriculum.training.arguments.flag import Family
+from diffusers_curriculum.training.arguments.imports import IMPORT, import_modules
 from diffusers_curriculum.training.arguments.noise_levels import PREDICTION, TIMESTEPS
 from diffusers_curriculum.training.arguments.run import RUN
 
@@ -61,6 +62,7 @@ def add_preview(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         metavar="SAMPLER",
         help="overlay several: NAME, NAME:key=value,key=value or a timestep_sampler_config.json",
     )
+    IMPORT.add_to(parser)
     add("--inference_steps", type=int, default=50, help="sampling steps to check (default 50)")
     _add_training_flags(parser)
     parser.set_defaults(handler=_preview, training_flags=[])
@@ -85,6 +87,7 @@ def _preview(args: argparse.Namespace) -> tuple[str, int]:
     from diffusers_curriculum.analysis.terminal import TERMINAL, show
     from diffusers_curriculum.cli.source import read_source
 
+    import_modules("--import", args.imports)
     output = _checked_output(args.output)
     if args.inference_steps < 1:
         raise ValueError(f"--inference_steps is {args.inference_steps}: it must be at least 1.")
@@ -118,10 +121,10 @@ def _one(args: argparse.Namespace, source: Source, flags: Sequence[Sequence[str]
         own.max_train_steps,
         inference=source.inference,
         inference_steps=args.inference_steps,
+        refusal=timesteps.length_fault(own, sampler, own.max_train_steps),
     )
 
 
-        refusal=timesteps.length_fault(own, sampler, own.max_train_steps),
 def _compare(args: argparse.Namespace, source: Source, output: Path | None) -> str:
     """Several samplers under the same other flags."""
     from diffusers_curriculum.analysis.terminal import comparison_table

@@ -53,9 +53,11 @@ def _from_config(config: Mapping[str, Any], name: str) -> Source:
     import diffusers
 
     from diffusers_curriculum.noise_levels import NoiseLevels
-    from diffusers_curriculum.samplers import TimestepSampler
+    from diffusers_curriculum.samplers import SAMPLERS, TimestepSampler
     from diffusers_curriculum.samplers.description import build_scheduler
 
+    if not hasattr(diffusers, str(config.get("_class_name"))):
+        SAMPLERS.import_installed()
     if config.get("_class_name") in TimestepSampler.kinds():
         return Source(None, None, config)
     if "_class_name" not in config:

@@ -11,10 +11,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from diffusers_curriculum.catalogue import Catalogue
+from diffusers_curriculum.catalogue import GROUPS, Catalogue
 from diffusers_curriculum.checks import above_zero, check_fields, checked, finite
 
-DENSITIES: Catalogue[type[Density]] = Catalogue("density")
+DENSITIES: Catalogue[type[Density]] = Catalogue("density", group=GROUPS[0])
 register = DENSITIES.register
 _SIGN = torch.iinfo(torch.int64).min
 

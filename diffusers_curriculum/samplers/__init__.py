@@ -40,6 +40,7 @@ __all__ = [
     "gradient_norm_samplers",
     "learning_samplers",
     "per_sample_gradient_norms",
+    "sampler_named",
 ]
 
 
@@ -53,6 +54,18 @@ def learning_samplers() -> dict[str, type[AdaptiveTimestepSampler]]:
     """The registered samplers that learn their law from losses, by name."""
     kinds = SAMPLERS.items()
     return {name: kind for name, kind in kinds if issubclass(kind, AdaptiveTimestepSampler)}
+
+
+def sampler_named(name: str) -> type[TimestepSampler] | None:
+    """The registered sampler that is made of a schedule and settings alone; None for other names,
+    and for what is made of a density or of other samplers.
+
+    Raises:
+        ValueError: an installed package that should register it is broken.
+    """
+    composed = (DensityTimestepSampler, CurriculumTimestepSampler, SequenceTimestepSampler)
+    kind = SAMPLERS.get(name)
+    return None if kind in composed else kind
 
 
 import_all()

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from diffusers_curriculum.catalogue import Catalogue
+from diffusers_curriculum.catalogue import GROUPS, Catalogue
 from diffusers_curriculum.checks import inside, one_of
 from diffusers_curriculum.noise_levels import NoiseLevels, to_device
 from diffusers_curriculum.randomness import DRAWS, Slots, batch_uniforms
@@ -26,7 +26,7 @@ from diffusers_curriculum.samplers.composition import (
 )
 from diffusers_curriculum.samplers.description import Described, checked_arguments
 
-SAMPLERS: Catalogue[type[TimestepSampler]] = Catalogue("sampler")
+SAMPLERS: Catalogue[type[TimestepSampler]] = Catalogue("sampler", group=GROUPS[2])
 
 
 class TimestepSample(NamedTuple):
@@ -265,6 +265,9 @@ class TimestepSampler(Described):
     def kind_of(cls, config: Mapping[str, Any]) -> type[TimestepSampler]:
         """The class that a config names; ValueError unless it is a sampler, of the kind ``cls``."""
         name, kinds = config.get("_class_name", cls.__name__), cls.kinds()
+        if name not in kinds:
+            SAMPLERS.import_installed()
+            kinds = cls.kinds()
         if name not in kinds:
             raise ValueError(
                 f"_class_name={name!r} is no {cls.__name__}: expected {', '.join(kinds)}."

@@ -21,10 +21,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from diffusers_curriculum.catalogue import Catalogue
+from diffusers_curriculum.catalogue import GROUPS, Catalogue
 from diffusers_curriculum.checks import above_zero, finite, flag, inside, one_of
 
-WEIGHTINGS: Catalogue[Callable[..., Tensor]] = Catalogue("loss weighting", reserved=("none",))
+WEIGHTINGS: Catalogue[Callable[..., Tensor]] = Catalogue(
+    "loss weighting", reserved=("none",), group=GROUPS[1]
+)
 register = WEIGHTINGS.register
 
 # Beyond it exp() is 0 or infinite in float64 for every weight, which is the limit wanted.

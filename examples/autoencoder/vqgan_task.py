@@ -180,6 +180,7 @@ _FAMILIAR = (
 )
 _OURS = "bad_samples bad_samples_limit allow_config_change"
 SETTINGS = ("seed", "global_batch", "dataset", "model", "objective", "images", "optimizer")
+SETTINGS += ("imports",)
 
 
 class Reconstructions(NamedTuple):

@@ -16,7 +16,7 @@ _NEGATIVE_NUMBER = re.compile(r"-(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$", re.IGNORECASE)
 _TOKEN = re.compile(r"hf_\w+")
 
 
-class _ShowDefaults(argparse.HelpFormatter):
+class ShowDefaults(argparse.HelpFormatter):
     """Ends each help line with the default, where there is one."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
@@ -49,7 +49,7 @@ class OfficialFirstParser(argparse.ArgumentParser):
 
     def __init__(self, official: Collection[str] = (), **kwargs: Any) -> None:
         # Abbreviations are expanded by `resolve`; argparse's own expansion knows no precedence.
-        super().__init__(allow_abbrev=False, formatter_class=_ShowDefaults, **kwargs)
+        super().__init__(allow_abbrev=False, formatter_class=ShowDefaults, **kwargs)
         self._negative_number_matcher = _NEGATIVE_NUMBER
         self._official = frozenset(official) | {"--help", "-h"}
         self.given: frozenset[str] = frozenset()

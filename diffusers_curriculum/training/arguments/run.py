@@ -24,6 +24,7 @@ from diffusers_curriculum.training.arguments.flag import (
     sharing,
     tracked,
 )
+from diffusers_curriculum.training.arguments.imports import IMPORT
 from diffusers_curriculum.training.errors import UsageError
 
 # diffusers' names. `piecewise_constant` needs rules that no flag can give.
@@ -197,6 +198,7 @@ CHECKPOINTS = Family.of(
 )
 LOOP = Family.of(
     "the run, further",
+    IMPORT,
     count("log_every", 10, "optimizer steps between metrics"),
     count("validation_steps", help="optimizer steps between validations"),
     choice(

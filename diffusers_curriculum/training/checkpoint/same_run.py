@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from diffusers_curriculum.samplers.description import plain_config
 from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.arguments.flag import SETTINGS
+from diffusers_curriculum.training.arguments.imports import module_name
 from diffusers_curriculum.training.checkpoint.state import POWER_EMA
 from diffusers_curriculum.training.data.plan import BatchPlan
 from diffusers_curriculum.training.errors import UsageError
@@ -24,6 +26,7 @@ from diffusers_curriculum.training.storage.fingerprints import (
     dataset_digest,
     flattened,
     hash_config,
+    module_identity,
     schedule_identity,
 )
 
@@ -83,7 +86,27 @@ def run_facts(
         "dataset": dict(dataset),
         "model": dict(model),
     }
+    if args.imports:
+        names = map(module_name, args.imports)
+        facts["imports"] = {name: module_identity(sys.modules[name]) for name in names}
     return plain(facts | {name: args.of_setting(name) for name in _OF_FLAGS})
+
+
+def check_imports(args: Arguments, saved: Mapping[str, Any] | None) -> None:
+    """Refuse a run to resume whose own modules are not imported again: what a checkpoint names is
+    not imported because it says so.
+
+    Raises:
+        UsageError: --import lacks one of them, and "imports" is not allowed to change.
+    """
+    before = (saved or {}).get("imports", {})
+    missing = sorted(before.keys() - map(module_name, args.imports))
+    if missing and "imports" not in args.allow_config_change:
+        raise UsageError(
+            f"the run to resume imported {', '.join(missing)}, whose laws it may draw from: give "
+            f"--import {' '.join(missing)} again, or accept another meaning of their names with "
+            "--allow_config_change imports."
+        )
 
 
 def level_facts(args: Arguments, levels: Levels) -> dict[str, Any]:

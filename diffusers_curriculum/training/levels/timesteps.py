@@ -16,11 +16,13 @@ from diffusers_curriculum.noise_levels import NoiseLevels
 from diffusers_curriculum.objective import Objective
 from diffusers_curriculum.pacing import PLATEAU_STAGE
 from diffusers_curriculum.samplers import (
+    AdaptiveTimestepSampler,
     CurriculumTimestepSampler,
     DensityTimestepSampler,
     SequenceTimestepSampler,
     TimestepSampler,
     learning_samplers,
+    sampler_named,
 )
 from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.arguments.noise_levels import is_file
@@ -43,7 +45,7 @@ _PACING_FLAGS = {
 def build_sampler(
     args: Arguments, scheduler: Any, seed: int, continuous: bool = False
 ) -> TimestepSampler:
-    """The sampler that the command line asks for.
+    """The sampler that the command line asks for, whatever the length of the run.
 
     Args:
         scheduler: the training noise scheduler.
@@ -72,13 +74,13 @@ def build_sampler(
 
 def _base(args: Arguments, scheduler: Any, seed: int, continuous: bool = False) -> TimestepSampler:
     """What is drawn before any curriculum: a density, a law that is learned, two phases, a file."""
-    learning = learning_samplers()
     name, own = args.timestep_sampler, dict(args.timestep_sampler_args)
     if is_file(name):
         return _sampler_of_file(name, scheduler)
-    # a sampler that learns keeps its own settings where nothing was given
+    kind = None if name in DENSITIES else sampler_named(name)
+    # a sampler that is none of a density keeps its own settings where nothing was given
     missing = [setting for setting in DRAW_DEFAULTS if args[setting] is None]
-    for setting in missing if name not in learning else ():
+    for setting in missing if kind is None else ():
         setattr(args, setting, DRAW_DEFAULTS[setting])
     given = {
         "draw": args.timestep_draw,
@@ -91,21 +93,23 @@ def _base(args: Arguments, scheduler: Any, seed: int, continuous: bool = False) 
     given = {setting: value for setting, value in given.items() if value is not None}
     if name == "two_phase":
         return SequenceTimestepSampler.two_phase(scheduler, **own, **given)
-    if name in learning and args.loss_weighting == UNCERTAINTY:
+    if kind is not None and not issubclass(kind, AdaptiveTimestepSampler):
+        return kind.from_scheduler(scheduler, **own, **given)
+    if kind is not None and args.loss_weighting == UNCERTAINTY:
         raise UsageError(
             f"--loss_weighting {UNCERTAINTY} evens out the losses that --timestep_sampler {name} "
             "follows: drop one of the two."
         )
-    if name in learning:
+    if kind is not None:
         loss = {
             "prediction_type": args.prediction_type,
             "loss_weighting": args.loss_weighting,
             "loss_weighting_args": args.loss_weighting_args,
         }
-        return learning[name].from_losses(scheduler, **own, **given, **loss)
+        return kind.from_losses(scheduler, **own, **given, **loss)
     if name not in DENSITIES:
-        file = "a file timestep_sampler_config.json"
-        refuse(repr(name), name, (*sorted(DENSITIES), *learning, "two_phase", file))
+        others = "a file timestep_sampler_config.json", "a name that a module of --import registers"
+        refuse(repr(name), name, (*sorted(DENSITIES), *learning_samplers(), "two_phase", *others))
     return DensityTimestepSampler.from_scheduler(scheduler, density=name, density_args=own, **given)
 
 
@@ -164,10 +168,6 @@ def check_length(args: Arguments, sampler: TimestepSampler, max_train_steps: int
     Raises:
         UsageError: what :func:`length_fault` tells.
     """
-    pacing, stages, share = sampler.pacing, sampler.stages, args.curriculum_max_share
-    if pacing is None or max_train_steps is None:
-        return None
-    expected, allowed = pacing.expected_steps(stages), share * max_train_steps
     fault = length_fault(args, sampler, max_train_steps)
     if fault is not None:
         raise UsageError(fault)
@@ -178,6 +178,10 @@ def length_fault(
 ) -> str | None:
     """Why a curriculum is too long for a run, with the remedy: its expected length exceeds
     --curriculum_max_share; None where it does not, or where the length of the run is unknown."""
+    pacing, stages, share = sampler.pacing, sampler.stages, args.curriculum_max_share
+    if pacing is None or max_train_steps is None:
+        return None
+    expected, allowed = pacing.expected_steps(stages), share * max_train_steps
     if expected <= allowed:
         return None
     patience = math.floor(allowed / (PLATEAU_STAGE * max(1, stages - 1)))

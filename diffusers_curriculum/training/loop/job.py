@@ -8,7 +8,11 @@ from typing import Any
 
 from diffusers_curriculum.training.checkpoint.checkpoints import find_checkpoint
 from diffusers_curriculum.training.checkpoint.record import RunRecord
-from diffusers_curriculum.training.checkpoint.same_run import check_same_run, renewed_parts
+from diffusers_curriculum.training.checkpoint.same_run import (
+    check_imports,
+    check_same_run,
+    renewed_parts,
+)
 from diffusers_curriculum.training.checkpoint.state import TrainingState
 from diffusers_curriculum.training.data.dataset import training_batches
 from diffusers_curriculum.training.data.plan import BatchPlan
@@ -81,6 +85,7 @@ class Job(JobParts):
         request = args.resume_from_checkpoint
         checkpoint = find_checkpoint(args.output_dir, request) if request else None
         resumed = read_manifest(checkpoint)["facts"] if checkpoint else None
+        check_imports(args, resumed)
         self.seed = runtime.agree_on_seed(args.seed, resumed, args.allow_config_change)
 
         # What is trained on

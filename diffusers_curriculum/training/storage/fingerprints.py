@@ -12,9 +12,11 @@ import os
 from collections.abc import Iterable, Iterator
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from diffusers_curriculum.noise_levels import NoiseLevels
+from diffusers_curriculum.training.storage.manifest import file_sha256
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -86,6 +88,14 @@ def schedule_identity(levels: NoiseLevels) -> dict[str, Any]:
         "log_snr": f"{values[-1]} to {values[0]}",
         "sha256": hash_lines(values),
     } | ({} if levels.sigma_data is None else {"sigma_data": levels.sigma_data})
+
+
+def module_identity(module: ModuleType) -> str:
+    """SHA-256 of the sources of a module, or of all that lie in a package."""
+    file = Path(module.__file__ or "")
+    root = file.parent if hasattr(module, "__path__") else file
+    files = sorted(root.rglob("*.py")) if root.is_dir() else [file]
+    return hash_lines(f"{path.name} {file_sha256(path)}" for path in files)
 
 
 def hash_lines(lines: Iterable[str]) -> str:

@@ -9,6 +9,7 @@ from importlib import metadata
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from diffusers_curriculum.catalogue import GROUPS
 from diffusers_curriculum.training.errors import CheckpointError
 
 MANIFEST = "manifest.json"
@@ -42,8 +43,11 @@ def find_faults(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
 
 
 def versions() -> dict[str, str | None]:
-    """The installed versions of the libraries that results depend on; None if not installed."""
-    return {name: _version(name) for name in PACKAGES}
+    """The installed versions of the libraries that results depend on, and of those that register
+    laws of their own; None if not installed."""
+    points = (point for group in GROUPS for point in metadata.entry_points(group=group))
+    own = {point.dist.name for point in points if point.dist}
+    return {name: _version(name) for name in (*PACKAGES, *sorted(own))}
 
 
 def _fault(folder: Path, name: str, entry: Mapping[str, Any]) -> str | None:

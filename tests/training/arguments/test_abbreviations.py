@@ -27,6 +27,7 @@ TASKS = {
 }
 # The default of a flag is now said where it was put in before.
 SAID = {"--timestep_sampler": (None, "uniform")}
+CAME_LATER = {"--allow_config_change": ("imports",)}
 
 
 @pytest.fixture(params=sorted(BEFORE))
@@ -58,5 +59,6 @@ def test_every_flag_has_the_type_default_and_choices_of_before(
             assert (before["default"], default) in {SAID[flag], (SAID[flag][1], default)}
         else:
             assert default == before["default"], flag
-        assert (list(action.choices) if action.choices else None) == before["choices"], flag
+        choices = [c for c in action.choices or () if c not in CAME_LATER.get(flag, ())]
+        assert (choices or None) == before["choices"], flag
         assert action.nargs == before["nargs"], flag

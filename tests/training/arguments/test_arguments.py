@@ -162,6 +162,7 @@ NEW_DEFAULTS = {
     "bad_samples_limit": 0.01,
     "allow_config_change": (),
     "license": None,
+    "import": [],
 }
 
 
@@ -169,7 +170,8 @@ def test_without_new_flags_the_new_arguments_are_neutral():
     args = arguments.parse_args(BASE)
     new = {flag.name for flag in args.flags} - {fact["flag"][2:] for fact in OFFICIAL}
     assert new == set(NEW_DEFAULTS)
-    assert {name: args[name] for name in NEW_DEFAULTS} == NEW_DEFAULTS
+    values = {flag.name: args[flag.dest] for flag in args.flags}
+    assert {name: values[name] for name in NEW_DEFAULTS} == NEW_DEFAULTS
     assert args.given == {"pretrained_model_name_or_path", "dataset_name"}
 
 
