@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Callable
 
 from diffusers_curriculum import __version__
 from diffusers_curriculum.cli.preview import add_preview
 from diffusers_curriculum.cli.reconstruct_ema import add_reconstruct_ema
-
 from diffusers_curriculum.training.arguments.imports import IMPORT, import_modules
 from diffusers_curriculum.training.arguments.parser import ShowDefaults
+
 # What a subcommand says, and its exit status.
 Handler = Callable[[argparse.Namespace], tuple[str, int]]
 
@@ -55,13 +56,16 @@ def _add_make_tiny(commands: argparse._SubParsersAction[argparse.ArgumentParser]
         description="Build a small Stable Diffusion pipeline from configs. The autoencoder is"
         " trained briefly on the images, the tokenizer's words come from their captions; the text"
         " encoder and the U-Net start random. Nothing is downloaded.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=ShowDefaults,
     )
     add = parser.add_argument
-    add("--train_data_dir", help="image folder, captions in metadata.jsonl; none: random weights")
+    add(
+        "--train_data_dir",
+        help="image folder, captions in metadata.jsonl (default: none, and random weights)",
+    )
     add("--output_dir", required=True, help="where the pipeline is saved")
     add("--resolution", type=int, default=32, help="side of the images in pixels")
-    add("--vae_steps", type=int, default=250, help="training steps of the autoencoder")
+    add("--vae_steps", type=int, help="training steps of the autoencoder (default: 250 on images)")
     add("--prediction_type", default="epsilon", help="epsilon, v_prediction or sample")
     add("--seed", type=int, default=0, help="seed of all random weights and draws")
     parser.set_defaults(handler=_make_tiny)
@@ -78,9 +82,11 @@ def _make_tiny(args: argparse.Namespace) -> tuple[str, int]:
         vae_steps=args.vae_steps,
         seed=args.seed,
         prediction_type=args.prediction_type,
+        progress=True,
     )
-    scale, error = report.scaling_factor, report.reconstruction_error
-    text = f"images={report.images} scaling_factor={scale:.4f} reconstruction_mse={error:.4f}"
+    text = f"images={report.images} scaling_factor={report.scaling_factor:.4f}"
+    if not math.isnan(report.reconstruction_error):  # of an autoencoder that was trained
+        text += f" reconstruction_mse={report.reconstruction_error:.4f}"
     return f"{report.output_dir}: {text}", 0
 
 
@@ -92,14 +98,14 @@ def _add_verify(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         " Exit status: 0 if the newest one is whole, 1 if it is damaged, 2 if there is none.",
     )
     parser.add_argument("run_dir", metavar="RUN_DIR", help="the --output_dir of a training run")
+    IMPORT.add_to(parser)
     parser.set_defaults(handler=_verify)
 
 
 def _verify(args: argparse.Namespace) -> tuple[str, int]:
     """Check a run; imported here so that `--help` need not wait."""
     from diffusers_curriculum.training.checkpoint.verify import inspect_run, report_table
-    IMPORT.add_to(parser)
 
+    import_modules("--import", args.imports)
     reports = inspect_run(args.run_dir)
     return report_table(reports), 0 if reports[-1].whole else 1
-    import_modules("--import", args.imports)

@@ -13,6 +13,7 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from tokenizers.pre_tokenizers import ByteLevel
 from torch.nn.functional import mse_loss
+from tqdm.auto import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from diffusers_curriculum.models.image_folder import TinyModelError, read_images
@@ -20,6 +21,7 @@ from diffusers_curriculum.models.image_folder import TinyModelError, read_images
 logger = logging.getLogger(__name__)
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+VAE_STEPS = 250  # enough for the scans of the demos
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 
@@ -58,10 +60,11 @@ def make_tiny_pipeline(
     output_dir: str | Path,
     *,
     resolution: int = 32,
-    vae_steps: int = 250,
+    vae_steps: int | None = None,
     seed: int = 0,
     sizes: TinySizes | None = None,
     prediction_type: str = "epsilon",
+    progress: bool = False,
 ) -> TinyReport:
     """Build a StableDiffusionPipeline from configs, train its autoencoder briefly, save it.
 
@@ -70,13 +73,17 @@ def make_tiny_pipeline(
 
     Args:
         images_dir: an image folder; captions come from its `metadata.jsonl` (`file_name`, `text`),
-            and the tokenizer's words from them. None: random weights throughout, `vae_steps=0`.
-        vae_steps: training steps of the autoencoder, 32 images each.
+            and the tokenizer's words from them. None: random weights throughout.
+        vae_steps: training steps of the autoencoder, 32 images each; by default 250 where there are
+            images.
+        progress: show a bar while it trains.
 
     Raises:
         TinyModelError: sizes that do not divide, a folder without images, broken metadata.
     """
     sizes = sizes or TinySizes()
+    if vae_steps is None:
+        vae_steps = 0 if images_dir is None else VAE_STEPS
     _check(images_dir, resolution, vae_steps, sizes, prediction_type)
     if not 0 <= seed < 2**63:
         raise TinyModelError(f"seed={seed} is out of range: take 0 to 2**63 - 1")
@@ -90,7 +97,7 @@ def make_tiny_pipeline(
         text_encoder = _text_encoder(tokenizer, sizes)
         unet = _unet(resolution, sizes)
         vae = _autoencoder(resolution, sizes)
-    error = train_autoencoder(vae, images, vae_steps, generator)
+    error = train_autoencoder(vae, images, vae_steps, generator, progress)
     scale = 1.0 / float(encode_images(vae, images, generator).std())
     vae.register_to_config(scaling_factor=scale)
     parts: dict[str, Any] = {"vae": vae, "text_encoder": text_encoder, "tokenizer": tokenizer}
@@ -188,7 +195,11 @@ def _scheduler(prediction_type: Any) -> DDPMScheduler:
 
 
 def train_autoencoder(
-    vae: AutoencoderKL, images: torch.Tensor, steps: int, generator: torch.Generator
+    vae: AutoencoderKL,
+    images: torch.Tensor,
+    steps: int,
+    generator: torch.Generator,
+    progress: bool = False,
 ) -> float:
     """Train `vae` on `images` (n, 3, h, w) in [-1, 1]; return the last steps' mean squared error.
 
@@ -199,7 +210,7 @@ def train_autoencoder(
     arch = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=max(steps, 2))
     recent: list[float] = []
     vae.train()
-    for _ in range(steps):
+    for _ in tqdm(range(steps), "Training the autoencoder", disable=not (progress and steps)):
         batch = images[torch.randint(len(images), (32,), generator=generator)]
         posterior = vae.encode(batch, return_dict=False)[0]
         latents: Any = posterior.sample(generator)  # decode is annotated for a FloatTensor

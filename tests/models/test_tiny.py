@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from diffusers_curriculum import cli
+from diffusers_curriculum.models import tiny
 from diffusers_curriculum.models.image_folder import TinyModelError, read_images
 from diffusers_curriculum.models.tiny import (
     MINUSCULE,
@@ -201,8 +202,34 @@ def test_command_builds_a_pipeline(image_folder: Path, tmp_path: Path, capsys) -
     target = tmp_path / "tiny"
     words = ["make-tiny", "--train_data_dir", str(image_folder), "--output_dir", str(target)]
     assert cli.main([*words, "--resolution", "32", "--vae_steps", "1"]) == 0
-    assert "images=24" in capsys.readouterr().out
+    told = capsys.readouterr()
+    assert "images=24" in told.out
+    assert "reconstruction_mse=0." in told.out
+    assert "Training the autoencoder: 100%" in told.err
+    assert "1/1" in told.err
     assert StableDiffusionPipeline.from_pretrained(target).unet.config.sample_size == 4
+
+
+def test_command_needs_no_images(tmp_path: Path, capsys) -> None:
+    target = tmp_path / "tiny"
+    assert cli.main(["make-tiny", "--output_dir", str(target)]) == 0
+    told = capsys.readouterr()
+    assert told.out.startswith(f"{target}: images=0 scaling_factor=")
+    assert "nan" not in told.out
+    assert "Training the autoencoder" not in told.err
+    assert StableDiffusionPipeline.from_pretrained(target).unet.config.sample_size == 4
+    assert cli.main(["make-tiny", "--output_dir", str(target), "--vae_steps", "3"]) == 2
+    assert "vae_steps=3 needs images" in capsys.readouterr().err
+
+
+def test_images_train_the_autoencoder_by_default(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr(tiny, "train_autoencoder", lambda vae, x, n, *more: asked.append(n) or 0.5)
+    for folder in (image_folder, None):
+        make_tiny_pipeline(folder, tmp_path / "x", resolution=16, sizes=MINUSCULE)
+    assert asked == [tiny.VAE_STEPS, 0]
 
 
 def test_command_answers_bad_input_with_status_2(tmp_path: Path, capsys) -> None:
