@@ -70,7 +70,9 @@ def weighting_picture(entry: Entry, arguments: Mapping[str, Any]) -> Image.Image
         weight = (log - log.max()).exp().numpy()
         axis.plot(levels.log_snr.numpy(), weight, color=_TARGETS[target], label=target)
     axis.set(yscale="log", ylim=(1e-3, 1.6))
-    axis.legend(fontsize=7, frameon=False)
+    above: dict[str, Any] = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": 3}
+    axis.legend(fontsize=7, frameon=False, **above)
+    axis.set_title(axis.get_title(), fontsize=9, pad=18)
     return _image(figure)
 
 

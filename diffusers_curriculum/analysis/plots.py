@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from PIL import Image
 from torch import Tensor
 
@@ -21,8 +21,9 @@ from diffusers_curriculum.samplers import TimestepSampler
 BLUE, ORANGE, GREY, LIGHT = "#2a6fbb", "#d9731a", "#8a8a8a", "#a9cbea"
 # distinct in print and to colour-blind readers (Okabe and Ito)
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+_UNIFORM = "uniform timesteps"
 _STYLES: dict[str, dict[str, Any]] = {
-    "uniform timesteps": {"color": GREY, "linewidth": 1.2, "linestyle": "--"},
+    _UNIFORM: {"color": GREY, "linewidth": 1.2, "linestyle": "--"},
     "drawn": {"color": BLUE, "linewidth": 2.0},
     "drawn x weight": {"color": ORANGE, "linewidth": 1.6},
 }
@@ -41,14 +42,14 @@ def plot_timesteps(
 def plot_preview(preview: Preview) -> Figure:
     """Four panels: density over log-SNR, draws of each timestep relative to uniform ones, the share
     of each cluster (or tenth of the schedule), and the density over training; warnings below."""
-    figure = Figure(figsize=(11, 7.5), layout="constrained")
     title = textwrap.shorten(preview.title, 110, placeholder=" ...")
-    figure.suptitle(f"{title}\n{preview.schedule}", fontsize=11)
-    axes = figure.subplots(2, 2)
+    figure, panels = _canvas(11, 7.5, f"{title}\n{preview.schedule}")
+    axes = panels.subplots(2, 2)
     _draw_density(axes[0, 0], preview)
     _draw_relative(axes[0, 1], preview)
     _draw_shares(axes[1, 0], preview)
     _draw_training(axes[1, 1], preview)
+    _add_legend(figure)
     if preview.warnings:
         text = "\n".join(textwrap.fill(f"Warning: {w}", 185) for w in preview.warnings)
         figure.supxlabel(text, fontsize=8, color="#b00020", x=0.01, ha="left")
@@ -61,12 +62,14 @@ def plot_comparison(previews: Mapping[str, Preview]) -> Figure:
     :func:`preview.check_comparable`."""
     check_comparable(previews)
     weighted = any(preview.weights is not None for preview in previews.values())
-    figure = Figure(figsize=(11, 7.5 if weighted else 4.2), layout="constrained")
-    figure.suptitle(next(iter(previews.values())).schedule, fontsize=11)
-    axes = figure.subplots(1 + weighted, 2, squeeze=False)
+    schedule, columns = next(iter(previews.values())).schedule, _columns([*previews, _UNIFORM])
+    rows = -(-(len(previews) + 1) // columns)
+    figure, panels = _canvas(11, 7.5 if weighted else 4.2, schedule, rows)
+    axes = panels.subplots(1 + weighted, 2, squeeze=False)
     _overlay(axes[0], previews, "mass", "drawn")
     if weighted:
         _overlay(axes[1], previews, "effective", "drawn x weight")
+    _add_legend(figure)
     return figure
 
 
@@ -80,18 +83,17 @@ def plot_loss_by_noise_level(
         losses: named (bins,) mean losses, NaN where a bin saw nothing.
         counts: (bins,) samples seen.
     """
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axis = figure.subplots()
+    figure, panels = _canvas(8, 5, "loss per noise level")
+    axis = panels.subplots()
     for colour, (name, values) in zip((ORANGE, BLUE, GREY), losses.items(), strict=False):
         axis.stairs(np.asarray(values), edges, baseline=None, color=colour, label=name, linewidth=2)
     axis.set(xlabel=_LOG_SNR, ylabel="mean squared error, unweighted")
-    axis.legend(loc="upper center")
     right = axis.twinx()
     right.stairs(np.asarray(counts), edges, color=GREY, alpha=0.25, fill=True)
     right.set_ylabel("samples drawn (grey)")
     axis.set_zorder(right.get_zorder() + 1)
     axis.patch.set_visible(False)
-    axis.set_title("loss per noise level")
+    _add_legend(figure)
     return figure
 
 
@@ -119,6 +121,31 @@ def density_line(preview: Preview, mass: np.ndarray) -> tuple[np.ndarray, np.nda
     return (upper + lower) / 2, mass[cells] / (upper - lower)
 
 
+def _canvas(width: float, height: float, title: str, rows: int = 1) -> tuple[Figure, SubFigure]:
+    """A figure with a strip of ``rows`` lines for its legend, where no curve runs, and the part
+    below it for the panels."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    strip = 0.22 * rows
+    parts: Any = figure.subfigures(2, 1, height_ratios=[strip, height - strip])
+    return figure, parts[1]
+
+
+def _add_legend(figure: Figure) -> None:
+    """Tell in the strip what all panels show, each name once."""
+    found: dict[str, Any] = {}
+    for axis in figure.axes:
+        handles, labels = axis.get_legend_handles_labels()
+        found = dict(zip(labels, handles, strict=True)) | found
+    style: dict[str, Any] = {"loc": "center", "fontsize": 8, "frameon": False}
+    figure.subfigs[0].legend(found.values(), found.keys(), ncols=_columns([*found]), **style)
+
+
+def _columns(names: Sequence[str]) -> int:
+    """How many of ``names`` fit beside each other in a legend."""
+    return max(1, min(len(names), 160 // (max(map(len, names)) + 8)))
+
+
 def _draw_density(axis: Axes, preview: Preview) -> None:
     for name, mass in preview.laws.items():
         axis.plot(*density_line(preview, mass), label=name, **_STYLES[name])
@@ -126,12 +153,10 @@ def _draw_density(axis: Axes, preview: Preview) -> None:
     if np.isfinite(ends).all():
         axis.axvspan(*ends, color=BLUE, alpha=0.08, label="90 % of the draws")
     at_end = "" if len(preview.training.starts) == 1 else ", at the end of the run"
-    axis.set(xlabel=_LOG_SNR, ylabel=_DENSITY, title=f"density over log-SNR{at_end}")
-    _from_zero(axis)
     at_infinity = float(preview.mass[~preview.levels.finite.numpy()].sum())
-    if at_infinity:
-        told = f"and {at_infinity:.2g} of the draws\nat infinite log-SNR"
-        axis.text(0.02, 0.96, told, transform=axis.transAxes, va="top", fontsize=8)
+    beyond = f"\n(and {at_infinity:.2g} of the draws at infinite log-SNR)" if at_infinity else ""
+    axis.set(xlabel=_LOG_SNR, ylabel=_DENSITY, title=f"density over log-SNR{at_end}{beyond}")
+    _from_zero(axis)
 
 
 def _draw_relative(axis: Axes, preview: Preview) -> None:
@@ -154,7 +179,7 @@ def _draw_shares(axis: Axes, preview: Preview) -> None:
         offset = (number - (len(columns) - 1) / 2) * width
         axis.bar(place + offset, heights, width, color=colour, label=name)
     uniform, edges = [100 * share.uniform for share in shares], np.arange(len(shares) + 1) - 0.5
-    style: dict[str, Any] = {"color": GREY, "linestyle": "--", "label": "uniform timesteps"}
+    style: dict[str, Any] = {"color": GREY, "linestyle": "--", "label": _UNIFORM}
     axis.stairs(np.array(uniform), edges, baseline=None, **style)
     every = max(1, len(shares) // 10)
     ticks = [f"{share.log_snr_low:.1f}" for share in shares]
@@ -182,19 +207,17 @@ def _overlay(axes: np.ndarray, previews: Mapping[str, Preview], field: str, what
     left, right = axes
     first = next(iter(previews.values()))
     left.plot(*density_line(first, first.uniform), color=GREY, linestyle="--", linewidth=1)
-    right.axhline(1, color=GREY, linestyle="--", linewidth=1, label="uniform timesteps")
+    right.axhline(1, color=GREY, linestyle="--", linewidth=1, label=_UNIFORM)
     for (name, preview), colour in zip(previews.items(), _COLOURS, strict=False):
         mass, style = getattr(preview, field), {"color": colour, "label": name, "linewidth": 1.8}
         left.plot(*density_line(preview, mass), **style)
         right.plot(mass * len(mass), **style)
     left.set(xlabel=_LOG_SNR, ylabel=_DENSITY, title=f"{what}: density over log-SNR")
     right.set(xlabel=_INDEX, ylabel=_RELATIVE, title=f"{what}: each timestep")
-    _from_zero(left, legend=False)
+    _from_zero(left)
     _from_zero(right)
 
 
-def _from_zero(axis: Axes, legend: bool = True) -> None:
+def _from_zero(axis: Axes) -> None:
     axis.set_ylim(bottom=0)
     axis.margins(x=0.01)
-    if legend:
-        axis.legend(fontsize=8)

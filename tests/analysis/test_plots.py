@@ -9,11 +9,14 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 from PIL import Image
 
 from diffusers_curriculum.analysis.plots import (
     figure_to_image,
+    plot_comparison,
     plot_loss_by_noise_level,
     plot_preview,
     plot_timesteps,
@@ -129,9 +132,8 @@ def test_every_schedule_can_be_drawn(scheduler: str) -> None:
     assert np.isfinite(density).all()
     assert (density > 0).all()
     assert figure_to_image(figure).size == (1100, 750)
-    told = [text.get_text() for text in figure.axes[0].texts]
     infinite = bool((~sampler.levels.finite).any())
-    assert ("infinite" in "".join(told)) == infinite
+    assert ("infinite" in figure.axes[0].get_title()) == infinite
 
 
 def test_warnings_stand_on_the_picture() -> None:
@@ -233,6 +235,60 @@ def test_a_run_that_saw_nothing_can_be_drawn() -> None:
     nothing = {"first half": [math.nan] * 2, "second half": [math.nan] * 2}
     figure = plot_loss_by_noise_level([0, 1, 2], nothing, [0, 0])
     assert figure_to_image(figure).size == (800, 500)
+
+
+# -- legends ---------------------------------------------------------------------------------------
+
+
+def covered(figure: Figure) -> list[str]:
+    """The names of legends that lie over a panel, or leave the picture."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    panels = [axis.get_window_extent() for axis in figure.axes]
+    owners = [figure, *figure.subfigs, *figure.axes]
+    legends = [c for o in owners for c in o.get_children() if isinstance(c, Legend)]
+    assert legends
+    boxes = {
+        str(legend.get_texts()[0].get_text()): legend.get_window_extent() for legend in legends
+    }
+    inside = figure.bbox
+    return [
+        name
+        for name, box in boxes.items()
+        if any(box.overlaps(panel) for panel in panels)
+        or not (inside.x0 <= box.x0 and box.x1 <= inside.x1 and box.y1 <= inside.y1)
+    ]
+
+
+def test_no_legend_covers_what_it_explains() -> None:
+    weights = loss_weights("p2", laplace().levels)
+    figures = [
+        plot_timesteps(laplace(), weights),
+        plot_timesteps(curriculum(stage_steps=10), weights, 80),
+    ]
+    figures.append(plot_timesteps(laplace("sd_zero_terminal", density_args={"b": 3.0}, floor=0.1)))
+    losses = {"first half": [0.9, 0.8], "second half": [0.7, 0.9]}
+    figures.append(plot_loss_by_noise_level([0, 1, 2], losses, [5, 3]))
+    named = {name: make_preview(laplace(), weights) for name in ("laplace", "a/" * 40, "c", "d")}
+    figures.append(plot_comparison(named))
+    assert [covered(figure) for figure in figures] == [[]] * len(figures)
+
+
+def test_a_legend_that_covers_is_seen() -> None:
+    figure = Figure()
+    axis = figure.subplots()
+    axis.plot([0, 1], [0, 1], label="line")
+    axis.legend()
+    assert covered(figure) == ["line"]
+
+
+def test_legends_tell_each_name_once() -> None:
+    figure = plot_timesteps(curriculum(stage_steps=10), loss_weights("p2", laplace().levels), 80)
+    (legend,) = figure.subfigs[0].legends
+    told = [text.get_text() for text in legend.get_texts()]
+    names = {"uniform timesteps", "drawn", "drawn x weight", "90 % of the draws"}
+    assert set(told) == names | {"drawn, mean over the run"}
+    assert len(told) == len(set(told))
 
 
 # -- files -----------------------------------------------------------------------------------------
