@@ -86,9 +86,8 @@ def run_facts(
         "dataset": dict(dataset),
         "model": dict(model),
     }
-    if args.imports:
-        names = map(module_name, args.imports)
-        facts["imports"] = {name: module_identity(sys.modules[name]) for name in names}
+    names = map(module_name, args.imports)
+    facts["imports"] = {name: module_identity(sys.modules[name]) for name in names}
     return plain(facts | {name: args.of_setting(name) for name in _OF_FLAGS})
 
 

@@ -228,8 +228,13 @@ def test_a_run_goes_on_with_the_modules_that_it_began_with(laws: Path, recipe: A
         UsageError, match=r"imports\.my_own_laws is \w+\.\.\., was .*change imports"
     ):
         run(recipe, 3, *LAW, *RESUME, *OWN)
-    run(recipe, 3, *LAW, *RESUME, *OWN, "--allow_config_change", "imports")
+    allowed = ("--allow_config_change", "imports")
+    run(recipe, 3, *LAW, *RESUME, *OWN, *allowed)
     assert Path("run/checkpoint-3").is_dir()
+    more = ("--allow_config_change", "imports", "sampler")
+    run(recipe, 4, *RESUME, *more)  # and without them, with another law
+    record = json.loads(Path("run/run.json").read_text("utf-8"))
+    assert any(told.startswith("imports.my_own_laws") for told in record["sessions"][-1]["changed"])
 
 
 def test_a_checkpoint_alone_imports_nothing(laws: Path, recipe: Any) -> None:
