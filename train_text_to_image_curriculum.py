@@ -56,7 +56,7 @@ def training_step(
     added = noise
     if args.input_perturbation:
         added = noise + args.input_perturbation * draw(latents.shape[1:], purpose="perturbation")
-    noisy = run.objective.add_noise(latents, added, drawn.at)
+    noisy = run.objective.add_noise(latents, added, run.input_levels(drawn.at, draw))
     target = run.objective.target(latents, noise, drawn.at)
     if args.dream_training:
         from diffusers.training_utils import compute_dream_and_update_latents

@@ -70,6 +70,21 @@ class Objective:
             return sigma * noise + alpha * sample
         return alpha * sample + sigma * noise
 
+    def slowed(self, at: Tensor, share: Tensor) -> Tensor:
+        """Log-SNRs (B,) of levels ``share`` (B,) of the way from ``at`` to pure noise: noise
+        fractions t + share (1 - t), the input of MixFlow (arXiv 2512.19311).
+
+        Raises:
+            ValueError: this schedule is not one of flow matching.
+        """
+        if self.levels.family != "flow":
+            raise ValueError(
+                f"slower levels are those of flow matching, and this schedule is "
+                f"{self.levels.family!r}: leave them out."
+            )
+        alpha, sigma = self.levels.to(at.device).coefficients(at)
+        return 2 * (torch.log(alpha * (1 - share)) - torch.log(sigma + share * alpha))
+
     def scale_input(self, noisy: Tensor, at: Tensor) -> Tensor:
         """What the network is given: c_in x, c_in = 1 / sqrt(sigma^2 + sigma_data^2), under EDM's
         preconditioning (arXiv 2206.00364, table 1), else x itself."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusers_curriculum.catalogue import Entry
-from diffusers_curriculum.densities import DENSITIES
+from diffusers_curriculum.densities import DENSITIES, SHIFT_PRESETS
 from diffusers_curriculum.samplers import SAMPLERS
 from diffusers_curriculum.weighting import WEIGHTINGS
 from diffusers_curriculum.weighting.learned import LEARNED_WEIGHTINGS
@@ -85,7 +85,24 @@ def catalogue() -> str:
         parts.append("\n| name | formula | defaults | source | families | note |\n")
         parts.append("|---|---|---|---|---|---|\n")
         parts += [_row(kind, entry) for this, entry in entries() if this == kind]
-    return "".join(parts)
+    return "".join([*parts, *_presets()])
+
+
+def _presets() -> Iterator[str]:
+    """The shifts that families of models are trained with."""
+    yield (
+        "\n## Shift presets\n\nFor the density `shifted` and for `--timestep_shift_preset NAME "
+        "--timestep_shift_tokens N`: the shift s of\ntraining, which is not always that of "
+        "sampling, or mu = ln s at two numbers of image tokens, on a line that is not\nclamped. "
+        "Tokens are counted after the network has joined values to patches: usually (height / 16) "
+        "x\n(width / 16). Two trainers that disagree have a preset each. Ideogram4's law is "
+        "`logit_normal std=1.5\npixels=N base_pixels=262144`.\n\n"
+        "| name | s, or mu of tokens | terminal | source |\n|---|---|---|---|\n"
+    )
+    for name, preset in SHIFT_PRESETS.items():
+        points = (f"{tokens:g}: {mu:g}" for tokens, mu in preset.line or ())
+        told = ", ".join(points) if preset.line else f"{preset.shift:g}"
+        yield f"| `{name}` | {told} | {preset.terminal or ''} | {preset.source} |\n"
 
 
 def gallery() -> str:

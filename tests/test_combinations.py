@@ -83,6 +83,16 @@ PARAMETERS: dict[str, Strategy] = {
     "heavy_tail": some_of(scale=number(-1, 1.75)),
     "edm": some_of(p_mean=number(-3, 3), p_std=WIDTH),
     "edm2": some_of(p_mean=number(-3, 3), p_std=WIDTH),
+    "style_friendly": some_of(mean=number(-9, 0), std=WIDTH),
+    "qinglong": st.fixed_dictionaries(
+        {"tokens": st.sampled_from([256, 1024])},
+        optional={"preset": st.sampled_from(["flux", "ltx-2", "sd3"]), "style": number(0, 1)},
+    ),
+    "shifted": st.tuples(
+        st.sampled_from(["laplace", "mode", "uniform", "mixflow"]),
+        st.sampled_from([{"shift": 3.0}, {"preset": "sd3"}, {"dimensions": 16384}, {"shift": 0.2}]),
+        some_of(terminal=number(0, 0.5)),
+    ).map(lambda three: {"density": three[0], **three[1], **three[2]}),
     "u_shaped": some_of(a=number(0.5, 8)),
     "beta": some_of(alpha=number(0.5, 4), beta=number(0.5, 4)),
     "speed": some_of(tau=st.sampled_from([0.3, 0.7, 20, 45.5, 150]), k=number(0.5, 9)),
@@ -124,7 +134,7 @@ def densities(draw: st.DrawFn, names: tuple[str, ...] = tuple(DENSITIES)) -> tup
         x, y = zip(*draw(points()), strict=True)
         return name, {"log_snr": [float(v) for v in x], "density": list(y)}
     if name == "mixture":
-        simple = tuple(sorted(PARAMETERS.keys() - {"truncated"}))
+        simple = tuple(sorted(PARAMETERS.keys() - {"truncated", "shifted"}))
         parts = draw(st.lists(densities(names=simple), min_size=1, max_size=3))
         weighed = [{"density": n, "weight": draw(number(0.1, 2)), **args} for n, args in parts]
         return name, {"components": weighed}

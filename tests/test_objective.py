@@ -320,3 +320,28 @@ def test_edm_on_levels_without_sigma_data_is_refused() -> None:
 def test_unknown_prediction_types_are_refused() -> None:
     with pytest.raises(ValueError, match=r"prediction_type='score' is unknown: choose from"):
         Objective(levels_of("sd").with_prediction_type("score"))
+
+
+# -- MixFlow ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("schedule", ["flow", "flow_shift_3"])
+def test_slower_levels_are_nearer_to_pure_noise_by_a_share(schedule: str) -> None:
+    """sigma + share (1 - sigma), at levels of the table, between them and at pure noise."""
+    levels = levels_of(schedule)
+    objective, share = Objective(levels), torch.tensor([0.0, 0.3, 0.8, 0.5])
+    at = torch.tensor([0, 400, 700, 999])
+    sigma = levels.sigma[at]
+    expected = sigma + share * (1 - sigma)
+    for place in (at, levels.log_snr[at]):
+        slower = objective.slowed(place, share)
+        torch.testing.assert_close(levels.coefficients(slower)[1], expected, atol=1e-7, rtol=0)
+    x0, noise = torch.randn(2, 4, 3, 8, generator=torch.Generator().manual_seed(0)).unbind()
+    noisy = objective.add_noise(x0, noise, slower)
+    mixed = expected[:, None, None] * noise + (1 - expected)[:, None, None] * x0
+    torch.testing.assert_close(noisy, mixed.float(), atol=1e-6, rtol=1e-6)
+
+
+def test_slower_levels_are_those_of_flows() -> None:
+    with pytest.raises(ValueError, match="this schedule is 'vp'"):
+        Objective(levels_of("sd")).slowed(torch.tensor([3]), torch.tensor([0.5]))

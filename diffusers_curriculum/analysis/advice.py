@@ -35,6 +35,7 @@ def advice(
     """
     warnings = [*_emphasis(corrected, weights), *_never_minimised(levels, weights)]
     if inference is not None:
+        warnings += laplace_betas(inference)
         warnings += _inference(levels, torch.from_numpy(over_run), inference, inference_steps)
     return tuple(warnings)
 
@@ -49,6 +50,21 @@ def double_emphasis(corrected: Tensor, weights: Tensor) -> float:
     """
     w = weights.cpu().double()
     return float((corrected * w).sum() / w.mean())
+
+
+def laplace_betas(scheduler: Any) -> Iterator[str]:
+    """That diffusers' beta_schedule "laplace" is not the law of that name, if it is used."""
+    if getattr(scheduler, "config", {}).get("beta_schedule") != "laplace":
+        return
+    log_snr = NoiseLevels.from_scheduler(scheduler).log_snr
+    quarters = torch.quantile(log_snr, torch.tensor([0.75, 0.5, 0.25], dtype=log_snr.dtype))
+    told = ", ".join(f"{float(value):.2f}" for value in quarters)
+    yield (
+        "beta_schedule='laplace' of diffusers is not the law of arXiv 2407.03297: after a quarter, "
+        f"a half and three quarters of its timesteps the log-SNR is {told}, where that law has "
+        "0.35, 0.00, -0.35. For the law, keep another beta schedule (squaredcos_cap_v2) and draw "
+        "with the density 'laplace'."
+    )
 
 
 def _emphasis(corrected: Tensor, weights: Tensor | None) -> Iterator[str]:

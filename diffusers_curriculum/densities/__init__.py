@@ -25,7 +25,15 @@ says otherwise (:func:`positive`, or ``checks.checked``). What a law may add:
 ``DENSITIES.entry(name)`` tells formula, source, families and parameters of a telling instance.
 """
 
-from diffusers_curriculum.densities import laws, nested, points, published, time_laws
+from diffusers_curriculum.densities import (
+    laws,
+    nested,
+    points,
+    published,
+    recent,
+    shifted,
+    time_laws,
+)
 from diffusers_curriculum.densities.base import (
     DENSITIES,
     Density,
@@ -37,10 +45,12 @@ from diffusers_curriculum.densities.base import (
     register,
 )
 from diffusers_curriculum.densities.published import shift_from_pixels, shift_from_tokens
+from diffusers_curriculum.densities.shifted import SHIFT_PRESETS, shift_from_dimensions
 from diffusers_curriculum.densities.time_fraction import TimeDensity, UniformTimestep
 
 __all__ = [
     "DENSITIES",
+    "SHIFT_PRESETS",
     "Density",
     "ScheduleDensity",
     "SymmetricDensity",
@@ -53,8 +63,11 @@ __all__ = [
     "portable_parameters",
     "positive",
     "published",
+    "recent",
     "register",
+    "shift_from_dimensions",
     "shift_from_pixels",
     "shift_from_tokens",
+    "shifted",
     "time_laws",
 ]

@@ -23,47 +23,8 @@ from diffusers_curriculum.densities.base import (
 )
 
 
-@register(
-    "mixture",
-    formula="sum_k w_k p_k(l) / sum_k w_k",
-    source="for a floor of the reference: defensive mixtures (Hesterberg 1995, Technometrics 37)",
-    note="Drawn through its own cdf, so that strata and importance stay exact.",
-    example={
-        "components": [
-            {"density": "laplace", "weight": 0.6, "mu": -3.0},
-            {"density": "normal", "weight": 0.3, "mean": 4.0, "std": 1.0},
-            {"density": "uniform", "weight": 0.1},
-        ]
-    },
-)
-@dataclass(frozen=True, eq=False)
-class Mixture(ScheduleDensity):
-    """A weighted mean of densities; its masses and its cdf are the weighted means of theirs.
-
-    Args:
-        components: list of {"density": name, "weight": w, ...}, the rest being that density's
-            parameters, flat or under "density_args"; weights are relative, by default 1.
-
-    Raises:
-        ValueError: no component, one without a density, a weight that is not greater than 0, or
-            what the component's density refuses (the message says which component).
-    """
-
-    components: list[dict[str, Any]] = checked(None)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self._parts:
-            raise ValueError("components=[] is empty: give one density or more.")
-
-    @classmethod
-    def portable(cls, parameters: dict[str, Any]) -> dict[str, Any]:
-        each = [_component(i, c) for i, c in enumerate(parameters["components"])]
-        components = [
-            {"density": name, "weight": weight, "density_args": portable_parameters(name, rest)}
-            for name, weight, rest in each
-        ]
-        return {"components": components}
+class WeightedMean(Density):
+    """A weighted mean of densities; its masses and its cdf are the weighted means of theirs."""
 
     @property
     def support(self) -> tuple[float, float]:
@@ -92,6 +53,53 @@ class Mixture(ScheduleDensity):
     @cached_property
     def _parts(self) -> list[tuple[float, Density]]:
         """(weight, density) of each component."""
+        raise NotImplementedError
+
+
+@register(
+    "mixture",
+    formula="sum_k w_k p_k(l) / sum_k w_k",
+    source="for a floor of the reference: defensive mixtures (Hesterberg 1995, Technometrics 37)",
+    note="Drawn through its own cdf, so that strata and importance stay exact.",
+    example={
+        "components": [
+            {"density": "laplace", "weight": 0.6, "mu": -3.0},
+            {"density": "normal", "weight": 0.3, "mean": 4.0, "std": 1.0},
+            {"density": "uniform", "weight": 0.1},
+        ]
+    },
+)
+@dataclass(frozen=True, eq=False)
+class Mixture(WeightedMean, ScheduleDensity):
+    """A weighted mean of densities.
+
+    Args:
+        components: list of {"density": name, "weight": w, ...}, the rest being that density's
+            parameters, flat or under "density_args"; weights are relative, by default 1.
+
+    Raises:
+        ValueError: no component, one without a density, a weight that is not greater than 0, or
+            what the component's density refuses (the message says which component).
+    """
+
+    components: list[dict[str, Any]] = checked(None)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self._parts:
+            raise ValueError("components=[] is empty: give one density or more.")
+
+    @classmethod
+    def portable(cls, parameters: dict[str, Any]) -> dict[str, Any]:
+        each = [_component(i, c) for i, c in enumerate(parameters["components"])]
+        components = [
+            {"density": name, "weight": weight, "density_args": portable_parameters(name, rest)}
+            for name, weight, rest in each
+        ]
+        return {"components": components}
+
+    @cached_property
+    def _parts(self) -> list[tuple[float, Density]]:
         if not isinstance(self.components, list | tuple):
             raise ValueError(
                 f"components={self.components!r} is not a list of densities: write "
@@ -121,6 +129,43 @@ def _component(position: int, component: Any) -> tuple[str, float, dict[str, Any
     return component["density"], weight, _joined(component.get("density_args"), rest)
 
 
+@dataclass(frozen=True, eq=False)
+class Nested(ScheduleDensity):
+    """A law made of one other.
+
+    Args:
+        density: its name; its parameters stand beside, or under ``density_args`` where a name is
+            taken.
+    """
+
+    passes_on: ClassVar[bool] = True
+
+    density: str = checked(None)
+    density_args: dict[str, Any] | None = checked(None, default=None)
+
+    @classmethod
+    def on_schedule(cls, edges: Tensor, **parameters: Any) -> Density:
+        return cls(edges, **cls._sorted(parameters))
+
+    @classmethod
+    def portable(cls, parameters: dict[str, Any]) -> dict[str, Any]:
+        nested = cls._sorted(parameters)
+        name = nested["density"]
+        return nested | {"density_args": portable_parameters(name, nested["density_args"])}
+
+    @classmethod
+    def _sorted(cls, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        """The parameters, those of the inner density under density_args."""
+        own = {f.name for f in fields(cls)}
+        rest = {name: value for name, value in parameters.items() if name not in own}
+        kept = {name: value for name, value in parameters.items() if name in own}
+        return kept | {"density_args": _joined(kept.get("density_args"), rest)}
+
+    @cached_property
+    def _inner(self) -> Density:
+        return make_density(self.density, self.edges, **(self.density_args or {}))
+
+
 @register(
     "truncated",
     formula="p(l) / (F(high) - F(low)) between low and high, 0 elsewhere",
@@ -130,7 +175,7 @@ def _component(position: int, component: Any) -> tuple[str, float, dict[str, Any
     example={"density": "laplace", "density_args": {"b": 2.0}, "low": -5.0, "high": 1.0},
 )
 @dataclass(frozen=True, eq=False)
-class Truncated(ScheduleDensity):
+class Truncated(Nested):
     """The part of a density between two noise levels, its shape kept: the conditional law.
 
     Args:
@@ -146,10 +191,6 @@ class Truncated(ScheduleDensity):
             them, or what the density refuses.
     """
 
-    passes_on: ClassVar[bool] = True
-
-    density: str = checked(None)
-    density_args: dict[str, Any] | None = checked(None, default=None)
     low: float | None = checked(finite, default=None)
     high: float | None = checked(finite, default=None)
     min_timestep: int | None = checked(whole, default=None)
@@ -162,16 +203,6 @@ class Truncated(ScheduleDensity):
             raise ValueError(f"{self} keeps nothing: the lower limit must be below the upper one.")
         if not self._share > 0:
             raise ValueError(f"{self} has no mass between log-SNR {low:g} and {high:g}.")
-
-    @classmethod
-    def on_schedule(cls, edges: Tensor, **parameters: Any) -> Density:
-        return cls(edges, **_nested(parameters))
-
-    @classmethod
-    def portable(cls, parameters: dict[str, Any]) -> dict[str, Any]:
-        nested = _nested(parameters)
-        name = nested["density"]
-        return nested | {"density_args": portable_parameters(name, nested["density_args"])}
 
     @property
     def support(self) -> tuple[float, float]:
@@ -200,10 +231,6 @@ class Truncated(ScheduleDensity):
         return torch.where(whole_cell, self._inner.masses(edges), part) / self._share
 
     @cached_property
-    def _inner(self) -> Density:
-        return make_density(self.density, self.edges, **(self.density_args or {}))
-
-    @cached_property
     def _share(self) -> float:
         ends = torch.tensor(self._limits, dtype=torch.float64)
         return float(self._inner.between(ends[0], ends[1]))
@@ -229,14 +256,6 @@ class Truncated(ScheduleDensity):
                 f"<= max_timestep <= {last}, the noisiest timestep of this schedule."
             )
         return float(self.edges[final + 1]), float(self.edges[first])
-
-
-def _nested(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters of a truncated density, those of the density itself under density_args."""
-    own = {f.name for f in fields(Truncated)}
-    rest = {name: value for name, value in parameters.items() if name not in own}
-    kept = {name: value for name, value in parameters.items() if name in own}
-    return kept | {"density_args": _joined(kept.get("density_args"), rest)}
 
 
 def _joined(nested: Any, flat: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,8 +17,9 @@ from diffusers_curriculum.checks import above_zero, checked, inside
 from diffusers_curriculum.densities.base import SymmetricDensity, largest, positive, register
 from diffusers_curriculum.densities.laws import Cosine, LogisticShape, NormalShape
 
-# FLUX: mu = ln s is a line through these two points of (image tokens, mu), and is not clamped.
-_FLUX = (256, 0.5), (4096, 1.15)
+# Two points of (image tokens, mu), mu = ln s; a line through them is not clamped.
+Line = tuple[tuple[float, float], tuple[float, float]]
+FLUX_LINE: Line = (256, 0.5), (4096, 1.15)
 _SD3 = "arXiv 2403.03206, section 3.1"
 _MODE_LIMIT = 2 / (math.pi - 2)
 _MODE_FORMULA = "t = 1 - u - scale (cos^2(pi u / 2) - 1 + u), u uniform; l = 2 ln((1 - t) / t)"
@@ -33,15 +34,16 @@ def shift_from_pixels(pixels: float, base_pixels: float) -> float:
     return math.sqrt(pixels / base_pixels)
 
 
-def shift_from_tokens(tokens: float) -> float:
+def shift_from_tokens(tokens: float, line: Line = FLUX_LINE) -> float:
     """s = e^mu, mu linear in the number of image tokens: 0.5 at 256, 1.15 at 4096 (FLUX; diffusers'
-    ``calculate_shift``), not clamped; ValueError for a number that is not positive."""
+    ``calculate_shift``) or another ``line`` through two points (tokens, mu), not clamped;
+    ValueError for a number that is not positive."""
     above_zero("tokens", tokens)
-    return math.exp(_log_shift(tokens))
+    return math.exp(_log_shift(tokens, line))
 
 
-def _log_shift(tokens: float) -> float:
-    (first, low), (last, high) = _FLUX
+def _log_shift(tokens: float, line: Line = FLUX_LINE) -> float:
+    (first, low), (last, high) = line
     return low + (tokens - first) * (high - low) / (last - first)
 
 

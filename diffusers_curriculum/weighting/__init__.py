@@ -4,6 +4,7 @@ A weighting is defined once, by the logarithm of its weight on the squared error
 to the network's own target by :func:`to_target`.
 """
 
+from diffusers_curriculum.weighting import trainers
 from diffusers_curriculum.weighting.formulas import TARGETS, WEIGHTINGS, register, to_target
 from diffusers_curriculum.weighting.tables import MEASURES, log_weight, loss_weights
 
@@ -15,4 +16,5 @@ __all__ = [
     "loss_weights",
     "register",
     "to_target",
+    "trainers",
 ]

@@ -31,7 +31,6 @@ register = WEIGHTINGS.register
 
 # Beyond it exp() is 0 or infinite in float64 for every weight, which is the limit wanted.
 _INFINITY = 1e4
-_MAX_LOG_SNR = math.log(1000)  # kohya-ss and OneTrainer clip S there for "debiased"
 _PRECONDITIONED = (
     "preconditioned=False weights the error of the flow velocity, True that of x0, as diffusers' "
     "script does by default (--precondition_outputs 1)"
@@ -233,60 +232,3 @@ def speed(log_snr: Tensor, contrast: float = 0.6, tau: float = 0.7) -> Tensor:
     weight = 1 - contrast + (2 * contrast - 1) * (change - change.min()) / span
     weight[round(tau * count if tau <= 1 else tau) :] = 1.0
     return log_snr + weight.clamp_min(0.0).log()
-
-
-# -- of widespread training code, other than the formula whose name they bear ----------------------
-# For comparison and for moving a run from there. Each is another objective for each target, and
-# defined for some only.
-
-
-@register(
-    "debiased_kohya",
-    formula="W_v = 1 / (1 + S), W_eps = 1 / sqrt S, S clipped at 1000",
-    source="kohya-ss/sd-scripts, --debiased_estimation_loss",
-    families="vp",
-    note="epsilon and v only; on v it is unit_sample, not the paper's weight (debiased)",
-)
-def debiased_kohya(log_snr: Tensor, *, prediction_type: str) -> Tensor:
-    clipped = log_snr.clamp_max(_MAX_LOG_SNR)
-    weights = {"epsilon": -clipped / 2, "v_prediction": -softplus(clipped)}
-    return _on_x0("debiased_kohya", weights, log_snr, prediction_type, "debiased")
-
-
-@register(
-    "debiased_onetrainer",
-    formula="W_v = 1 / sqrt(1 + S), W_eps = 1 / sqrt S, S clipped at 1000",
-    source="Nerogar/OneTrainer, DEBIASED_ESTIMATION",
-    families="vp",
-    note="epsilon and v only; on v it tends to 1 at low SNR, the paper's weight (debiased) to 0",
-)
-def debiased_onetrainer(log_snr: Tensor, *, prediction_type: str) -> Tensor:
-    clipped = log_snr.clamp_max(_MAX_LOG_SNR)
-    weights = {"epsilon": -clipped / 2, "v_prediction": -softplus(clipped) / 2}
-    return _on_x0("debiased_onetrainer", weights, log_snr, prediction_type, "debiased")
-
-
-@register(
-    "p2_onetrainer",
-    formula="W_v = (2 + S)^-gamma",
-    source="Nerogar/OneTrainer, P2",
-    families="vp",
-    note="v only (its weight on epsilon is p2 with k = 1); it adds 1 to S twice",
-)
-def p2_onetrainer(log_snr: Tensor, gamma: float = 1.0, *, prediction_type: str) -> Tensor:
-    above_zero("gamma", gamma)
-    log_two = math.log(2)
-    weights = {"v_prediction": -gamma * (log_two + softplus(log_snr - log_two))}
-    return _on_x0("p2_onetrainer", weights, log_snr, prediction_type, "p2")
-
-
-def _on_x0(
-    name: str, weights: dict[str, Tensor], log_snr: Tensor, prediction_type: str, instead: str
-) -> Tensor:
-    """log of the W_x0 behind the weights on some targets; ValueError for another target."""
-    if prediction_type not in weights:
-        raise ValueError(
-            f"loss weighting {name!r} is defined for {' and '.join(weights)} only, not for "
-            f"prediction_type={prediction_type!r}: use {instead}, which is defined for all."
-        )
-    return weights[prediction_type] - to_target(prediction_type, log_snr)

@@ -44,7 +44,7 @@ def training_step(run: ImageRun, step: int, slots: Slots, batch: dict[str, Tenso
     drawn = run.sampler.sample(slots, step=step, device=device)
 
     # Add the noise
-    noisy = run.objective.add_noise(latents, noise, drawn.at)
+    noisy = run.objective.add_noise(latents, noise, run.input_levels(drawn.at, draw))
     target = run.objective.target(latents, noise, drawn.at)
 
     # Predict; a model with dropout draws from the global generator

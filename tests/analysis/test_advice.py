@@ -162,3 +162,18 @@ def test_other_families_are_looked_at_too(name: str) -> None:
     rich = DensityTimestepSampler.from_scheduler(scheduler, floor=0.1, **narrow)
     assert "hardly ever" in "".join(make_preview(poor, inference=SCHEDULERS[name]()).warnings)
     assert make_preview(rich, inference=SCHEDULERS[name]()).warnings == ()
+
+
+# -- a name that means something else --------------------------------------------------------------
+
+
+def test_diffusers_own_laplace_betas_are_told_to_be_another_law() -> None:
+    own = diffusers.DDPMScheduler(beta_schedule="laplace")  # type: ignore[call-arg]
+    sampler = DensityTimestepSampler.from_scheduler(own, density="uniform")
+    (told,) = [w for w in make_preview(sampler, inference=own).warnings if "2407.03297" in w]
+    assert "log-SNR is 1.18, 0.88, 0.59, where that law has 0.35, 0.00, -0.35" in told
+    law = DensityTimestepSampler.from_scheduler(SCHEDULERS["cosine"](), density="laplace").density
+    quarters = law.icdf(torch.tensor([0.75, 0.5, 0.25], dtype=torch.float64))
+    assert [f"{float(q):.2f}" for q in quarters] == ["0.35", "0.00", "-0.35"]
+    plain = make_preview(sampler, inference=SCHEDULERS["cosine"]()).warnings
+    assert not [w for w in plain if "2407.03297" in w]

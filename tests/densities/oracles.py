@@ -12,7 +12,7 @@ from typing import Any
 
 import mpmath
 import numpy as np
-from scipy import stats
+from scipy import special, stats
 from scipy.interpolate import PchipInterpolator
 from scipy.optimize import brentq
 
@@ -159,6 +159,20 @@ class SplitNormal:
         return float(self.ppf(0.5))
 
 
+class MixFlowLaw(FlowLaw):
+    """1 - t = sqrt(u), by the density and the distribution of t."""
+
+    @classmethod
+    def of(cls, shift: float = 1.0) -> MixFlowLaw:
+        return cls(
+            lambda t: 2 * (1 - t), lambda t: t * (2 - t), lambda p: 1 - mpmath.sqrt(1 - p), shift
+        )
+
+    def median(self) -> float:
+        clean = np.sqrt(0.5)
+        return float(2 * np.log(clean / (1 - clean)) - 2 * np.log(self.shift))
+
+
 # (name, parameters, the same law computed otherwise): laws of log-SNR whose tails never end
 LAWS: list[tuple[str, dict[str, Any], Any]] = [
     ("laplace", {"mu": 0.0, "b": 0.5}, stats.laplace(0, 0.5)),
@@ -191,6 +205,12 @@ LAWS: list[tuple[str, dict[str, Any], Any]] = [
     ("edm", {}, stats.norm(2.4, 2.4)),
     ("edm", {"p_mean": -0.8, "p_std": 1.6}, stats.norm(1.6, 3.2)),
     ("edm2", {}, stats.norm(0.8, 2)),
+    ("style_friendly", {}, stats.norm(-6, 2)),
+    ("style_friendly", {"mean": -5.0, "std": 3.0}, stats.norm(-5, 3)),
+    ("mixflow", {}, MixFlowLaw.of()),
+    ("shifted", {"density": "laplace", "shift": 3.0}, stats.laplace(-2 * np.log(3), 0.5)),
+    ("shifted", {"density": "normal", "dimensions": 589824}, stats.norm(-np.log(144), 2)),
+    ("shifted", {"density": "mixflow", "shift": 2.0}, MixFlowLaw.of(2.0)),
     ("u_shaped", {}, u_shaped(4.0)),
     ("u_shaped", {"a": 0.5}, u_shaped(0.5)),
 ]
@@ -321,6 +341,37 @@ class ConditionalLaw:
         return 0.0
 
 
+@dataclass(frozen=True)
+class StretchedLaw:
+    """An oracle whose noise fractions are shifted by s, then stretched to end at ``terminal``."""
+
+    whole: Any
+    shift: float
+    terminal: float
+
+    def _original(self, x: Any) -> np.ndarray:
+        noise, clean = special.expit(-np.asarray(x) / 2), special.expit(np.asarray(x) / 2)
+        with np.errstate(divide="ignore"):
+            rest = np.log(np.maximum(noise - self.terminal, 0))
+            return 2 * (np.log(clean) - rest) + 2 * np.log(self.shift)
+
+    def cdf(self, x: Any) -> np.ndarray:
+        return self.whole.cdf(self._original(x))
+
+    def sf(self, x: Any) -> np.ndarray:
+        return self.whole.sf(self._original(x))
+
+    def median(self) -> float:
+        return -2 * float(np.log(self.shift))
+
+
+def qinglong(tokens: float) -> MixtureLaw:
+    """musubi's shares, with FLUX's line through (256, 0.5) and (4096, 1.15)."""
+    mu = 0.5 + (tokens - 256) * 0.65 / 3840
+    laws = stats.norm(-2 * mu, 2), stats.norm(-6, 2), stats.norm(5.36, 1)
+    return MixtureLaw(list(zip((0.8, 0.075, 0.125), laws, strict=True)))
+
+
 def speed_weights(count: int, tau: float, k: float) -> list[float]:
     return [k if i < tau else 1.0 for i in range(count)]
 
@@ -362,6 +413,11 @@ ON_SCHEDULE: dict[str, tuple[dict[str, Any], Callable[[np.ndarray], Any]]] = {
                 (1.5, stats.hypsecant(-2 * np.log(2), 2)),
             ]
         ),
+    ),
+    "qinglong": ({"tokens": 4096}, lambda e: qinglong(4096)),
+    "shifted": (
+        {"density": "logit_normal", "mean": 0.5, "preset": "qwen-image", "tokens": 4096},
+        lambda e: StretchedLaw(stats.norm(-1, 2), np.exp(0.5 + 3840 * 0.4 / 7936), 0.02),
     ),
     "truncated": (
         {"density": "normal", "mean": 1.0, "low": -3.0, "high": 2.0},

@@ -92,7 +92,7 @@ def test_steps_follow_the_law_of_log_snr(name: str, schedule: str) -> None:
 @pytest.mark.parametrize("name", sorted(DENSITIES))
 def test_steps_have_the_masses_of_the_sampler(name: str, schedule: str) -> None:
     scheduler = SCHEDULERS[schedule]()
-    arguments = PARAMETERS.get(name, {})
+    arguments = PARAMETERS.get(name, DENSITIES.entry(name).example)
     sampler = DensityTimestepSampler(scheduler, name, arguments)  # floor 0.1 in both
     u = draws(f"density:{name}", scheduler=scheduler, draw="stratified", **arguments)
     count = len(sampler.levels)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from scipy import integrate
 from torch import Tensor
 
 from diffusers_curriculum.noise_levels import NoiseLevels
@@ -29,6 +30,13 @@ def weights_of(name: str, levels: NoiseLevels, kind: str, **options: Any) -> Ten
 
 def _c(t: Array) -> Array:
     return 2 / (np.pi * (1 - 2 * t + 2 * t**2))
+
+
+def _bell(t: Array) -> Array:
+    """Bell-shaped, its least value taken away, mean 1 over t; the mean by adaptive quadrature."""
+    rest = math.exp(-0.5)
+    mean, _ = integrate.quad(lambda x: math.exp(-2 * (x - 0.5) ** 2) - rest, 0, 1)
+    return (np.exp(-2 * (t - 0.5) ** 2) - rest) / mean
 
 
 # name -> for each target (sample, epsilon, v_prediction, flow), None where it is not defined
@@ -119,6 +127,12 @@ FORMULAS: dict[str, tuple[Callable[..., Any] | None, ...]] = {
         ),
         lambda s, t, preconditioned=False: _c(t) * t**2 if preconditioned else _c(t),
     ),
+    "bell": (
+        lambda s, t: _bell(t) / t**2,
+        lambda s, t: _bell(t) / (1 - t) ** 2,
+        lambda s, t: _bell(t) / (t**2 + (1 - t) ** 2),
+        lambda s, t: _bell(t),
+    ),
     "debiased_kohya": (
         None,
         lambda s, t: 1 / np.sqrt(np.minimum(s, 1000)),
@@ -150,6 +164,7 @@ _LIMITS = """
     sigmoid              0 1              1 0              0 0              0 0
     sigma_sqrt           1 inf            inf inf          1 inf            1 inf
     cosmap               0.6366198 inf    inf 0.6366198    0.6366198 0.6366198 0.6366198 0.6366198
+    bell                 0 inf            inf 0            0 0              0 0
     debiased_kohya       - -              inf 0.031622777  1 0.000999000999 - -
     debiased_onetrainer  - -              inf 0.031622777  1 0.031606977    - -
     p2_onetrainer        - -              - -              0.5 0            - -

@@ -366,3 +366,16 @@ def test_flow_weights_are_those_of_diffusers(
     kind = "sample" if preconditioned else "flow"
     ours = weights_of(name, levels, kind, preconditioned=preconditioned)
     torch.testing.assert_close(ours, theirs.float(), atol=0, rtol=2e-6)
+
+
+def test_the_bell_is_that_of_the_trainers() -> None:
+    """Their arithmetic on 1000 unshifted timesteps: minimum taken away, mean 1; their grid begins
+    at 0, ours at 1 / 1000, hence the tolerance."""
+    timesteps = np.arange(1000.0)
+    bell = np.exp(-2 * ((timesteps - 500) / 1000) ** 2)
+    bell = (bell - bell.min()) * 1000 / (bell - bell.min()).sum()
+    ours = weights_of("bell", levels_of("flow"), "flow").numpy()
+    np.testing.assert_allclose(ours[:-1], bell[1:], atol=2e-3)
+    assert ours.mean() == pytest.approx(1, abs=1e-5)
+    normalised = weights_of("bell", levels_of("flow_shift_3"), "flow", normalise=True)
+    assert float(normalised.mean()) == pytest.approx(1, abs=1e-6)

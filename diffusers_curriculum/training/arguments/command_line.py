@@ -38,7 +38,10 @@ class Arguments(argparse.Namespace):
 
     def of_setting(self, setting: str) -> dict[str, Any]:
         """Name and value of all flags that are part of a setting of --allow_config_change."""
-        return {f.name: getattr(self, f.dest) for f in self.flags if f.setting == setting}
+        flags = {
+            f.name: (getattr(self, f.dest), f.later) for f in self.flags if f.setting == setting
+        }
+        return {name: value for name, (value, later) in flags.items() if value or not later}
 
     def tracked(self) -> dict[str, bool | int | float | str]:
         """What trackers and run.json may store, as scalars; unset ones are left out.

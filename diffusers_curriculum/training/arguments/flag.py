@@ -92,6 +92,8 @@ class Flag:
         convert: ``(flag, words) -> value``, such as :func:`path`.
         needs: conditions without which it must not be given.
         setting: the key of :data:`SETTINGS` that it is part of; None may change freely.
+        later: whether it is younger than checkpoints that can be resumed: facts tell of it only
+            where it has a value.
         tracked: whether trackers and run.json may tell its value. Each of these is allowed on
             purpose, so that a secret cannot slip in.
     """
@@ -110,6 +112,7 @@ class Flag:
     convert: Callable[[str, Any], Any] | None = None
     needs: tuple[Need, ...] = ()
     setting: str | None = None
+    later: bool = False
     tracked: bool = False
 
     def __post_init__(self) -> None:

@@ -107,6 +107,12 @@ def _base(args: Arguments, scheduler: Any, seed: int, continuous: bool = False) 
             "loss_weighting_args": args.loss_weighting_args,
         }
         return kind.from_losses(scheduler, **own, **given, **loss)
+    moved = own.get("density") if name == "shifted" else None
+    if isinstance(moved, str) and moved not in DENSITIES:
+        raise UsageError(
+            f"a shift moves a density, and --timestep_sampler {moved} is none of the catalogue's: "
+            "give one of them, or drop --timestep_shift_preset."
+        )
     if name not in DENSITIES:
         others = "a file timestep_sampler_config.json", "a name that a module of --import registers"
         refuse(repr(name), name, (*sorted(DENSITIES), *learning_samplers(), "two_phase", *others))

@@ -90,6 +90,17 @@ class LevelRun(Run):
         """The variational term of a learned variance; None where none is trained."""
         return self.levels.bound
 
+    def input_levels(self, at: Tensor, draw: Callable[..., Tensor]) -> Tensor:
+        """The levels whose noise is added: ``at``, or slower ones under --mixflow_gamma.
+
+        Args:
+            draw: standard normal numbers of a shape, ``draw(shape, purpose=...)``.
+        """
+        gamma = self.args.mixflow_gamma
+        if gamma is None:
+            return at
+        return self.objective.slowed(at, gamma * torch.special.ndtr(draw((), purpose="mixflow")))
+
     def loss_weights(self, drawn: TimestepSample) -> Tensor | None:
         """(B,) weights of the samples' losses, importance included; None where all are 1."""
         return self.levels.loss_weights(drawn)

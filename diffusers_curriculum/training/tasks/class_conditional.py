@@ -29,7 +29,7 @@ from diffusers_curriculum.training.arguments.images import (
     network,
     pictures,
 )
-from diffusers_curriculum.training.arguments.noise_levels import PREDICTION
+from diffusers_curriculum.training.arguments.noise_levels import PREDICTION, SLOWED
 from diffusers_curriculum.training.arguments.run import (
     CHECKPOINTS,
     EMA,
@@ -102,7 +102,7 @@ _PICTURES = pictures(
 # Named as in diffusers' scripts, whose abbreviations go on working.
 _TRAINING = (RUN, OPTIMIZER, EMA, *OF_MACHINE, CHECKPOINTS)
 _FAMILIAR = (_MODEL, SOURCE, _LABELS, *OF_IMAGES, AUTOENCODER, *_TRAINING)
-_LEVELS = (PREDICTION, PROCESS, FORMULATION, *NOISE_LEVELS)
+_LEVELS = (PREDICTION, PROCESS, FORMULATION, *NOISE_LEVELS, SLOWED)
 
 
 class ClassConditional(ImageTask):

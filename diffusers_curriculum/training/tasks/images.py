@@ -38,7 +38,7 @@ from diffusers_curriculum.training.parts.averages import Averages
 from diffusers_curriculum.training.process.runtime import frozen_dtype
 from diffusers_curriculum.training.publish.images import ImagePublisher
 from diffusers_curriculum.training.storage.fingerprints import dataset_digest
-from diffusers_curriculum.training.tasks.levels import ImageLevelTask
+from diffusers_curriculum.training.tasks.levels import ImageLevelTask, check_slowed
 from diffusers_curriculum.weighting.variational import VariationalBound
 
 LATENTS_FOLDER = "latents"
@@ -100,6 +100,7 @@ class ImageTask(ImageLevelTask):
             )
         schedulers = build_schedulers(args, pixels=pixels, default_vp=self.default_vp)
         levels = Levels.of(args, *schedulers, seed, continuous=not args.discrete_timesteps)
+        check_slowed(args, levels)
         if args.learned_variance == "vlb":
             with usage_errors("--learned_variance vlb"):
                 table = levels.objective.levels

@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
+from diffusers_curriculum.analysis.advice import laplace_betas
 from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.checkpoint.same_run import dataset_facts, level_facts, run_facts
 from diffusers_curriculum.training.data.bad_samples import usable_images
 from diffusers_curriculum.training.data.transforms import ImageTransform
+from diffusers_curriculum.training.errors import UsageError
+from diffusers_curriculum.training.levels.guards import learning_warnings
 from diffusers_curriculum.training.levels.levels import Levels
 from diffusers_curriculum.training.levels.timesteps import check_length, length_fault
 from diffusers_curriculum.training.loop.monitor import LevelMonitor
 from diffusers_curriculum.training.loop.task import JobParts, Task
+
+logger = logging.getLogger(__name__)
+
+
+def check_slowed(args: Arguments, levels: Levels) -> None:
+    """Refuse the slower inputs of MixFlow on what is no flow."""
+    family = levels.objective.levels.family
+    if args.mixflow_gamma is not None and family != "flow":
+        raise UsageError(
+            f"--mixflow_gamma is {args.mixflow_gamma}, and the noise levels are those of family "
+            f"{family!r}: it is defined for flow matching only; drop it, or train a flow."
+        )
 
 
 class LevelTask(Task):
@@ -56,6 +72,8 @@ class LevelTask(Task):
 
     def facts(self, job: JobParts) -> dict[str, Any]:
         check_length(job.args, self.levels.sampler, job.args.max_train_steps)
+        for warning in learning_warnings(job.args, self.levels.sampler, job.args.max_train_steps):
+            logger.warning("%s", warning)
         facts = run_facts(job.args, job.plan, self.data_facts(job), self.model_facts(job.args))
         return facts | level_facts(job.args, self.levels)
 
@@ -76,6 +94,8 @@ class LevelTask(Task):
     def started(self, job: JobParts) -> None:
         self.levels.start(job.start, job.accelerator.device)
         self.levels.warn_of_terminal_snr()
+        for warning in laplace_betas(self.levels.scheduler):
+            logger.warning("%s", warning)
 
 
 class ImageLevelTask(LevelTask):

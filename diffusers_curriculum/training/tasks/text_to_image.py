@@ -19,7 +19,7 @@ from diffusers_curriculum.training.arguments.flag import (
     place,
     tracked,
 )
-from diffusers_curriculum.training.arguments.noise_levels import PREDICTION
+from diffusers_curriculum.training.arguments.noise_levels import PREDICTION, SLOWED
 from diffusers_curriculum.training.arguments.run import (
     CHECKPOINTS,
     EMA,
@@ -41,7 +41,7 @@ from diffusers_curriculum.training.parts.averages import Averages
 from diffusers_curriculum.training.process.runtime import frozen_dtype
 from diffusers_curriculum.training.publish.text_to_image import TextToImagePublisher
 from diffusers_curriculum.training.storage.fingerprints import model_identity
-from diffusers_curriculum.training.tasks.levels import ImageLevelTask
+from diffusers_curriculum.training.tasks.levels import ImageLevelTask, check_slowed
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +112,7 @@ class TextToImage(ImageLevelTask):
 
     command_line = CommandLine(
         "Fine-tune Stable Diffusion with a timestep curriculum and importance sampling.",
-        (*_FAMILIAR, *NOISE_LEVELS, _DROPOUT, LOOP),
+        (*_FAMILIAR, *NOISE_LEVELS, SLOWED, _DROPOUT, LOOP),
         official=official(_FAMILIAR),
         changes={
             "output_dir": {"default": "sd-model-finetuned"},
@@ -134,6 +134,13 @@ class TextToImage(ImageLevelTask):
             raise UsageError(
                 f"--dream_training needs an epsilon model, and this one predicts {kind!r}: leave "
                 "it out or pass --prediction_type epsilon."
+            )
+        check_slowed(args, levels)
+        if args.timestep_sampler == "information_rate" and args.noise_offset:
+            logger.warning(
+                "--timestep_sampler information_rate beside --noise_offset %s: the offset adds an "
+                "error that is no information, and the law follows it; leave one of the two out",
+                args.noise_offset,
             )
         return levels
 

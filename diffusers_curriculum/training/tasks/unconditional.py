@@ -27,7 +27,7 @@ from diffusers_curriculum.training.arguments.images import (
     network,
     pictures,
 )
-from diffusers_curriculum.training.arguments.noise_levels import PREDICTION
+from diffusers_curriculum.training.arguments.noise_levels import PREDICTION, SLOWED
 from diffusers_curriculum.training.arguments.run import (
     CHECKPOINTS,
     EMA,
@@ -98,6 +98,7 @@ _OUTPUT = Family.of(
 _INPUT = (_MODEL, SOURCE, _DATA, *OF_IMAGES, AUTOENCODER)
 _TRAINING = (RUN, OPTIMIZER, EMA, _WARM_UP, PREDICTION, PROCESS, FORMULATION)
 _RESULTS = (*OF_MACHINE, _OUTPUT, CHECKPOINTS)
+_LEVELS = (*NOISE_LEVELS, SLOWED)
 OFFICIAL = (
     "model_config_name_or_path dataset_name dataset_config_name train_data_dir cache_dir "
     "resolution center_crop random_flip dataloader_num_workers preserve_input_precision "
@@ -117,7 +118,7 @@ class Unconditional(ImageTask):
     command_line = CommandLine(
         "Train an unconditional diffusion or flow model with a curriculum over noise levels and "
         "importance sampling.",
-        (*_INPUT, *_TRAINING, *_RESULTS, *NOISE_LEVELS, POWER_EMA, _PICTURES, EVALUATION, LOOP),
+        (*_INPUT, *_TRAINING, *_RESULTS, *_LEVELS, POWER_EMA, _PICTURES, EVALUATION, LOOP),
         official=OFFICIAL,
         changes={
             # the official names and defaults
