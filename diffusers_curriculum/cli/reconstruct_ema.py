@@ -130,7 +130,7 @@ def _copy(run: Path, parts: list[str], folder: Path) -> None:
     folder.mkdir()
     for name in parts:
         shutil.copytree(run / name, folder / name)
-    for name in ("model_index.json", SAMPLER_FILE):
+    for name in ("model_index.json", "pipeline.py", SAMPLER_FILE):
         if (run / name).is_file():
             shutil.copy2(run / name, folder / name)
 

@@ -13,6 +13,7 @@ from diffusers_curriculum.metrics.preprocessing import (
     Preprocessing,
     read_preprocessing,
 )
+from diffusers_curriculum.models.loading import load_whole
 
 PREPROCESSOR = "preprocessor_config.json"
 _EXAMPLE = (
@@ -85,29 +86,21 @@ def load_vision_model(name: str, preprocessing: Preprocessing | None = None) -> 
             "a transformers vision model with safetensors weights, or download it where there is a "
             "network and give its folder as --eval_feature_model."
         ) from error
-    lost = [key for key in missing if not key.startswith("pooler.")]
-    if lost:
-        raise FeatureNetworkError(
-            f"the feature network {name} lacks weights ({', '.join(sorted(lost)[:3])}): save the "
-            "whole model with save_pretrained."
-        )
     if preprocessing is None:
         preprocessing = _find_preprocessing(name, folder, network.config)
     return VisionFeatures(network, preprocessing, pooled=not missing)
 
 
-def _load(source: str) -> tuple[Any, list[str]]:
-    """The model and the keys of the weights that it should have and were not saved."""
+def _load(source: str) -> tuple[Any, set[str]]:
+    """The model and the names of the weights of its pooler, if they were not saved."""
     from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
 
     config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     if hasattr(config, "text_config"):
         raise ValueError(f"{config.model_type} wants texts too; save its vision model alone")
     kind = AutoModelForImageClassification if is_classifier(config) else AutoModel
-    network, info = kind.from_pretrained(
-        source, use_safetensors=True, trust_remote_code=False, output_loading_info=True
-    )
-    return network.float(), list(info["missing_keys"])
+    network, missing = load_whole(kind, source, may_lack=("pooler.",), trust_remote_code=False)
+    return network.float(), missing
 
 
 def _local_folder(name: str) -> Path | None:

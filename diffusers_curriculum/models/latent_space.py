@@ -55,8 +55,9 @@ class LatentSpace:
             raise ValueError(f"batch_size={batch_size} encodes nothing: give 1 or more.")
         if vae is None:
             return cls(None, "pixels", batch_size)
+        names = [kind.__name__ for kind in type(vae).__mro__]
         for kind in KINDS:
-            if isinstance(vae, _class(kind)):
+            if kind in names:
                 _check_shifts(vae, kind)
                 return cls(vae, kind, batch_size)
         raise ValueError(

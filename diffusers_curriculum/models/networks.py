@@ -67,6 +67,13 @@ def load_network(
     return without_label_dropout(load_model(kind, path, revision, variant, subfolder, dtype))
 
 
+def empty_network(path: str, revision: str | None = None, subfolder: str | None = None) -> Any:
+    """Like :func:`load_network`, but without the weights, for the config alone."""
+    config = read_config(path, revision, subfolder)
+    with torch.device("meta"):
+        return network_class(config, path).from_config(config)
+
+
 def initialise_dit(network: Any) -> None:
     """Give a DiT the first weights of arXiv 2212.09748, drawn from the global generator.
 

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, normalize
 
+from diffusers_curriculum.models.loading import load_whole
+
 _EDGE = 0.1  # epsilon of arXiv 2102.12092, appendix A.3
 # Where a model does not say how it wants its pixels: ImageNet's statistics.
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -81,10 +83,14 @@ class PerceptualDistance(nn.Module):
         from transformers import AutoModel
 
         try:
-            network: Any = AutoModel.from_pretrained(
-                name, cache_dir=cache_dir, use_safetensors=True, dtype=torch.float32
+            network, _ = load_whole(
+                AutoModel,
+                name,
+                may_lack=("pooler.",),  # hidden states are compared
+                cache_dir=cache_dir,
+                dtype=torch.float32,
             )
-        except (OSError, ValueError, ImportError) as error:
+        except (OSError, ValueError, RuntimeError, ImportError) as error:
             reason = str(error).strip().split("\n")[0].rstrip(".")
             raise ValueError(
                 f"the perceptual model {name!r} cannot be loaded ({reason}). Give the folder or "

@@ -19,9 +19,10 @@ from diffusers_curriculum.pipelines.denoising import (
     generate,
     the_network,
 )
+from diffusers_curriculum.pipelines.self_contained import SelfContained
 
 
-class ClassConditionalPipeline(DiffusionPipeline):
+class ClassConditionalPipeline(SelfContained, DiffusionPipeline):
     """Images of given classes; like DiTPipeline, but for any network, latents and scheduler.
 
     The null class of the guidance is the network's own, and the first noise is drawn on the CPU.

@@ -11,9 +11,10 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from diffusers_curriculum.models.networks import null_class, takes_labels
 from diffusers_curriculum.pipelines.denoising import Generators, Request, generate, the_network
+from diffusers_curriculum.pipelines.self_contained import SelfContained
 
 
-class UnconditionalPipeline(DiffusionPipeline):
+class UnconditionalPipeline(SelfContained, DiffusionPipeline):
     """Images without any condition; like DDPMPipeline, but for any latents and scheduler.
 
     A network that takes labels is given its null class. The first noise is drawn on the CPU. No

@@ -14,6 +14,7 @@ from vqgan_losses import Adversary, ReconstructionLoss
 from vqgan_monitor import ReconstructionMonitor
 from vqgan_results import Results
 
+from diffusers_curriculum.models.loading import load_model
 from diffusers_curriculum.models.vit_vq import VIT_VQ_SIZES, ViTVQModel, vit_vq_config
 from diffusers_curriculum.randomness import host_generator, key
 from diffusers_curriculum.training.arguments import environment
@@ -345,9 +346,8 @@ def build_model(args: Arguments, config: dict[str, Any], seed: int) -> ViTVQMode
             torch.manual_seed(key(seed, purpose="model_weights") >> 65)
             model: Any = ViTVQModel(**config)
         else:
-            model = ViTVQModel.from_pretrained(
-                args.pretrained_model_name_or_path, cache_dir=args.cache_dir, use_safetensors=True
-            )
+            name = args.pretrained_model_name_or_path
+            model = load_model(ViTVQModel, name, cache_dir=args.cache_dir)
     except (OSError, TypeError, ValueError) as error:
         raise UsageError(f"the model cannot be built: {error}") from error
     if model.config.image_size != args.resolution or model.config.in_channels != 3:

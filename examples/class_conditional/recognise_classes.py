@@ -16,6 +16,7 @@ import torch
 from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler
 from PIL import Image
 
+from diffusers_curriculum.models.loading import load_pipeline
 from diffusers_curriculum.pipelines import ClassConditionalPipeline
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "text_to_image"))
@@ -28,9 +29,9 @@ SHOWN = 20  # samples of each digit in the picture
 def load(folder: str) -> DiffusionPipeline:
     """Return a saved pipeline: DiTPipeline by its own name, else ClassConditionalPipeline."""
     index = DiffusionPipeline.load_config(folder)
-    own = index["_class_name"] == "ClassConditionalPipeline"
+    own = "ClassConditionalPipeline" in index["_class_name"]
     kind = ClassConditionalPipeline if own else DiffusionPipeline
-    pipeline = kind.from_pretrained(folder)
+    pipeline = load_pipeline(kind, folder)
     if hasattr(pipeline.scheduler.config, "beta_schedule"):
         solver = DPMSolverMultistepScheduler
         pipeline.scheduler = solver.from_config(pipeline.scheduler.config)

@@ -21,6 +21,8 @@ from digits import PHRASINGS, caption, to_scan, train_classifier
 from PIL import Image, ImageDraw, ImageFont
 from sklearn.svm import SVC
 
+from diffusers_curriculum.models.loading import load_pipeline
+
 CELL = 56  # side of one sample in the picture, in pixels
 LEFT, TOP = 64, 28  # room for the words beside the rows and above the columns
 
@@ -40,7 +42,7 @@ class Samples:
 
 def generate(pipeline_dir: str, prompts: list[str], *, steps: int, seed: int) -> list[Image.Image]:
     """Return one image per prompt, all in one batch."""
-    pipeline = StableDiffusionPipeline.from_pretrained(pipeline_dir)
+    pipeline = load_pipeline(StableDiffusionPipeline, pipeline_dir)
     pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
     pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
     pipeline.set_progress_bar_config(disable=True)

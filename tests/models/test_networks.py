@@ -356,7 +356,7 @@ def test_missing_weights_are_not_left_random(tmp_path: Path) -> None:
     del kept["conv_out.weight"]
     save_file(kept, file)
     with pytest.raises(
-        ValueError, match=r"1 weights are not in its file, such as conv_out\.weight"
+        ValueError, match=r"1 of its weights are not in its file, such as conv_out\.weight"
     ):
         load_network(str(tmp_path))
 

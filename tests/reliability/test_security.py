@@ -17,11 +17,12 @@ from typing import Any
 import huggingface_hub.constants
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import StableDiffusionPipeline
 from huggingface_hub import HfApi
 from safetensors.torch import load_file
 
 from diffusers_curriculum import TimestepSampler
+from diffusers_curriculum.models.loading import load_pipeline
 from diffusers_curriculum.training.errors import HubError, UsageError
 from diffusers_curriculum.training.parts import stable_diffusion as components
 from diffusers_curriculum.training.process.foreign_code import refuse_foreign_code
@@ -435,11 +436,10 @@ def test_the_loaders_open_no_pickle_either(
     weights.unlink()
     line = [*bench.argv(tmp_path), "--pretrained_model_name_or_path", str(model)]
     args = parse_args(line)
-    unet = components._model(UNet2DConditionModel, args, "unet")
     with pytest.raises(UsageError, match=f"its {part} cannot be loaded"):
         components.load_components(args, None, torch.device("cpu"), torch.float32)
-    with pytest.raises(OSError, match="safetensors"):
-        components.final_pipeline(args, unet, "epsilon")
+    with pytest.raises(ValueError, match="safetensors"):
+        load_pipeline(StableDiffusionPipeline, model)
 
 
 def test_modules_that_nothing_names_are_left_alone(

@@ -101,7 +101,8 @@ def load_pipeline(folder: Path) -> Any:
     own = {kind.__name__: kind for kind in (ClassConditionalPipeline, UnconditionalPipeline)}
     index: Any = DiffusionPipeline.load_config(str(folder))
     name = index["_class_name"]
-    pipeline = own.get(name, DiffusionPipeline).from_pretrained(str(folder))
+    kind = own[name[1]] if isinstance(name, list | tuple) else DiffusionPipeline
+    pipeline = kind.from_pretrained(str(folder))
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

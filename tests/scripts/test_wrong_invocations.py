@@ -116,7 +116,7 @@ WRONG: dict[str, tuple[tuple[object, ...], tuple[str, ...]]] = {
     ),
     "not a pipeline": (
         ("--pretrained_model_name_or_path", "{empty}"),
-        ("empty", "scheduler", "Stable Diffusion pipeline"),
+        ("empty", "model_index.json", "saved pipeline"),
     ),
     "no such pipeline": (
         ("--pretrained_model_name_or_path", "/nowhere/sd"),
@@ -209,7 +209,6 @@ def test_it_is_refused_with_value_and_remedy(
     monkeypatch.setattr(environment_checks, "installed", installed)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(components, "load_components", loaded)
-    monkeypatch.setattr(components, "load_tokenizer", loaded)
     monkeypatch.chdir(tmp_path)
     more, expected = WRONG[name]
     argv = command_line(bench, places, tmp_path / "out", more)

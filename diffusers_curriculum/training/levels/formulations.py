@@ -19,6 +19,7 @@ from diffusers_curriculum.training.levels.sampling import (
     scheduler_class,
 )
 from diffusers_curriculum.training.process.foreign_code import refuse_foreign_code
+from diffusers_curriculum.training.process.pipeline_files import check_classes
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ def pipeline_index(args: Arguments) -> dict[str, Any]:
     """The model_index.json of --pretrained_model_name_or_path, empty without one.
 
     Raises:
-        UsageError: it cannot be read, or brings code of its own.
+        UsageError: it cannot be read, brings code of its own, or contradicts the parts' configs.
     """
     path = args.pretrained_model_name_or_path
     if path is None:
@@ -58,6 +59,7 @@ def _read_index(path: str, revision: str | None) -> Mapping[str, Any]:
             f"--pretrained_model_name_or_path {path!r} cannot be read "
             f"({' '.join(str(error).split())}). Give a folder or Hub id of a saved pipeline."
         ) from error
+    check_classes(path, revision)
     return index
 
 
@@ -69,7 +71,7 @@ def sigma_data_of(args: Arguments) -> float:
     """The standard deviation of the data that EDM's preconditioning assumes."""
     if args.sigma_data is not None:
         return args.sigma_data
-    own = None if args.pretrained_model_name_or_path is None else _own_scheduler(args)
+    own = None if args.pretrained_model_name_or_path is None else own_scheduler(args)
     assumed = None if own is None else NoiseLevels.from_scheduler(own).sigma_data
     if assumed is not None:
         return assumed
@@ -79,7 +81,7 @@ def sigma_data_of(args: Arguments) -> float:
 
 def formulation_of(args: Arguments) -> str:
     """The formulation of a pretrained pipeline."""
-    family = NoiseLevels.from_scheduler(_own_scheduler(args)).family
+    family = NoiseLevels.from_scheduler(own_scheduler(args)).family
     return next(name for name, kind in FAMILIES.items() if kind == family)
 
 
@@ -92,7 +94,7 @@ def build_schedulers(args: Arguments, *, pixels: bool, default_vp: str) -> tuple
         pixels: whether images are trained on, and not latents.
         default_vp: class for sampling a variance preserving process.
     """
-    own = None if args.pretrained_model_name_or_path is None else _own_scheduler(args)
+    own = None if args.pretrained_model_name_or_path is None else own_scheduler(args)
     if own is not None and NoiseLevels.from_scheduler(own).family != FAMILIES[args.formulation]:
         logger.warning(
             "--formulation %s replaces the noise levels of the pretrained pipeline, and what its "
@@ -134,7 +136,9 @@ def _settings(args: Arguments, fresh: bool, pixels: bool) -> dict[str, Any]:
     return settings
 
 
-def _own_scheduler(args: Arguments) -> Any:
+def own_scheduler(args: Arguments) -> Any:
+    """The scheduler of a pretrained pipeline, of the class that its model_index.json says, as
+    diffusers loads it."""
     path, index = args.pretrained_model_name_or_path, pipeline_index(args)
     named = index.get("scheduler")
     name = str(named[1]) if isinstance(named, list | tuple) and len(named) == 2 else ""
@@ -143,5 +147,6 @@ def _own_scheduler(args: Arguments) -> Any:
         return kind.from_pretrained(path, subfolder="scheduler", revision=args.revision)
     except (OSError, ValueError) as error:
         raise UsageError(
-            f"--pretrained_model_name_or_path {path!r}: its scheduler cannot be loaded ({error})."
+            f"--pretrained_model_name_or_path {path!r}: its scheduler cannot be loaded ({error}). "
+            "Give a saved pipeline's folder or Hub id, and check --revision."
         ) from error

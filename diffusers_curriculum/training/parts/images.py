@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import hf_hub_download
 
 from diffusers_curriculum.models.latent_space import LatentSpace
 from diffusers_curriculum.models.loading import read_config
 from diffusers_curriculum.models.network_config import Asked, complete_config
 from diffusers_curriculum.models.networks import (
     build_network,
+    empty_network,
     learns_variance,
     load_network,
     num_classes,
@@ -22,6 +24,7 @@ from diffusers_curriculum.models.networks import (
 from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.errors import UsageError, usage_errors
 from diffusers_curriculum.training.levels.formulations import pipeline_index
+from diffusers_curriculum.training.process.pipeline_files import variants
 from diffusers_curriculum.training.storage.fingerprints import hash_config, hash_lines
 from diffusers_curriculum.training.storage.manifest import file_sha256
 
@@ -39,6 +42,7 @@ class ImageModels:
     # the autoencoder in float32, as it is saved; on the CPU, and the same one where it is not
     # trained with in half precision
     kept: Any
+    source: Path | None = None  # the autoencoder's folder
 
 
 def autoencoder_source(args: Arguments) -> tuple[str, str | None] | None:
@@ -51,6 +55,19 @@ def autoencoder_source(args: Arguments) -> tuple[str, str | None] | None:
     if not (isinstance(named, list | tuple) and any(named)):
         return None
     return args.pretrained_model_name_or_path, "vae"
+
+
+def autoencoder_folder(args: Arguments) -> Path | None:
+    """The folder that the autoencoder was loaded from, of the Hub's its place in the cache."""
+    source = autoencoder_source(args)
+    if source is None:
+        return None
+    path, subfolder = source
+    if Path(path).is_dir():
+        return Path(path, subfolder or "")
+    revision = _revision(args, path)
+    config = hf_hub_download(path, "config.json", subfolder=subfolder, revision=revision)
+    return Path(config).parent
 
 
 def load_space(args: Arguments) -> LatentSpace:
@@ -73,7 +90,9 @@ def check_network(args: Arguments, labelled: bool) -> None:
         if source is not None:
             space = LatentSpace.empty(source[0], _revision(args, source[0]), source[1])
         channels, side, _ = space.shape(args.resolution)
-    if args.pretrained_model_name_or_path is None and _SIZE_NAME.fullmatch(config or _DEFAULT):
+    if args.pretrained_model_name_or_path is not None:
+        _check_pretrained(args, channels, side, None)
+    elif _SIZE_NAME.fullmatch(config or _DEFAULT):
         with usage_errors(flag):
             asked = Asked(channels, None, side, 1 if labelled else None)
             complete_config(config or _DEFAULT, asked)
@@ -97,14 +116,32 @@ def make_network(args: Arguments, space: LatentSpace, classes: int | None, seed:
 
 
 def _pretrained(args: Arguments, channels: int, side: int, classes: int | None) -> Any:
-    path, index = args.pretrained_model_name_or_path, pipeline_index(args)
-    flag = f"--pretrained_model_name_or_path {path!r}"
+    """The network of a saved pipeline, once its config is known to fit."""
+    _check_pretrained(args, channels, side, classes)
+    path, name = args.pretrained_model_name_or_path, _network_folder(args)
+    variant = variants(path, args.revision, args.variant, [name])[name]
+    with usage_errors("--pretrained_model_name_or_path"):
+        return load_network(path, revision=args.revision, variant=variant, subfolder=name)
+
+
+def _network_folder(args: Arguments) -> str:
+    index = pipeline_index(args)
     named = [name for name in NETWORK_FOLDERS if any(index.get(name) or ())]
     if len(named) != 1:
-        raise UsageError(f"{flag} has no transformer or unet to train: give an image pipeline.")
-    where = {"revision": args.revision, "variant": args.variant, "subfolder": named[0]}
+        raise UsageError(
+            f"--pretrained_model_name_or_path {args.pretrained_model_name_or_path!r} has no "
+            "transformer or unet to train: give an image pipeline."
+        )
+    return named[0]
+
+
+def _check_pretrained(args: Arguments, channels: int, side: int, classes: int | None) -> None:
+    """Refuse a saved network that takes other latents, or too few classes; its config tells."""
+    path, name = args.pretrained_model_name_or_path, _network_folder(args)
+    flag = f"--pretrained_model_name_or_path {path!r}"
+    variants(path, args.revision, args.variant, [name])
     with usage_errors("--pretrained_model_name_or_path"):
-        network = load_network(path, **where)
+        network = empty_network(path, args.revision, name)
     size = network.config["sample_size"]
     if (network.config["in_channels"], size) not in ((channels, side), (channels, None)):
         raise UsageError(
@@ -123,7 +160,6 @@ def _pretrained(args: Arguments, channels: int, side: int, classes: int | None) 
         raise UsageError(
             f"{flag}: its network knows {num_classes(network)} classes, and the data has {classes}."
         )
-    return network
 
 
 def ready(args: Arguments, network: Any, device: torch.device) -> Any:

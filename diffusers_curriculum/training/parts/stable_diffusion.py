@@ -2,24 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import logging
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
 import transformers
-from packaging import version
 
+from diffusers_curriculum.models.loading import DTYPE, load_pipeline, load_whole
 from diffusers_curriculum.noise_levels import NoiseLevels
 from diffusers_curriculum.training.arguments.command_line import Arguments
-from diffusers_curriculum.training.errors import UsageError
-from diffusers_curriculum.training.levels.sampling import with_prediction_type
-from diffusers_curriculum.training.process.foreign_code import refuse_foreign_code
+from diffusers_curriculum.training.errors import UsageError, usage_errors
+from diffusers_curriculum.training.levels.formulations import own_scheduler
+from diffusers_curriculum.training.process.pipeline_files import components, variants
+from diffusers_curriculum.training.storage.components import copy_component
+from diffusers_curriculum.training.storage.files import write_atomically
 
-# The keyword of from_pretrained; diffusers renamed it and deprecated the old name.
-DTYPE = "dtype" if version.parse(diffusers.__version__) >= version.parse("0.40") else "torch_dtype"
+logger = logging.getLogger(__name__)
+
+WEIGHTED = ("unet", "vae", "text_encoder")  # parts with weights
+# Parts of a pipeline that are never trained, and what its index says besides.
+FROZEN = (
+    "vae",
+    "text_encoder",
+    "tokenizer",
+    "safety_checker",
+    "feature_extractor",
+    "image_encoder",
+)
+_SETTINGS = ("requires_safety_checker",)
 
 
 @dataclass
@@ -30,6 +47,7 @@ class Components:
     text_encoder: Any
     vae: Any
     unet: Any  # trained, float32
+    base: Path | None = None  # folder of the pipeline that all come from, if they come from one
 
 
 def load_schedulers(args: Arguments) -> tuple[Any, Any]:
@@ -38,19 +56,23 @@ def load_schedulers(args: Arguments) -> tuple[Any, Any]:
     The first is DDPM for variance preserving pipelines, as in diffusers' script, and the
     pipeline's own class for flow matching and EDM.
     """
-    refuse_foreign_code(args.pretrained_model_name_or_path, args.revision)
+    path, own = args.pretrained_model_name_or_path, own_scheduler(args)
+    with usage_errors(f"--pretrained_model_name_or_path {path!r}"):
+        preserving = NoiseLevels.from_scheduler(own).family == "vp"
+    if not preserving:
+        return own, own
     where = {"subfolder": "scheduler", "revision": args.revision}
-    with _loading(args.pretrained_model_name_or_path, "scheduler"):
-        config: Any = diffusers.DDPMScheduler.load_config(
-            args.pretrained_model_name_or_path, **where
-        )
-        name = str(config.get("_class_name"))
-        kind: Any = getattr(diffusers, name, None)
-        if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
-            raise UsageError(f"the pipeline's scheduler class {name!r} is not in diffusers.")
-        own: Any = kind.from_config(config)  # pyright: ignore[reportAttributeAccessIssue]
-    preserving = NoiseLevels.from_scheduler(own).family == "vp"
-    return (diffusers.DDPMScheduler.from_config(config) if preserving else own), own
+    return diffusers.DDPMScheduler.from_pretrained(path, **where), own
+
+
+def check_variant(args: Arguments) -> None:
+    """Refuse a --variant that no part has files of, and tell which parts are loaded without it."""
+    path = args.pretrained_model_name_or_path
+    for revision in {args.revision, args.non_ema_revision}:
+        kinds = variants(path, revision, args.variant, WEIGHTED)
+        plain = [part for part, variant in kinds.items() if variant != args.variant]
+        if plain:
+            logger.info("--variant %s: %s come without it.", args.variant, " and ".join(plain))
 
 
 def load_tokenizer(args: Arguments) -> Any:
@@ -81,7 +103,7 @@ def load_components(
         unet.enable_xformers_memory_efficient_attention()
     if args.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
-    return Components(tokenizer, text_encoder, vae, unet)
+    return Components(tokenizer, text_encoder, vae, unet, base_folder(args))
 
 
 def averaged_unet(args: Arguments) -> Any:
@@ -91,38 +113,61 @@ def averaged_unet(args: Arguments) -> Any:
     return _model(diffusers.UNet2DConditionModel, args, "unet")
 
 
-def final_pipeline(args: Arguments, unet: Any, prediction_type: str) -> Any:
-    """The pipeline to keep: the base's own components in float32, with the trained UNet and a
-    scheduler that knows what it predicts."""
-    pipeline: Any = diffusers.StableDiffusionPipeline.from_pretrained(
-        args.pretrained_model_name_or_path,
-        unet=unet,
-        revision=args.revision,
-        variant=args.variant,
-        use_safetensors=True,
-        **{DTYPE: torch.float32},
-    )
-    pipeline.scheduler = with_prediction_type(pipeline.scheduler, prediction_type)
-    return pipeline
+def base_folder(args: Arguments) -> Path:
+    """The folder of the base pipeline; one of the Hub is fetched, but for its UNet."""
+    path = args.pretrained_model_name_or_path
+    if Path(path).is_dir():
+        return Path(path)
+    where = {"revision": args.revision, "variant": args.variant, "use_safetensors": True}
+    with _loading(path, "parts"):
+        folder: Any = diffusers.StableDiffusionPipeline.download(path, unet=None, **where)
+        return Path(folder)
+
+
+def save_pipeline(
+    args: Arguments, base: Path, unet: Any, scheduler: Any, output: Path
+) -> Callable[[], Any]:
+    """Write the pipeline to keep: the trained UNet, a scheduler that knows what it predicts, and
+    the frozen parts as they are in the base, file by file.
+
+    Args:
+        base: see :func:`base_folder`.
+
+    Returns:
+        What loads it, in float32 around the UNet in memory.
+    """
+    kind: Any = diffusers.StableDiffusionPipeline
+    index = dict(kind.load_config(base))
+    frozen = [name for name in components(index) if name in FROZEN]
+    for name in frozen:
+        copy_component(base / name, output / name, args.variant)
+    unet.save_pretrained(output / "unet")
+    scheduler.save_pretrained(output / "scheduler")
+    kept = {name: index[name] for name in (*frozen, *_SETTINGS) if name in index}
+    kept |= {name: [None, None] for name in FROZEN if name not in frozen}
+    trained = {"unet": unet, "scheduler": scheduler}
+    kept |= {name: ["diffusers", type(part).__name__] for name, part in trained.items()}
+    kept |= {"_class_name": kind.__name__, "_diffusers_version": diffusers.__version__}
+    write_atomically(output / kind.config_name, json.dumps(kept, indent=2, sort_keys=True) + "\n")
+    return partial(load_pipeline, kind, output, unet=unet)
 
 
 def _model(
-    kind: Any, args: Arguments, subfolder: str, dtype: torch.dtype = torch.float32, **overrides: Any
+    kind: Any, args: Arguments, part: str, dtype: torch.dtype = torch.float32, **overrides: Any
 ) -> Any:
     # the dtype is always said: diffusers and transformers have different defaults
-    where = {"revision": args.revision, "variant": args.variant, "subfolder": subfolder}
-    where["use_safetensors"] = True  # never a pickle
-    with _loading(args.pretrained_model_name_or_path, subfolder):
-        return kind.from_pretrained(
-            args.pretrained_model_name_or_path, **(where | overrides | {DTYPE: dtype})
-        )
+    path = args.pretrained_model_name_or_path
+    where = {"revision": args.revision, "subfolder": part, DTYPE: dtype} | overrides
+    where["variant"] = variants(path, where["revision"], args.variant, WEIGHTED)[part]
+    with _loading(path, part):
+        return load_whole(kind, path, **where)[0]
 
 
 @contextmanager
 def _loading(path: str, part: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, KeyError) as error:
+    except (OSError, KeyError, RuntimeError, ValueError) as error:
         raise UsageError(
             f"--pretrained_model_name_or_path {path!r}: its {part} cannot be loaded ({error}). "
             "Give a Stable Diffusion pipeline's folder or Hub id, and check --revision, --variant."

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Collection, Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 from diffusers import pipelines
-from huggingface_hub import HfApi, hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 
+from diffusers_curriculum.pipelines.self_contained import PART_MODULES, is_own_pipeline
 from diffusers_curriculum.training.errors import UsageError
+from diffusers_curriculum.training.process.pipeline_files import (
+    INDEX,
+    component_files,
+    components,
+    read_json_file,
+)
 
 _LIBRARIES = {"diffusers", "transformers", "diffusers_curriculum.models.vit_vq"}
 _KERNELS = ("attn_implementation", "_attn_implementation", "experts_implementation")
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
-_UNANSWERED = (OSError, ValueError, EntryNotFoundError, HfHubHTTPError, HFValidationError)
 
 
 def refuse_foreign_code(path: str, revision: str | None = None) -> None:
@@ -33,13 +35,15 @@ def refuse_foreign_code(path: str, revision: str | None = None) -> None:
             folder that stands in for one, an attention kernel from the Hub, or weights that only a
             pickle holds; the message names the component.
     """
-    index, files = _read_json(path, revision, "model_index.json"), _files(path, revision)
-    faults = [] if isinstance(index.get("_class_name", ""), str) else ["the pipeline is a module"]
-    for name, entry in index.items():
-        if isinstance(entry, list) and entry and entry[0] is not None and name != "_class_name":
-            inside = {file for file in files if file.startswith(f"{name}/")}
-            config = _read_json(path, revision, f"{name}/config.json")
-            faults += _faults(name, str(entry[0]), inside, config)
+    index, files = read_json_file(path, revision, INDEX), component_files(path, revision)
+    name = index.get("_class_name", "")
+    plain = isinstance(name, str) or is_own_pipeline(name)  # what is its own is not read there
+    faults = [] if plain else ["the pipeline is a module"]
+    for part, (library, kind) in components(index).items():
+        inside = {file for file in files if file.startswith(f"{part}/")}
+        config = read_json_file(path, revision, f"{part}/config.json")
+        own = PART_MODULES.get(kind, ("", ""))
+        faults += _faults(part, own[1] if library == own[0] else library, inside, config)
     if faults:
         raise UsageError(
             f"--pretrained_model_name_or_path {path!r} would run or unpickle what it brings along, "
@@ -63,25 +67,3 @@ def _faults(
     for key in _KERNELS:
         if "/" in str(config.get(key, "")):
             yield f"{name} asks for the kernel {config[key]!r}"
-
-
-def _read_json(path: str, revision: str | None, name: str) -> dict[str, Any]:
-    """A JSON file of the pipeline; empty where there is none, which the loader judges better."""
-    try:
-        local = os.path.join(path, name)
-        if not os.path.isdir(path):
-            local = hf_hub_download(path, name, revision=revision)
-        content = json.loads(Path(local).read_text("utf-8"))
-    except _UNANSWERED:
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def _files(path: str, revision: str | None) -> list[str]:
-    """Relative paths of all files of the pipeline's components; none if the Hub is not asked."""
-    if os.path.isdir(path):
-        return [file.relative_to(path).as_posix() for file in Path(path).glob("*/*")]
-    try:
-        return HfApi().list_repo_files(path, revision=revision)
-    except _UNANSWERED:
-        return []

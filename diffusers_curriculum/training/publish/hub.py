@@ -16,9 +16,15 @@ from typing import Any
 
 from huggingface_hub import CommitOperationAdd, HfApi, get_token
 
+from diffusers_curriculum.pipelines.self_contained import (
+    PART_MODULES,
+    PIPELINE_MODULE,
+    is_own_pipeline,
+)
 from diffusers_curriculum.training.arguments.environment import check_repository_name
 from diffusers_curriculum.training.errors import HubError
 from diffusers_curriculum.training.publish.card import CardFacts, build_model_card
+from diffusers_curriculum.training.storage.components import is_known_file
 
 logger = logging.getLogger(__name__)
 
@@ -27,11 +33,6 @@ _LORA_WEIGHTS = "pytorch_lora_weights.safetensors"
 _ROOT_FILES = re.compile(
     r"README\.md|model_index\.json|timestep_sampler_config\.json|\w[\w.-]*\.png|"
     + re.escape(_LORA_WEIGHTS)
-)
-_COMPONENT_FILES = re.compile(
-    r"(\w+_)?config\.json|tokenizer\.json|vocab\.(json|txt)|merges\.txt|special_tokens_map\.json|"
-    r"added_tokens\.json|(spiece|tokenizer|sentencepiece\.bpe)\.model|"
-    r"\w[\w.-]*\.safetensors(\.index(\.\w+)?\.json)?"
 )
 
 
@@ -86,21 +87,29 @@ def files_to_upload(output_dir: str | Path) -> list[str]:
     holds neither a pipeline nor LoRA weights.
     """
     folder = Path(output_dir)
+    index = folder / "model_index.json"
+    entries: dict[str, Any] = json.loads(index.read_text("utf-8")) if index.is_file() else {}
     names = [path.name for path in _regular_files(folder) if _ROOT_FILES.fullmatch(path.name)]
-    if not {"model_index.json", _LORA_WEIGHTS} & set(names):
+    if not {index.name, _LORA_WEIGHTS} & set(names):
         raise HubError(f"{str(folder)!r} holds no pipeline: neither model_index.json nor LoRA")
-    for component in _components(folder):
-        files = _regular_files(folder / component)
-        names += [f"{component}/{f.name}" for f in files if _COMPONENT_FILES.fullmatch(f.name)]
+    if is_own_pipeline(entries.get("_class_name")):
+        names += [f.name for f in _regular_files(folder) if f.name == f"{PIPELINE_MODULE}.py"]
+    for name, entry in _components(entries).items():
+        known = [f for f in _regular_files(folder / name) if _belongs(f.name, entry)]
+        names += [f"{name}/{file.name}" for file in known]
     return sorted(names)
 
 
-def _components(folder: Path) -> list[str]:
-    """The sub-folders that model_index.json names as components."""
-    index = folder / "model_index.json"
-    entries: dict[str, Any] = json.loads(index.read_text("utf-8")) if index.is_file() else {}
-    filled = [name for name, value in entries.items() if isinstance(value, list) and any(value)]
-    return [name for name in filled if re.fullmatch(r"[A-Za-z]\w*", name)]
+def _components(entries: dict[str, Any]) -> dict[str, list[Any]]:
+    """The sub-folders that model_index.json names as components, with library and class."""
+    filled = {k: v for k, v in entries.items() if isinstance(v, list) and any(v)}
+    return {name: entry for name, entry in filled.items() if re.fullmatch(r"[A-Za-z]\w*", name)}
+
+
+def _belongs(file: str, entry: list[Any]) -> bool:
+    """Whether a file is one of a component: known by name, or the module of its class."""
+    module, _ = PART_MODULES.get(str(entry[-1]), (None, None))
+    return is_known_file(file) or (entry[0] == module and file == f"{module}.py")
 
 
 def _regular_files(folder: Path) -> list[Path]:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from PIL.Image import fromarray as image_of
 from torch import Tensor, nn
 
 from diffusers_curriculum import pipelines
+from diffusers_curriculum.pipelines.self_contained import SelfContained
 from diffusers_curriculum.randomness import key
 from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.data.plan import BatchPlan
@@ -25,6 +27,7 @@ from diffusers_curriculum.training.parts.images import ImageModels, folder_name
 from diffusers_curriculum.training.publish.card import CardFacts, shown_name
 from diffusers_curriculum.training.publish.pictures import evaluation_mode
 from diffusers_curriculum.training.publish.publisher import PipelinePublisher
+from diffusers_curriculum.training.storage.components import copy_component
 
 logger = logging.getLogger(__name__)
 
@@ -33,12 +36,16 @@ UNCONDITIONAL_TAGS = ("unconditional-image-generation", "diffusers", "diffusers-
 _PICTURES_AT_ONCE = 64
 _USAGE = """\
 ```python
-from {module} import {kind}
+from diffusers import {kind}
 
-pipeline = {kind}.from_pretrained({{repo_id}})
+pipeline = {kind}.from_pretrained({{repo_id}}{trusted})
 image = pipeline({given}).images[0]
 image.save("image.png")
 ```"""
+_OWN_CODE = """
+
+The code of the pipeline is in pipeline.py, which trust_remote_code=True runs; it needs nothing but
+diffusers."""
 
 
 class ImagePublisher(PipelinePublisher):
@@ -117,6 +124,13 @@ class ImagePublisher(PipelinePublisher):
         vae = self.models.kept if self.models else None
         return pipelines.fitting_pipeline(self.network, vae, self.levels.inference, self.id2label)
 
+    def _save(self, folder: Path) -> Callable[[], Any]:
+        pipeline = self._final_pipeline()
+        pipeline.save_pretrained(folder)
+        if self.models and self.models.source is not None:
+            copy_component(self.models.source, folder / "vae")
+        return lambda: pipeline
+
     def _draw(self, build: Any) -> list[Image]:
         args = self.args
         steps = args.validation_inference_steps
@@ -174,13 +188,17 @@ class ImagePublisher(PipelinePublisher):
 
     def _usage(self) -> str:
         kind = type(self._final_pipeline())
-        module = "diffusers" if kind.__module__.startswith("diffusers.") else kind.__module__
+        own = issubclass(kind, SelfContained)
+        name, trusted = kind.__name__, ""
+        if own:
+            name, trusted = "DiffusionPipeline", ", trust_remote_code=True"
         steps = min(self.args.validation_inference_steps, most_steps(self.levels.inference))
         given = f"num_inference_steps={steps}"
         if self.id2label is not None:
             label, scale = min(self.id2label), self.args.guidance_scale
             given = f"class_labels=[{label}], guidance_scale={scale}, {given}"
-        return _USAGE.format(module=module, kind=kind.__name__, given=given)
+        code = _USAGE.format(kind=name, trusted=trusted, given=given)
+        return code + _OWN_CODE if own else code
 
 
 def _chosen(given: Sequence[str] | None, id2label: Mapping[int, str]) -> list[int]:

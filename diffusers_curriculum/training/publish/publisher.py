@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -79,8 +79,8 @@ class PipelinePublisher:
         """A pipeline around models that are in memory."""
         raise NotImplementedError
 
-    def _final_pipeline(self) -> Any:
-        """The pipeline to keep."""
+    def _save(self, folder: Path) -> Callable[[], Any]:
+        """Write the pipeline to keep; returns what makes it, for pictures."""
         raise NotImplementedError
 
     def _draw(self, build: Any) -> list[Image]:
@@ -123,9 +123,8 @@ class PipelinePublisher:
         if self.accelerator.is_main_process:
             folder = Path(self.args.output_dir)
             with self.averages.shown():
-                pipeline = self._final_pipeline()
-                pipeline.save_pretrained(folder)
-                images = self._drawn_if_it_can(pipeline) if final and self.captions else []
+                build = self._save(folder)
+                images = self._drawn_if_it_can(build) if final and self.captions else []
             self.levels.sampler.save_pretrained(str(folder))
             self._save_card(images, folder)
             try:
@@ -137,10 +136,10 @@ class PipelinePublisher:
                 logger.warning("%s The training goes on.", error)
         self.accelerator.wait_for_everyone()
 
-    def _drawn_if_it_can(self, pipeline: Any) -> list[Image]:
+    def _drawn_if_it_can(self, build: Callable[[], Any]) -> list[Image]:
         """The pictures; without them the card and the upload are still made."""
         try:
-            return self._draw(lambda: pipeline)
+            return self._draw(build)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +14,11 @@ from torch import nn
 
 from diffusers_curriculum.training.errors import UsageError, usage_errors
 from diffusers_curriculum.training.levels.sampling import sampling_fault, with_prediction_type
-from diffusers_curriculum.training.parts.stable_diffusion import Components, final_pipeline
+from diffusers_curriculum.training.parts.stable_diffusion import (
+    Components,
+    base_folder,
+    save_pipeline,
+)
 from diffusers_curriculum.training.publish.pictures import evaluation_mode
 from diffusers_curriculum.training.publish.publisher import PipelinePublisher
 
@@ -74,8 +79,10 @@ class TextToImagePublisher(PipelinePublisher):
             unet=self.network,
         )
 
-    def _final_pipeline(self) -> Any:
-        return final_pipeline(self.args, self.network, self._prediction_type)
+    def _save(self, folder: Path) -> Callable[[], Any]:
+        scheduler = with_prediction_type(self.levels.inference, self._prediction_type)
+        base = self.models.base or base_folder(self.args)
+        return save_pipeline(self.args, base, self.network, scheduler, folder)
 
     def _draw(self, build: Any) -> list[Image]:
         return validation_images(

@@ -145,7 +145,7 @@ class ImageTask(ImageLevelTask):
         warmup = {name: args[f"ema_{name}"] for name in self.average_warmup}
         warmup |= {"use_ema_warmup": True} if warmup else {}
         averages = Averages(network).with_ema(args, device, warmup=warmup).with_power(args)
-        self.models = parts.ImageModels(network, space, kept)
+        self.models = parts.ImageModels(network, space, kept, parts.autoencoder_folder(args))
         self.published.models, self.published.averages = self.models, averages
         return Trained(network, parts.folder_name(network), averages)
 

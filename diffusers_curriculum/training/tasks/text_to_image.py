@@ -38,6 +38,7 @@ from diffusers_curriculum.training.loop.run import LevelRun
 from diffusers_curriculum.training.loop.task import JobParts, Trained
 from diffusers_curriculum.training.parts import stable_diffusion
 from diffusers_curriculum.training.parts.averages import Averages
+from diffusers_curriculum.training.parts.fit import check_parts, check_tokenizer
 from diffusers_curriculum.training.process.runtime import frozen_dtype
 from diffusers_curriculum.training.publish.text_to_image import TextToImagePublisher
 from diffusers_curriculum.training.storage.fingerprints import model_identity
@@ -127,6 +128,13 @@ class TextToImage(ImageLevelTask):
         else:
             args.non_ema_revision = args.revision
 
+    def choose(self, args: Arguments, seed: int) -> None:
+        check_parts(args)
+        super().choose(args, seed)
+        stable_diffusion.check_variant(args)
+        self.tokenizer = stable_diffusion.load_tokenizer(args)
+        check_tokenizer(args, self.tokenizer)
+
     def choose_levels(self, args: Arguments, seed: int) -> Levels:
         levels = Levels.of(args, *stable_diffusion.load_schedulers(args), seed)
         kind = levels.objective.prediction_type
@@ -157,7 +165,6 @@ class TextToImage(ImageLevelTask):
 
     def load(self, job: JobParts) -> Trained:
         args, device = job.args, job.accelerator.device
-        self.tokenizer = stable_diffusion.load_tokenizer(args)
         dtype = frozen_dtype(job.accelerator)
         self.models = stable_diffusion.load_components(args, self.tokenizer, device, dtype)
         unet = self.models.unet

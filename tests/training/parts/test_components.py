@@ -55,6 +55,12 @@ def with_config(pipeline: Path, folder: Path, config: dict[str, Any]) -> Path:
     """The pipeline's scheduler folder alone, with another config."""
     shutil.copytree(pipeline / "scheduler", folder / "scheduler")
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
+    return with_index(folder, config["_class_name"])
+
+
+def with_index(folder: Path, name: str) -> Path:
+    """A folder with the index of a pipeline that has a scheduler of that class."""
+    (folder / "model_index.json").write_text(json.dumps({"scheduler": ["diffusers", name]}))
     return folder
 
 
@@ -76,6 +82,7 @@ def test_two_schedulers_with_the_settings_of_the_pipeline(
     tmp_path: Path, own: Any, training: type
 ) -> None:
     own.save_pretrained(tmp_path / "scheduler")
+    with_index(tmp_path, type(own).__name__)
     adding, sampling = components.load_schedulers(arguments(tmp_path))
     assert type(adding) is training
     assert type(sampling) is type(own)
@@ -88,7 +95,7 @@ def test_two_schedulers_with_the_settings_of_the_pipeline(
 @pytest.mark.parametrize("name", ["AutoencoderKL", "MyScheduler", "os", "None"])
 def test_a_class_that_is_no_scheduler(pipeline: Path, tmp_path: Path, name: str) -> None:
     folder = with_config(pipeline, tmp_path, {"_class_name": name})
-    with pytest.raises(UsageError, match=f"{name!r} is not in diffusers"):
+    with pytest.raises(UsageError, match=f"{name!r}, which is no scheduler of diffusers"):
         components.load_schedulers(arguments(folder))
 
 
@@ -135,8 +142,11 @@ def test_xformers_is_switched_on_for_the_unet(
 
 
 def test_all_parts_come_from_one_revision_and_variant(
-    pipeline: Path, monkeypatch: pytest.MonkeyPatch
+    pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    folder = Path(shutil.copytree(pipeline, tmp_path / "copy"))
+    for file in folder.glob("*/*model.safetensors"):
+        shutil.copy(file, file.with_name(f"{file.stem}.fp16.safetensors"))
     asked: dict[str, dict[str, Any]] = {}
 
     def spied(kind: Any) -> None:
@@ -153,7 +163,7 @@ def test_all_parts_come_from_one_revision_and_variant(
         spied(kind)
     spied(CLIPTokenizer)
     flags = ("--revision", "r1", "--variant", "fp16", "--non_ema_revision", "r2")
-    load(arguments(pipeline, *flags))
+    load(arguments(folder, *flags))
     assert asked.keys() == {"tokenizer", "text_encoder", "vae", "unet"}
     assert {name: kw["revision"] for name, kw in asked.items()} == {
         "tokenizer": "r1",
@@ -195,6 +205,7 @@ def averaged(args: Arguments) -> tuple[Any, EMAModel | None]:
     """The UNet that a run loads, and its average."""
     task = TextToImage()
     task.published = SimpleNamespace()  # type: ignore[assignment]
+    task.tokenizer = components.load_tokenizer(args)
     job: Any = SimpleNamespace(args=args, accelerator=FakeAccelerator())
     trained = task.load(job)
     return trained.network, trained.averages.ema
@@ -221,11 +232,12 @@ def test_the_average_of_another_revision_starts_from_that(
     original = UNet2DConditionModel.from_pretrained
 
     def from_pretrained(path: Any, **kwargs: Any) -> Any:
-        unet: Any = original(path, subfolder=kwargs["subfolder"])
+        loaded: Any = original(path, subfolder=kwargs["subfolder"], output_loading_info=True)
+        unet = loaded[0]
         if kwargs["revision"] is None:
             for parameter in unet.parameters():
                 torch.nn.init.constant_(parameter, 3.0)
-        return unet
+        return loaded
 
     monkeypatch.setattr(UNet2DConditionModel, "from_pretrained", from_pretrained)
     unet, ema = averaged(arguments(pipeline, "--use_ema", "--non_ema_revision", "non_ema"))
@@ -237,15 +249,70 @@ def test_the_average_of_another_revision_starts_from_that(
 # -- export ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
-def test_the_final_pipeline(pipeline: Path, kind: str) -> None:
-    args = arguments(pipeline)
+def exported(pipeline: Path, folder: Path, *more: str) -> Any:
+    """What is left of a run of no steps, as it is loaded for pictures."""
+    args = arguments(pipeline, *more)
     models = load(args, torch.bfloat16)
-    final = components.final_pipeline(args, models.unet, kind)
+    scheduler = DDPMScheduler(prediction_type="v_prediction")
+    assert models.base == pipeline
+    final = components.save_pipeline(args, models.base, models.unet, scheduler, folder)()
     assert final.unet is models.unet
-    assert final.scheduler.config.prediction_type == kind
-    # the frozen parts as they were, not as they were rounded for training
-    assert final.vae.dtype == final.text_encoder.dtype == torch.float32
-    saved = AutoencoderKL.from_pretrained(pipeline, subfolder="vae").state_dict()
-    ours = final.vae.state_dict()
-    assert all(torch.equal(ours[key], saved[key]) for key in saved)
+    return final
+
+
+def test_the_final_pipeline(pipeline: Path, tmp_path: Path) -> None:
+    final = exported(pipeline, tmp_path)
+    loaded = StableDiffusionPipeline.from_pretrained(tmp_path)
+    for found in (final, loaded):
+        assert found.scheduler.config.prediction_type == "v_prediction"
+        # the frozen parts as they were, not as they were rounded for training
+        assert found.vae.dtype == found.text_encoder.dtype == torch.float32
+    before = json.loads((pipeline / "model_index.json").read_text())
+    assert json.loads((tmp_path / "model_index.json").read_text()) == before
+
+
+def test_frozen_parts_are_copied_byte_for_byte(pipeline: Path, tmp_path: Path) -> None:
+    base = Path(shutil.copytree(pipeline, tmp_path / "base"))
+    for name, text in {
+        "tokenizer/vocab.json": "{}",  # which newer transformers do not write
+        "tokenizer/merges.txt": "#version: 0.2",
+        "text_encoder/flax_model.msgpack": "not asked for",
+        "text_encoder/modeling.py": "never copied",
+    }.items():
+        (base / name).write_text(text)
+    exported(base, tmp_path / "out")
+    for part in ("tokenizer", "text_encoder", "vae"):
+        files = {file.name for file in (base / part).iterdir()} - {
+            "flax_model.msgpack",
+            "modeling.py",
+        }
+        assert {file.name for file in (tmp_path / "out" / part).iterdir()} == files
+        for name in files:
+            ours, theirs = (folder / part / name for folder in (tmp_path / "out", base))
+            assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_frozen_parts_of_a_variant_get_plain_names(pipeline: Path, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    full: Any = StableDiffusionPipeline.from_pretrained(pipeline)
+    half = full.to(torch.float16)
+    half.save_pretrained(base)
+    half.vae.save_pretrained(base / "vae", variant="fp16", max_shard_size="20KB")
+    half.text_encoder.save_pretrained(base / "text_encoder", variant="fp16")
+    for part in ("vae", "text_encoder"):
+        for file in (base / part).glob("*model.safetensors"):
+            file.unlink()
+    final = exported(base, tmp_path / "out", "--variant", "fp16")
+    assert final.text_encoder.dtype == torch.float32
+    names = [file.name for file in (tmp_path / "out").rglob("*") if "fp16" in file.name]
+    assert names == []
+    assert len([*(tmp_path / "out/vae").glob("*-of-*.safetensors")]) > 1
+    loaded = StableDiffusionPipeline.from_pretrained(tmp_path / "out")
+    ours, theirs = loaded.vae.state_dict(), half.vae.float().state_dict()
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def test_a_run_may_end_where_its_base_is(pipeline: Path, tmp_path: Path) -> None:
+    base = Path(shutil.copytree(pipeline, tmp_path / "base"))
+    exported(base, base)
+    assert StableDiffusionPipeline.from_pretrained(base).vae is not None

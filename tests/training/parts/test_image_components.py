@@ -261,6 +261,12 @@ def test_the_autoencoder_is_looked_at_in_its_revision(monkeypatch: pytest.Monkey
         asked.append((path, revision, subfolder))
         return LatentSpace.of(None)
 
+    def unknown(path: str, revision: str | None, name: str) -> Any:
+        asked.append((path, revision, name))
+        raise ValueError("far away")
+
     monkeypatch.setattr(LatentSpace, "empty", empty)
-    parts.check_network(args, labelled=True)
-    assert asked == [("some/pipeline", "abc123", "vae")]
+    monkeypatch.setattr(parts, "empty_network", unknown)
+    with pytest.raises(UsageError, match="far away"):
+        parts.check_network(args, labelled=True)
+    assert asked == [("some/pipeline", "abc123", name) for name in ("vae", "transformer")]

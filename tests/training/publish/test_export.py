@@ -122,7 +122,13 @@ def noted(monkeypatch: pytest.MonkeyPatch) -> Noted:
     noted = Noted()
     monkeypatch.setattr(export, "validation_images", noted)
     monkeypatch.setattr(export, "text_to_image_pipeline", FakePipeline)
-    monkeypatch.setattr(export, "final_pipeline", lambda args, unet, kind: FakePipeline(unet=unet))
+
+    def save(args: Any, base: Path, unet: Any, scheduler: Any, folder: Path) -> Any:
+        pipeline = FakePipeline(unet=unet)
+        pipeline.save_pretrained(folder)
+        return lambda: pipeline
+
+    monkeypatch.setattr(export, "save_pipeline", save)
     return noted
 
 
@@ -132,7 +138,8 @@ def put_models(made: export.TextToImagePublisher, averaged: bool) -> torch.nn.Li
     torch.nn.init.constant_(unet.weight, 2.0)
     ema = EMAModel(unet.parameters()) if averaged else None
     torch.nn.init.constant_(unet.weight, 1.0)
-    made.models, made.averages = Components("t", "e", "v", unet), Averages(unet, ema)
+    made.models = Components("t", "e", "v", unet, Path())
+    made.averages = Averages(unet, ema)
     return unet
 
 

@@ -1,0 +1,125 @@
+"""Pipelines of this package, loaded and drawn from where the package cannot be imported."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from diffusers_curriculum.models.vit_vq import ViTVQModel
+from diffusers_curriculum.pipelines import ClassConditionalPipeline, UnconditionalPipeline
+from diffusers_curriculum.pipelines.self_contained import one_module
+from diffusers_curriculum.training.errors import UsageError
+from diffusers_curriculum.training.process.foreign_code import refuse_foreign_code
+from tests.pipelines.parts_fixtures import SCHEDULERS, generator, tiny_dit, tiny_unet, tiny_vit
+
+NAMES = {0: "seven", 1: "two", 2: "one"}
+# Without the package, draw what the folders on the command line hold.
+ELSEWHERE = """
+import sys
+sys.modules["diffusers_curriculum"] = None  # importing it fails
+import numpy, torch
+from diffusers import DiffusionPipeline
+for folder, count in zip(sys.argv[1::2], sys.argv[2::2]):
+    pipeline = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
+    pipeline.set_progress_bar_config(disable=True)
+    given = {"class_labels": ["two", 0]} if hasattr(pipeline, "labels") else {"batch_size": 2}
+    generator = torch.Generator().manual_seed(0)
+    images = pipeline(**given, generator=generator, num_inference_steps=2, output_type="np").images
+    numpy.save(f"{folder}/images.npy", images)
+try:
+    import diffusers_curriculum
+except ImportError:
+    print("without the package")
+"""
+
+
+def conditional() -> Any:
+    """A class-conditional flow in the latents of a ViT-VQGAN."""
+    network = tiny_dit(classes=3, channels=8, size=4)
+    parts: dict[str, Any] = {"transformer": network, "vae": tiny_vit()}
+    return ClassConditionalPipeline(SCHEDULERS["flow"](), id2label=NAMES, **parts)
+
+
+def unconditional() -> Any:
+    """EDM in pixels."""
+    return UnconditionalPipeline(SCHEDULERS["edm"](), unet=tiny_unet())
+
+
+def drawn(pipeline: Any, **given: Any) -> np.ndarray:
+    pipeline.set_progress_bar_config(disable=True)
+    told = {"generator": generator(), "num_inference_steps": 2, "output_type": "np"}
+    return pipeline(**given, **told).images
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Both pipelines, and what they draw in a process without the package."""
+    root = tmp_path_factory.mktemp("saved")
+    conditional().save_pretrained(root / "conditional")
+    unconditional().save_pretrained(root / "unconditional")
+    told = [text for name in ("conditional", "unconditional") for text in (str(root / name), "2")]
+    hidden = ("PYTHONPATH",)
+    done = subprocess.run(
+        [sys.executable, "-c", ELSEWHERE, *told],
+        cwd=root,
+        env={k: v for k, v in os.environ.items() if k not in hidden} | {"HF_HOME": str(root)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert "without the package" in done.stdout, done.stderr
+    return root
+
+
+def test_the_images_are_the_same_without_the_package(saved: Path) -> None:
+    cases = ((conditional, {"class_labels": ["two", 0]}), (unconditional, {"batch_size": 2}))
+    for build, given in cases:
+        there = np.load(saved / build.__name__ / "images.npy")
+        assert np.array_equal(there, drawn(build(), **given))
+
+
+def test_with_the_package_nothing_of_the_folder_runs(saved: Path, tmp_path: Path) -> None:
+    for kind, build in (
+        (ClassConditionalPipeline, conditional),
+        (UnconditionalPipeline, unconditional),
+    ):
+        folder = tmp_path / build.__name__
+        build().save_pretrained(folder)
+        for module in folder.rglob("*.py"):
+            module.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+        loaded: Any = kind.from_pretrained(folder)
+        assert type(loaded) is kind
+        again = tmp_path / f"{build.__name__}-again"
+        loaded.save_pretrained(again)
+        assert type(kind.from_pretrained(again)) is kind
+        refuse_foreign_code(str(folder))  # a run may go on from it
+    assert type(ClassConditionalPipeline.from_pretrained(saved / "conditional").vae) is ViTVQModel
+    assert not (tmp_path / "ran").exists()
+
+
+def test_only_our_own_module_is_let_in(tmp_path: Path) -> None:
+    for name in (["pipeline", "Evil"], ["evil", "UnconditionalPipeline"], ["pipeline"]):
+        (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": name}))
+        with pytest.raises(UsageError, match="the pipeline is a module"):
+            refuse_foreign_code(str(tmp_path))
+
+
+@pytest.mark.parametrize("kind", [ClassConditionalPipeline, UnconditionalPipeline, ViTVQModel])
+def test_a_module_imports_nothing_of_the_package(kind: type) -> None:
+    tree = ast.parse(one_module(kind))
+    imported = [n for n in ast.walk(tree) if isinstance(n, ast.Import | ast.ImportFrom)]
+    sources = {getattr(n, "module", None) or n.names[0].name for n in imported}
+    assert not [name for name in sources if name.startswith("diffusers_curriculum")]
+    defined = [n.name for n in tree.body if isinstance(n, ast.ClassDef | ast.FunctionDef)]
+    assert defined[-1] == kind.__name__
+    assert len(defined) == len(set(defined))
+    assert torch.__name__ in sources or kind is ViTVQModel
