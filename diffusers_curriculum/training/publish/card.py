@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import re
-import string
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -25,8 +24,15 @@ from diffusers_curriculum.training.errors import HubError
 
 TAGS = ("diffusers", "diffusers-training")
 TEXT_TO_IMAGE_TAGS = ("stable-diffusion", "stable-diffusion-diffusers", "text-to-image", *TAGS)
+_TITLES = {
+    "timesteps.png": "Noise levels that were drawn",
+    "loss_per_noise_level.png": "Loss by noise level",
+}
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*", re.ASCII)
 _ENTITIES = {"<": "&lt;", ">": "&gt;", "&": "&amp;"}
+# What Markdown would not show as itself: emphasis, code, links (also of bare addresses), HTML.
+_MARKUP = re.compile(r"[\\`*\[\]<>&~|$@#]|(?<![^\W_])_|_(?![^\W_])|(?<=/)/|(?<=\w)\.(?=[^\W\d_])")
+_LINE_START = re.compile(r"\d*[.)]|[+=-]")  # of lists and rules
 _USAGE = """\
 ```python
 import torch
@@ -49,8 +55,10 @@ class CardFacts:
         dataset_name: the data set on the Hub, None for a local folder.
         prompts: the validation prompts or classes, in the order of the pictures.
         image_grid: the file name of the picture grid beside the card.
+        pictures: the file names of all others beside it.
         training, sampler: name and value of each thing to say about the training and about the
             timestep sampler.
+        versions: of the libraries that the pipeline was made with.
         license: the user's word; by default that of the base model's card.
         prompts_title: what the list of prompts is called.
         usage: Python code that draws a picture, with ``{repo_id}`` and ``{prompt}`` where their
@@ -62,8 +70,10 @@ class CardFacts:
     dataset_name: str | None = None
     prompts: tuple[str, ...] = ()
     image_grid: str | None = None
+    pictures: tuple[str, ...] = ()
     training: Mapping[str, object] = field(default_factory=dict)
     sampler: Mapping[str, object] = field(default_factory=dict)
+    versions: Mapping[str, object] = field(default_factory=dict)
     license: str | None = None
     tags: tuple[str, ...] = TEXT_TO_IMAGE_TAGS
     prompts_title: str = "Validation prompts"
@@ -136,6 +146,9 @@ def _body(facts: CardFacts) -> str:
     ]
     if facts.sampler:
         parts += ["## Timestep sampling", _bullets(facts.sampler)]
+    parts += [_picture(_TITLES.get(file, file), file) for file in facts.pictures]
+    if facts.versions:
+        parts += ["## Versions", _bullets(facts.versions)]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -148,29 +161,40 @@ def _introduction(facts: CardFacts) -> str:
 
 
 def _samples(facts: CardFacts) -> str:
-    grid = facts.image_grid
-    if grid and not re.fullmatch(r"\w[\w.-]*", grid, re.ASCII):
-        raise HubError(f"picture {grid!r} is not a plain file name")
-    picture = f"![Samples](./{grid})" if grid else ""
-    prompts = "\n".join(f"* {plain(prompt)}" for prompt in facts.prompts)
+    picture = _picture("Samples", facts.image_grid) if facts.image_grid else ""
+    prompts = "\n".join(map(_item, facts.prompts))
     shown = f"{facts.prompts_title}:\n\n{prompts}" if prompts else ""
     return "\n\n".join(part for part in (picture, shown) if part)
 
 
+def _picture(title: str, file: str) -> str:
+    if not re.fullmatch(r"\w[\w.-]*", file, re.ASCII):
+        raise HubError(f"picture {file!r} is not a plain file name")
+    return f"![{plain(title)}](./{file})"
+
+
 def _bullets(facts: Mapping[str, object]) -> str:
     known = {name: value for name, value in facts.items() if value is not None}
-    return "\n".join(f"* {plain(name)}: {plain(value)}" for name, value in known.items())
+    return "\n".join(f"{_item(name)}: {plain(value)}" for name, value in known.items())
 
 
 def plain(value: object) -> str:
-    """``value`` as one line of Markdown that renders as exactly that text."""
+    """``value`` as Markdown that renders as exactly that text, inside a line."""
     control = {"Cc", "Cs", "Zl", "Zp"}
     visible = "".join(" " if unicodedata.category(c) in control else c for c in str(value))
-    return "".join(map(_escape, " ".join(visible.split()))) or "(empty)"
+    return _MARKUP.sub(_escape, " ".join(visible.split())) or "(empty)"
 
 
-def _escape(char: str) -> str:
-    return _ENTITIES.get(char) or (f"\\{char}" if char in string.punctuation else char)
+def _item(value: object) -> str:
+    """``value`` as an item of a list."""
+    text = plain(value)
+    first = _LINE_START.match(text)
+    end = first.end() - 1 if first else 0
+    return f"* {text[:end]}\\{text[end:]}" if first else f"* {text}"
+
+
+def _escape(match: re.Match[str]) -> str:
+    return _ENTITIES.get(match[0]) or f"\\{match[0]}"
 
 
 def _literal(text: str) -> str:

@@ -30,9 +30,9 @@ logger = logging.getLogger(__name__)
 
 COMMIT_MESSAGE = "End of training"
 _LORA_WEIGHTS = "pytorch_lora_weights.safetensors"
+_PICTURE = re.compile(r"\w[\w.-]*\.png", re.ASCII)
 _ROOT_FILES = re.compile(
-    r"README\.md|model_index\.json|timestep_sampler_config\.json|\w[\w.-]*\.png|"
-    + re.escape(_LORA_WEIGHTS)
+    r"README\.md|model_index\.json|timestep_sampler_config\.json|" + re.escape(_LORA_WEIGHTS)
 )
 
 
@@ -90,6 +90,7 @@ def files_to_upload(output_dir: str | Path) -> list[str]:
     index = folder / "model_index.json"
     entries: dict[str, Any] = json.loads(index.read_text("utf-8")) if index.is_file() else {}
     names = [path.name for path in _regular_files(folder) if _ROOT_FILES.fullmatch(path.name)]
+    names += pictures(folder)
     if not {index.name, _LORA_WEIGHTS} & set(names):
         raise HubError(f"{str(folder)!r} holds no pipeline: neither model_index.json nor LoRA")
     if is_own_pipeline(entries.get("_class_name")):
@@ -98,6 +99,12 @@ def files_to_upload(output_dir: str | Path) -> list[str]:
         known = [f for f in _regular_files(folder / name) if _belongs(f.name, entry)]
         names += [f"{name}/{file.name}" for file in known]
     return sorted(names)
+
+
+def pictures(output_dir: str | Path) -> list[str]:
+    """The pictures in the folder itself, all of which are uploaded."""
+    names = (file.name for file in _regular_files(Path(output_dir)))
+    return sorted(name for name in names if _PICTURE.fullmatch(name))
 
 
 def _components(entries: dict[str, Any]) -> dict[str, list[Any]]:

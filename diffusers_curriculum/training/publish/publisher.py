@@ -18,8 +18,14 @@ from diffusers_curriculum.training.levels.levels import Levels
 from diffusers_curriculum.training.parts.averages import Averages
 from diffusers_curriculum.training.process.memory import is_out_of_memory
 from diffusers_curriculum.training.publish.card import CardFacts, build_model_card
-from diffusers_curriculum.training.publish.hub import prepare_repository, push, write_model_card
+from diffusers_curriculum.training.publish.hub import (
+    pictures,
+    prepare_repository,
+    push,
+    write_model_card,
+)
 from diffusers_curriculum.training.publish.pictures import image_grid, log_images
+from diffusers_curriculum.training.storage.manifest import versions
 
 logger = logging.getLogger(__name__)
 
@@ -152,7 +158,8 @@ class PipelinePublisher:
             image_grid(images, self.captions).save(folder / GRID_FILE)
             log_images(self.accelerator, "test", images, self.captions, self.args.max_train_steps)
             facts = replace(facts, image_grid=GRID_FILE)
-        write_model_card(facts, folder)
+        others = [name for name in pictures(folder) if name != facts.image_grid]
+        write_model_card(replace(facts, pictures=tuple(others)), folder)
 
     def _facts(self) -> CardFacts:
         """What the model card tells."""
@@ -163,6 +170,7 @@ class PipelinePublisher:
             dataset_name=args.dataset_name,
             prompts=tuple(self.captions),
             license=args.license,
+            versions=versions(),
             training={
                 "Optimizer steps": args.max_train_steps,
                 "Learning rate": args.learning_rate,

@@ -22,6 +22,7 @@ from diffusers_curriculum.training.parts.averages import Averages
 from diffusers_curriculum.training.parts.stable_diffusion import Components
 from diffusers_curriculum.training.publish import publisher as publishing
 from diffusers_curriculum.training.publish import text_to_image as export
+from diffusers_curriculum.training.publish.hub import files_to_upload
 from tests.floors_fixtures import SCHEDULERS
 from tests.training.command_lines import parse_args
 from tests.training.fake_accelerator import FakeAccelerator
@@ -160,15 +161,23 @@ def test_the_average_is_what_is_kept(tmp_path: Path, noted: Noted, averaged: boo
     args = arguments(tmp_path, "--validation_prompts", "a", "b")
     made = publisher(args)
     unet = put_models(made, averaged)
-    made.finish()
     folder = Path(args.output_dir)
+    Image.new("RGB", (8, 8)).save(folder / "timesteps.png")  # as the monitor leaves it
+    made.finish()
     assert (folder / "weight.txt").read_text() == ("2.0" if averaged else "1.0")
     assert noted.weights == [2.0 if averaged else 1.0]
     assert unet.weight[0, 0].item() == 1.0
     with Image.open(folder / "val_imgs_grid.png") as grid:
         assert grid.size == (8, 16)
     assert made.accelerator.trackers[0].images == [("test", (2, 8, 8, 3), 100)]
-    assert "val_imgs_grid.png" in (folder / "README.md").read_text()
+    card = (folder / "README.md").read_text()
+    assert {f"(./{name})" for name in files_to_upload(folder) if name.endswith(".png")} == {
+        "(./val_imgs_grid.png)",
+        "(./timesteps.png)",
+    }
+    assert "(./val_imgs_grid.png)" in card
+    assert "(./timesteps.png)" in card
+    assert f"* torch: {torch.__version__}" in card
     loaded = TimestepSampler.from_pretrained(str(folder))
     assert torch.equal(loaded.probabilities(), sampler_of().probabilities())
 

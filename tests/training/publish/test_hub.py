@@ -134,6 +134,43 @@ def test_card_states_the_facts() -> None:
     assert usage(body) == ("somebody/digits", "a handwritten seven")
 
 
+def test_plain_words_are_not_escaped() -> None:
+    training = {"Learning rate": 1e-4, "Weighting": "min_snr (gamma=5.0), v_prediction - 3/4!"}
+    sampler = {"Density": "laplace(mu=-1, b=0.5); floor: 10%"}
+    facts = dataclasses.replace(
+        FACTS, training=training, sampler=sampler, versions={"torch": "2.6"}
+    )
+    body = parts(build_model_card(facts))[1]
+    for line in (
+        "# Fine-tuned pipeline: somebody/digits",
+        "* a handwritten seven",
+        "* Learning rate: 0.0001",
+        "* Weighting: min_snr (gamma=5.0), v_prediction - 3/4!",
+        "* Density: laplace(mu=-1, b=0.5); floor: 10%",
+        "* torch: 2.6",
+    ):
+        assert line in body.splitlines()
+    assert "\\" not in body
+
+
+@pytest.mark.parametrize("prompt", ["- a", "1. a", "12) a", "+ a", "= a", "---", "...", "2.5 a"])
+def test_a_prompt_that_looks_like_a_list_stays_text(prompt: str) -> None:
+    body = parts(build_model_card(dataclasses.replace(FACTS, prompts=(prompt,))))[1]
+    found = tokens(body)
+    assert [t.type for t in found].count("list_item_open") == 1 + 3 + 2
+    texts = ["".join(c.content for c in t.children or []) for t in found if t.type == "inline"]
+    assert prompt in texts
+
+
+def test_all_pictures_are_shown() -> None:
+    facts = dataclasses.replace(FACTS, pictures=("loss_per_noise_level.png", "other.png"))
+    body = parts(build_model_card(facts))[1]
+    shown = [str(t.attrs["src"]) for t in tokens(body) if t.type == "image"]
+    assert shown == ["./val_imgs_grid.png", "./loss_per_noise_level.png", "./other.png"]
+    with pytest.raises(HubError, match="not a plain file name"):
+        build_model_card(dataclasses.replace(FACTS, pictures=("../x.png",)))
+
+
 def test_card_without_prompts_dataset_or_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("wandb", "jinja2"):
         monkeypatch.setitem(sys.modules, name, None)
