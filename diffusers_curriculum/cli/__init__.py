@@ -12,6 +12,7 @@ from diffusers_curriculum.cli.preview import add_preview
 from diffusers_curriculum.cli.reconstruct_ema import add_reconstruct_ema
 from diffusers_curriculum.training.arguments.imports import IMPORT, import_modules
 from diffusers_curriculum.training.arguments.parser import ShowDefaults
+from diffusers_curriculum.training.process.quiet import without_torchvision_lines
 
 # What a subcommand says, and its exit status.
 Handler = Callable[[argparse.Namespace], tuple[str, int]]
@@ -22,6 +23,7 @@ def main(argv: list[str] | None = None) -> int:
 
     A subcommand that judges something returns 1 for a bad verdict.
     """
+    without_torchvision_lines()
     parser = build_parser()
     args = parser.parse_args(argv)
     handler: Handler = args.handler

@@ -11,13 +11,16 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler
 from PIL import Image
 
 from diffusers_curriculum.models.loading import load_pipeline
-from diffusers_curriculum.pipelines import ClassConditionalPipeline
+from diffusers_curriculum.training.process.quiet import without_torchvision_lines
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "text_to_image"))
 from digits import WORDS, train_classifier
@@ -28,6 +31,10 @@ SHOWN = 20  # samples of each digit in the picture
 
 def load(folder: str) -> DiffusionPipeline:
     """Return a saved pipeline: DiTPipeline by its own name, else ClassConditionalPipeline."""
+    from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler  # takes seconds
+
+    from diffusers_curriculum.pipelines import ClassConditionalPipeline
+
     index = DiffusionPipeline.load_config(folder)
     own = "ClassConditionalPipeline" in index["_class_name"]
     kind = ClassConditionalPipeline if own else DiffusionPipeline
@@ -61,6 +68,7 @@ def first_of_each(samples: Samples, each: int) -> Samples:
 
 def main(argv: list[str] | None = None) -> int:
     """Judge a pipeline from the command line."""
+    without_torchvision_lines()
     parser = argparse.ArgumentParser(description="Count the generated digits that are recognised.")
     parser.add_argument("--pipeline", required=True, help="folder of the trained pipeline")
     parser.add_argument("--output_dir", type=Path, required=True, help="where the picture goes")

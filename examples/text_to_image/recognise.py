@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 from digits import PHRASINGS, caption, to_scan, train_classifier
 from PIL import Image, ImageDraw, ImageFont
 from sklearn.svm import SVC
 
 from diffusers_curriculum.models.loading import load_pipeline
+from diffusers_curriculum.training.process.quiet import without_torchvision_lines
 
 CELL = 56  # side of one sample in the picture, in pixels
 LEFT, TOP = 64, 28  # room for the words beside the rows and above the columns
@@ -42,6 +42,8 @@ class Samples:
 
 def generate(pipeline_dir: str, prompts: list[str], *, steps: int, seed: int) -> list[Image.Image]:
     """Return one image per prompt, all in one batch."""
+    from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline  # takes seconds
+
     pipeline = load_pipeline(StableDiffusionPipeline, pipeline_dir)
     pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
     pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -109,6 +111,7 @@ def recognise(args: argparse.Namespace) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Compare two pipelines from the command line."""
+    without_torchvision_lines()
     parser = argparse.ArgumentParser(description="Count the generated digits that are recognised.")
     parser.add_argument("--before", required=True, help="folder of the pipeline before training")
     parser.add_argument("--after", required=True, help="folder of the pipeline after training")

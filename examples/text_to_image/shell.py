@@ -24,8 +24,7 @@ def run(command: list[str]) -> None:
         raise SystemExit(f"{command[0]!r} is not installed: run `make install` first")
     print(f"\n$ {shlex.join(command)}", flush=True)
     start = time.monotonic()
-    # Quiet: without torchvision, transformers warns of a second image processor at every import.
-    surroundings = {"TRANSFORMERS_VERBOSITY": "error", **os.environ, "PATH": tools}
+    surroundings = {**os.environ, "PATH": tools}
     status = subprocess.run([program, *command[1:]], env=surroundings).returncode
     if status:
         raise SystemExit(f"the command above ended with status {status}; the demo stops here")

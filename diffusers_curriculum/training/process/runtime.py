@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.errors import DiskFullError, ExitCode, NonFiniteError, UsageError
+from diffusers_curriculum.training.process.quiet import without_torchvision_lines
 from diffusers_curriculum.training.process.stopping import Stopped
 
 logger = logging.getLogger(__name__)
@@ -35,6 +36,7 @@ _STATUS = {
 
 def exit_status(run: Callable[[], object]) -> int:
     """Run to the end, and tell the outcome as an exit status with one message on stderr."""
+    without_torchvision_lines()
     try:
         run()
     except Stopped as stopped:
