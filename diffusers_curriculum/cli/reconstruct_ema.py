@@ -47,6 +47,7 @@ def add_reconstruct_ema(commands: argparse._SubParsersAction[argparse.ArgumentPa
 
 def _reconstruct(args: argparse.Namespace) -> tuple[str, int]:
     """Check all that can be checked, then write; imported late so that `--help` need not wait."""
+    from diffusers_curriculum.models.saving import share_weights
     from diffusers_curriculum.training.parts.reconstruction import (
         plan_reconstruction,
         reconstructed,
@@ -73,6 +74,7 @@ def _reconstruct(args: argparse.Namespace) -> tuple[str, int]:
         }
         text = json.dumps(report, indent=2, allow_nan=False) + "\n"
         (folder / REPORT_FILE).write_text(text, "utf-8")
+        share_weights(folder)
         sync_tree(folder)
         publish(folder, output)
     finally:

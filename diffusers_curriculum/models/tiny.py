@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from diffusers_curriculum.models.image_folder import TinyModelError, read_images
+from diffusers_curriculum.models.saving import share_weights
 
 logger = logging.getLogger(__name__)
 
@@ -104,6 +105,7 @@ def make_tiny_pipeline(
     parts |= {"unet": unet, "scheduler": _scheduler(prediction_type)}
     parts |= {"safety_checker": None, "feature_extractor": None}
     StableDiffusionPipeline(**parts, requires_safety_checker=False).save_pretrained(output_dir)
+    share_weights(output_dir, "*/*.safetensors")
     report = TinyReport(Path(output_dir), len(captions), scale, error)
     logger.info("Saved a tiny pipeline: %s", report)
     return report

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from diffusers_curriculum.models.reconstruction import psnr, squared_errors
+from diffusers_curriculum.models.saving import share_weights
 from diffusers_curriculum.models.vector_quantiser import codebook_usage
 from diffusers_curriculum.models.vit_vq import ViTVQModel
 from diffusers_curriculum.training.arguments.command_line import Arguments
@@ -146,6 +147,7 @@ class Results:
             factor = _factor(spread[self.args.latent_scale], self.args.latent_scale)
             model.register_to_config(scaling_factor=factor)
             model.save_pretrained(folder)
+            share_weights(folder, "*.safetensors")
             document: dict[str, Any] = {"step": self.args.max_train_steps, "scaling_factor": factor}
             document["training"] = asdict(trained)
             shown, order = self.rows, self.order

@@ -13,6 +13,7 @@ import importlib
 import json
 import platform
 import shutil
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -49,6 +50,7 @@ class Resumed:
     name: str
     wanted: dict[str, Any]
     found: dict[str, Any]
+    output: Path
 
     @property
     def same_machine(self) -> bool:
@@ -166,7 +168,8 @@ def resumed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     """One script's run, gone on with."""
     name = request.param
     wanted = json.loads((FIXTURES / name / "expected.json").read_text())
-    return Resumed(name, wanted, resume(name, tmp_path_factory.mktemp(name)))
+    work = tmp_path_factory.mktemp(name)
+    return Resumed(name, wanted, resume(name, work), work / "run")
 
 
 def test_same_draws_and_losses(resumed: Resumed) -> None:
@@ -189,6 +192,14 @@ def test_same_settings_and_files(resumed: Resumed) -> None:
     assert found["facts"] == wanted["facts"]
     assert found["exported"].keys() == wanted["exported"].keys()
     assert found["checkpoint"].keys() == wanted["checkpoint"].keys()
+
+
+def test_all_that_is_left_can_be_read_by_the_group(resumed: Resumed) -> None:
+    """Weights that safetensors wrote have the permissions of files that the program opens."""
+    modes = {file: stat.S_IMODE(file.stat().st_mode) for file in resumed.output.rglob("*")}
+    usual = modes[resumed.output / "run.json"]
+    odd = {file.name: oct(mode) for file, mode in modes.items() if file.is_file() and mode != usual}
+    assert odd == {}
 
 
 def test_same_bits(resumed: Resumed) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from diffusers_curriculum.models.saving import share_weights
 from diffusers_curriculum.training.arguments.environment import checkpoint_path
 from diffusers_curriculum.training.errors import CheckpointError, DiskFullError, UsageError
 from diffusers_curriculum.training.storage.files import FULL
@@ -62,6 +63,7 @@ def save_checkpoint(
         raise CheckpointError(f"{final} exists and is not a folder: move it away.")
     with _written_aside(final, bytes_needed) as folder:
         write(folder)
+        share_weights(folder)
         write_manifest(folder, step, facts)
         sync_tree(folder)
         publish(folder, final)

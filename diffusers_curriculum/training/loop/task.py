@@ -7,6 +7,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 
 from torch import Tensor
 
+from diffusers_curriculum.models.saving import share_weights
 from diffusers_curriculum.training.arguments.command_line import Arguments, CommandLine
 from diffusers_curriculum.training.data.plan import BatchPlan
 from diffusers_curriculum.training.loop.monitor import Monitor
@@ -62,6 +63,7 @@ class NetworkPublisher:
         if job.accelerator.is_main_process:
             with job.run.averages.shown():
                 job.network.save_pretrained(job.args.output_dir)
+            share_weights(job.args.output_dir, "*.safetensors")
         job.accelerator.wait_for_everyone()
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from PIL.Image import Image
 
+from diffusers_curriculum.models.saving import share_weights
 from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.arguments.environment import repository_name
 from diffusers_curriculum.training.data.plan import BatchPlan
@@ -130,6 +131,7 @@ class PipelinePublisher:
             folder = Path(self.args.output_dir)
             with self.averages.shown():
                 build = self._save(folder)
+                share_weights(folder, "*/*.safetensors")
                 images = self._drawn_if_it_can(build) if final and self.captions else []
             self.levels.sampler.save_pretrained(str(folder))
             self._save_card(images, folder)
