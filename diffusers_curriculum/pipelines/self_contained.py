@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import diffusers_curriculum
+from diffusers_curriculum import __version__
 
 PACKAGE = "diffusers_curriculum"
 PIPELINE_MODULE = "pipeline"  # diffusers' word for the module of a whole pipeline
@@ -69,7 +69,7 @@ def one_module(kind: type) -> str:
     package before it; a ValueError says that two things in it would have one name."""
     sources = _Sources()
     sources.add(kind.__module__, kind.__name__)
-    title = f'"""{kind.__name__} of diffusers-curriculum {diffusers_curriculum.__version__}."""'
+    title = f'"""{kind.__name__} of diffusers-curriculum {__version__}."""'
     head = [title, "", "from __future__ import annotations", "", *sorted(sources.imports)]
     return "\n\n\n".join(["\n".join(head), *sources.definitions]) + "\n"
 

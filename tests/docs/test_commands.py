@@ -83,6 +83,7 @@ def pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     folder = tmp_path / "my_pipeline"
     diffusers.DDPMScheduler(**SD, clip_sample=False).save_pretrained(folder / "scheduler")  # type: ignore[arg-type]
+    (folder / "model_index.json").write_text('{"scheduler": ["diffusers", "DDPMScheduler"]}')
     yield folder
     if "own_density" in sys.modules:  # of a command with --import
         DENSITIES.remove("triangle")

@@ -255,7 +255,7 @@ def exported(pipeline: Path, folder: Path, *more: str) -> Any:
     models = load(args, torch.bfloat16)
     scheduler = DDPMScheduler(prediction_type="v_prediction")
     assert models.base == pipeline
-    final = components.save_pipeline(args, models.base, models.unet, scheduler, folder)()
+    final = components.save_pipeline(args, pipeline, models.unet, scheduler, folder)()
     assert final.unet is models.unet
     return final
 
