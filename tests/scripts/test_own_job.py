@@ -27,8 +27,7 @@ RECIPE = ROOT / "examples" / "recipes" / "own_job.py"
 GUIDE = ROOT / "docs" / "adding_a_job.md"
 LAW = ("--timestep_sampler", "laplace", "--timestep_draw", "stratified", "--use_ema")
 CURRICULUM = ("--curriculum", "difficulty", "--curriculum_clusters", "3")
-CURRICULUM += ("--curriculum_pacing", "linear", "--curriculum_total_steps", "3")
-CURRICULUM += ("--curriculum_max_share", "1")
+CURRICULUM += ("--curriculum_patience", "1", "--curriculum_max_share", "1")  # learns when to open
 
 
 @pytest.fixture
@@ -55,6 +54,10 @@ def test_it_learns_and_exports(recipe: Any, tmp_path: Path) -> None:
     train(recipe, tmp_path, 300, "--checkpointing_steps", "300")
     network = recipe.Network.from_pretrained(tmp_path)
     assert error(network) < 0.5 * error(recipe.Network())
+    name = "diffusion_pytorch_model.safetensors"
+    told = hashes(tmp_path)
+    assert told[name] == told[f"checkpoint-300/network_ema/{name}"]  # what is left is the average
+    assert told[name] != told[f"checkpoint-300/network/{name}"]
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ of an official flag resolved to.
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import json
 from pathlib import Path
@@ -62,3 +63,10 @@ def test_every_flag_has_the_type_default_and_choices_of_before(
         choices = [c for c in action.choices or () if c not in CAME_LATER.get(flag, ())]
         assert (choices or None) == before["choices"], flag
         assert action.nargs == before["nargs"], flag
+        assert action.required == before["required"], flag
+        assert type_of(action) == (before["type"] or "str"), flag
+
+
+def type_of(action: argparse.Action) -> str:
+    """The name of what turns a word into a value; a word as it is needs nothing."""
+    return "str" if action.type is None else getattr(action.type, "__name__", str(action.type))

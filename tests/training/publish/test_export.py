@@ -10,6 +10,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from diffusers.training_utils import EMAModel
+from markdown_it import MarkdownIt
 from PIL import Image
 
 from diffusers_curriculum import DensityTimestepSampler, TimestepSampler
@@ -180,6 +181,29 @@ def test_the_average_is_what_is_kept(tmp_path: Path, noted: Noted, averaged: boo
     assert f"* torch: {torch.__version__}" in card
     loaded = TimestepSampler.from_pretrained(str(folder))
     assert torch.equal(loaded.probabilities(), sampler_of().probabilities())
+
+
+def test_the_card_tells_everything_that_the_publisher_gives(tmp_path: Path, noted: Noted) -> None:
+    args = arguments(tmp_path, "--gradient_accumulation_steps", "3")
+    made = publisher(args)
+    put_models(made, averaged=False)
+    made.finish()
+    told = MarkdownIt("gfm-like").render((Path(args.output_dir) / "README.md").read_text())
+    given = made._facts()
+    shown = [f"{name}: {value}" for name, value in {**given.training, **given.sampler}.items()]
+    assert [line for line in shown if f"<li>{line}</li>" not in told] == []
+    labels = {*given.training, *given.sampler}
+    assert labels >= {
+        *("Optimizer steps", "Learning rate", "Batch size per process", "Processes", "Resolution"),
+        *("Gradient accumulation steps", "Mixed precision", "Prediction type"),
+        *("Timestep density", "Timestep draw", "Loss weighting"),
+    }
+    for line in (
+        "Gradient accumulation steps: 3",
+        "Loss weighting: min_snr",
+        "Optimizer steps: 100",
+    ):
+        assert line in shown
 
 
 def test_without_prompts_there_is_a_card_and_no_grid(tmp_path: Path, noted: Noted) -> None:

@@ -107,9 +107,13 @@ def test_same_seed_same_pictures_other_seed_others(components: dict[str, Any]) -
 
 
 def test_a_picture_does_not_depend_on_the_other_prompts(components: dict[str, Any]) -> None:
-    both = sample(components)
-    assert same(both[1:], sample(components, PROMPTS[1:]))
-    assert not np.array_equal(both[0], both[1])
+    prompts = ("a b", "b a a", "b", "a b")
+    together = sample(components, prompts)
+    alone = [image for prompt in prompts for image in sample(components, [prompt])]
+    assert same(together, alone)
+    assert same(together[::-1], sample(components, prompts[::-1]))
+    distinct = {image.tobytes() for image in together}
+    assert len(distinct) == 3  # the last prompt is the first
 
 
 def test_without_a_seed_pictures_are_fresh(components: dict[str, Any]) -> None:
