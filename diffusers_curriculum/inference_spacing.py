@@ -53,7 +53,9 @@ def fit_inference(
     """A schedule of ``steps`` levels that follows what ``sampler`` draws, see :func:`law_indices`.
 
     A level that gets less than ``HARDLY_TRAINED`` of its uniform share is never visited, nor is one
-    without any signal by a model that predicts epsilon.
+    without any signal by a model that predicts epsilon. For what was trained without a floor: a
+    network that is good at every level samples better on its scheduler's own levels
+    (docs/differences.md, ``python -m benchmarks.inference_spacing``).
 
     DDIM takes no custom timesteps: its step assumes equal spacing. First-order DPM-Solver++ is the
     same update for any spacing (arXiv 2211.01095, section 4), and is what comes back for it.

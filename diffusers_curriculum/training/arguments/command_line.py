@@ -16,11 +16,14 @@ class Arguments(argparse.Namespace):
     """A parsed command line: one attribute for each flag.
 
     Attributes:
-        given: names of the arguments that the user gave, whatever their value.
+        given: names of the arguments that the user gave, whatever their value, and those of a
+            recipe.
+        by_recipe: those of a recipe alone.
         flags: those of the command line, as they were declared.
     """
 
     given: frozenset[str]
+    by_recipe: frozenset[str] = frozenset()
     flags: tuple[Flag, ...]
 
     def __getitem__(self, name: str) -> Any:
@@ -123,6 +126,8 @@ class CommandLine:
             if flag.convert is not None:
                 setattr(args, flag.dest, flag.convert(f"--{flag.name}", getattr(args, flag.dest)))
             flag.check(getattr(args, flag.dest))
+        for hook in self._hooks("expand"):
+            hook(args)
         settle(args)
         for hook in self._hooks("settle"):
             hook(args)
@@ -139,7 +144,7 @@ class CommandLine:
 
 def _refuse_without_effect(args: Arguments, flag: Flag) -> None:
     value = getattr(args, flag.dest)
-    if flag.dest not in args.given or value is False:
+    if flag.dest not in args.given - args.by_recipe or value is False:
         return
     for need in flag.needs:
         if not need.holds(args):

@@ -18,6 +18,7 @@ from diffusers_curriculum.training.arguments.flag import (
     tracked,
 )
 from diffusers_curriculum.training.arguments.noise_levels import REPORTS, TIMESTEPS
+from diffusers_curriculum.training.arguments.recipes import RECIPE
 from diffusers_curriculum.training.errors import UsageError
 
 # Copies of names in modules that load torch; a test keeps them equal.
@@ -158,4 +159,4 @@ PACING = Family.of(
     ),
     needs=_CURRICULUM,
 )
-NOISE_LEVELS = (TIMESTEPS, CURRICULUM, PACING, REPORTS)
+NOISE_LEVELS = (RECIPE, TIMESTEPS, CURRICULUM, PACING, REPORTS)

@@ -180,6 +180,7 @@ class Family:
 
     Attributes:
         title: in the help.
+        expand: puts the flags that one of them stands for, before anything else is looked at.
         settle: puts defaults that depend on others, before needs are looked at.
         check: refuses what cannot be, given all arguments.
         check_machine: refuses what this machine cannot serve: files, packages, devices.
@@ -187,6 +188,7 @@ class Family:
 
     title: str
     flags: tuple[Flag, ...]
+    expand: Callable[[Any], object] | None = None
     settle: Callable[[Any], object] | None = None
     check: Callable[[Any], object] | None = None
     check_machine: Callable[[Any], object] | None = None

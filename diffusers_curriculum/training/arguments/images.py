@@ -15,6 +15,7 @@ from diffusers_curriculum.training.arguments.flag import (
     at_least,
     choice,
     count,
+    key_values,
     place,
     sharing,
     tracked,
@@ -234,5 +235,13 @@ def pictures(*flags: Flag, sampler: str) -> Family:
             help=f"diffusers scheduler of pictures and pipeline (default: {sampler}, "
             "FlowMatchEulerDiscreteScheduler or EDMEulerScheduler)",
             metavar="CLASS",
+        ),
+        tracked(
+            "sampling_scheduler_args",
+            str,
+            help="its settings, for example timestep_spacing=trailing",
+            metavar="KEY=VALUE",
+            nargs="+",
+            convert=key_values,
         ),
     )

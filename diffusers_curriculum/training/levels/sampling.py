@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import Any
 
@@ -37,6 +38,7 @@ def sampling_scheduler(args: Arguments, name: str, training: Any) -> Any:
     settings = schedule_settings(training)
     if args.learned_variance == "vlb" and kind is DDPMScheduler:
         settings["variance_type"] = "learned_range"
+    settings |= _own_settings(kind, args.sampling_scheduler_args)
     try:
         scheduler = kind.from_config(dict(training.config), **settings)
         scheduler = with_prediction_type(scheduler, levels.prediction_type)
@@ -54,6 +56,19 @@ def sampling_scheduler(args: Arguments, name: str, training: Any) -> Any:
             "can."
         )
     return scheduler
+
+
+def _own_settings(kind: Any, given: dict[str, Any]) -> dict[str, Any]:
+    """--sampling_scheduler_args, if the class takes them and the training does not say them."""
+    known = inspect.signature(kind.__init__).parameters
+    for name, value in given.items():
+        if name not in known or name in (*_SCHEDULE, "prediction_type", "self"):
+            reason = "what is trained says it" if name in known else "it has no such setting"
+            raise UsageError(
+                f"--sampling_scheduler_args has {name}={value}, which {kind.__name__} cannot take: "
+                f"{reason}. Drop it."
+            )
+    return given
 
 
 def with_prediction_type(scheduler: Any, prediction_type: str | None) -> Any:

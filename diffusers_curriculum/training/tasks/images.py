@@ -85,8 +85,9 @@ class ImageTask(ImageLevelTask):
         if args.formulation is None and args.pretrained_model_name_or_path is not None:
             args.formulation = formulation_of(args)
         args.formulation = args.formulation or "ddpm"
-        drawn_by_flag = "timestep_sampler" in args.given or args.timestep_bias_strategy != "none"
-        if args.formulation == "edm" and not drawn_by_flag:
+        by_flag = "timestep_sampler" in args.given - args.by_recipe
+        by_flag = by_flag or args.timestep_bias_strategy != "none"
+        if args.formulation == "edm" and not by_flag:
             _settle_log_normal(args)
 
     # -- what is trained on ----------------------------------------------------------------------
@@ -247,10 +248,12 @@ class ImageTask(ImageLevelTask):
 
 
 def _settle_log_normal(args: Arguments) -> None:
-    """The paper's law is meant for data of standard deviation 0.5; other data have other noise."""
-    args.timestep_sampler = "edm"
-    if "timestep_sampler_args" not in args.given:
+    """Both papers' laws are for data of standard deviation 0.5; other data have other noise."""
+    if "timestep_sampler" not in args.by_recipe:
+        args.timestep_sampler = "edm"
+    p_mean = {"edm": -1.2, "edm2": -0.4}.get(args.timestep_sampler)
+    if "timestep_sampler_args" not in args.given and p_mean is not None:
         shift = math.log(sigma_data_of(args) / 0.5)
-        args.timestep_sampler_args = {"p_mean": float(f"{-1.2 + shift:.6g}")} if shift else {}
+        args.timestep_sampler_args = {"p_mean": float(f"{p_mean + shift:.6g}")} if shift else {}
     if args.timestep_floor is None:
         args.timestep_floor = 0.0
