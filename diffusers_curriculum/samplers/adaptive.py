@@ -23,6 +23,7 @@ from diffusers_curriculum.samplers.base import TimestepSampler
 from diffusers_curriculum.samplers.composition import CPU, copy_on, tables
 from diffusers_curriculum.samplers.density import DensityTimestepSampler
 from diffusers_curriculum.samplers.description import build_scheduler, plain_config
+from diffusers_curriculum.samplers.states import check_fits, upgraded_averages
 from diffusers_curriculum.samplers.statistics import BINNINGS, BinnedMeans, Statistics
 from diffusers_curriculum.weighting import TARGETS, loss_weights
 
@@ -36,7 +37,9 @@ class AdaptiveTimestepSampler(TimestepSampler):
 
     Unweighted losses are averaged in bins of log-SNR; every ``refresh_every`` optimizer steps the
     law is computed anew from the averages, on their device. Until ``warm_up`` steps are over and
-    every bin has ``min_observations``, levels are drawn from the warm-up density.
+    every bin has ``min_observations``, levels are drawn from the warm-up density. Under a
+    curriculum every open bin must have them: the law is then learned there, with the warm-up
+    density's mass of those bins, and the closed ones keep the warm-up density.
 
     A subclass says what is averaged (:meth:`_observed`) and what the law is of it (:meth:`_rule`).
     It is a dataclass whose fields are the arguments: its own, see :func:`checks.checked`, and other
@@ -122,13 +125,15 @@ class AdaptiveTimestepSampler(TimestepSampler):
         settings["warm_up_density_args"] = dict(warm_up.config["density_args"])
         settings["loss_weighting_args"] = dict(self.loss_weighting_args or {})
         self.register_to_config(scheduler=plain_config(scheduler), **settings)
-        constants = {"warm_up": warm_up.law(0, CPU), **self._rule_tables()}
+        constants = {"warm_up": warm_up.law(0, CPU), "scale": self._scale(), **self._rule_tables()}
         self._statistics = self._build_statistics()
         self._copies = {CPU: (self._statistics, constants)}
-        profile = torch.zeros(len(levels), dtype=torch.float64)
-        self._state = self._statistics.initial_state()
-        self._state |= {"profile": profile, "learned": torch.tensor(False)}
+        self._state = self._statistics.initial_state() | {
+            "profile": torch.zeros(len(levels), dtype=torch.float64),
+            "learned": torch.zeros(len(self._statistics.starts), dtype=torch.bool),
+        }
         self._window = 0
+        self._opened: Tensor | None = None  # told before each observation, where it is not all
         self._forget_laws()
 
     @classmethod
@@ -142,15 +147,11 @@ class AdaptiveTimestepSampler(TimestepSampler):
             self.bins = max(1, min(self.most_bins, levels // 4))
 
     def _check(self, levels: NoiseLevels) -> None:
-        if self.bins > len(levels):
-            raise ValueError(
-                f"bins={self.bins} is more than the {len(levels)} levels of the schedule: choose "
-                f"at most {len(levels)}."
-            )
+        whole("bins", self.bins, 1, len(levels))
         if self.floor == 0:
             raise ValueError(
-                f"floor={self.floor!r} must be greater than 0 for a law that learns: a level whose "
-                "loss was once 0 would never be drawn again; 0.1 is the usual choice."
+                "floor=0.0 must be greater than 0 for a law that learns: a level whose loss was "
+                "once 0 would never be drawn again; 0.1 is the usual choice."
             )
         one_of("prediction_type", levels.prediction_type, TARGETS)
 
@@ -171,11 +172,19 @@ class AdaptiveTimestepSampler(TimestepSampler):
         """(T,) the law, not normalised, of the averages at each level; constants are those of
         :meth:`_rule_tables` on the same device."""
 
+    def _scale(self) -> Tensor:
+        """(T,) float64 what a loss at each level is multiplied by before it is observed: an average
+        over a bin says little of its levels where what is averaged differs much among them."""
+        return torch.ones(len(self.levels), dtype=torch.float64)
+
     def _rule_tables(self) -> dict[str, Tensor]:
         """(T,) float64 tables that :meth:`_rule` needs."""
+        return {"weights": self._weights()}
+
+    def _weights(self) -> Tensor:
+        """(T,) float64 W."""
         weights = loss_weights(self.loss_weighting, self.levels, **(self.loss_weighting_args or {}))
-        ones = torch.ones(len(self.levels), dtype=torch.float64)
-        return {"weights": ones if weights is None else weights.double()}
+        return torch.ones(len(self.levels)).double() if weights is None else weights.double()
 
     def _build_statistics(self) -> Statistics:
         return BinnedMeans.of(self.levels, self.bins, self.binning, self.neighbours, self.ema)
@@ -184,14 +193,18 @@ class AdaptiveTimestepSampler(TimestepSampler):
 
     def law(self, step: int, device: torch.device) -> Tensor:
         if device not in self._laws:
-            state = self._state
-            _, constants = self._on(state["profile"].device)
-            law = self._rule(state["profile"], constants).clamp_min(0)
-            total = law.sum()
-            usable = state["learned"] & (total > 0) & total.isfinite()
-            law = torch.where(usable, law / total, constants["warm_up"])
-            self._laws[device] = to_device(law, device)
+            self._laws[device] = to_device(self._present_law(), device)
         return self._laws[device]
+
+    def _present_law(self) -> Tensor:
+        """(T,) the rule where it is learned, and the warm-up density elsewhere."""
+        statistics, constants = self._present()
+        known, warm_up = statistics.at_levels(self._state["learned"]), constants["warm_up"]
+        law = torch.where(known, self._rule(self._state["profile"], constants).clamp_min(0), 0.0)
+        total = law.sum()
+        share = torch.where(known.all(), 1.0, (warm_up * known).sum())
+        usable = known & (total > 0) & total.isfinite()
+        return torch.where(usable, law / total * share, warm_up)
 
     def _tables(self, step: int, device: torch.device) -> tuple[Tensor, Tensor]:
         if device not in self._drawn:
@@ -210,9 +223,13 @@ class AdaptiveTimestepSampler(TimestepSampler):
         return [0]  # what is still to be learned is not known
 
     def metrics(self) -> dict[str, Tensor]:
-        """Whether the law is a learned one, and the observations of the bin with the fewest."""
-        seen = self._on(self._state["profile"].device)[0].seen(self._state)
-        return {"law_is_learned": self._state["learned"], "least_observations": seen.min()}
+        """Share of the bins whose law is learned, and observations of the bin with the fewest."""
+        statistics, _ = self._present()
+        learned, seen = self._state["learned"], statistics.seen(self._state)
+        return {"law_is_learned": learned.float().mean(), "least_observations": seen.min()}
+
+    def tell_open(self, opened: Tensor) -> None:
+        self._opened = opened
 
     def _add(self, indices: Tensor, losses: Tensor) -> None:
         if indices.shape != losses.shape or indices.ndim != 1:
@@ -223,9 +240,11 @@ class AdaptiveTimestepSampler(TimestepSampler):
         if self._state["profile"].device != losses.device:
             self._state = to_device(self._state, losses.device)
         state = self._state
-        values = self._observed(losses.detach().to(state["profile"].dtype))
+        statistics, constants = self._present()
+        scaled = losses.detach().to(state["profile"].dtype) * constants["scale"][indices]
+        values = self._observed(scaled)
         finite = values.nan_to_num(0.0, 0.0, 0.0), values.isfinite()
-        self._on(losses.device)[0].add(state, indices, *finite)
+        statistics.add(state, indices, *finite)
 
     def _end_step(self, step: int) -> None:
         # windows are counted, so that a step that was not observed does not cost a refresh
@@ -233,13 +252,20 @@ class AdaptiveTimestepSampler(TimestepSampler):
         if window == self._window:
             return
         self._window = window
-        state, statistics = self._state, self._on(self._state["profile"].device)[0]
+        state, (statistics, _) = self._state, self._present()
         statistics.fold(state)
         state["profile"] = statistics.profile(state)
         if step + 1 >= self.warm_up:
-            enough = (statistics.seen(state) >= self.min_observations).all()
-            state["learned"] = state["learned"] | enough
+            state["learned"] = state["learned"] | self._learnable(statistics)
         self._forget_laws()
+
+    def _learnable(self, statistics: Statistics) -> Tensor:
+        """(K,) bool: the open bins, once all of them have their observations."""
+        enough = statistics.seen(self._state) >= self.min_observations
+        if self._opened is None:
+            return enough.all().expand(len(enough))
+        opened = statistics.touched(to_device(self._opened, enough.device))
+        return opened & (enough | ~opened).all()
 
     # -- state -----------------------------------------------------------------------------------
 
@@ -249,21 +275,14 @@ class AdaptiveTimestepSampler(TimestepSampler):
         starts = torch.tensor(self._statistics.starts)
         return super().state_dict() | state | {"starts": starts, "window": self._window}
 
+    def upgraded(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        scale = self._copies[CPU][1]["scale"]
+        factor = self._observed(scale) if bool((scale != 1).any()) else scale
+        return upgraded_averages(state, self._statistics, factor)
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        starts = torch.as_tensor(state.get("starts", [])).tolist()
-        if starts and starts != list(self._statistics.starts):
-            raise ValueError(
-                f"the state has {len(starts)} bins starting at {starts[:4]}..., this sampler "
-                f"{len(self._statistics.starts)} at {list(self._statistics.starts[:4])}...: build "
-                "it from the same config and scheduler."
-            )
-        for name, mine in self._state.items():
-            shape = torch.as_tensor(state.get(f"state.{name}", mine)).shape
-            if shape != mine.shape:
-                raise ValueError(
-                    f"the state's {name} has shape {tuple(shape)}, this sampler's "
-                    f"{tuple(mine.shape)}: build it from the same config and scheduler."
-                )
+        state = self.upgraded(state)
+        check_fits(state, self._statistics, self._state)
         super().load_state_dict(state)
         self._state = {
             name: torch.as_tensor(state[f"state.{name}"]).to(mine.device, mine.dtype, copy=True)
@@ -276,6 +295,6 @@ class AdaptiveTimestepSampler(TimestepSampler):
         self._laws: dict[torch.device, Tensor] = {}
         self._drawn: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
-    def _on(self, device: torch.device) -> tuple[Statistics, dict[str, Tensor]]:
-        """Statistics and constants on ``device``; copies are made once."""
-        return copy_on(device, self._copies)
+    def _present(self) -> tuple[Statistics, dict[str, Tensor]]:
+        """Statistics and constants where the state is; copies are made once."""
+        return copy_on(self._state["profile"].device, self._copies)

@@ -220,6 +220,13 @@ class TimestepSampler(Described):
             step: the optimizer step they were drawn for.
         """
 
+    def tell_open(self, opened: Tensor) -> None:
+        """Take note, before :meth:`observe`, of the levels that the step was drawn from, (T,) 0 or
+        1 on the device of the losses: what a curriculum leaves open. A law that learns does not
+        wait for the others."""
+        for sampler in self.inner:
+            sampler.tell_open(opened)
+
     def _step(self, step: int | None) -> int:
         return self._calls if step is None else step
 
@@ -228,6 +235,10 @@ class TimestepSampler(Described):
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain numbers: everything that the config does not say."""
         return {"calls": self._calls}
+
+    def upgraded(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """A state of this version or an older one, in the form of :meth:`state_dict`."""
+        return dict(state)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a state; the next draws are those of the sampler it came from.
@@ -286,8 +297,3 @@ class TimestepSampler(Described):
             cdf, importance = tables(*self._mass_and_importance(step, CPU))
             self._cache[device] = to_device(cdf, device), to_device(importance, device)
         return self._cache[device]
-
-
-def part_of(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """The state of a sampler inside another, whose keys begin with ``prefix`` there."""
-    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}

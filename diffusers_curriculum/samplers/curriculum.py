@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffusers_curriculum.clustering import cluster_starts
 from diffusers_curriculum.pacing import Pacing, make_pacing
-from diffusers_curriculum.samplers.base import SAMPLERS, TimestepSampler, part_of
+from diffusers_curriculum.samplers.base import SAMPLERS, TimestepSampler
 from diffusers_curriculum.samplers.composition import CPU, Cells, compose, copy_on
 from diffusers_curriculum.samplers.description import (
     Report,
@@ -28,6 +28,7 @@ from diffusers_curriculum.samplers.stages import (
     restrict,
     row,
 )
+from diffusers_curriculum.samplers.states import part_of, starts_of, upgraded_part
 
 
 @SAMPLERS.register(
@@ -91,6 +92,7 @@ class CurriculumTimestepSampler(TimestepSampler):
         self._stages_on = {CPU: stages}
         self._stage_tables: dict[torch.device, StageTables] = {}
         self._progress = Progress(self.pacing, self.stages)
+        self._outer: Tensor | None = None  # what a curriculum around this one leaves open
         for stage in [s for first in self.base.first_laws() for s in stages.without_mass(first)]:
             low, high = self.open_range(stage)
             raise ValueError(
@@ -157,9 +159,15 @@ class CurriculumTimestepSampler(TimestepSampler):
 
     def observe(self, indices: Tensor, losses: Tensor, step: int) -> None:
         """Advance the pacing by the mean of the unweighted losses of one optimizer step; arguments
-        as of :meth:`TimestepSampler.observe`."""
+        as of :meth:`TimestepSampler.observe`. A base that learns does so on the open levels."""
+        if self.learns:
+            opened = row(self._on(losses.device).opened, self._progress.stage(step))
+            self.base.tell_open(opened if self._outer is None else opened * self._outer)
         self.base.observe(indices, losses, step)
         self._progress.observe(self._on(losses.device).cluster_of[indices], losses, step)
+
+    def tell_open(self, opened: Tensor) -> None:
+        self._outer = opened
 
     def metrics(self) -> dict[str, Tensor]:
         """Patience counter and best loss, as far as the pacing has them, on the device."""
@@ -236,8 +244,11 @@ class CurriculumTimestepSampler(TimestepSampler):
         base = {f"base.{k}": v for k, v in self.base.state_dict().items()}
         return super().state_dict() | state | base | {"starts": torch.tensor(self.starts)}
 
+    def upgraded(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        return dict(state) | upgraded_part(self.base, state, "base.")
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        starts = torch.as_tensor(state.get("starts", [])).tolist()
+        starts = starts_of(state)
         if starts and tuple(starts) != self.starts:
             raise ValueError(
                 f"the state has clusters starting at {starts}, this sampler at "

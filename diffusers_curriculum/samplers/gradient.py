@@ -54,8 +54,11 @@ class GradientNormTimestepSampler(AdaptiveTimestepSampler):
         settings: dict[str, Any] = {"mode": "loss"} | config
         return cls(scheduler, **settings)
 
+    def _scale(self) -> Tensor:
+        return self._weights()  # and not its square, which differs more within a bin
+
     def _rule(self, profile: Tensor, constants: Mapping[str, Tensor]) -> Tensor:
-        return constants["weights"] * profile.sqrt()
+        return (constants["weights"] * profile).sqrt()
 
     def observe(self, indices: Tensor, losses: Tensor, step: int) -> None:
         """As :meth:`AdaptiveTimestepSampler.observe` in mode "loss"; in mode "gradients" the losses

@@ -14,7 +14,7 @@ from diffusers_curriculum.checks import above_zero, checked, not_negative
 from diffusers_curriculum.samplers.adaptive import AdaptiveTimestepSampler
 from diffusers_curriculum.samplers.base import SAMPLERS
 from diffusers_curriculum.samplers.statistics import finite_widths
-from diffusers_curriculum.weighting.formulas import bounded, to_target
+from diffusers_curriculum.weighting.formulas import bounded, softplus, to_target
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +30,8 @@ class InformationRateTimestepSampler(AdaptiveTimestepSampler):
     log-SNR l and m the mean squared error of x0 (InfoNoise, arXiv 2602.18647).
 
     rho is the mean squared error of epsilon; both follow from the unweighted loss of any target.
+    What is averaged is (1 + S) m = rho (1 + S) / S: it tends to a constant at both ends, where x0
+    errors and epsilon errors change by orders of magnitude within a bin.
     W_x0 is the weight on the squared error of x0 that the loss amounts to, which stays as it is, so
     that the trained objective is g rho. The gate g = sigma^n / (sigma^n + c^n), sigma = exp(-l/2),
     keeps the mass away from the clean end, where an untrained network's rate is largest.
@@ -42,6 +44,9 @@ class InformationRateTimestepSampler(AdaptiveTimestepSampler):
         max_x0_error: bound on m. A squared error above the data's mean square is the network's, not
             information's, and is magnified by 1 / S where an epsilon prediction sees almost pure
             noise. This library's addition, for data of about unit scale; None for no bound.
+
+    The onset rule asks for the whole schedule: under a curriculum there is no gate until the law is
+    learned everywhere.
 
     The other arguments are those of :class:`AdaptiveTimestepSampler`. The paper leaves bins,
     warm-up, refresh and smoothing open: those defaults are this library's.
@@ -65,19 +70,22 @@ class InformationRateTimestepSampler(AdaptiveTimestepSampler):
         if self.gate is not None:
             self._warn_of_low_gate(self.gate)
 
+    def _scale(self) -> Tensor:
+        log_snr, kind = self.levels.positions, self.levels.prediction_type
+        return (to_target(kind, log_snr, self.levels.sigma_data) + softplus(log_snr)).exp()
+
     def _rule_tables(self) -> dict[str, Tensor]:
-        weights = super()._rule_tables()["weights"]
-        log_snr = bounded(self.levels.log_snr)
-        on_target = to_target(self.levels.prediction_type, log_snr, self.levels.sigma_data)
-        x0_per_loss = on_target.exp()
-        if self.max_x0_error is None and not bool(x0_per_loss.isfinite().all()):
+        log_snr, finite = bounded(self.levels.log_snr), self.levels.finite
+        kind = self.levels.prediction_type
+        if self.max_x0_error is None and kind == "epsilon" and not bool(finite[-1]):
             raise ValueError(
                 "max_x0_error=None needs a schedule without zero SNR: there an epsilon error says "
                 "nothing of x0; give a bound such as 1.0."
             )
-        finite = self.levels.finite
         # S / W_x0 times the width of the cell
-        mass_per_x0 = (log_snr + on_target).exp() / weights * finite_widths(self.levels)
+        on_target = to_target(kind, log_snr, self.levels.sigma_data)
+        rate_per_x0 = (log_snr + on_target).exp() / self._weights()
+        mass_per_x0 = rate_per_x0 * finite_widths(self.levels)
         for end, neighbour in ((0, 1), (-1, -2)):
             if not bool(finite[end]):  # 0 / 0 for many weightings: the limit is near
                 mass_per_x0[end] = mass_per_x0[neighbour]
@@ -89,7 +97,7 @@ class InformationRateTimestepSampler(AdaptiveTimestepSampler):
                 "a weighting that is positive on the whole schedule."
             )
         return {
-            "x0_per_loss": x0_per_loss,
+            "observed_per_x0": self.levels.positions.exp() + 1,
             "mass_per_x0": mass_per_x0,
             "rate_per_x0": torch.where(finite, (1.5 * log_snr).exp(), 0.0),
             "log_sigma": -log_snr / 2,
@@ -103,7 +111,7 @@ class InformationRateTimestepSampler(AdaptiveTimestepSampler):
 
     def _x0_error(self, profile: Tensor, constants: Mapping[str, Tensor]) -> Tensor:
         bound = self.max_x0_error
-        error = torch.where(profile > 0, profile * constants["x0_per_loss"], 0.0)
+        error = profile / constants["observed_per_x0"]
         return error if bound is None else error.clamp_max(bound)
 
     def _log_gate(self, x0_error: Tensor, constants: Mapping[str, Tensor]) -> Tensor:
@@ -112,7 +120,8 @@ class InformationRateTimestepSampler(AdaptiveTimestepSampler):
         if self.gate is not None:
             return torch.full_like(log_sigma[0], _log(self.gate))
         rate = x0_error * constants["rate_per_x0"]
-        counted = (rate >= self.onset * rate.max()) & (rate > 0)
+        whole = self._state["learned"].all()
+        counted = (rate >= self.onset * rate.max()) & (rate > 0) & whole
         return torch.where(counted, log_sigma, -torch.inf).max()
 
     def _warn_of_low_gate(self, gate: float) -> None:
@@ -127,14 +136,14 @@ class InformationRateTimestepSampler(AdaptiveTimestepSampler):
 
     def metrics(self) -> dict[str, Tensor]:
         """Those of every adaptive sampler, and the gate c."""
-        _, constants = self._on(self._state["profile"].device)
+        _, constants = self._present()
         x0_error = self._x0_error(self._state["profile"], constants)
         return super().metrics() | {"gate": self._log_gate(x0_error, constants).exp()}
 
     def state_dict(self) -> dict[str, Any]:
         # the state is read back to the host here anyway: a step must not wait for a warning
         state = super().state_dict()
-        if self.gate is None and bool(state["state.learned"]):
+        if self.gate is None and bool(state["state.learned"].all()):
             self._warn_of_low_gate(float(self.metrics()["gate"]))
         return state
 

@@ -53,44 +53,46 @@ class LossSecondMomentTimestepSampler(AdaptiveTimestepSampler):
             return super()._build_statistics()
         return LastValues(tuple(range(levels)), self.min_observations)
 
+    def _scale(self) -> Tensor:
+        return self._weights()
+
     def _observed(self, losses: Tensor) -> Tensor:
         return losses.square()
 
     def _rule(self, profile: Tensor, constants: Mapping[str, Tensor]) -> Tensor:
-        return constants["weights"] * profile.sqrt()
+        return profile.sqrt()
 
 
 @SAMPLERS.register(
     "loss_proportional",
-    formula="p(l) ~ W E[loss]",
+    formula="p(t) ~ W E[loss]",
     source="arXiv 2303.00848",
-    note="learns from observe()",
+    note="learns from observe(); the paper's is per unit of log-SNR: measure='log_snr'",
 )
 class LossProportionalTimestepSampler(AdaptiveTimestepSampler):
-    """p(l) proportional to W E[loss], from running averages in bins of log-SNR (VDM++, arXiv
-    2303.00848, section on its adaptive noise schedule).
+    """Mass of a timestep proportional to W E[loss], from running averages in bins of log-SNR
+    (VDM++, arXiv 2303.00848, section on its adaptive noise schedule).
 
-    Where W is the objective's weight in the same measure, the importance corrected loss of every
-    draw is then the same on average. The law of least gradient variance is another one:
-    :class:`GradientNormTimestepSampler`.
+    Where W is the weight that the loss is trained with, the importance corrected loss of every draw
+    is then the same on average, but for the floor. The law of least gradient variance is another
+    one: :class:`GradientNormTimestepSampler`.
 
     Args:
-        measure: what W is a density against, as in :func:`weighting.loss_weights`: "log_snr" (the
-            paper's; the mass of a timestep is W E[loss] times the width of its cell) or "draw" (W
-            holds for each uniformly drawn timestep, as in diffusers' scripts).
+        measure: what W is a density against, as in :func:`weighting.loss_weights`: "draw" (W holds
+            for each uniformly drawn timestep, as losses are weighted in diffusers' scripts) or
+            "log_snr" (the paper's: the mass of a timestep is W E[loss] times the width of its
+            cell, for losses that are weighted by that width too).
         importance_correction: "full", as the paper's objective does not depend on the law.
 
     The other arguments, and errors, are those of :class:`AdaptiveTimestepSampler`; the paper's
     averages are running ones, the defaults of all numbers are this library's.
     """
 
-    measure: str = checked(one_of, MEASURES, default="log_snr")
+    measure: str = checked(one_of, MEASURES, default="draw")
 
-    def _rule_tables(self) -> dict[str, Tensor]:
-        tables = super()._rule_tables()
-        if self.measure == "log_snr":
-            tables["weights"] = tables["weights"] * finite_widths(self.levels)
-        return tables
+    def _scale(self) -> Tensor:
+        per_draw = self._weights()
+        return per_draw * finite_widths(self.levels) if self.measure == "log_snr" else per_draw
 
     def _rule(self, profile: Tensor, constants: Mapping[str, Tensor]) -> Tensor:
-        return constants["weights"] * profile
+        return profile

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from diffusers_curriculum.checks import one_of, whole
-from diffusers_curriculum.samplers.base import SAMPLERS, TimestepSampler, part_of
+from diffusers_curriculum.samplers.base import SAMPLERS, TimestepSampler
 from diffusers_curriculum.samplers.composition import Cells
 from diffusers_curriculum.samplers.description import describe_config, plain_config
+from diffusers_curriculum.samplers.states import part_of, upgraded_part
 
 
 class Phase(NamedTuple):
@@ -192,6 +193,12 @@ class SequenceTimestepSampler(TimestepSampler):
 
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | self._of_all("phase{}.", lambda s: s.state_dict())
+
+    def upgraded(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        found = dict(state)
+        for number, sampler in enumerate(self.samplers, 1):
+            found |= upgraded_part(sampler, state, f"phase{number}.")
+        return found
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)

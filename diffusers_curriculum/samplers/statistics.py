@@ -41,6 +41,18 @@ class Statistics:
         """(K,) int64, number of observations of each bin."""
         raise NotImplementedError
 
+    def rescaled(self, state: State, factor: Tensor) -> State:
+        """The state had each value been ``factor`` (T,) times what it was, by its level."""
+        raise NotImplementedError
+
+    def at_levels(self, bins: Tensor) -> Tensor:
+        """(T,) at each level what ``bins`` (K,) says of its bin."""
+        return bins
+
+    def touched(self, levels: Tensor) -> Tensor:
+        """(K,) bool, bins with a level where ``levels`` (T,) is not 0."""
+        return levels > 0
+
     def profile(self, state: State) -> Tensor:
         """(T,) the mean at each level."""
         raise NotImplementedError
@@ -104,10 +116,29 @@ class BinnedMeans(Statistics):
     def seen(self, state: State) -> Tensor:
         return state["seen"]
 
+    def rescaled(self, state: State, factor: Tensor) -> State:
+        """As if all levels of a bin had the same product."""
+        mean = self._sums(torch.ones_like(factor)) / self._sums(1 / factor)
+        return state | {name: state[name] * mean for name in ("sums", "total")}
+
+    def at_levels(self, bins: Tensor) -> Tensor:
+        return bins[self.cell]
+
+    def touched(self, levels: Tensor) -> Tensor:
+        return self._sums(levels) > 0
+
+    def _sums(self, levels: Tensor) -> Tensor:
+        """(K,) sums of ``levels`` (T,) over each bin."""
+        zeros = levels.new_zeros(len(self.starts))
+        return zeros.index_put_((self.cell,), levels, accumulate=True)
+
     def profile(self, state: State) -> Tensor:
         evidence = state["evidence"]
-        means = torch.where(evidence > 0, state["total"] / evidence, 0.0)
-        return self.spread @ means
+        known = evidence > 0
+        means = self.spread @ torch.where(known, state["total"] / evidence, 0.0)
+        # a bin that saw nothing is no neighbour
+        share = torch.where(known.all(), 1.0, self.spread @ known.to(means.dtype))
+        return torch.where(share > 0, means / share, 0.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,6 +169,10 @@ class LastValues(Statistics):
 
     def seen(self, state: State) -> Tensor:
         return state["count"][:-1]
+
+    def rescaled(self, state: State, factor: Tensor) -> State:
+        rows = torch.cat([factor, torch.ones_like(factor[:1])])
+        return state | {"history": state["history"] * rows[:, None]}
 
     def profile(self, state: State) -> Tensor:
         known = state["count"][:-1].clamp(1, self.length)

@@ -360,7 +360,7 @@ def test_configs_round_trip_to_equal_draws(
     ("kwargs", "message"),
     [
         ({"bins": 0}, r"bins=0 must be a whole number of at least 1"),
-        ({"bins": 1001}, r"bins=1001 is more than the 1000 levels"),
+        ({"bins": 1001}, r"bins=1001 must be a whole number from 1 to 1000"),
         ({"bins": 6.5}, r"bins=6.5 must be a whole number"),
         ({"binning": "equal"}, r"binning='equal' is unknown"),
         ({"refresh_every": 0}, r"refresh_every=0"),

@@ -111,12 +111,13 @@ def test_binned_second_moments_follow_the_roots_of_their_means(weighting: str) -
     for step in range(4):
         sampler.observe(indices, losses, step)
     lam = sampler.levels.log_snr.numpy()
-    squares = 1.25 * profile.square().numpy()
+    # averaged weighted, so that bins over which the weight changes say what they are to say
+    squares = 1.25 * (_weights(weighting, sampler.levels) * profile.numpy()) ** 2
     groups = np.arange(1000) * 50 // 1000
     means = [squares[groups == g].mean() for g in range(50)]
     centres = [lam[groups == g].mean() for g in range(50)]
     at_levels = np.interp(-lam, -np.array(centres), means)
-    _assert_mass(sampler, _weights(weighting, sampler.levels) * np.sqrt(at_levels))
+    _assert_mass(sampler, np.sqrt(at_levels))
 
 
 # -- loss proportional -----------------------------------------------------------------------------
@@ -140,9 +141,27 @@ def test_proportional_laws(schedule: str, weighting: str, measure: str) -> None:
     _assert_mass(sampler, measured * _weights(weighting, sampler.levels) * profile.numpy())
 
 
+@pytest.mark.parametrize("schedule", ["linear", "sd", "cosine"])
+@pytest.mark.parametrize("weighting", ["none", "min_snr"])
+def test_the_corrected_loss_is_the_same_at_every_draw_but_for_the_floor(
+    schedule: str, weighting: str
+) -> None:
+    """With all defaults, and exact losses of Gaussian data."""
+    sampler = LossProportionalTimestepSampler(
+        SCHEDULERS[schedule](), loss_weighting=weighting, **EXACT
+    )
+    snr = sampler.levels.log_snr.exp()
+    losses = snr * torch.tensor(x0_error(sampler.levels.log_snr.numpy()))
+    teach(sampler, losses)
+    weighted = torch.tensor(_weights(weighting, sampler.levels)) * losses
+    mass, corrected = sampler.probabilities(), sampler.importance() * weighted
+    mean = (mass * corrected).sum()
+    assert float((mass * (corrected - mean).square()).sum().sqrt() / mean) < 0.25
+
+
 def test_every_draw_has_the_same_corrected_loss_on_average() -> None:
     sampler = LossProportionalTimestepSampler(
-        SCHEDULERS["sd"](), measure="draw", bins=1000, floor=1e-9, loss_weighting="min_snr", **EXACT
+        SCHEDULERS["sd"](), bins=1000, floor=1e-9, loss_weighting="min_snr", **EXACT
     )
     profile = loss_profile(1000)
     teach(sampler, profile)
@@ -189,7 +208,7 @@ CASES = [
 ]
 
 
-def _x0_error(log_snr: np.ndarray, variance: float = 0.25) -> np.ndarray:
+def x0_error(log_snr: np.ndarray, variance: float = 0.25) -> np.ndarray:
     """Mean squared error of the best guess of Gaussian data."""
     return variance / (1 + np.exp(log_snr) * variance)
 
@@ -203,15 +222,15 @@ def _informed(
         scheduler, prediction_type=kind, bins=levels, **EXACT | kwargs
     )
     lam = sampler.levels.log_snr.numpy()
-    losses = PER_X0[kind](np.exp(lam)) * _x0_error(lam, variance)
+    losses = PER_X0[kind](np.exp(lam)) * x0_error(lam, variance)
     teach(sampler, torch.tensor(losses))
     return sampler
 
 
-def _information_law(sampler: Any, weight_x0: np.ndarray, variance: float = 0.25) -> np.ndarray:
+def information_law(sampler: Any, weight_x0: np.ndarray, variance: float = 0.25) -> np.ndarray:
     """g S m / W_x0 dl, with c by the onset rule."""
     lam, edges = sampler.levels.log_snr.numpy(), sampler.levels.edges.numpy()
-    sigma, error = np.exp(-lam / 2), _x0_error(lam, variance)
+    sigma, error = np.exp(-lam / 2), x0_error(lam, variance)
     with np.errstate(divide="ignore", invalid="ignore"):
         rate = np.where(np.isfinite(lam), error / sigma**3, 0.0)
         c = max(s for s, r in zip(sigma, rate, strict=True) if r >= 0.002 * max(rate))
@@ -222,7 +241,7 @@ def _information_law(sampler: Any, weight_x0: np.ndarray, variance: float = 0.25
 @pytest.mark.parametrize(("schedule", "kind"), CASES)
 def test_information_laws_of_each_target(schedule: str, kind: str) -> None:
     sampler = _informed(schedule, kind)
-    expected = _information_law(sampler, PER_X0[kind](np.exp(sampler.levels.log_snr.numpy())))
+    expected = information_law(sampler, PER_X0[kind](np.exp(sampler.levels.log_snr.numpy())))
     finite = sampler.levels.finite.numpy()
     assert finite.sum() >= 999
     # the share of a level at infinity is this library's choice: compare the others among themselves
@@ -268,7 +287,7 @@ def test_errors_above_what_data_allow_do_not_draw_all_mass_to_the_noise() -> Non
         )
         lam = sampler.levels.log_snr
         # an epsilon network whose own error of 0.002 outlasts what there is to know
-        teach(sampler, lam.exp() * torch.tensor(_x0_error(lam.numpy())) + 0.002)
+        teach(sampler, lam.exp() * torch.tensor(x0_error(lam.numpy())) + 0.002)
         return sampler.law(0, CPU)
 
     lam = NoiseLevels.from_scheduler(SCHEDULERS["linear"]()).log_snr

@@ -61,8 +61,8 @@ WORDS: dict[str, Any] = {
         draw="sobol", importance_correction=0.5
     ),
     LEARNING: lambda: LossProportionalTimestepSampler(SCHEDULERS["sd"]()),
-    "loss_proportional, warm_up=7, floor=0.1, measure=draw": lambda: (
-        LossProportionalTimestepSampler(SCHEDULERS["sd"](), measure="draw", warm_up=7)
+    "loss_proportional, warm_up=7, floor=0.1, measure=log_snr": lambda: (
+        LossProportionalTimestepSampler(SCHEDULERS["sd"](), measure="log_snr", warm_up=7)
     ),
     "gradient_norm, floor=0.1, mode=loss": lambda: GradientNormTimestepSampler.from_losses(
         SCHEDULERS["sd"]()

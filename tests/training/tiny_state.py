@@ -38,6 +38,9 @@ class Sampler:
     def state_dict(self) -> dict[str, Any]:
         return dict(self.state)
 
+    def upgraded(self, state: dict[str, Any]) -> dict[str, Any]:
+        return state
+
     def load_state_dict(self, state_dict: dict[str, Any], /) -> None:
         if state_dict["calls"] < 0:
             raise ValueError("calls is negative")

@@ -14,6 +14,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from diffusers_curriculum.samplers import learning_samplers
 from diffusers_curriculum.samplers.description import plain_config
 from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.arguments.flag import SETTINGS
@@ -44,6 +45,7 @@ _RENEWED = {
     "ema": ("ema",),
     "ema.power_ema": (POWER_EMA,),
 }
+_CHANGED_DEFAULTS = ("measure",)  # arguments of samplers
 _OF_FLAGS = ("objective", "images", "optimizer")  # settings that the flags tell
 _TEXTS = {
     "global_batch": "--train_batch_size x --gradient_accumulation_steps x processes",
@@ -160,6 +162,39 @@ def conflicts(saved: Mapping[str, Any], facts: Mapping[str, Any]) -> list[Differ
         pairs = ((name, old.get(name), new.get(name)) for name in known)
         found += [Difference(setting, *pair) for pair in pairs if pair[1] != pair[2]]
     return found
+
+
+def keep_choices(args: Arguments, saved: Mapping[str, Any]) -> None:
+    """Take from the facts of the checkpoint what its sampler chose by a default that has changed
+    since, and the flags leave open: a new version is no other run."""
+    settings = saved.get("sampler")
+    if settings is None:
+        return
+    base = settings
+    while "base" in base:
+        base = base["base"]
+    told, chosen = args.timestep_sampler_args, base.get("density_args", base)
+    if _law_of(base) == args.timestep_sampler:
+        args.timestep_sampler_args = {**told, **_left_open(told, chosen)}
+        _log_choices(_left_open(told, chosen))
+
+
+def _left_open(told: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """What was chosen by a default that has changed, and is not told."""
+    return {name: chosen[name] for name in _CHANGED_DEFAULTS if name in chosen.keys() - told.keys()}
+
+
+def _log_choices(choices: Mapping[str, Any]) -> None:
+    for name, value in choices.items():
+        logger.info("%s=%s, as the run that is resumed has it.", name, value)
+
+
+def _law_of(settings: Mapping[str, Any]) -> str:
+    """The name of a sampler in its config, as --timestep_sampler has it."""
+    if "density" in settings:
+        return settings["density"]
+    names = {kind.__name__: name for name, kind in learning_samplers().items()}
+    return names.get(settings["_class_name"], "")
 
 
 def check_same_run(

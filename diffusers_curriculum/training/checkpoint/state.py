@@ -207,6 +207,8 @@ class TrainingState:
             file = f"{name}.safetensors"
             tensors = load_tensors(folder / file) if file in files else {}
             saved = unpack(document["parts"][name], tensors)
+            if name == "sampler":
+                saved = part.upgraded(saved)
             changes.append(partial(load_part, part, conform(saved, part.state_dict(), name), name))
         return changes
 

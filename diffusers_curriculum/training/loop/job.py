@@ -11,6 +11,7 @@ from diffusers_curriculum.training.checkpoint.record import RunRecord
 from diffusers_curriculum.training.checkpoint.same_run import (
     check_imports,
     check_same_run,
+    keep_choices,
     renewed_parts,
 )
 from diffusers_curriculum.training.checkpoint.state import TrainingState
@@ -89,6 +90,8 @@ class Job(JobParts):
         self.seed = runtime.agree_on_seed(args.seed, resumed, args.allow_config_change)
 
         # What is trained on
+        if resumed is not None:
+            keep_choices(args, resumed)
         task.choose(args, self.seed)
         self._load_data()
         facts = task.facts(self)

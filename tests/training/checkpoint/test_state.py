@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from diffusers import DDPMScheduler
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.training_utils import EMAModel
 
+from diffusers_curriculum.samplers import CurriculumTimestepSampler, LossSecondMomentTimestepSampler
 from diffusers_curriculum.training.checkpoint.checkpoints import save_checkpoint, verify_checkpoint
 from diffusers_curriculum.training.checkpoint.state import TrainingState
 from tests.training.tiny_state import Sampler, bits, make_state, train
@@ -40,6 +43,27 @@ def test_a_resumed_run_equals_one_that_never_stopped(tmp_path: Path, steps: int,
     assert bits(resumed) == bits(straight)
     assert train(resumed, steps, steps + 4) == train(straight, steps, steps + 4)
     assert bits(resumed) == bits(straight)
+
+
+def test_a_sampler_of_an_older_version_goes_on(tmp_path: Path) -> None:
+    """Whose law was learned everywhere or nowhere."""
+
+    class Older(LossSecondMomentTimestepSampler):
+        def state_dict(self) -> dict[str, Any]:
+            state = super().state_dict()
+            return state | {"state.learned": state["state.learned"].all()}
+
+    def learner(kind: type[LossSecondMomentTimestepSampler]) -> Any:
+        base = kind(DDPMScheduler(), min_observations=1, refresh_every=1)
+        return CurriculumTimestepSampler(base, clusters=2, pacing_args={"patience": 1})
+
+    before, after = make_state(0), make_state(1)
+    before.sampler, after.sampler = learner(Older), learner(LossSecondMomentTimestepSampler)
+    before.sampler.base.observe(torch.arange(1000), torch.linspace(1, 2, 1000), 0)
+    after.read(save(tmp_path, before, 0))
+    law = after.sampler.base.probabilities(1)
+    assert torch.equal(law, before.sampler.base.probabilities(1))
+    assert float(law.max() / law.min()) > 1.5
 
 
 def test_saving_changes_nothing_and_draws_nothing(tmp_path: Path) -> None:
