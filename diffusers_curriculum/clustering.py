@@ -11,6 +11,7 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from diffusers_curriculum.catalogue import Catalogue
@@ -64,6 +65,20 @@ def cluster_starts(
     if "masses" in _options(function):
         given |= {"masses": masses}
     return function(levels, clusters, **given)
+
+
+def automatic(levels: NoiseLevels, law: Tensor) -> str:
+    """The method for a base law (T,): "quantile", so that the newest cluster of stage n gets about
+    1 / n of its draws; "log_snr", as in arXiv 2403.10348, where a variance preserving schedule is
+    drawn uniformly (there it gets about that on linear betas)."""
+    uniform = torch.full_like(law, 1 / len(law))
+    even = torch.allclose(law, uniform, rtol=1e-9, atol=0)
+    return "log_snr" if levels.family == "vp" and even else "quantile"
+
+
+def automatic_before(levels: NoiseLevels) -> str:
+    """What versions before took, whatever the law."""
+    return "log_snr" if levels.family == "vp" else "quantile"
 
 
 @CLUSTERINGS.register(

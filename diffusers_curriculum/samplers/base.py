@@ -270,7 +270,7 @@ class TimestepSampler(Described):
     def from_config(cls, config: Mapping[str, Any], **overrides: Any) -> TimestepSampler:  # type: ignore[override]
         """The sampler with this config; ValueError for an unknown key, or as :meth:`kind_of`."""
         kind = cls.kind_of(config)
-        return kind(**checked_arguments(kind, config, overrides))
+        return kind(**checked_arguments(kind, kind.upgraded_config(config), overrides))
 
     @classmethod
     def kind_of(cls, config: Mapping[str, Any]) -> type[TimestepSampler]:

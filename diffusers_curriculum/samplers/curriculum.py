@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffusers_curriculum.clustering import cluster_starts
+from diffusers_curriculum.clustering import automatic, automatic_before, cluster_starts
 from diffusers_curriculum.pacing import Pacing, make_pacing
 from diffusers_curriculum.samplers.base import SAMPLERS, TimestepSampler
 from diffusers_curriculum.samplers.composition import CPU, Cells, compose, copy_on
@@ -18,6 +18,7 @@ from diffusers_curriculum.samplers.description import (
     clusters_in_words,
     describe_config,
     plain_config,
+    upgraded_config,
 )
 from diffusers_curriculum.samplers.stages import (
     Progress,
@@ -49,8 +50,10 @@ class CurriculumTimestepSampler(TimestepSampler):
         base: the sampler to restrict, or its config. Its draw, floor, importance correction and
             seed hold for the curriculum, and so do continuous draws, which fill whole open cells.
         clusters: number of clusters.
-        clustering: "auto" (log_snr for variance preserving schedules, quantile else) or a method
-            of :func:`clustering.cluster_starts`.
+        clustering: a method of :func:`clustering.cluster_starts`, or "auto": quantile, equal mass
+            under the base law, so that about 1 / n of the draws of stage n are in its newest
+            cluster; log_snr where a variance preserving schedule is drawn uniformly. (In configs
+            that versions before stored, "auto" is log_snr on all variance preserving schedules.)
         clustering_args: further arguments of it: center, min_size, boundaries.
         pacing: "patience" (the paper's), "fixed", "linear", "cosine" or "root".
         pacing_args: its parameters.
@@ -79,9 +82,8 @@ class CurriculumTimestepSampler(TimestepSampler):
     ) -> None:
         self.base = base if isinstance(base, TimestepSampler) else TimestepSampler.from_config(base)
         super().__init__(self.base.levels, **self.base.settings)
-        auto = "log_snr" if self.levels.family == "vp" else "quantile"
-        method = auto if clustering == "auto" else clustering
         law = self.base.law(0, CPU)
+        method = automatic(self.levels, law) if clustering == "auto" else clustering
         self.starts = cluster_starts(
             self.levels, clusters, method, masses=law, **(clustering_args or {})
         )
@@ -102,7 +104,8 @@ class CurriculumTimestepSampler(TimestepSampler):
         self.register_to_config(
             base=plain_config(self.base),
             clusters=clusters,
-            clustering=clustering,
+            # where versions before took another, "auto" would not say which it is
+            clustering=clustering if method == automatic_before(self.levels) else method,
             clustering_args=dict(clustering_args or {}),
             pacing=pacing,
             pacing_args=dict(pacing_args or {}),
@@ -119,6 +122,19 @@ class CurriculumTimestepSampler(TimestepSampler):
         default = {"_class_name": "DensityTimestepSampler", "density": "uniform"}
         settings = default | dict(base or {})
         return cls(TimestepSampler.from_config(settings, scheduler=scheduler), **config)
+
+    @classmethod
+    def upgraded_config(cls, config: Mapping[str, Any]) -> dict[str, Any]:
+        base = upgraded_config(config.get("base"))
+        if not isinstance(base, Mapping):
+            return dict(config)
+        found = dict(config) | {"base": base}
+        if config.get("clustering") == "auto":
+            built = TimestepSampler.from_config(base)
+            before = automatic_before(built.levels)
+            if automatic(built.levels, built.law(0, CPU)) != before:
+                found["clustering"] = before
+        return found
 
     # -- the law ---------------------------------------------------------------------------------
 

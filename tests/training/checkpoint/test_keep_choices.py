@@ -34,6 +34,37 @@ def test_a_measure_that_was_the_default() -> None:
     assert conflicts(saved, facts(args)) == []
 
 
+LAPLACE = ("--timestep_sampler", "laplace", "--curriculum", "difficulty")
+
+
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("given", [(), ("--curriculum_clustering", "auto")])
+def test_clusters_that_auto_made_before(again: bool, given: tuple[str, ...]) -> None:
+    saved = facts(parse(*LAPLACE))
+    saved["sampler"]["clustering"] = "auto"  # as it was stored
+    assert conflicts(saved, facts(parse(*LAPLACE)))
+    if again:  # the checkpoint of a run that was gone on with
+        first = parse(*LAPLACE)
+        keep_choices(first, saved)
+        saved = facts(first)
+    args = parse(*LAPLACE, *given)
+    keep_choices(args, saved)
+    assert args.curriculum_clustering == "log_snr"
+    assert conflicts(saved, facts(args)) == []
+
+
+def test_clusters_that_are_auto_still() -> None:
+    line = ("--curriculum", "difficulty")
+    args, saved = parse(*line), facts(parse(*line))
+    keep_choices(args, saved)
+    assert args.curriculum_clustering == "auto"
+    assert conflicts(saved, facts(args)) == []
+    other = parse(*line, "--curriculum_clustering", "snr")
+    keep_choices(other, saved)
+    assert other.curriculum_clustering == "snr"
+    assert conflicts(saved, facts(other))
+
+
 @pytest.mark.parametrize("curriculum", [(), ("--curriculum", "difficulty")])
 def test_what_is_given_is_never_replaced(curriculum: tuple[str, ...]) -> None:
     saved = facts(parse(*LEARNING, ARGS, "measure=log_snr", *curriculum))

@@ -227,6 +227,13 @@ def test_auto_clustering_follows_the_schedule(parse: Any, scheduler: str, method
     assert auto.starts == named.starts
 
 
+def test_auto_clustering_follows_the_law(parse: Any) -> None:
+    line = (*CURRICULUM, "--timestep_sampler", "laplace")
+    auto = build(parse(*line), "sd")
+    named = build(parse(*line, "--curriculum_clustering", "quantile"), "sd")
+    assert auto.starts == named.starts
+
+
 def test_the_curriculum_keeps_the_base_of_the_sampler_flags(parse: Any) -> None:
     sampler = build(parse(*CURRICULUM, "--timestep_sampler", "laplace", "--timestep_draw", "iid"))
     assert sampler.base.config["density"] == "laplace"
