@@ -150,7 +150,9 @@ def describe_config(config: Any) -> str:
 def upgraded_config(config: Any) -> Any:
     """A sampler's stored config as :meth:`Described.upgraded_config` of its class gives it; what is
     no config of a known class, as it is."""
-    kind = Described.kinds().get(config.get("_class_name")) if isinstance(config, Mapping) else None
+    if not isinstance(config, Mapping):
+        return config
+    kind = Described.kinds().get(config.get("_class_name", ""))
     return config if kind is None else kind.upgraded_config(config)
 
 

@@ -35,7 +35,7 @@ def _see_open(sampler: CurriculumTimestepSampler, steps: range, profile: Tensor)
 
 def _rule(base: AdaptiveTimestepSampler, profile: Tensor) -> Tensor:
     """The law that ``base`` has once it has seen the loss of every level."""
-    whole = build(_kind_of(base), bins=len(profile), **{"neighbours": 0, "min_observations": 1})
+    whole = build(_kind_of(base), bins=len(profile), neighbours=0)
     for step in range(10):
         whole.observe(torch.arange(len(profile)), profile, step)
     return whole.law(0, CPU)
@@ -100,10 +100,11 @@ def test_bins_that_a_cluster_cuts_and_neighbours_are_not_taken_for_losses_of_0(k
 
 def test_nothing_waits_for_what_an_outer_curriculum_or_a_sequence_keeps_closed() -> None:
     profile = loss_profile(1000)
+    quick: dict[str, Any] = STAGES | {"pacing_args": {"stage_steps": 1}}
     for nested in (True, False):
         base = build("second_moment", **EXACT)
         inner = (
-            CurriculumTimestepSampler(base, **STAGES | {"pacing_args": {"stage_steps": 1}})
+            CurriculumTimestepSampler(base, **quick)
             if nested
             else SequenceTimestepSampler([{"sampler": base}])
         )

@@ -208,7 +208,7 @@ class TrainingState:
             tensors = load_tensors(folder / file) if file in files else {}
             saved = unpack(document["parts"][name], tensors)
             if name == "sampler":
-                saved = part.upgraded(saved)
+                saved = self.sampler.upgraded(saved)
             changes.append(partial(load_part, part, conform(saved, part.state_dict(), name), name))
         return changes
 
