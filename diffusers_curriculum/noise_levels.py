@@ -42,6 +42,8 @@ class NoiseLevels:
         family: "vp" (alpha^2 + sigma^2 = 1), "flow" (alpha + sigma = 1) or "edm" (alpha = 1).
         sigma_data: standard deviation of the data, of schedulers with EDM's preconditioning.
         clock: how the timesteps follow from sigma; None where only those of the table are known.
+        shift: s of flow matching with sigma = s t / (1 + (s - 1) t), t = 1 / T, 2 / T, ..., 1;
+            None where that is 1, or where sigma is none of these.
     """
 
     log_snr: Tensor
@@ -53,6 +55,7 @@ class NoiseLevels:
     family: str
     sigma_data: float | None = None
     clock: Clock | None = None
+    shift: float | None = None
     _copies: dict[str, NoiseLevels] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
@@ -94,6 +97,7 @@ class NoiseLevels:
             family=family,
             sigma_data=sigma_data,
             clock=None if family == "vp" else clock_of(sigma, timesteps),
+            shift=_shift_of(alpha, sigma) if family == "flow" else None,
         )
 
     def to(self, device: torch.device | str) -> NoiseLevels:
@@ -285,3 +289,12 @@ def clock_of(sigma: Tensor, timesteps: Tensor) -> Clock | None:
         if torch.allclose(told, scale * coordinate, rtol=1e-5, atol=1e-6 * abs(scale)):
             return Clock(logarithmic, scale)
     return None
+
+
+def _shift_of(alpha: Tensor, sigma: Tensor) -> float | None:
+    """The shift of a flow-matching table, if it has one."""
+    t = torch.arange(1, len(sigma), dtype=torch.float64) / len(sigma)
+    shifts = (sigma / alpha)[:-1] * (1 - t) / t
+    shift = float(f"{float(shifts[len(shifts) // 2]):.6g}")  # free of float32's rounding
+    same = torch.allclose(shifts, torch.full_like(shifts, shift), rtol=0.01)
+    return shift if same and shift != 1 else None

@@ -60,6 +60,14 @@ def portable_parameters(name: str, parameters: Mapping[str, Any]) -> dict[str, A
     return DENSITIES.look_up(name).portable(plain)
 
 
+def on_clock(name: str, parameters: Mapping[str, Any], shift: float | None) -> dict[str, Any]:
+    """``parameters`` of the density ``name`` on a schedule of flow matching with this shift, if it
+    has one: a law of the noise fraction is one of the model's own clock, which moves it unless it
+    names a shift; ValueError for an unknown name."""
+    kind = DENSITIES.look_up(name)
+    return dict(parameters) if shift is None else kind.on_clock(dict(parameters), shift)
+
+
 @dataclass(frozen=True)
 class Density:
     """A probability density over log-SNR; every method maps float64 tensors of any shape. A
@@ -78,6 +86,11 @@ class Density:
     @classmethod
     def portable(cls, parameters: dict[str, Any]) -> dict[str, Any]:
         """See :func:`portable_parameters`; for a law that reads files."""
+        return parameters
+
+    @classmethod
+    def on_clock(cls, parameters: dict[str, Any], shift: float) -> dict[str, Any]:
+        """See :func:`on_clock`; for a law of the noise fraction."""
         return parameters
 
     @property

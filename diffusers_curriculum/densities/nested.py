@@ -18,6 +18,7 @@ from diffusers_curriculum.densities.base import (
     Density,
     ScheduleDensity,
     make_density,
+    on_clock,
     portable_parameters,
     register,
 )
@@ -97,6 +98,17 @@ class Mixture(WeightedMean, ScheduleDensity):
             for name, weight, rest in each
         ]
         return {"components": components}
+
+    @classmethod
+    def on_clock(cls, parameters: dict[str, Any], shift: float) -> dict[str, Any]:
+        if not isinstance(given := parameters.get("components"), list | tuple):
+            return parameters
+        each = [_component(i, component) for i, component in enumerate(given)]
+        components = [
+            {"density": name, "weight": weight, "density_args": on_clock(name, rest, shift)}
+            for name, weight, rest in each
+        ]
+        return parameters | {"components": components}
 
     @cached_property
     def _parts(self) -> list[tuple[float, Density]]:
@@ -203,6 +215,14 @@ class Truncated(Nested):
             raise ValueError(f"{self} keeps nothing: the lower limit must be below the upper one.")
         if not self._share > 0:
             raise ValueError(f"{self} has no mass between log-SNR {low:g} and {high:g}.")
+
+    @classmethod
+    def on_clock(cls, parameters: dict[str, Any], shift: float) -> dict[str, Any]:
+        nested = cls._sorted(parameters)
+        if "density" not in nested:
+            return parameters
+        inner = on_clock(nested["density"], nested["density_args"], shift)
+        return nested | {"density_args": inner}
 
     @property
     def support(self) -> tuple[float, float]:

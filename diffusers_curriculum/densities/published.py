@@ -2,13 +2,14 @@
 
 t is 0 at clean images, so that l = 2 ln((1 - t) / t); sigma is that of alpha = 1, l = -2 ln sigma.
 A shift s of flow matching makes t s t / (1 + (s - 1) t), in log-SNR l - 2 ln s, for every law and
-every family of schedules.
+every family of schedules; by default it is that of the schedule.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from diffusers_curriculum.densities.laws import Cosine, LogisticShape, NormalSha
 # Two points of (image tokens, mu), mu = ln s; a line through them is not clamped.
 Line = tuple[tuple[float, float], tuple[float, float]]
 FLUX_LINE: Line = (256, 0.5), (4096, 1.15)
+_SHIFTS = ("shift", "tokens", "pixels")  # what may say the shift
 _SD3 = "arXiv 2403.03206, section 3.1"
 _MODE_LIMIT = 2 / (math.pi - 2)
 _MODE_FORMULA = "t = 1 - u - scale (cos^2(pi u / 2) - 1 + u), u uniform; l = 2 ln((1 - t) / t)"
@@ -51,9 +53,9 @@ def _log_shift(tokens: float, line: Line = FLUX_LINE) -> float:
 class Shifted(SymmetricDensity):
     """A law of the unshifted noise fraction, moved to l - 2 ln s.
 
-    At most one of ``shift``, ``tokens`` and ``pixels`` with ``base_pixels`` says what s is; without
-    them it is 1. A schedule that is shifted itself does not move the law: pass its shift here to
-    sample as its authors do.
+    At most one of ``shift``, ``tokens`` and ``pixels`` with ``base_pixels`` says what s is. Without
+    them a sampler takes the shift of its schedule, if it has one: the law is one of the model's own
+    clock, and moves with it as the draws of diffusers' training scripts do.
 
     Raises:
         ValueError: more than one of them, or pixels without base_pixels.
@@ -66,8 +68,7 @@ class Shifted(SymmetricDensity):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        names = ("shift", "tokens", "pixels")
-        given = [f"{name}={getattr(self, name)!r}" for name in names if getattr(self, name)]
+        given = [f"{name}={getattr(self, name)!r}" for name in _SHIFTS if getattr(self, name)]
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} each say what the shift is: give one of them.")
         if (self.pixels is None) != (self.base_pixels is None):
@@ -75,6 +76,11 @@ class Shifted(SymmetricDensity):
                 f"pixels={self.pixels!r} and base_pixels={self.base_pixels!r} go together: the "
                 "shift is sqrt(pixels / base_pixels)."
             )
+
+    @classmethod
+    def on_clock(cls, parameters: dict[str, Any], shift: float) -> dict[str, Any]:
+        told = any(parameters.get(name) is not None for name in (*_SHIFTS, "base_pixels"))
+        return parameters if told else parameters | {"shift": shift}
 
     @property
     def log_shift(self) -> float:
@@ -94,7 +100,8 @@ class Shifted(SymmetricDensity):
     source=_SD3,
     families="flow",
     note="mean > 0 favours noise, as in the paper. diffusers' function for SD3's training counts "
-    "from the noisy end: its logit_mean has the opposite sign.",
+    "from the noisy end: its logit_mean has the opposite sign. The shift is that of the schedule, "
+    "unless one is given.",
 )
 @dataclass(frozen=True)
 class LogitNormal(Shifted, NormalShape):

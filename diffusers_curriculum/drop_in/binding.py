@@ -13,7 +13,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, training_utils
 from torch import Tensor
 
 from diffusers_curriculum.checks import inside
-from diffusers_curriculum.densities import make_density
+from diffusers_curriculum.densities import make_density, on_clock
 from diffusers_curriculum.drop_in.names import (
     Scheme,
     compute_loss_weighting_for_sd3,
@@ -129,7 +129,8 @@ class ForScheduler:
         key = _json([found.name, share, density_args])
         if key not in self._cdfs:
             edges = self.levels.edges
-            masses = make_density(found.name, edges, **density_args).masses(edges)
+            parameters = on_clock(found.name, density_args, self.levels.shift)
+            masses = make_density(found.name, edges, **parameters).masses(edges)
             if not float(masses.sum()) > 0:
                 raise ValueError(
                     f"density {found.name!r} with {density_args} has no mass on this schedule."
@@ -222,6 +223,7 @@ def _reversed(levels: NoiseLevels) -> NoiseLevels:
         sigma=levels.alpha.flip(0),
         timesteps=levels.timesteps.flip(0),
         edges=-levels.edges.flip(0),
+        shift=None if levels.shift is None else 1 / levels.shift,
         _copies={},
     )
 

@@ -21,7 +21,7 @@ from diffusers_curriculum.checks import (
 from diffusers_curriculum.noise_levels import NoiseLevels, to_device
 from diffusers_curriculum.samplers.base import TimestepSampler
 from diffusers_curriculum.samplers.composition import CPU, copy_on, tables
-from diffusers_curriculum.samplers.density import DensityTimestepSampler
+from diffusers_curriculum.samplers.density import DensityTimestepSampler, upgraded_law
 from diffusers_curriculum.samplers.description import build_scheduler, plain_config
 from diffusers_curriculum.samplers.states import check_fits, upgraded_averages
 from diffusers_curriculum.samplers.statistics import BINNINGS, BinnedMeans, Statistics
@@ -62,13 +62,11 @@ class AdaptiveTimestepSampler(TimestepSampler):
         min_observations: of every bin, before the first learned law.
         ema: what remains of old observations at each refresh, in [0, 1).
         neighbours: bins on each side over which the averages are smoothed.
-        warm_up_density, warm_up_density_args: law of the warm-up, as in
-            :class:`DensityTimestepSampler`.
+        warm_up_density, warm_up_density_args: law of the warm-up, as of a density sampler.
         prediction_type: what the network predicts; default the scheduler's own.
         loss_weighting, loss_weighting_args: W, the weighting that the loss is trained with, as in
             :func:`weighting.loss_weights`; it enters the law, not the loss.
-        draw, floor, importance_correction, seed, continuous: see :class:`TimestepSampler`; there
-            must be a floor, or a level whose loss was once 0 would never be drawn again.
+        draw, floor (above 0), importance_correction, seed, continuous: as of every sampler.
         outer_edges: see :meth:`NoiseLevels.from_scheduler`.
 
     Raises:
@@ -125,9 +123,9 @@ class AdaptiveTimestepSampler(TimestepSampler):
         settings["warm_up_density_args"] = dict(warm_up.config["density_args"])
         settings["loss_weighting_args"] = dict(self.loss_weighting_args or {})
         self.register_to_config(scheduler=plain_config(scheduler), **settings)
-        constants = {"warm_up": warm_up.law(0, CPU), "scale": self._scale(), **self._rule_tables()}
+        own = {"warm_up": warm_up.law(0, CPU), "scale": self._scale()} | self._rule_tables()
         self._statistics = self._build_statistics()
-        self._copies = {CPU: (self._statistics, constants)}
+        self._copies = {CPU: (self._statistics, own)}
         self._state = self._statistics.initial_state() | {
             "profile": torch.zeros(len(levels), dtype=torch.float64),
             "learned": torch.zeros(len(self._statistics.starts), dtype=torch.bool),
@@ -141,6 +139,10 @@ class AdaptiveTimestepSampler(TimestepSampler):
         """The sampler for a loop that passes losses to :meth:`observe` and nothing else."""
         return cls(scheduler, **config)
 
+    @classmethod
+    def upgraded_config(cls, config: Mapping[str, Any]) -> dict[str, Any]:
+        return upgraded_law(config, "warm_up_density", "warm_up_density_args")
+
     def _resolve_defaults(self, levels: int) -> None:
         """Put numbers in place of the arguments that are None by default."""
         if self.bins is None:
@@ -150,8 +152,8 @@ class AdaptiveTimestepSampler(TimestepSampler):
         whole("bins", self.bins, 1, len(levels))
         if self.floor == 0:
             raise ValueError(
-                "floor=0.0 must be greater than 0 for a law that learns: a level whose loss was "
-                "once 0 would never be drawn again; 0.1 is the usual choice."
+                f"floor={self.floor!r} must be greater than 0 for a law that learns: a level whose "
+                "loss was once 0 would never be drawn again; 0.1 is the usual choice."
             )
         one_of("prediction_type", levels.prediction_type, TARGETS)
 
@@ -239,12 +241,10 @@ class AdaptiveTimestepSampler(TimestepSampler):
             )
         if self._state["profile"].device != losses.device:
             self._state = to_device(self._state, losses.device)
-        state = self._state
-        statistics, constants = self._present()
+        state, (statistics, constants) = self._state, self._present()
         scaled = losses.detach().to(state["profile"].dtype) * constants["scale"][indices]
         values = self._observed(scaled)
-        finite = values.nan_to_num(0.0, 0.0, 0.0), values.isfinite()
-        statistics.add(state, indices, *finite)
+        statistics.add(state, indices, values.nan_to_num(0.0, 0.0, 0.0), values.isfinite())
 
     def _end_step(self, step: int) -> None:
         # windows are counted, so that a step that was not observed does not cost a refresh

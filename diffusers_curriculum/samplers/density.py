@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from diffusers_curriculum.densities import make_density, portable_parameters
+from diffusers_curriculum.densities import DENSITIES, make_density, on_clock, portable_parameters
 from diffusers_curriculum.noise_levels import NoiseLevels, to_device
 from diffusers_curriculum.samplers.base import SAMPLERS, TimestepSampler
 from diffusers_curriculum.samplers.composition import CPU, Cells
@@ -30,7 +31,8 @@ class DensityTimestepSampler(TimestepSampler):
     Args:
         scheduler: a diffusers scheduler, or its config with its ``_class_name``.
         density: a name of ``densities.DENSITIES``; "uniform" is uniform over timesteps.
-        density_args: its parameters, in log-SNR.
+        density_args: its parameters, in log-SNR. Laws of the noise fraction (``logit_normal``, ...)
+            move with the shift of the schedule unless they name one; the config then does.
         draw, floor, importance_correction, seed, continuous: see :class:`TimestepSampler`. Laws
             that decay fast hardly ever train the ends of the schedule, where inference starts:
             hence the default floor.
@@ -64,7 +66,8 @@ class DensityTimestepSampler(TimestepSampler):
             seed=seed,
             continuous=continuous,
         )
-        self.density = make_density(density, levels.edges, **(density_args or {}))
+        parameters = on_clock(density, density_args or {}, levels.shift)
+        self.density = make_density(density, levels.edges, **parameters)
         masses = self.density.masses(levels.edges)
         if not float(masses.sum()) > 0:
             raise ValueError(f"density {self.density} has no mass on this schedule: move it.")
@@ -85,7 +88,7 @@ class DensityTimestepSampler(TimestepSampler):
         self.register_to_config(
             scheduler=plain_config(scheduler),
             density=density,
-            density_args=portable_parameters(density, density_args or {}),
+            density_args=portable_parameters(density, parameters),
             draw=draw,
             floor=floor,
             importance_correction=importance_correction,
@@ -94,8 +97,23 @@ class DensityTimestepSampler(TimestepSampler):
             continuous=continuous,
         )
 
+    @classmethod
+    def upgraded_config(cls, config: Mapping[str, Any]) -> dict[str, Any]:
+        return upgraded_law(config, "density", "density_args")
+
     def law(self, step: int, device: torch.device) -> Tensor:
         return to_device(self._law, device)
+
+
+def upgraded_law(config: Mapping[str, Any], name: str, args: str) -> dict[str, Any]:
+    """A stored config whose law, under the key ``name``, names the shift that it has: once a law of
+    the noise fraction did not move with its schedule."""
+    scheduler, law = config.get("scheduler"), config.get(name, "")
+    if not isinstance(scheduler, Mapping) or law not in DENSITIES:
+        return dict(config)
+    if NoiseLevels.from_scheduler(build_scheduler(scheduler)).shift is None:
+        return dict(config)
+    return dict(config) | {args: on_clock(law, config.get(args) or {}, 1.0)}
 
 
 def _warn_of_untrained_ends(density: Any, levels: NoiseLevels) -> None:

@@ -136,7 +136,7 @@ def test_a_positive_mean_favours_noise_and_diffusers_counts_the_other_way() -> N
     ("name", "noisier", "cleaner"),
     [
         ("logit_normal", {"mean": 1.0}, {"mean": -1.0}),
-        ("logit_normal", {"shift": 3.0}, {}),
+        ("logit_normal", {"shift": 3.0}, {"shift": 1.0}),
         ("flow_uniform", {"tokens": 4096}, {}),
         ("edm", {"p_mean": 0.0}, {"p_mean": -1.2}),
         ("logistic", {"mu": -1.0}, {"mu": 1.0}),

@@ -28,6 +28,7 @@ PACING_ARGS: dict[str, dict[str, Any]] = {
     "cosine": {"total_steps": 40},
     "root": {"total_steps": 40},
 }
+_OF_THE_CLOCK = ("logit_normal", "mode", "cosmap")  # they move with a shift of the schedule
 SMOOTH = {"patience": 2, "smoothing": 0.6, "min_delta": 0.001, "max_stage_steps": 9}
 LATE = {"stage_steps": 25}
 # so that the samplers that learn a law do so within the steps above
@@ -80,6 +81,7 @@ def _compositions() -> dict[str, Case]:
         "curriculum/of a curriculum": Case(
             lambda: _curriculum(_paced("fixed"), clusters=2, pacing="fixed", pacing_args=LATE)
         ),
+        **{f"shifted/{name}": Case(lambda name=name: _shifted(name)) for name in _OF_THE_CLOCK},
         "curriculum/flow": Case(lambda: _curriculum(_base(SCHEDULERS["flow"]()))),
     }
 
@@ -104,6 +106,10 @@ def losses(indices: Tensor, step: int) -> Tensor:
 
 def _base(scheduler: Any = None, **settings: Any) -> DensityTimestepSampler:
     return DensityTimestepSampler(scheduler or SCHEDULERS["sd"](), **settings, seed=SEED)
+
+
+def _shifted(density: str) -> DensityTimestepSampler:
+    return _base(SCHEDULERS["flow_shift_3"](), density=density)
 
 
 def _paced(name: str) -> CurriculumTimestepSampler:

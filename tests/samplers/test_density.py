@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from diffusers_curriculum import DensityTimestepSampler, TimestepSampler
-from diffusers_curriculum.densities import DENSITIES, make_density
+from diffusers_curriculum.densities import DENSITIES, make_density, on_clock
 from diffusers_curriculum.randomness import DRAWS
 from tests.floors_fixtures import SCHEDULERS, SD, levels_of
 from tests.samplers.draws import parts
@@ -36,9 +36,8 @@ def test_the_mass_is_the_law_over_cells_with_a_floor(
 ) -> None:
     levels = levels_of(schedule)
     sampler = _sampler(schedule, density, floor=floor)
-    cells = make_density(density, levels.edges, **DENSITIES.entry(density).example).masses(
-        levels.edges
-    )
+    parameters = on_clock(density, DENSITIES.entry(density).example, levels.shift)
+    cells = make_density(density, levels.edges, **parameters).masses(levels.edges)
     expected = (1 - floor) * cells / cells.sum() + floor / len(levels)
     torch.testing.assert_close(sampler.probabilities(), expected, atol=1e-16, rtol=1e-12)
     assert float(sampler.probabilities().sum()) == pytest.approx(1, abs=1e-12)

@@ -14,6 +14,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from diffusers_curriculum.densities import on_clock, portable_parameters
 from diffusers_curriculum.samplers import learning_samplers
 from diffusers_curriculum.samplers.description import plain_config, upgraded_config
 from diffusers_curriculum.training.arguments.command_line import Arguments
@@ -46,7 +47,6 @@ _RENEWED = {
     "ema.power_ema": (POWER_EMA,),
 }
 _AUTO = ("log_snr", "quantile")  # what --curriculum_clustering auto is, or was
-_CHANGED_DEFAULTS = ("measure",)  # arguments of samplers
 _OF_FLAGS = ("objective", "images", "optimizer")  # settings that the flags tell
 _TEXTS = {
     "global_batch": "--train_batch_size x --gradient_accumulation_steps x processes",
@@ -180,15 +180,33 @@ def keep_choices(args: Arguments, saved: Mapping[str, Any]) -> None:
     base = settings
     while "base" in base:
         base = base["base"]
-    told, chosen = args.timestep_sampler_args, base.get("density_args", base)
     if _law_of(base) == args.timestep_sampler:
-        args.timestep_sampler_args = {**told, **_left_open(told, chosen)}
-        _log_choices(_left_open(told, chosen))
+        left_open = _left_open(args.timestep_sampler_args, base)
+        args.timestep_sampler_args = {**args.timestep_sampler_args, **left_open}
+        _log_choices(left_open)
 
 
-def _left_open(told: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """What was chosen by a default that has changed, and is not told."""
-    return {name: chosen[name] for name in _CHANGED_DEFAULTS if name in chosen.keys() - told.keys()}
+def _left_open(told: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
+    """What the settings ``base`` have by a default that has changed, and is not told."""
+    if "density" in base:
+        return _unmoved(base["density"], told, base["density_args"])
+    measure = {"measure": base["measure"]} if "measure" in base.keys() - told.keys() else {}
+    law, args = told.get("warm_up_density", "uniform"), told.get("warm_up_density_args") or {}
+    moved = _unmoved(law, args, base["warm_up_density_args"])
+    return measure | ({"warm_up_density_args": {**args, **moved}} if moved else {})
+
+
+def _unmoved(law: str, told: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """What of ``chosen`` says that the law does not move with its schedule, as laws did not, if the
+    rest of it is told."""
+    try:
+        plain = portable_parameters(law, told)
+        unmoved = on_clock(law, plain, 1.0)
+    except (KeyError, ValueError):  # the sampler will say what is wrong
+        return {}
+    if unmoved != chosen:
+        return {}
+    return {name: value for name, value in chosen.items() if plain.get(name) != value}
 
 
 def _log_choices(choices: Mapping[str, Any]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
 from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.checkpoint.same_run import conflicts, keep_choices, level_facts
@@ -63,6 +63,62 @@ def test_clusters_that_are_auto_still() -> None:
     keep_choices(other, saved)
     assert other.curriculum_clustering == "snr"
     assert conflicts(saved, facts(other))
+
+
+SHIFTED = FlowMatchEulerDiscreteScheduler(shift=3.0)
+MIXED = 'components=[{"density": "mode", "scale": 0.5}, {"density": "laplace"}]'
+WARM = ("warm_up_density=mode", 'warm_up_density_args={"scale": 0.5}')
+
+
+def _without_shifts(value: Any) -> Any:
+    """As older versions stored it."""
+    if isinstance(value, list):
+        return [_without_shifts(item) for item in value]
+    if isinstance(value, dict):
+        kept = {k: _without_shifts(v) for k, v in value.items() if k != "shift"}
+        return kept | (
+            {"shift": value["shift"]} if "_class_name" in value and "shift" in value else {}
+        )
+    return value
+
+
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize(
+    "line",
+    [
+        ("logit_normal",),
+        ("logit_normal", ARGS, "mean=0.5", "std=1.2"),
+        ("mixture", ARGS, MIXED),
+        ("loss_second_moment", ARGS, *WARM),
+    ],
+)
+def test_a_law_that_did_not_move_with_its_schedule(line: tuple[str, ...], again: bool) -> None:
+    def told() -> Arguments:
+        return parse("--timestep_sampler", *line)
+
+    fresh = facts(told(), SHIFTED)
+    saved = fresh | {"sampler": _without_shifts(fresh["sampler"])}
+    assert conflicts(saved, fresh)
+    if again:
+        first = told()
+        keep_choices(first, saved)
+        saved = facts(first, SHIFTED)
+    args = told()
+    keep_choices(args, saved)
+    assert conflicts(saved, facts(args, SHIFTED)) == []
+
+
+def test_a_law_with_other_arguments_keeps_nothing() -> None:
+    saved = facts(parse("--timestep_sampler", "logit_normal", ARGS, "mean=1", "shift=1"), SHIFTED)
+    for told in ({}, {"mean": 2}, {"mean": 1, "tokens": 1024}):
+        words = [f"{name}={value}" for name, value in told.items()]
+        args = parse("--timestep_sampler", "logit_normal", *([ARGS, *words] if words else []))
+        keep_choices(args, saved)
+        assert args.timestep_sampler_args == told
+        assert conflicts(saved, facts(args, SHIFTED))
+    wrong = parse("--timestep_sampler", "mixture")
+    keep_choices(wrong, {"sampler": {"density": "mixture", "density_args": {}}})
+    assert wrong.timestep_sampler_args == {}
 
 
 @pytest.mark.parametrize("curriculum", [(), ("--curriculum", "difficulty")])
