@@ -66,7 +66,7 @@ class AdaptiveTimestepSampler(TimestepSampler):
         prediction_type: what the network predicts; default the scheduler's own.
         loss_weighting, loss_weighting_args: W, the weighting that the loss is trained with, as in
             :func:`weighting.loss_weights`; it enters the law, not the loss.
-        draw, floor (above 0), importance_correction, seed, continuous: as of every sampler.
+        draw, floor, importance_correction, seed, continuous: as of every sampler; floor above 0.
         outer_edges: see :meth:`NoiseLevels.from_scheduler`.
 
     Raises:

@@ -71,5 +71,6 @@ def test_facts_are_those_of_the_record(
         _script(script, monkeypatch).main(argv)
     expected = told_today(recorded["facts"])
     assert told[0] == expected
-    if expected == recorded["facts"]:
+    if expected.get("sampler") == recorded["facts"].get("sampler"):
+        del told[0]["imports"]
         assert hash_config(told[0]) == recorded["sha256"]
