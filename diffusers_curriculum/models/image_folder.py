@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import torch
 from PIL import Image
 
-IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
+from diffusers_curriculum.models.image_files import list_folder, warn_of_left_out
 
 
 class TinyModelError(ValueError):
@@ -27,13 +28,15 @@ def read_images(
     folder = Path(images_dir)
     if not folder.is_dir():
         raise TinyModelError(f"{str(folder)!r} is not a folder: give an image folder")
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-    if not files:
-        kinds = ", ".join(IMAGE_SUFFIXES)
-        raise TinyModelError(f"{str(folder)!r} holds no images: put some in it ({kinds})")
+    found = list_folder(folder)
+    warn_of_left_out(str(folder), found, found.images)
+    if not found.images:
+        raise TinyModelError(f"{str(folder)!r} holds no images: put some in it")
+    files = sorted(map(Path, found.images))
     captions = _read_captions(folder / "metadata.jsonl")
     images = torch.stack([_read_image(path, resolution) for path in files])
-    return images, [captions.get(path.relative_to(folder).as_posix(), "") for path in files]
+    root = Path(os.path.abspath(folder))
+    return images, [captions.get(path.relative_to(root).as_posix(), "") for path in files]
 
 
 def _read_captions(path: Path) -> dict[str, str]:

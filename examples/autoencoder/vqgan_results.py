@@ -20,8 +20,9 @@ from diffusers_curriculum.models.saving import share_weights
 from diffusers_curriculum.models.vector_quantiser import codebook_usage
 from diffusers_curriculum.models.vit_vq import ViTVQModel
 from diffusers_curriculum.training.arguments.command_line import Arguments
+from diffusers_curriculum.training.data.checks import decoded
 from diffusers_curriculum.training.data.plan import BatchPlan
-from diffusers_curriculum.training.data.transforms import ImageTransform, decode_image
+from diffusers_curriculum.training.data.transforms import ImageTransform
 from diffusers_curriculum.training.storage.files import write_atomically
 
 if TYPE_CHECKING:
@@ -170,8 +171,9 @@ class Results:
     def _batches(self, rows: Dataset, order: Sequence[int], size: int = 0) -> Iterator[Tensor]:
         size = size or int(self.args.train_batch_size)
         for start in range(0, len(order), size):
-            cells = rows[list(order[start : start + size])][self.args.image_column]
-            yield torch.stack([self.transform(decode_image(cell), 0, 0, 1) for cell in cells])
+            numbers = list(order[start : start + size])
+            cells = zip(rows[numbers][self.args.image_column], numbers, strict=True)
+            yield torch.stack([self.transform(decoded(*cell), 0, 0, 1) for cell in cells])
 
     @torch.no_grad()
     def _picture(self, model: ViTVQModel, images: Tensor) -> None:

@@ -61,8 +61,8 @@ _FRESH = Need(
 def _check_data(args: Arguments) -> None:
     environment.check_data(args, "a folder of images")
     folder = args.validation_data_dir
-    if folder is not None and not Path(folder).is_dir():
-        raise UsageError(f"--validation_data_dir is {folder}: it is not a folder.")
+    if folder is not None:
+        environment.check_image_folder("--validation_data_dir", folder, "a folder of images")
 
 
 def _check_losses(args: Arguments) -> None:
@@ -179,7 +179,7 @@ _FAMILIAR = (
     OUTPUT,
     CHECKPOINTS,
 )
-_OURS = "bad_samples bad_samples_limit allow_config_change"
+_OURS = "train_split bad_samples bad_samples_limit allow_config_change"
 SETTINGS = ("seed", "global_batch", "dataset", "model", "objective", "images", "optimizer")
 SETTINGS += ("imports",)
 
@@ -278,12 +278,17 @@ class VQGAN(Task):
 
         self.held_out = None
         if args.validation_data_dir is not None:
-            held_out = args.validation_data_dir
-            self.held_out = load_images(train_data_dir=held_out, cache_dir=args.cache_dir)
+            held_out = load_images(
+                train_data_dir=args.validation_data_dir,
+                cache_dir=args.cache_dir,
+                folder_flag="--validation_data_dir",
+            )
+            self.held_out = held_out.rename_columns({"image": args.image_column})
         return load_images(
             args.dataset_name,
             args.dataset_config_name,
             args.train_data_dir,
+            split=args.train_split,
             cache_dir=args.cache_dir,
             image_column=args.image_column,
             max_train_samples=args.max_train_samples,

@@ -333,7 +333,7 @@ def test_training_goes_on_from_a_saved_model(
             "is 9, .*without an --adversarial",
         ),
         (["--validation_steps", "3"], "is 3, .*without --validation_data"),
-        (["--validation_data_dir", "/nowhere"], "/nowhere: it is not a folder"),
+        (["--validation_data_dir", "/nowhere"], "/nowhere: there is no such folder"),
         (["--lr_scheduler", "sinus"], "--lr_scheduler is 'sinus'"),
         (["--report_to", "pigeon"], "--report_to is 'pigeon'"),
         (["--resume_from_checkpoint", "checkpoint-9"], "there is no folder"),

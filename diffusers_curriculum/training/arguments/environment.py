@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from diffusers_curriculum.models.image_files import has_files
 from diffusers_curriculum.training.errors import HubError, UsageError
 
 # Tracker name of accelerate -> packages, any of which provides it; most are called alike.
@@ -42,16 +43,21 @@ def check_data(args: Any, wanted: str) -> None:
             "neither --dataset_name nor --train_data_dir is given: name a data set on the Hub, or "
             f"{wanted}."
         )
+    check_folder(args, "dataset_name", "a data set")
     # Together with --dataset_name the folder lies inside that data set, not on this machine.
-    if args.train_data_dir is None or args.dataset_name is not None:
-        return
-    folder, problem = Path(args.train_data_dir), None
+    if args.train_data_dir is not None and args.dataset_name is None:
+        check_image_folder("--train_data_dir", args.train_data_dir, wanted)
+
+
+def check_image_folder(flag: str, name: str, wanted: str) -> None:
+    """Refuse a folder of images, the one ``wanted``, that is not there, or empty."""
+    folder, problem = Path(name), None
     if not folder.is_dir():
         problem = "it is a file" if folder.exists() else "there is no such folder"
-    elif not any(path.is_file() for path in folder.rglob("*")):
+    elif not has_files(folder):
         problem = "the folder is empty"
     if problem:
-        raise UsageError(f"--train_data_dir is {folder}: {problem}. Give {wanted}.")
+        raise UsageError(f"{flag} is {folder}: {problem}. Give {wanted}.")
 
 
 def check_output(args: Any) -> None:

@@ -71,6 +71,11 @@ SOURCE = Family.of(
             needs=(_OF_A_DATA_SET,),
         ),
         place("train_data_dir", help="folder of images, in the imagefolder format of datasets"),
+        tracked(
+            "train_split",
+            str,
+            help="split of the data to train on (default: train; all of a --train_data_dir)",
+        ),
         tracked("image_column", str, "image", "column with the images"),
         count("max_train_samples", help="train on that many samples only, chosen by the seed"),
         setting="dataset",
@@ -217,7 +222,7 @@ FAMILIES = (LOADING, RUN, OPTIMIZER, EMA, PRECISION, OUTPUT, CHECKPOINTS, LOOP)
 OF_IMAGES = (IMAGES, LOADING, SAMPLES)
 OF_MACHINE = (PRECISION, KERNELS, OUTPUT, HUB)
 _OURS = {flag.name for flag in SAMPLES.flags}
-_OURS |= {"ema_decay", "ema_interval", "license", "allow_config_change"}
+_OURS |= {"train_split", "ema_decay", "ema_interval", "license", "allow_config_change"}
 
 
 def official(families: Sequence[Family]) -> str:

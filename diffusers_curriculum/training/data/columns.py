@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from pathlib import Path
+import os
+import textwrap
 from typing import Any
 
 from datasets import ClassLabel, Dataset, Features, Image, LargeList, List, Value
 
+from diffusers_curriculum.models.image_files import METADATA_NAMES, list_folder, shown
 from diffusers_curriculum.training.errors import UsageError
 
 logger = logging.getLogger(__name__)
 
-_METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+_CHUNK = 1000  # captions that are split into tokens at once
 _TEXT = ("string", "large_string")
 _METADATA_LIKE = (".jsonl", ".csv", ".parquet", ".json", ".txt", ".tsv")
 
@@ -62,6 +63,36 @@ def check_label_column(features: Features, label_column: str, folder: str | None
         )
 
 
+def warn_of_long_captions(rows: Dataset, column: str, tokenizer: Any) -> None:
+    """Log how many captions are cut, as they have more tokens than the text encoder takes."""
+    captions, limit = rows.select_columns([column]), tokenizer.model_max_length
+    most = limit - tokenizer.num_special_tokens_to_add()
+    cut: list[tuple[int, int, str]] = []
+    for first in range(0, len(captions), _CHUNK):
+        cells = captions[first : first + _CHUNK][column]
+        texts = ((first + i, text) for i, cell in enumerate(cells) for text in _phrasings(cell))
+        # a token is one byte at least: short captions need not be split
+        long = [(row, text) for row, text in texts if len(text.encode()) > most]
+        ids = tokenizer([text for _, text in long], verbose=False).input_ids if long else []
+        cut += [(row, len(n), t) for (row, t), n in zip(long, ids, strict=True) if len(n) > limit]
+    if cut:
+        row, tokens, text = max(cut, key=lambda entry: entry[1])
+        logger.warning(
+            "%d of %d samples have a caption of more than the %d tokens that the text encoder "
+            "takes, and its end is cut off; the longest is that of row %d, with %d: %r",
+            len({row for row, *_ in cut}),
+            len(captions),
+            limit,
+            row,
+            tokens,
+            textwrap.shorten(text, 200),
+        )
+
+
+def _phrasings(caption: Any) -> list[str]:
+    return [caption] if isinstance(caption, str) else list(caption)
+
+
 def _check_there(features: Features, flag: str, column: str, hint: str = "") -> None:
     if column not in features:
         raise UsageError(
@@ -83,11 +114,11 @@ def _may_hold_text(kind: Any) -> bool:
 
 def _caption_hint(folder: str, column: str) -> str:
     """Return the remedy for an image folder without captions, naming the look-alikes it holds."""
-    root = Path(folder)
-    files = [p for p in root.rglob("*") if p.suffix.lower() in _METADATA_LIKE]
-    if any(p.name in _METADATA_NAMES for p in files):
+    others = list_folder(folder).others
+    files = [path for path in others if path.lower().endswith(_METADATA_LIKE)]
+    if any(os.path.basename(path) in METADATA_NAMES for path in files):
         return ""
-    found = ", ".join(sorted(repr(str(p.relative_to(root))) for p in files)[:5])
+    found = shown(folder, files)
     return (
         f"The image folder {folder!r} has no metadata.jsonl or metadata.csv: it is missing or its "
         f"name is misspelt (text files found: {found or 'none'}). Put one beside the images with "
@@ -107,17 +138,3 @@ def class_value(value: Any, column: str) -> int | str | None:
             f"--label_column {column!r} holds {value}: classes are whole numbers or words."
         )
     return int(value)
-
-
-def warn_of_unlisted_images(dataset: Dataset, folder: str, image_suffixes: Sequence[str]) -> None:
-    """Log a warning where a folder holds more image files than its metadata names, as `datasets`
-    leaves those out without a word."""
-    suffixes = set(image_suffixes)
-    present = sum(p.suffix.lower() in suffixes and p.is_file() for p in Path(folder).rglob("*"))
-    if present > len(dataset):
-        logger.warning(
-            "%d of the %d image files in %r have no entry in its metadata and are left out.",
-            present - len(dataset),
-            present,
-            folder,
-        )

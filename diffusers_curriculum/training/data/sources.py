@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import glob
 import os
-from typing import Any
+from typing import Any, NamedTuple
 
 from datasets import ClassLabel, Dataset, DatasetDict, Image, load_dataset, load_from_disk
-from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
 from diffusers_curriculum.training.data.checks import describe
 from diffusers_curriculum.training.data.columns import (
@@ -15,7 +13,13 @@ from diffusers_curriculum.training.data.columns import (
     check_image_column,
     check_label_column,
     class_value,
-    warn_of_unlisted_images,
+)
+from diffusers_curriculum.training.data.folders import (
+    Source,
+    is_image_folder,
+    no_such_split,
+    read_folder,
+    warn_of_unread_files,
 )
 from diffusers_curriculum.training.errors import UsageError
 
@@ -27,22 +31,29 @@ def load_images(
     dataset_config_name: str | None = None,
     train_data_dir: str | None = None,
     *,
+    split: str | None = None,
     cache_dir: str | None = None,
     image_column: str = "image",
     caption_column: str | None = None,
     label_column: str | None = None,
     max_train_samples: int | None = None,
     seed: int = 0,
+    folder_flag: str = "--train_data_dir",
 ) -> Dataset:
     """Load the training split from the Hub, a local path or an image folder, images undecoded.
+
+    A local folder is read with all folders that links in it lead to; what is left out is logged.
 
     Args:
         dataset_name: as `datasets.load_dataset` takes it, or a folder of `save_to_disk`; None reads
             `train_data_dir` as an image folder with a metadata.jsonl or metadata.csv, or one whose
             sub-folders are the classes.
+        split: of the data set; None is "train", and of `train_data_dir` everything. In a folder of
+            images, folders called after splits are splits, and names of files mean nothing.
         caption_column: column of captions; None leaves them out.
         label_column: column of classes, of numbers or words; None leaves classes out.
         max_train_samples: keep this many samples, chosen by a shuffle with `seed`.
+        folder_flag: what messages call `train_data_dir`.
 
     Returns:
         The columns asked for, that of classes with its `ClassLabel` names; an image cell is
@@ -53,8 +64,8 @@ def load_images(
     """
     if max_train_samples is not None and max_train_samples < 1:
         raise UsageError(f"--max_train_samples is {max_train_samples}; it must be at least 1.")
-    dataset = _load_training_split(dataset_name, dataset_config_name, train_data_dir, cache_dir)
-    folder = _local_folder(dataset_name, train_data_dir)
+    asked = _Asked(dataset_name, dataset_config_name, train_data_dir, split, folder_flag)
+    dataset, folder = _load_training_split(asked, cache_dir), asked.local
     check_image_column(dataset.features, image_column)
     columns = [image_column]
     if caption_column is not None:
@@ -82,48 +93,63 @@ def _with_classes(dataset: Dataset, column: str) -> Dataset:
     return bare.add_column(column, labels, feature=ClassLabel(names=list(map(str, values))))
 
 
-def _load_training_split(
-    name: str | None, config: str | None, folder: str | None, cache_dir: str | None
-) -> Dataset:
-    splits = _load_splits(name, config, folder, cache_dir)
-    if "train" not in splits:
-        found = ", ".join(map(str, splits))
-        raise UsageError(f"--dataset_name {name!r} has no split 'train'; it has: {found}.")
-    dataset = splits["train"]
-    if len(dataset) == 0:
-        raise UsageError(f"The data set {name or folder!r} has no samples.")
-    local = _local_folder(name, folder)
-    if local is not None and name is None:
-        warn_of_unlisted_images(dataset, local, ImageFolder.EXTENSIONS)
-    return dataset
+class _Asked(NamedTuple):
+    """What the command line names as data."""
+
+    name: str | None
+    config: str | None
+    folder: str | None
+    split: str | None
+    flag: str  # of the folder
+
+    @property
+    def told(self) -> str:
+        """The flag that is given, with its value."""
+        named = f"--dataset_name {self.name!r}", f"{self.flag} {self.folder!r}"
+        return named[self.name is None]
+
+    @property
+    def local(self) -> str | None:
+        """The folder that the data is in, None for another source."""
+        path = self.folder if self.name is None else os.path.join(self.name, self.folder or "")
+        return path if path is not None and os.path.isdir(path) else None
 
 
-def _local_folder(dataset_name: str | None, train_data_dir: str | None) -> str | None:
-    name = train_data_dir if dataset_name is None else dataset_name
-    return name if name is not None and os.path.isdir(name) else None
-
-
-def _load_splits(
-    name: str | None, config: str | None, folder: str | None, cache_dir: str | None
-) -> DatasetDict:
-    flag, value, remedy = "--dataset_name", name, "Check its name, content and the connection."
-    files: dict[str, str] = {}
-    if name is None:
-        files["train"] = os.path.join(_checked_folder(folder), "**")
-        flag, value = "--train_data_dir", folder
+def _load_training_split(asked: _Asked, cache_dir: str | None) -> Dataset:
+    remedy = "Check its name, content and the connection."
+    if asked.name is None:
         remedy = "Check its metadata.jsonl or metadata.csv: one entry per image, all of one form."
+        _check_folder(asked)
     try:
-        if name is None:
-            loaded = load_dataset("imagefolder", data_files=files, cache_dir=cache_dir)
-        elif any(os.path.isfile(os.path.join(name, file)) for file in _SAVED):
-            loaded = _load_saved(name, config, folder)
-        else:
-            loaded = load_dataset(name, config, cache_dir=cache_dir, data_dir=folder)
+        dataset = _load(asked, cache_dir)
+    except UsageError:
+        raise
     # A broken metadata file makes the readers raise nearly any type, IndexError included.
     except Exception as error:
         reason = describe(error).rstrip(".!")
-        raise UsageError(f"{flag} {value!r} cannot be loaded: {reason}. {remedy}") from error
-    return loaded if isinstance(loaded, DatasetDict) else DatasetDict()
+        raise UsageError(f"{asked.told} cannot be loaded: {reason}. {remedy}") from error
+    if len(dataset) == 0:
+        raise UsageError(f"The data set {asked.name or asked.folder!r} has no samples.")
+    return dataset
+
+
+def _load(asked: _Asked, cache_dir: str | None) -> Dataset:
+    name, local = asked.name, asked.local
+    if name is None:
+        return read_folder(Source(asked.flag, str(local), asked.split, None), cache_dir)
+    if any(os.path.isfile(os.path.join(name, file)) for file in _SAVED):
+        splits = _load_saved(name, asked.config, asked.folder)
+    elif local and asked.config is None and is_image_folder(local):
+        return read_folder(Source("--dataset_name", local, asked.split, "train"), cache_dir)
+    else:
+        splits = load_dataset(name, asked.config, cache_dir=cache_dir, data_dir=asked.folder)
+        splits = splits if isinstance(splits, DatasetDict) else DatasetDict()
+        if local:
+            warn_of_unread_files(name, asked.config, asked.folder, cache_dir)
+    wanted = asked.split or "train"
+    if wanted not in splits:
+        raise UsageError(no_such_split("--dataset_name", name, wanted, splits))
+    return splits[wanted]
 
 
 def _load_saved(name: str, config: str | None, folder: str | None) -> DatasetDict:
@@ -136,14 +162,8 @@ def _load_saved(name: str, config: str | None, folder: str | None) -> DatasetDic
     return DatasetDict({"train": saved}) if isinstance(saved, Dataset) else saved
 
 
-def _checked_folder(folder: str | None) -> str:
-    if folder is None:
+def _check_folder(asked: _Asked) -> None:
+    if asked.folder is None:
         raise UsageError("There is no training data: pass --dataset_name or --train_data_dir.")
-    if "://" in folder or (glob.has_magic(folder) and not os.path.exists(folder)):
-        return folder  # a remote address or a pattern: for datasets to resolve
-    if not os.path.isdir(folder):
-        raise UsageError(f"--train_data_dir {folder!r} is not a folder; check the path.")
-    names = (name for _, _, names in os.walk(folder) for name in names)
-    if not any(os.path.splitext(name)[1].lower() in ImageFolder.EXTENSIONS for name in names):
-        raise UsageError(f"--train_data_dir {folder!r} has no images in it or in its subfolders.")
-    return glob.escape(folder)  # a folder may be called "cats [final]"
+    if asked.local is None:
+        raise UsageError(f"{asked.told} is not a folder; check the path.")

@@ -113,6 +113,7 @@ class ImageLevelTask(LevelTask):
             args.dataset_name,
             args.dataset_config_name,
             args.train_data_dir,
+            split=args.train_split,
             cache_dir=args.cache_dir,
             image_column=args.image_column,
             **self.text_columns,

@@ -31,6 +31,7 @@ from diffusers_curriculum.training.arguments.run import (
     SOURCE,
     official,
 )
+from diffusers_curriculum.training.data.columns import warn_of_long_captions
 from diffusers_curriculum.training.data.dataset import ImageCaptionDataset
 from diffusers_curriculum.training.errors import UsageError
 from diffusers_curriculum.training.levels.levels import Levels
@@ -165,6 +166,8 @@ class TextToImage(ImageLevelTask):
 
     def load(self, job: JobParts) -> Trained:
         args, device = job.args, job.accelerator.device
+        if job.accelerator.is_main_process:
+            warn_of_long_captions(job.rows, args.caption_column, self.tokenizer)
         dtype = frozen_dtype(job.accelerator)
         self.models = stable_diffusion.load_components(args, self.tokenizer, device, dtype)
         unet = self.models.unet

@@ -43,8 +43,10 @@ def test_every_abbreviation_resolves_as_before(script: tuple[str, CommandLine]) 
     name, line = script
     parser, prefixes = line.parser(), BEFORE[name]["prefixes"]
     assert len(prefixes) > 100
-    told = {prefix: sorted(parser.candidates(prefix)) for prefix in prefixes}
-    assert told == {prefix: sorted(flags) for prefix, flags in prefixes.items()}
+    for prefix, flags in prefixes.items():
+        told = parser.candidates(prefix)
+        # one that was ambiguous stays so, where newer flags may join in
+        assert (set(told) == set(flags)) if len(flags) == 1 else (set(told) >= set(flags)), prefix
 
 
 def test_every_flag_has_the_type_default_and_choices_of_before(

@@ -162,6 +162,7 @@ NEW_DEFAULTS = {
     "caption_dropout": 0.0,
     "nonfinite": "raise",
     "max_hours": None,
+    "train_split": None,
     "bad_samples": "raise",
     "bad_samples_limit": 0.01,
     "allow_config_change": (),

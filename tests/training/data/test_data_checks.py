@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import pytest
-from datasets import Features, List, Value
+from datasets import Dataset, Features, List, Value
 from datasets import Image as ImageFeature
 
+from diffusers_curriculum.models.tiny import caption_tokenizer
 from diffusers_curriculum.training.data.checks import caption_fault
-from diffusers_curriculum.training.data.columns import check_caption_column, check_image_column
+from diffusers_curriculum.training.data.columns import (
+    check_caption_column,
+    check_image_column,
+    warn_of_long_captions,
+)
 from diffusers_curriculum.training.errors import UsageError
 
 
@@ -60,3 +67,17 @@ def test_good_columns_pass(caption):
 def test_wrong_columns_are_named_with_the_columns_found(image, caption, shown):
     with pytest.raises(UsageError, match=shown):
         check_columns(image, caption)
+
+
+def test_captions_that_will_be_cut_are_counted_once(caplog):
+    tokenizer = caption_tokenizer(["a b c d e f g h"], max_length=6)  # 4 words between two marks
+    texts = [["a b c d"], ["a b c d e"], ["a", "a b c d e f g h"], ["a"], ["h"]] * 500
+    rows = Dataset.from_dict({"text": texts})
+    with caplog.at_level(logging.WARNING):
+        warn_of_long_captions(rows, "text", tokenizer)
+    (line,) = caplog.messages
+    assert line.startswith("1000 of 2500 samples have a caption of more than the 6 tokens")
+    assert line.endswith("the longest is that of row 2, with 10: 'a b c d e f g h'")
+    caplog.clear()
+    warn_of_long_captions(rows.select([0, 3]), "text", tokenizer)
+    assert not caplog.messages
