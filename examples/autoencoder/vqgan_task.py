@@ -296,6 +296,12 @@ class VQGAN(Task):
         )
 
     def usable_rows(self, args: Arguments, accelerator: Any, rows: Any) -> Any:
+        if self.held_out is not None:
+            held_out = {
+                "source": args.validation_data_dir,
+                "skipped_file": "skipped_held_out.jsonl",
+            }
+            self.held_out = usable_images(args, accelerator, self.held_out, **held_out)
         return usable_images(args, accelerator, rows)
 
     def facts(self, job: JobParts) -> dict[str, Any]:

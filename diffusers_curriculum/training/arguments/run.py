@@ -37,7 +37,9 @@ LR_SCHEDULERS = (
     "constant_with_warmup",
 )
 INTERPOLATIONS = ("bicubic", "bilinear", "box", "hamming", "lanczos", "nearest", "nearest_exact")
-POLICIES = ("raise", "skip")  # for what is not finite, and for samples that cannot be used
+POLICIES = ("raise", "skip")  # for what is not finite
+# for samples that cannot be used: all images are looked at, or a sample of them, or none
+SAMPLE_POLICIES = (*POLICIES, "sample", "off")
 MIXED_PRECISIONS = ("no", "fp16", "bf16")
 
 _OF_A_DATA_SET = Need("--dataset_name", lambda a: a.dataset_name is not None)
@@ -98,9 +100,10 @@ SAMPLES = Family.of(
     "data",
     choice(
         "bad_samples",
-        POLICIES,
+        SAMPLE_POLICIES,
         "raise",
-        "unreadable images and missing captions: refuse, or leave out and list them",
+        "unreadable images and missing captions: refuse, or leave out and list them (skip); sample "
+        "and off look at the captions, and at 1,000 images or none, before they refuse",
     ),
     tracked(
         "bad_samples_limit",

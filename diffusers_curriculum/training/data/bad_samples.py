@@ -6,20 +6,23 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tqdm.auto import tqdm
 
+from diffusers_curriculum.randomness import host_generator
 from diffusers_curriculum.training.arguments.command_line import Arguments
-from diffusers_curriculum.training.arguments.run import POLICIES
+from diffusers_curriculum.training.arguments.run import POLICIES, SAMPLE_POLICIES
 from diffusers_curriculum.training.data.checked_images import (
     CheckedImages,
     image_key,
     read_checked,
+    shared_file,
     write_checked,
 )
 from diffusers_curriculum.training.data.checks import (
@@ -38,6 +41,7 @@ logger = logging.getLogger(__name__)
 
 CACHE_FILE = "checked_images.json"
 SKIPPED_FILE = "skipped_samples.jsonl"
+SAMPLED = 1000  # images that --bad_samples sample looks at
 _CHUNK = 16  # rows read at once: embedded images are held in memory, a call per row is slow
 
 
@@ -61,12 +65,23 @@ class Findings(NamedTuple):
 
 
 def usable_images(
-    args: Arguments, accelerator: Any, dataset: Dataset, **text_columns: str
+    args: Arguments,
+    accelerator: Any,
+    dataset: Dataset,
+    *,
+    source: str | None = None,
+    skipped_file: str = SKIPPED_FILE,
+    **text_columns: str,
 ) -> Dataset:
     """:func:`usable_rows` as a command line asks for it; every process of a run calls it, with
-    ``caption_column`` or ``label_column`` where there is one."""
+    ``caption_column`` or ``label_column`` where there is one.
+
+    Args:
+        source: of the rows, where they are not what is trained on.
+    """
     from accelerate.utils import gather_object
 
+    source = source or args.dataset_name or args.train_data_dir
     return usable_rows(
         dataset,
         args.image_column,
@@ -75,6 +90,8 @@ def usable_images(
         limit=args.bad_samples_limit,
         output_dir=args.output_dir,
         resolution=args.resolution,
+        cache=shared_file(args.cache_dir, source, args.resolution),
+        skipped_file=skipped_file,
         progress=accelerator.is_local_main_process,
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
@@ -93,6 +110,7 @@ def usable_rows(
     output_dir: str | Path,
     resolution: int = 512,
     cache: str | Path | None = None,
+    skipped_file: str = SKIPPED_FILE,
     progress: bool = True,
     rank: int = 0,
     world_size: int = 1,
@@ -106,21 +124,23 @@ def usable_rows(
     Args:
         dataset: rows with the image column undecoded, as `load_images` returns them.
         caption_column, label_column: looked at where they are not None.
-        policy: "raise" refuses any bad sample, "skip" leaves them out.
+        policy: "raise" refuses any bad sample, "skip" leaves them out; "sample" and "off" refuse,
+            and look at the captions or classes of all rows, but at `SAMPLED` images or at none.
         limit: largest share of bad samples that may be skipped, in [0, 1].
         resolution: training resolution in pixels; an image so long that resizing its shorter side
             to it passes PIL's pixel limit is bad.
         cache: file that remembers good images; None is ``output_dir/checked_images.json``.
+        skipped_file: name of the list of what was skipped.
         gather: joins the lists of all processes, such as ``accelerate.utils.gather_object``.
 
     Raises:
         UsageError: one message that lists every bad sample, where there are more than allowed; an
             unknown policy; no sample left; the list of skipped samples cannot be written.
     """
-    if policy not in POLICIES:
-        raise UsageError(f"--bad_samples is {policy!r}: choose from {', '.join(POLICIES)}.")
+    if policy not in SAMPLE_POLICIES:
+        raise UsageError(f"--bad_samples is {policy!r}: choose from {', '.join(SAMPLE_POLICIES)}.")
     path, total = Path(cache or Path(output_dir, CACHE_FILE)), len(dataset)
-    known = read_checked(path, resolution)
+    known, looked_at = read_checked(path, resolution), _looked_at(policy, total)
     found = find_bad_samples(
         dataset,
         image_column,
@@ -128,6 +148,7 @@ def usable_rows(
         label_column=label_column,
         resolution=resolution,
         rows=range(total * rank // world_size, total * (rank + 1) // world_size),
+        looked_at=looked_at,
         known=known,
         progress=progress,
     )
@@ -136,9 +157,21 @@ def usable_rows(
         write_checked(path, known, fresh)
     refuse_bad_samples(bad, total, policy=policy, limit=limit, listed=rank == 0)
     if rank == 0:
-        _log_skipped(bad, total, Path(output_dir, SKIPPED_FILE))
+        _log_skipped(bad, total, Path(output_dir, skipped_file))
+        if len(looked_at) < total:
+            text = "%d of %d images were looked at (--bad_samples %s); another that cannot be read "
+            logger.info(text + "ends the run when its turn comes.", len(looked_at), total, policy)
     unusable = {sample.row for sample in bad}
     return dataset.select([r for r in range(total) if r not in unusable]) if bad else dataset
+
+
+def _looked_at(policy: str, total: int) -> range | frozenset[int]:
+    """Rows whose images are decoded; a sample of them is the same for every run."""
+    if policy in POLICIES or (policy == "sample" and total <= SAMPLED):
+        return range(total)
+    count = SAMPLED if policy == "sample" else 0
+    draw = host_generator(0, purpose="checked_samples")
+    return frozenset(draw.choice(total, count, replace=False).tolist())
 
 
 def find_bad_samples(
@@ -149,6 +182,7 @@ def find_bad_samples(
     label_column: str | None = None,
     resolution: int = 512,
     rows: range | None = None,
+    looked_at: Container[int] | None = None,
     known: CheckedImages | None = None,
     workers: int | None = None,
     progress: bool = True,
@@ -157,20 +191,21 @@ def find_bad_samples(
 
     Args:
         rows: consecutive rows to look at; None is all.
+        looked_at: rows whose images are decoded; None is all.
         known: images that need not be decoded again.
         workers: threads; None is one per core, at most 8.
     """
     rows = range(len(dataset)) if rows is None else rows
-    seen = frozenset() if known is None else known.keys
-    findings = Findings([], [])
     columns = ((caption_column, caption_fault), (label_column, label_fault))
-    told = {column: fault for column, fault in columns if column is not None}
-
-    def look(chunk: range) -> Findings:
-        cells = dataset[chunk.start : chunk.stop]
-        faults = ([fault(cell) for cell in cells[column]] for column, fault in told.items())
-        return _look_at(zip(chunk, cells[image_column], *faults, strict=True), resolution, seen)
-
+    look = _Look(
+        dataset,
+        image_column,
+        {column: fault for column, fault in columns if column is not None},
+        resolution,
+        frozenset() if known is None else known.keys,
+        rows if looked_at is None else looked_at,
+    )
+    findings = Findings([], [])
     chunks = [rows[i : i + _CHUNK] for i in range(0, len(rows), _CHUNK)]
     with (
         ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool,
@@ -184,19 +219,45 @@ def find_bad_samples(
     return findings
 
 
-def _look_at(
-    samples: Iterator[tuple[Any, ...]], resolution: int, known: frozenset[str]
-) -> Findings:
-    findings = Findings([], [])
-    for row, cell, *faults in samples:
+@dataclass(frozen=True)
+class _Look:
+    """A look at the samples of some rows."""
+
+    rows: Dataset
+    image_column: str
+    text_faults: Mapping[str, Callable[[Any], str | None]]  # by the columns of texts
+    resolution: int
+    known: frozenset[str]
+    looked_at: Container[int]
+
+    @cached_property
+    def texts(self) -> Dataset:
+        return self.rows.select_columns([*self.text_faults])
+
+    def __call__(self, chunk: range) -> Findings:
+        findings = Findings([], [])
+        shown = any(row in self.looked_at for row in chunk)  # else no image is even read
+        if not (shown or self.text_faults):
+            return findings
+        cells = (self.rows if shown else self.texts)[chunk.start : chunk.stop]
+        for place, row in enumerate(chunk):
+            faults = [fault(cells[name][place]) for name, fault in self.text_faults.items()]
+            cell = (cells[self.image_column][place] if shown else None) or {}
+            if row in self.looked_at:
+                faults.insert(0, self._image_fault(cell, findings.fresh))
+            reasons = "; ".join(filter(None, faults))
+            if reasons:
+                findings.bad.append(BadSample(row, cell.get("path"), reasons))
+        return findings
+
+    def _image_fault(self, cell: dict[str, Any], fresh: list[str]) -> str | None:
         key = image_key(cell)  # before decoding: a file that changes meanwhile gets another key
-        fault = None if key in known else image_fault(cell or {}, resolution)
-        if fault is None and key is not None and key not in known:
-            findings.fresh.append(key)
-        reasons = "; ".join(reason for reason in (fault, *faults) if reason)
-        if reasons:
-            findings.bad.append(BadSample(row, (cell or {}).get("path"), reasons))
-    return findings
+        if key in self.known:
+            return None
+        fault = image_fault(cell, self.resolution)
+        if fault is None and key is not None:
+            fresh.append(key)
+        return fault
 
 
 def refuse_bad_samples(
@@ -214,7 +275,7 @@ def refuse_bad_samples(
     if not bad or allowed:
         return
     head = f"{len(bad)} of {total} samples cannot be used"
-    if policy == "raise":
+    if policy != "skip":
         head += "; repair or remove them, or leave them out with --bad_samples skip"
     elif len(bad) < total:
         head += f", more than --bad_samples_limit {limit:g} allows; repair or remove them"

@@ -19,6 +19,7 @@ import PIL
 from PIL import Image, ImageFile
 
 from diffusers_curriculum.training.storage.files import write_atomically
+from diffusers_curriculum.training.storage.fingerprints import hash_config
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +45,15 @@ def described_check(resolution: int) -> dict[str, Any]:
         "max_pixels": Image.MAX_IMAGE_PIXELS,
         "truncated": ImageFile.LOAD_TRUNCATED_IMAGES,
     }
+
+
+def shared_file(cache_dir: str | None, source: str, resolution: int) -> Path:
+    """Where all runs on a data set remember its good images: a folder, or a name on the Hub."""
+    from datasets import config  # here, as it takes seconds
+
+    place = os.path.realpath(source) if os.path.isdir(source) else source
+    name = hash_config([place, described_check(resolution)])[:16]
+    return Path(cache_dir or config.HF_DATASETS_CACHE, "checked_images", f"{name}.json")
 
 
 def image_key(cell: dict[str, Any] | None) -> str | None:
@@ -86,6 +96,7 @@ def write_checked(path: Path, known: CheckedImages, fresh: Iterable[str]) -> Non
     """Write the known keys and the fresh ones, whole or not at all; a failure is a warning."""
     content = {"check": known.check, "good": sorted(known.keys.union(fresh))}
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(content))
     except OSError as error:
         logger.warning("The next start checks all images again: %s", error)

@@ -13,7 +13,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from datasets import Dataset, Features, List, Value
+from datasets import Dataset, Features, List, Value, config
 from datasets import Image as ImageFeature
 from PIL import Image
 
@@ -27,6 +27,7 @@ from diffusers_curriculum.training.data.bad_samples import (
     refuse_bad_samples,
     usable_rows,
 )
+from diffusers_curriculum.training.data.checked_images import shared_file
 from diffusers_curriculum.training.errors import UsageError
 
 find = partial(find_bad_samples, caption_column="text", progress=False)
@@ -214,7 +215,9 @@ def test_skip_stops_above_the_limit_and_where_nothing_is_left(count, total, limi
 
 
 def test_an_unknown_policy_is_refused_before_anything_is_read(rows, output, decoded):
-    with pytest.raises(UsageError, match="--bad_samples is 'ignore': choose from raise, skip"):
+    with pytest.raises(
+        UsageError, match="--bad_samples is 'ignore': choose from raise, skip, sample, off"
+    ):
         usable(rows, policy="ignore", output_dir=output)
     assert decoded == [0]
 
@@ -338,6 +341,60 @@ def test_a_damaged_cache_is_a_warning(rows, output, decoded, caplog):
     assert decoded == [200]
     skip(rows, output)
     assert decoded == [203]
+
+
+def test_a_shared_file_is_of_one_data_set_and_one_check(tmp_path, rows, decoded, monkeypatch):
+    folder = tmp_path / "images"
+    (tmp_path / "link").symlink_to(folder)
+    names = [shared_file("cache", *asked) for asked in ((str(folder), 64), ("images", 64))]
+    names += [shared_file("cache", str(folder), 32)]
+    assert len({*names}) == 3
+    assert shared_file("cache", str(tmp_path / "link"), 64) == names[0]
+    assert shared_file(None, "images", 64).is_relative_to(config.HF_DATASETS_CACHE)
+    for count in (100, 103):  # two runs, each with a folder of its own
+        output = tmp_path / str(count)
+        output.mkdir()
+        skip(rows, output, cache=tmp_path / "not there yet" / "a.json")
+        assert decoded == [count]
+        assert [path.name for path in output.iterdir()] == [SKIPPED_FILE]
+
+
+# -- looking at few, or none -----------------------------------------------------------------------
+
+
+def test_off_reads_no_image_and_looks_at_all_captions(rows, output, decoded, caplog):
+    caplog.set_level(logging.INFO)
+    with pytest.raises(UsageError, match="1 of 100 samples") as told:
+        usable(rows, policy="off", output_dir=output)
+    assert str(told.value).splitlines()[1:] == ["  row 40: the caption is missing"]
+    good = rows.select([i for i in range(100) if i != 40])
+    assert usable(good, policy="off", output_dir=output) is good
+    assert decoded == [0]
+    assert "0 of 99 images were looked at (--bad_samples off)" in caplog.text
+    assert not (output / CACHE_FILE).exists()
+
+
+def test_a_sample_is_the_same_in_every_run(rows, output, decoded, monkeypatch, caplog):
+    monkeypatch.setattr(bad_samples, "SAMPLED", 30)
+    looked_at = bad_samples._looked_at("sample", 100)
+    assert len(looked_at) == 30
+    assert looked_at == bad_samples._looked_at("sample", 100) != set(range(30))
+    for _ in range(2):
+        with pytest.raises(UsageError) as told:
+            usable(rows, policy="sample", output_dir=output)
+    bad = {i for i in (7, 93) if i in looked_at} | {40}
+    assert str(told.value).startswith(f"{len(bad)} of 100 samples cannot be used; repair")
+    assert decoded == [30 + len(bad - {40} | ({40} & looked_at))]  # good ones are remembered
+    good = rows.select([i for i in range(100) if i not in (7, 40, 93)])
+    with caplog.at_level(logging.INFO):
+        assert usable(good, policy="sample", output_dir=output) is good
+    assert "30 of 97 images were looked at (--bad_samples sample)" in caplog.text
+
+
+def test_few_images_are_all_looked_at(rows, output, decoded):
+    with pytest.raises(UsageError, match="3 of 100 samples"):
+        usable(rows, policy="sample", output_dir=output)
+    assert decoded == [100]
 
 
 # -- several processes -----------------------------------------------------------------------------
