@@ -6,6 +6,8 @@ import logging
 import os
 from collections.abc import Collection, Iterator
 from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
 from typing import NamedTuple
 
 logger = logging.getLogger(__name__)
@@ -43,10 +45,20 @@ class Listing(NamedTuple):
 
 
 @cache
+def register_codecs() -> None:
+    """Let Pillow read HEIC and JPEG XL in this process, where their packages are installed."""
+    if find_spec("pillow_heif"):
+        import_module("pillow_heif").register_heif_opener()
+    if find_spec("pillow_jxl"):
+        import_module("pillow_jxl")  # it registers itself
+
+
+@cache
 def image_suffixes() -> frozenset[str]:
     """The suffixes that Pillow opens, in lower case, with the plugins that are registered."""
     from PIL import Image  # here, as a command line is checked without it
 
+    register_codecs()
     Image.init()
     found = {name for name, kind in Image.EXTENSION.items() if kind in Image.OPEN}
     return frozenset(found - _SEVERAL)

@@ -41,20 +41,22 @@ class LatentSpace:
         model: the autoencoder, None in pixels.
         kind: "pixels", "AutoencoderKL", "VQModel" or "ViTVQModel".
         batch_size: how many images go through the autoencoder at once.
+        colours: channels of images, in pixels: 1 (grey), 3 or 4 (with alpha).
     """
 
     model: Any
     kind: str
     batch_size: int = 16
+    colours: int = 3
 
     @classmethod
-    def of(cls, vae: Any, batch_size: int = 16) -> LatentSpace:
+    def of(cls, vae: Any, batch_size: int = 16, colours: int = 3) -> LatentSpace:
         """Return the latent space of `vae`, None for pixels; a ValueError refuses an autoencoder of
         another class, or with two shifts, and a batch without room."""
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size} encodes nothing: give 1 or more.")
         if vae is None:
-            return cls(None, "pixels", batch_size)
+            return cls(None, "pixels", batch_size, colours)
         names = [kind.__name__ for kind in type(vae).__mro__]
         for kind in KINDS:
             if kind in names:
@@ -90,7 +92,7 @@ class LatentSpace:
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Moments:
-        """Return the scaled latents of images (B, 3, H, W) in [-1, 1] on the model's device."""
+        """Return the scaled latents of images (B, C, H, W) in [-1, 1] on the model's device."""
         if self.model is None:
             return Moments(pixels.float(), None)
         parts = [self._encode(part) for part in self._batches(pixels)]
@@ -99,7 +101,7 @@ class LatentSpace:
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Return images (B, 3, H, W), float32 and about in [-1, 1], of scaled latents.
+        """Return images (B, C, H, W), float32 and about in [-1, 1], of scaled latents.
 
         A VQModel and a ViTVQModel snap to the nearest code, the latter after bringing every vector
         back to length 1, as sampling leaves the sphere.
@@ -134,7 +136,7 @@ class LatentSpace:
     def channels(self) -> int:
         """Channels of the latents."""
         if self.model is None:
-            return 3
+            return self.colours
         config, other = self.model.config, {"ViTVQModel": "codebook_dim", "VQModel": "vq_embed_dim"}
         return int(config.get(other.get(self.kind)) or config["latent_channels"])
 

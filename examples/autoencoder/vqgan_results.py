@@ -6,7 +6,7 @@ import json
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -119,9 +119,7 @@ class Results:
         self.rows, self.held_out = rows, held_out
         measured = range(min(plan.num_samples, args.measure_samples))
         self.order: Sequence[int] = [plan.index(position) for position in measured]
-        self.transform = ImageTransform(
-            args.resolution, args.image_interpolation_mode, center_crop=True
-        )
+        self.transform = replace(ImageTransform.of(args), center_crop=True, random_flip=False)
 
     def is_due(self, done: int) -> bool:
         """Whether the held-out images are looked at after ``done`` steps."""
@@ -173,7 +171,8 @@ class Results:
         for start in range(0, len(order), size):
             numbers = list(order[start : start + size])
             cells = zip(rows[numbers][self.args.image_column], numbers, strict=True)
-            yield torch.stack([self.transform(decoded(*cell), 0, 0, 1) for cell in cells])
+            images = (decoded(*cell, self.transform.decode) for cell in cells)
+            yield torch.stack([self.transform(image, 0, 0, 1) for image in images])
 
     @torch.no_grad()
     def _picture(self, model: ViTVQModel, images: Tensor) -> None:

@@ -179,7 +179,7 @@ _FAMILIAR = (
     OUTPUT,
     CHECKPOINTS,
 )
-_OURS = "train_split bad_samples bad_samples_limit allow_config_change"
+_OURS = "train_split background bad_samples bad_samples_limit allow_config_change"
 SETTINGS = ("seed", "global_batch", "dataset", "model", "objective", "images", "optimizer")
 SETTINGS += ("imports",)
 

@@ -23,8 +23,9 @@ from diffusers_curriculum.training.data.bad_samples import (
     find_bad_samples,
     usable_rows,
 )
+from diffusers_curriculum.training.data.decoding import decode_image
 from diffusers_curriculum.training.data.sources import load_images
-from diffusers_curriculum.training.data.transforms import ImageTransform, decode_image
+from diffusers_curriculum.training.data.transforms import ImageTransform
 from diffusers_curriculum.training.errors import UsageError
 from diffusers_curriculum.training.loop import job
 from diffusers_curriculum.training.parts import stable_diffusion

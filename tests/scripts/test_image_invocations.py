@@ -44,7 +44,8 @@ def materials(tmp_path_factory: pytest.TempPathFactory) -> Materials:
     made = make_materials(tmp_path_factory.mktemp("materials"))
     folder = made.folder
     write_json(folder / "odd.json", TINY_DIT | {"patch_size": 3})
-    write_json(folder / "grey.json", TINY_UNET | {"in_channels": 1})
+    write_json(folder / "two.json", TINY_UNET | {"in_channels": 2})
+    write_json(folder / "alpha.json", TINY_UNET | {"in_channels": 4})
     write_json(folder / "few.json", TINY_UNET | {"num_class_embeds": 3})
     (folder / "empty").mkdir()
     write_images(folder / "bare", 4)
@@ -226,7 +227,12 @@ WITH_MODELS: dict[str, tuple[str, tuple[object, ...], tuple[str, ...]]] = {
         ("--model_config", "{}/odd.json"),
         ("patch_size=3 does not divide the 8 x 8",),
     ),
-    "channels": ("", ("CONFIG", "{}/grey.json"), ("in_channels=1, but 3 is asked for", "change")),
+    "channels": ("", ("CONFIG", "{}/two.json"), ("two.json' takes 2 channels", "change its")),
+    "alpha": (
+        "",
+        ("CONFIG", "{}/alpha.json", "--background", "white"),
+        ("--background is white", "drop it"),
+    ),
     "rows": ("class", ("--model_config", "{}/few.json"), ("num_class_embeds=3", "need 4")),
     "resolution": (
         "",

@@ -62,6 +62,19 @@ def settle_local_rank(args: Any) -> None:
     args.local_rank = args.local_rank if rank == -1 else rank
 
 
+def _check_background(args: Any) -> None:
+    if args.background is None:
+        return
+    from PIL import ImageColor  # here, as few ask for it
+
+    try:
+        ImageColor.getrgb(args.background)
+    except ValueError as error:
+        raise UsageError(
+            f"--background is {args.background!r}: name a colour, such as white or '#808080'."
+        ) from error
+
+
 SOURCE = Family.of(
     "data",
     *sharing(
@@ -90,7 +103,15 @@ IMAGES = Family.of(
     tracked("center_crop", help="crop the middle instead of a random place"),
     tracked("random_flip", help="mirror each image with probability 1/2"),
     choice("image_interpolation_mode", INTERPOLATIONS, "lanczos", "filter used to resize images"),
+    tracked(
+        "background",
+        str,
+        help="colour behind transparent pixels, such as white or '#808080' (default: alpha is "
+        "dropped, and the colours show that are stored there)",
+        metavar="COLOUR",
+    ),
     setting="images",
+    check=_check_background,
 )
 LOADING = Family.of(
     "data",
@@ -225,7 +246,14 @@ FAMILIES = (LOADING, RUN, OPTIMIZER, EMA, PRECISION, OUTPUT, CHECKPOINTS, LOOP)
 OF_IMAGES = (IMAGES, LOADING, SAMPLES)
 OF_MACHINE = (PRECISION, KERNELS, OUTPUT, HUB)
 _OURS = {flag.name for flag in SAMPLES.flags}
-_OURS |= {"train_split", "ema_decay", "ema_interval", "license", "allow_config_change"}
+_OURS |= {
+    "train_split",
+    "background",
+    "ema_decay",
+    "ema_interval",
+    "license",
+    "allow_config_change",
+}
 
 
 def official(families: Sequence[Family]) -> str:

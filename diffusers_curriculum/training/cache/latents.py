@@ -7,7 +7,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from diffusers_curriculum.randomness import host_generator
 from diffusers_curriculum.training.cache.files import CachedLatents, open_cache
 from diffusers_curriculum.training.cache.filling import DTYPES, LatentWriter, Layout, WorkFolder
 from diffusers_curriculum.training.data.checks import decoded
+from diffusers_curriculum.training.data.decoding import RGB
 from diffusers_curriculum.training.data.transforms import ImageTransform
 from diffusers_curriculum.training.errors import UsageError
 from diffusers_curriculum.training.storage.fingerprints import hash_config
@@ -50,7 +51,7 @@ class _Variants:
         """Those of a row's images (3, R, R) that are in ``images``."""
         own = range(row * self.each, (row + 1) * self.each)
         wanted = range(max(own.start, images.start), min(own.stop, images.stop))
-        picture = decoded(self.rows[row][self.image_column], row)
+        picture = decoded(self.rows[row][self.image_column], row, self.transform.decode)
         return [self._image(picture, image) for image in wanted]
 
     def _image(self, picture: Any, image: int) -> Tensor:
@@ -86,7 +87,7 @@ def cache_latents(
 
     Args:
         rows: with the image column undecoded, as `load_images` returns them.
-        space: ``encode(pixels (B, 3, R, R)) -> (mean, std or None)``, each (B, C, h, w).
+        space: ``encode(pixels (B, C, R, R)) -> (mean, std or None)``, each (B, C, h, w).
         transform: geometry of the images; its ``random_flip`` must be ``flip``.
         crops: crops of each image; 1 where the middle is cropped.
         flip: keep each crop mirrored, too.
@@ -105,7 +106,7 @@ def cache_latents(
     asked = _fingerprint(rows, transform, crops, flip, seed, dtype, fingerprint)
     if (cache := open_cache(final, asked, hashes=rank == 0)) is not None:
         return cache
-    layout = _layout(space, transform.resolution, (len(rows), crops, flips), device, dtype)
+    layout = _layout(space, transform, (len(rows), crops, flips), device, dtype)
     work = WorkFolder(final, asked, layout, batch_size)
     work.require_space()
     wait()  # nobody looks any more at what rank 0 now changes
@@ -170,6 +171,8 @@ def _fingerprint(
         "seed": None if transform.center_crop else seed,  # which then changes nothing
         "dtype": dtype,
     }
+    if transform.pixels != RGB:
+        own |= {"pixels": asdict(transform.pixels)}
     taken = sorted(given.keys() & {*own, "sha256"})
     if taken:
         raise UsageError(f"The fingerprint of a latent cache must not have its own {taken}.")
@@ -181,11 +184,13 @@ def _fingerprint(
 
 
 def _layout(
-    space: Any, resolution: int, variants: tuple[int, int, int], device: Any, dtype: str
+    space: Any, transform: ImageTransform, variants: tuple[int, int, int], device: Any, dtype: str
 ) -> Layout:
     """Shape of the files, told by a grey image."""
+    side = transform.resolution
     with torch.no_grad():
-        mean, std = space.encode(torch.zeros(1, 3, resolution, resolution, device=device))
+        grey = torch.zeros(1, transform.pixels.channels, side, side, device=device)
+        mean, std = space.encode(grey)
     return Layout((*variants, *mean.shape[1:]), dtype, std is not None)
 
 

@@ -42,6 +42,7 @@ logger = logging.getLogger(__name__)
 CACHE_FILE = "checked_images.json"
 SKIPPED_FILE = "skipped_samples.jsonl"
 SAMPLED = 1000  # images that --bad_samples sample looks at
+_SHOWN = 5  # samples in a message
 _CHUNK = 16  # rows read at once: embedded images are held in memory, a call per row is slow
 
 
@@ -62,6 +63,7 @@ class Findings(NamedTuple):
 
     bad: list[BadSample]  # by rising row
     fresh: list[str]  # keys of the good images that were not known before
+    odd: list[BadSample]  # good images, but for what no pixel depends on
 
 
 def usable_images(
@@ -81,7 +83,7 @@ def usable_images(
     """
     from accelerate.utils import gather_object
 
-    source = source or args.dataset_name or args.train_data_dir
+    source = source or args.dataset_name or str(args.train_data_dir)
     return usable_rows(
         dataset,
         args.image_column,
@@ -152,12 +154,16 @@ def usable_rows(
         known=known,
         progress=progress,
     )
-    fresh, bad = gather(found.fresh), sorted(gather(found.bad), key=lambda sample: sample.row)
+    fresh, odd = gather(found.fresh), gather(found.odd)
+    bad = sorted(gather(found.bad), key=lambda sample: sample.row)
     if rank == 0 and fresh:
         write_checked(path, known, fresh)
     refuse_bad_samples(bad, total, policy=policy, limit=limit, listed=rank == 0)
     if rank == 0:
         _log_skipped(bad, total, Path(output_dir, skipped_file))
+        if odd:
+            told = "; ".join(map(str, odd[:_SHOWN])) + ("; ..." if len(odd) > _SHOWN else "")
+            logger.warning("%d images are trained on as they are stored: %s", len(odd), told)
         if len(looked_at) < total:
             text = "%d of %d images were looked at (--bad_samples %s); another that cannot be read "
             logger.info(text + "ends the run when its turn comes.", len(looked_at), total, policy)
@@ -205,7 +211,7 @@ def find_bad_samples(
         frozenset() if known is None else known.keys,
         rows if looked_at is None else looked_at,
     )
-    findings = Findings([], [])
+    findings = Findings([], [], [])
     chunks = [rows[i : i + _CHUNK] for i in range(0, len(rows), _CHUNK)]
     with (
         ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool,
@@ -215,6 +221,7 @@ def find_bad_samples(
         for chunk, part in zip(chunks, pool.map(look, chunks), strict=True):
             findings.bad.extend(part.bad)
             findings.fresh.extend(part.fresh)
+            findings.odd.extend(part.odd)
             bar.update(len(chunk))
     return findings
 
@@ -235,7 +242,7 @@ class _Look:
         return self.rows.select_columns([*self.text_faults])
 
     def __call__(self, chunk: range) -> Findings:
-        findings = Findings([], [])
+        findings = Findings([], [], [])
         shown = any(row in self.looked_at for row in chunk)  # else no image is even read
         if not (shown or self.text_faults):
             return findings
@@ -244,19 +251,22 @@ class _Look:
             faults = [fault(cells[name][place]) for name, fault in self.text_faults.items()]
             cell = (cells[self.image_column][place] if shown else None) or {}
             if row in self.looked_at:
-                faults.insert(0, self._image_fault(cell, findings.fresh))
+                faults.insert(0, self._image_fault(row, cell, findings))
             reasons = "; ".join(filter(None, faults))
             if reasons:
                 findings.bad.append(BadSample(row, cell.get("path"), reasons))
         return findings
 
-    def _image_fault(self, cell: dict[str, Any], fresh: list[str]) -> str | None:
+    def _image_fault(self, row: int, cell: dict[str, Any], findings: Findings) -> str | None:
         key = image_key(cell)  # before decoding: a file that changes meanwhile gets another key
         if key in self.known:
             return None
-        fault = image_fault(cell, self.resolution)
-        if fault is None and key is not None:
-            fresh.append(key)
+        noted: list[str] = []
+        fault = image_fault(cell, self.resolution, noted)
+        if noted and fault is None:  # not remembered, so that the next run tells of it, too
+            findings.odd.append(BadSample(row, cell.get("path"), "; ".join(noted)))
+        elif fault is None and key is not None:
+            findings.fresh.append(key)
         return fault
 
 

@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from diffusers_curriculum.training.data.transforms import decode_image, refuse_bomb, resized_size
+from diffusers_curriculum.models.image_files import remedy_of
+from diffusers_curriculum.training.data.decoding import decode_image, refuse_bomb
+from diffusers_curriculum.training.data.transforms import resized_size
 from diffusers_curriculum.training.errors import UsageError
 
 
@@ -24,7 +26,7 @@ def describe(error: Exception) -> str:
     return text if isinstance(error, ValueError) and text else f"{type(error).__name__}: {text}"
 
 
-def decoded(cell: dict[str, Any], row: int, decode: Callable[..., Any] = decode_image) -> Any:
+def decoded(cell: dict[str, Any], row: int, decode: Callable[..., Any]) -> Any:
     """Return what a cell decodes to; a UsageError names the sample, whatever ``decode`` raises, as
     its file may have changed since the check."""
     try:
@@ -47,17 +49,19 @@ def caption_fault(caption: Any) -> str | None:
     return None if wrong == "" else f"the list of captions holds {wrong!r}, which is not a string"
 
 
-def image_fault(cell: dict[str, Any], resolution: int) -> str | None:
-    """Return why an image cannot be read and resized, None where it can."""
+def image_fault(cell: dict[str, Any], resolution: int, noted: list[str]) -> str | None:
+    """Return why an image cannot be read and resized, None where it can; ``noted`` takes what is
+    wrong beside its pixels."""
     path = cell.get("path")
     if cell.get("bytes") is None and path and os.path.exists(path) and not os.path.isfile(path):
         return "it is not a file"  # opening a pipe would wait for ever
     try:
-        image = decode_image(cell)
+        image = decode_image(cell, noted=noted)
         refuse_bomb(*resized_size(*image.size, resolution))
     # Decoders raise nearly every type on broken input; whichever it is, it is what we look for.
     except Exception as error:
-        return describe(error)
+        remedy = remedy_of(path or "")
+        return describe(error) + (f" ({remedy})" if remedy else "")
     return None
 
 

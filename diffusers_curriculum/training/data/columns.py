@@ -20,13 +20,26 @@ _METADATA_LIKE = (".jsonl", ".csv", ".parquet", ".json", ".txt", ".tsv")
 
 
 def check_image_column(features: Features, image_column: str) -> None:
-    """Check that the column exists and holds images."""
+    """Check that the column exists and holds images: decoded, as paths, bytes or both."""
     _check_there(features, "--image_column", image_column)
-    if not isinstance(features[image_column], Image):
+    kind = features[image_column]
+    if not (isinstance(kind, Image) or _holds_bytes(kind) or holds_paths(kind)):
         raise UsageError(
             f"--image_column {image_column!r} holds {features[image_column]}, not images. "
             f"Columns found: {_described(features)}."
         )
+
+
+def holds_paths(kind: Any) -> bool:
+    """Whether a column tells images by their paths alone."""
+    kind = kind.get("path") if isinstance(kind, dict) and kind.keys() == {"path"} else kind
+    return isinstance(kind, Value) and kind.dtype in _TEXT
+
+
+def _holds_bytes(kind: Any) -> bool:
+    if isinstance(kind, dict):
+        kind = kind.get("bytes") if kind.keys() <= {"bytes", "path"} else None
+    return isinstance(kind, Value) and kind.dtype in ("binary", "large_binary")
 
 
 def check_caption_column(

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset as TorchDataset
 from diffusers_curriculum.randomness import host_generator
 from diffusers_curriculum.training.data.checks import decoded
 from diffusers_curriculum.training.data.plan import BatchPlan
-from diffusers_curriculum.training.data.transforms import ImageTransform, decode_precisely
+from diffusers_curriculum.training.data.transforms import ImageTransform
 from diffusers_curriculum.training.errors import UsageError
 from diffusers_curriculum.training.process.stopping import ignore_stop_signals
 
@@ -74,7 +74,7 @@ class ImageDataset(TorchDataset):
         self._labels = None if label_column is None else rows.select_columns([label_column])
 
     def __getitem__(self, position: int) -> dict[str, Tensor]:
-        """Return pixel_values (3, R, R) float32 in [-1, 1], or mean and std (C, h, w) of cached
+        """Return pixel_values (C, R, R) float32 in [-1, 1], or mean and std (C, h, w) of cached
         latents, and label () int64 if there are classes."""
         row = self.plan.index(position)
         # All five are drawn whatever the options: switching one does not change the others.
@@ -85,9 +85,9 @@ class ImageDataset(TorchDataset):
     def _pixels(self, row: int, *draws: float) -> dict[str, Tensor]:
         cell = self.rows[row][self.image_column]
         if self.precise:
-            pixels = decoded(cell, row, decode_precisely)
+            pixels = decoded(cell, row, self.transform.decode_precisely)
             return {"pixel_values": self.transform.precise(pixels, *draws)}
-        return {"pixel_values": self.transform(decoded(cell, row), *draws)}
+        return {"pixel_values": self.transform(decoded(cell, row, self.transform.decode), *draws)}
 
     def _latents(self, row: int, u_crop: float, u_flip: float) -> dict[str, Tensor]:
         mean, std = self.latents.read(row, u_crop, u_flip)  # pyright: ignore

@@ -136,6 +136,28 @@ def _paths(rows: Dataset, column: str) -> list[str]:
     return [(cell or {}).get("path") or "" for cell in alone[column]]
 
 
+def with_texts(rows: Dataset, image_column: str, caption_column: str) -> Dataset:
+    """With captions from text files of the images' names, if there are any; None where one is
+    missing. A UsageError names a file that is no text."""
+    if not isinstance(rows.features[image_column], datasets.Image):
+        return rows
+    texts = [_text_beside(path) for path in _paths(rows, image_column)]
+    if all(text is None for text in texts):
+        return rows
+    return rows.add_column(caption_column, texts, feature=datasets.Value("string"))
+
+
+def _text_beside(image: str) -> str | None:
+    path = os.path.splitext(image)[0] + ".txt"
+    if not os.path.isfile(path):
+        return None
+    try:
+        with open(path, encoding="utf-8") as file:
+            return " ".join(file.read().split())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"the caption {path!r} cannot be read as UTF-8: {error}.") from error
+
+
 # -- splits ----------------------------------------------------------------------------------------
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any, NamedTuple
 
-from datasets import ClassLabel, Dataset, DatasetDict, Image, load_dataset, load_from_disk
+from datasets import ClassLabel, Dataset, DatasetDict, Image, Value, load_dataset, load_from_disk
 
 from diffusers_curriculum.training.data.checks import describe
 from diffusers_curriculum.training.data.columns import (
@@ -13,6 +13,7 @@ from diffusers_curriculum.training.data.columns import (
     check_image_column,
     check_label_column,
     class_value,
+    holds_paths,
 )
 from diffusers_curriculum.training.data.folders import (
     Source,
@@ -20,6 +21,7 @@ from diffusers_curriculum.training.data.folders import (
     no_such_split,
     read_folder,
     warn_of_unread_files,
+    with_texts,
 )
 from diffusers_curriculum.training.errors import UsageError
 
@@ -50,7 +52,10 @@ def load_images(
             sub-folders are the classes.
         split: of the data set; None is "train", and of `train_data_dir` everything. In a folder of
             images, folders called after splits are splits, and names of files mean nothing.
-        caption_column: column of captions; None leaves them out.
+        image_column: column of images, of their paths (from here or from the data set's folder), of
+            bytes, or of {"path", "bytes"}.
+        caption_column: column of captions, of an image folder without it those in a text file
+            beside each image, such as 1.txt beside 1.png; None leaves them out.
         label_column: column of classes, of numbers or words; None leaves classes out.
         max_train_samples: keep this many samples, chosen by a shuffle with `seed`.
         folder_flag: what messages call `train_data_dir`.
@@ -67,6 +72,8 @@ def load_images(
     asked = _Asked(dataset_name, dataset_config_name, train_data_dir, split, folder_flag)
     dataset, folder = _load_training_split(asked, cache_dir), asked.local
     check_image_column(dataset.features, image_column)
+    if caption_column is not None and caption_column not in dataset.features and folder:
+        dataset = with_texts(dataset, image_column, caption_column)
     columns = [image_column]
     if caption_column is not None:
         check_caption_column(dataset.features, caption_column, folder)
@@ -74,13 +81,28 @@ def load_images(
     if label_column is not None:
         check_label_column(dataset.features, label_column, folder)
         columns.append(label_column)
-    dataset = dataset.select_columns(columns)
+    dataset = _as_images(dataset.select_columns(columns), image_column, folder)
     if label_column is not None and not isinstance(dataset.features[label_column], ClassLabel):
         dataset = _with_classes(dataset, label_column)
     if max_train_samples is not None:
         kept = range(min(max_train_samples, len(dataset)))
         dataset = dataset.shuffle(seed=seed).select(kept)
-    return dataset.cast_column(image_column, Image(decode=False))
+    return dataset
+
+
+def _as_images(dataset: Dataset, column: str, folder: str | None) -> Dataset:
+    """With cells {"path", "bytes"}; paths are those of files here, or in the data set's folder."""
+    if holds_paths(dataset.features[column]):
+        cells = ((c or {}).get("path") if isinstance(c, dict) else c for c in dataset[column])
+        paths = [_found(path, folder) for path in cells]
+        rest = dataset.remove_columns(column)
+        dataset = rest.add_column(column, paths, feature=Value("string"))
+    return dataset.cast_column(column, Image(decode=False))
+
+
+def _found(path: str | None, folder: str | None) -> str | None:
+    inside = None if path is None or folder is None else os.path.join(folder, path)
+    return inside if inside is not None and os.path.exists(inside) else path
 
 
 def _with_classes(dataset: Dataset, column: str) -> Dataset:

@@ -10,6 +10,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ from diffusers_curriculum.metrics.preprocessing import FeatureNetworkError
 from diffusers_curriculum.randomness import host_generator
 from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.data.checks import decoded
-from diffusers_curriculum.training.data.transforms import ImageTransform, decode_image
+from diffusers_curriculum.training.data.transforms import ImageTransform
 from diffusers_curriculum.training.errors import UsageError
 from diffusers_curriculum.training.storage.files import write_atomically
 
@@ -147,7 +148,7 @@ class Evaluator:
             found[name] = torch.zeros(rows, network.dim, device=accelerator.device)
         for first in range(0, len(own), batch_size):
             numbers = list(own[first : first + batch_size])
-            batch = images(numbers)
+            batch = _in_colour(images(numbers))
             if len(batch) != len(numbers):
                 raise ValueError(
                     f"{len(batch)} images came for {len(numbers)} samples; give one of each"
@@ -187,6 +188,11 @@ class Evaluator:
         return values
 
 
+def _in_colour(images: Tensor) -> Tensor:
+    """Grey images (B, 1, H, W) with three channels, and those with alpha (B, 4, H, W) without."""
+    return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images[:, :3]
+
+
 def _seen(network: FeatureNetwork, batch: Tensor) -> Tensor:
     features = network(batch)
     if batch.is_floating_point():  # rounding to 8 bits would make a number of a NaN
@@ -196,15 +202,14 @@ def _seen(network: FeatureNetwork, batch: Tensor) -> Tensor:
 
 
 def training_images(
-    rows: Dataset, resolution: int, interpolation: str, image_column: str = "image"
+    rows: Dataset, transform: ImageTransform, image_column: str = "image"
 ) -> Images:
     """Return what reads training images, undecoded in ``rows``, by row, cropped in the middle and
     not mirrored; it raises a UsageError with the path of an image that does not decode."""
-    transform = ImageTransform(resolution, interpolation, center_crop=True)
+    transform = replace(transform, center_crop=True, random_flip=False)
 
     def read(row: int) -> Tensor:
-        cell = rows[row][image_column]
-        return decoded(cell, row, lambda cell: transform(decode_image(cell), 0.0, 0.0, 1.0))
+        return transform(decoded(rows[row][image_column], row, transform.decode), 0.0, 0.0, 1.0)
 
     return lambda numbers: (torch.stack([read(row) for row in numbers]) + 1) / 2
 

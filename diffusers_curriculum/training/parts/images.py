@@ -22,6 +22,7 @@ from diffusers_curriculum.models.networks import (
     takes_labels,
 )
 from diffusers_curriculum.training.arguments.command_line import Arguments
+from diffusers_curriculum.training.data.decoding import MODES
 from diffusers_curriculum.training.errors import UsageError, usage_errors
 from diffusers_curriculum.training.levels.formulations import pipeline_index
 from diffusers_curriculum.training.process.pipeline_files import variants
@@ -70,12 +71,42 @@ def autoencoder_folder(args: Arguments) -> Path | None:
     return Path(config).parent
 
 
+def colours(args: Arguments) -> int:
+    """Channels of the images: those of the network's config in pixels, 3 for an autoencoder.
+
+    Raises:
+        UsageError: no images have so many, or --background is given for transparent ones.
+    """
+    if autoencoder_source(args) is not None:
+        return 3
+    path, name = args.pretrained_model_name_or_path, args.model_config
+    flag = "pretrained_model_name_or_path" if path else args.flag("model_config")
+    config: dict[str, Any] = {}
+    if path is not None or not _SIZE_NAME.fullmatch(name or _DEFAULT):
+        with usage_errors(f"--{flag}"):
+            where = (path, args.revision, _network_folder(args)) if path else (name,)
+            config = dict(read_config(*where))
+    found = config.get("in_channels") or 3
+    if found not in MODES:
+        raise UsageError(
+            f"--{flag}: {path or name!r} takes {found} channels, and images have 1 (grey), 3 or 4 "
+            "(with alpha): change its in_channels, or give the autoencoder whose latents it takes "
+            "by --pretrained_vae_model_name_or_path."
+        )
+    if MODES[found] == "RGBA" and args.background is not None:
+        raise UsageError(
+            f"--background is {args.background}, and the network takes transparency itself (4 "
+            "channels): drop it."
+        )
+    return found
+
+
 def load_space(args: Arguments) -> LatentSpace:
     """The latent space to train in, in float32 on the CPU."""
     source = autoencoder_source(args)
     with usage_errors("--pretrained_vae_model_name_or_path"):
         if source is None:
-            return LatentSpace.of(None)
+            return LatentSpace.of(None, colours=colours(args))
         path, subfolder = source
         space = LatentSpace.load(path, _revision(args, path), subfolder=subfolder)
         space.shape(args.resolution)
@@ -85,7 +116,7 @@ def load_space(args: Arguments) -> LatentSpace:
 def check_network(args: Arguments, labelled: bool) -> None:
     """Look at the network's name, and at what it would be given, before anything is loaded."""
     flag, config = f"--{args.flag('model_config')}", args.model_config
-    source, space = autoencoder_source(args), LatentSpace.of(None)
+    source, space = autoencoder_source(args), LatentSpace.of(None, colours=colours(args))
     with usage_errors("--pretrained_vae_model_name_or_path"):
         if source is not None:
             space = LatentSpace.empty(source[0], _revision(args, source[0]), source[1])

@@ -100,7 +100,7 @@ class ImagePublisher(PipelinePublisher):
         return [f"row {number}" for number in range(1, rows + 1)]
 
     def images(self, steps: int) -> Callable[[Sequence[int]], Tensor]:
-        """Numbers of samples to images (B, 3, H, W) in [0, 1], for metrics: each number has its own
+        """Numbers of samples to images (B, C, H, W) in [0, 1], for metrics: each number has its own
         noise, and the classes in turn."""
         count = len(self.id2label or ()) or None
 
@@ -143,12 +143,13 @@ class ImagePublisher(PipelinePublisher):
             own = labels[first : numbers.stop] or None
             parts.append(self._sampled(pipeline, numbers, own, steps, "picture"))
         pictures = (np.concatenate(parts) * 255).round().astype(np.uint8)
-        return [image_of(picture) for picture in pictures]
+        grey = pictures.shape[-1] == 1
+        return [image_of(picture[..., 0] if grey else picture) for picture in pictures]
 
     def _sampled(
         self, pipeline: Any, numbers: Sequence[int], labels: Any, steps: int, purpose: str
     ) -> np.ndarray:
-        """(B, H, W, 3) in [0, 1], one keyed generator on the CPU for each image."""
+        """(B, H, W, C) in [0, 1], one keyed generator on the CPU for each image."""
         pipeline.to(self.accelerator.device)
         shown = purpose == "picture" and self.accelerator.is_local_main_process
         pipeline.set_progress_bar_config(disable=not shown, leave=False, desc="Drawing")

@@ -19,6 +19,8 @@ from diffusers_curriculum.models.networks import check_conditioning, null_class,
 from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.cache.latents import CachedLatents, cache_latents
 from diffusers_curriculum.training.data.dataset import ImageDataset
+from diffusers_curriculum.training.data.decoding import MODES
+from diffusers_curriculum.training.data.transforms import ImageTransform
 from diffusers_curriculum.training.errors import UsageError, usage_errors
 from diffusers_curriculum.training.evaluation.evaluator import (
     make_evaluator,
@@ -110,7 +112,11 @@ class ImageTask(ImageLevelTask):
 
     def choose(self, args: Arguments, seed: int) -> None:
         super().choose(args, seed)
+        self.mode = MODES[parts.colours(args)]
         parts.check_network(args, labelled=bool(self.text_columns))
+
+    def transform(self) -> ImageTransform:
+        return ImageTransform.of(self.args, self.mode)
 
     def model_facts(self, args: Arguments) -> dict[str, Any]:
         return parts.model_facts(args, self.classes)
@@ -186,11 +192,10 @@ class ImageTask(ImageLevelTask):
     def make_run(self, job: JobParts, **common: Any) -> ImageRun:
         """Measures the data and encodes it only now: all that is quicker to fail has been made."""
         args, space = job.args, self.models.space
-        interpolation = args.image_interpolation_mode
         self.evaluator = make_evaluator(
             args,
             job.accelerator,
-            training_images(job.rows, args.resolution, interpolation, args.image_column),
+            training_images(job.rows, self.transform(), args.image_column),
             len(job.rows),
             job.seed,
             args.max_train_steps,
@@ -216,7 +221,7 @@ class ImageTask(ImageLevelTask):
     def described(self, job: JobParts) -> dict[str, Any]:
         return {
             "classes": self.classes,
-            "space": self.models.space.kind,
+            "space": f"{self.models.space.kind} ({self.mode})",
             "network": type(self.models.network).__name__,
             "formulation": job.args.formulation,
         }

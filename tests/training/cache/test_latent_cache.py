@@ -22,7 +22,8 @@ from diffusers_curriculum.models.latent_space import LatentSpace
 from diffusers_curriculum.randomness import host_generator
 from diffusers_curriculum.training.cache import filling as latent_filling
 from diffusers_curriculum.training.cache.latents import CachedLatents, cache_latents
-from diffusers_curriculum.training.data.transforms import ImageTransform, decode_image
+from diffusers_curriculum.training.data.decoding import decode_image
+from diffusers_curriculum.training.data.transforms import ImageTransform
 from diffusers_curriculum.training.errors import DiskFullError, UsageError
 
 SIDE = 16

@@ -18,6 +18,7 @@ from scipy.stats import binomtest
 
 from diffusers_curriculum.training.data.bad_samples import SKIPPED_FILE, usable_rows
 from diffusers_curriculum.training.data.dataset import ImageDataset, training_batches
+from diffusers_curriculum.training.data.decoding import decode_image
 from diffusers_curriculum.training.data.plan import BatchPlan
 from diffusers_curriculum.training.data.sources import load_images
 from diffusers_curriculum.training.data.transforms import ImageTransform
@@ -359,3 +360,55 @@ def test_reading_a_class_does_not_read_the_image(
         int(sample["mean"]) % 3 for sample in samples
     ]
     assert set(read) == {"label"}
+
+
+# -- how images are stored -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["paths", "relative paths", "bytes", "structs", "path structs"])
+@pytest.mark.parametrize("kind", ["parquet", "disk"])
+def test_a_column_of_images_may_be_stored_in_any_way(
+    tmp_path: Path, load: Load, form: str, kind: str
+) -> None:
+    place = tmp_path / "set"
+    pictures(place / "files", [f"{i}.png" for i in range(3)])
+    paths = [str(place / "files" / f"{i}.png") for i in range(3)]
+    contents = [Path(path).read_bytes() for path in paths]
+    cells: dict[str, list[Any]] = {
+        "paths": paths,
+        "relative paths": [f"files/{i}.png" for i in range(3)],
+        "bytes": contents,
+        "structs": [{"bytes": content, "path": None} for content in contents],
+        "path structs": [{"path": path} for path in paths],
+    }
+    if form == "structs":
+        cells[form][1] = {"bytes": None, "path": paths[1]}
+    rows = Dataset.from_dict({"image": cells[form], "label": ["a", "b", None]})
+    if kind == "disk":
+        rows.save_to_disk(str(place / "saved"))
+        if form == "relative paths":
+            (place / "files").rename(place / "saved" / "files")
+    else:
+        rows.to_parquet(str(place / "train.parquet"))
+        for extra in range(4):  # more tables than pictures: the folder is one of tables
+            rows.to_parquet(str(place / f"train_{extra}.parquet"))
+    found = load(dataset_name=str(place / "saved" if kind == "disk" else place))
+    assert found.features["image"] == ImageFeature(decode=False)
+    assert told(found)[:3] == ["a", "b", None]
+    images = [decode_image(cell) for cell in found["image"][:3]]
+    assert [image.getpixel((0, 0)) for image in images] == [(i, 0, 0) for i in range(3)]
+    assert digest(found, place)
+
+
+def test_captions_may_stand_in_text_files(tmp_path: Path) -> None:
+    root = pictures(tmp_path / "images", ["a.png", "b.jpg", "x/c.png"])
+    (root / "a.txt").write_text("a red\n  bird\n", "utf-8")
+    (root / "x" / "c.txt").write_text("\u00fcber", "utf-8")
+    options: dict[str, Any] = {"caption_column": "text", "cache_dir": str(tmp_path / "cache")}
+    rows = load_images(train_data_dir=str(root), **options)
+    assert list(rows["text"]) == ["a red bird", None, "\u00fcber"]
+    with pytest.raises(UsageError, match=r"1 of 3 samples(.|\n)*b\.jpg.*the caption is missing"):
+        usable_rows(rows, "image", "text", output_dir=tmp_path, progress=False)
+    (root / "b.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(UsageError, match=r"the caption '.*b\.txt' cannot be read as UTF-8"):
+        load_images(train_data_dir=str(root), **options)

@@ -10,11 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
+from diffusers_curriculum.training.data.decoding import decode_image, decode_precisely
 from diffusers_curriculum.training.data.transforms import (
     INTERPOLATIONS,
     ImageTransform,
-    decode_image,
-    decode_precisely,
     resized_size,
     to_tensor,
 )

@@ -26,6 +26,7 @@ from diffusers_curriculum.metrics.distances import (
 )
 from diffusers_curriculum.metrics.features import FeatureNetwork, eight_bit
 from diffusers_curriculum.training.arguments.command_line import Arguments
+from diffusers_curriculum.training.data.transforms import ImageTransform
 from diffusers_curriculum.training.errors import UsageError
 from diffusers_curriculum.training.evaluation.evaluator import (
     Evaluator,
@@ -39,6 +40,7 @@ from diffusers_curriculum.training.evaluation.evaluator import (
 from diffusers_curriculum.training.tasks.unconditional import Unconditional
 from tests.metrics.tiny_networks import save
 
+BILINEAR = ImageTransform(8, "bilinear", random_flip=True)
 SETTINGS = {
     "eval_steps": 10,
     "eval_metrics": ("kid", "precision_recall", "fid"),
@@ -323,19 +325,19 @@ def scans(folder: Path, count: int) -> datasets.Dataset:
 
 def test_training_images_are_the_middle_unmirrored(tmp_path: Path) -> None:
     rows = scans(tmp_path / "scans", 3)
-    found = training_images(rows, 8, "bilinear")([2, 0])
+    found = training_images(rows, BILINEAR)([2, 0])
     bytes_ = torch.stack([eight_bit(picture(i)).repeat(1, 1, 2)[:, :, 4:12] for i in (2, 0)])
     torch.testing.assert_close(found * 255, bytes_.float(), rtol=0, atol=1e-4)
     Path(rows[1]["image"]["path"]).write_bytes(b"no image")
     with pytest.raises(UsageError, match=r"1\.png"):
-        training_images(rows, 8, "bilinear")([1])
+        training_images(rows, BILINEAR)([1])
 
 
 def test_an_evaluator_of_a_command_line(tmp_path: Path) -> None:
     save("resnet", tmp_path / "network")
     line = f"--eval_steps 5 --eval_metrics kid precision_recall --eval_samples 8 \
         --eval_generation_batch_size 3 --eval_feature_model {tmp_path / 'network'}"
-    real = training_images(scans(tmp_path / "scans", 9), 8, "bilinear")
+    real = training_images(scans(tmp_path / "scans", 9), BILINEAR)
     made = make_evaluator(parsed(line, tmp_path), Process(), real, 9, seed=3, last_step=7)
     assert made is not None
     assert [step for step in range(9) if made.is_due(step)] == [5, 7]

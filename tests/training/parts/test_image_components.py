@@ -175,7 +175,7 @@ def test_a_pipeline_without_a_network_is_refused(folder: Path, tmp_path: Path) -
 
 MISFITS: dict[str, tuple[dict[str, Any], tuple[object, ...], str]] = {
     "patch": (TINY_DIT | {"patch_size": 3}, (), "patch_size=3 does not divide the 8 x 8"),
-    "channels": (TINY_UNET | {"in_channels": 1}, (), "in_channels=1, but 3 is asked for"),
+    "channels": (TINY_UNET | {"in_channels": 2}, (), "takes 2 channels, and images have 1"),
     "outputs": (TINY_UNET | {"out_channels": 3}, ("--learned_variance", "vlb"), "6 is asked for"),
     "side": (TINY_UNET | {"sample_size": 32}, (), "sample_size=32, but 8 is asked for"),
     "classes": (TINY_UNET | {"num_class_embeds": 3}, (), "num_class_embeds=3.*need 4"),
