@@ -18,12 +18,9 @@ from PIL import Image
 
 import train_text_to_image_curriculum as script
 from diffusers_curriculum.training.data import checks as data_checks
-from diffusers_curriculum.training.data.bad_samples import (
-    SKIPPED_FILE,
-    find_bad_samples,
-    usable_rows,
-)
+from diffusers_curriculum.training.data.bad_samples import SKIPPED_FILE, usable_rows
 from diffusers_curriculum.training.data.decoding import decode_image
+from diffusers_curriculum.training.data.finding import find_bad_samples
 from diffusers_curriculum.training.data.sources import load_images
 from diffusers_curriculum.training.data.transforms import ImageTransform
 from diffusers_curriculum.training.errors import UsageError

@@ -48,6 +48,7 @@ _RENEWED = {
 }
 _AUTO = ("log_snr", "quantile")  # what --curriculum_clustering auto is, or was
 _OF_FLAGS = ("objective", "images", "optimizer")  # settings that the flags tell
+_LATER = ("background",)  # flags of later versions, which are facts where they are set
 _TEXTS = {
     "global_batch": "--train_batch_size x --gradient_accumulation_steps x processes",
     "dataset.rows": "number of training samples",
@@ -91,7 +92,12 @@ def run_facts(
     }
     names = map(module_name, args.imports)
     facts["imports"] = {name: module_identity(sys.modules[name]) for name in names}
-    return plain(facts | {name: args.of_setting(name) for name in _OF_FLAGS})
+    flags = {name: args.of_setting(name) for name in _OF_FLAGS}
+    for told in flags.values():
+        for name in _LATER:
+            if told.get(name, 0) is None:
+                del told[name]
+    return plain(facts | flags)
 
 
 def check_imports(args: Arguments, saved: Mapping[str, Any] | None) -> None:

@@ -5,32 +5,19 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-from collections.abc import Callable, Container, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-from tqdm.auto import tqdm
+from typing import TYPE_CHECKING, Any
 
 from diffusers_curriculum.randomness import host_generator
 from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.arguments.run import POLICIES, SAMPLE_POLICIES
 from diffusers_curriculum.training.data.checked_images import (
-    CheckedImages,
-    image_key,
     read_checked,
     shared_file,
     write_checked,
 )
-from diffusers_curriculum.training.data.checks import (
-    caption_fault,
-    image_fault,
-    label_fault,
-    sample_name,
-)
+from diffusers_curriculum.training.data.finding import BadSample, find_bad_samples
 from diffusers_curriculum.training.errors import UsageError
 from diffusers_curriculum.training.storage.files import write_atomically
 
@@ -43,27 +30,6 @@ CACHE_FILE = "checked_images.json"
 SKIPPED_FILE = "skipped_samples.jsonl"
 SAMPLED = 1000  # images that --bad_samples sample looks at
 _SHOWN = 5  # samples in a message
-_CHUNK = 16  # rows read at once: embedded images are held in memory, a call per row is slow
-
-
-@dataclass(frozen=True)
-class BadSample:
-    """One sample that cannot be trained on."""
-
-    row: int  # of the data set that was checked
-    path: str | None  # of the image file, None where the image has none
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{sample_name({'path': self.path}, self.row)}: {self.reason}"
-
-
-class Findings(NamedTuple):
-    """What a look at some rows gave."""
-
-    bad: list[BadSample]  # by rising row
-    fresh: list[str]  # keys of the good images that were not known before
-    odd: list[BadSample]  # good images, but for what no pixel depends on
 
 
 def usable_images(
@@ -132,17 +98,14 @@ def usable_rows(
         resolution: training resolution in pixels; an image so long that resizing its shorter side
             to it passes PIL's pixel limit is bad.
         cache: file that remembers good images; None is ``output_dir/checked_images.json``.
-        skipped_file: name of the list of what was skipped.
         gather: joins the lists of all processes, such as ``accelerate.utils.gather_object``.
 
     Raises:
         UsageError: one message that lists every bad sample, where there are more than allowed; an
             unknown policy; no sample left; the list of skipped samples cannot be written.
     """
-    if policy not in SAMPLE_POLICIES:
-        raise UsageError(f"--bad_samples is {policy!r}: choose from {', '.join(SAMPLE_POLICIES)}.")
     path, total = Path(cache or Path(output_dir, CACHE_FILE)), len(dataset)
-    known, looked_at = read_checked(path, resolution), _looked_at(policy, total)
+    looked_at, known = _looked_at(policy, total), read_checked(path, resolution)
     found = find_bad_samples(
         dataset,
         image_column,
@@ -161,113 +124,20 @@ def usable_rows(
     refuse_bad_samples(bad, total, policy=policy, limit=limit, listed=rank == 0)
     if rank == 0:
         _log_skipped(bad, total, Path(output_dir, skipped_file))
-        if odd:
-            told = "; ".join(map(str, odd[:_SHOWN])) + ("; ..." if len(odd) > _SHOWN else "")
-            logger.warning("%d images are trained on as they are stored: %s", len(odd), told)
-        if len(looked_at) < total:
-            text = "%d of %d images were looked at (--bad_samples %s); another that cannot be read "
-            logger.info(text + "ends the run when its turn comes.", len(looked_at), total, policy)
+        _log_look(odd, policy, len(looked_at), total)
     unusable = {sample.row for sample in bad}
     return dataset.select([r for r in range(total) if r not in unusable]) if bad else dataset
 
 
 def _looked_at(policy: str, total: int) -> range | frozenset[int]:
     """Rows whose images are decoded; a sample of them is the same for every run."""
+    if policy not in SAMPLE_POLICIES:
+        raise UsageError(f"--bad_samples is {policy!r}: choose from {', '.join(SAMPLE_POLICIES)}.")
     if policy in POLICIES or (policy == "sample" and total <= SAMPLED):
         return range(total)
     count = SAMPLED if policy == "sample" else 0
     draw = host_generator(0, purpose="checked_samples")
     return frozenset(draw.choice(total, count, replace=False).tolist())
-
-
-def find_bad_samples(
-    dataset: Dataset,
-    image_column: str = "image",
-    caption_column: str | None = None,
-    *,
-    label_column: str | None = None,
-    resolution: int = 512,
-    rows: range | None = None,
-    looked_at: Container[int] | None = None,
-    known: CheckedImages | None = None,
-    workers: int | None = None,
-    progress: bool = True,
-) -> Findings:
-    """Decode every image that is not known to be good, and look at every caption and class.
-
-    Args:
-        rows: consecutive rows to look at; None is all.
-        looked_at: rows whose images are decoded; None is all.
-        known: images that need not be decoded again.
-        workers: threads; None is one per core, at most 8.
-    """
-    rows = range(len(dataset)) if rows is None else rows
-    columns = ((caption_column, caption_fault), (label_column, label_fault))
-    look = _Look(
-        dataset,
-        image_column,
-        {column: fault for column, fault in columns if column is not None},
-        resolution,
-        frozenset() if known is None else known.keys,
-        rows if looked_at is None else looked_at,
-    )
-    findings = Findings([], [], [])
-    chunks = [rows[i : i + _CHUNK] for i in range(0, len(rows), _CHUNK)]
-    with (
-        ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool,
-        tqdm(total=len(rows), desc="Checking samples", disable=not progress, leave=False) as bar,
-    ):
-        # Ctrl-C ends the loop, and with it the map, which drops the chunks that nobody has begun.
-        for chunk, part in zip(chunks, pool.map(look, chunks), strict=True):
-            findings.bad.extend(part.bad)
-            findings.fresh.extend(part.fresh)
-            findings.odd.extend(part.odd)
-            bar.update(len(chunk))
-    return findings
-
-
-@dataclass(frozen=True)
-class _Look:
-    """A look at the samples of some rows."""
-
-    rows: Dataset
-    image_column: str
-    text_faults: Mapping[str, Callable[[Any], str | None]]  # by the columns of texts
-    resolution: int
-    known: frozenset[str]
-    looked_at: Container[int]
-
-    @cached_property
-    def texts(self) -> Dataset:
-        return self.rows.select_columns([*self.text_faults])
-
-    def __call__(self, chunk: range) -> Findings:
-        findings = Findings([], [], [])
-        shown = any(row in self.looked_at for row in chunk)  # else no image is even read
-        if not (shown or self.text_faults):
-            return findings
-        cells = (self.rows if shown else self.texts)[chunk.start : chunk.stop]
-        for place, row in enumerate(chunk):
-            faults = [fault(cells[name][place]) for name, fault in self.text_faults.items()]
-            cell = (cells[self.image_column][place] if shown else None) or {}
-            if row in self.looked_at:
-                faults.insert(0, self._image_fault(row, cell, findings))
-            reasons = "; ".join(filter(None, faults))
-            if reasons:
-                findings.bad.append(BadSample(row, cell.get("path"), reasons))
-        return findings
-
-    def _image_fault(self, row: int, cell: dict[str, Any], findings: Findings) -> str | None:
-        key = image_key(cell)  # before decoding: a file that changes meanwhile gets another key
-        if key in self.known:
-            return None
-        noted: list[str] = []
-        fault = image_fault(cell, self.resolution, noted)
-        if noted and fault is None:  # not remembered, so that the next run tells of it, too
-            findings.odd.append(BadSample(row, cell.get("path"), "; ".join(noted)))
-        elif fault is None and key is not None:
-            findings.fresh.append(key)
-        return fault
 
 
 def refuse_bad_samples(
@@ -291,6 +161,16 @@ def refuse_bad_samples(
         head += f", more than --bad_samples_limit {limit:g} allows; repair or remove them"
     names = [f"  {sample}" for sample in bad] if listed else ["  (listed by the first process)"]
     raise UsageError("\n".join([f"{head}:", *names]))
+
+
+def _log_look(odd: Sequence[BadSample], policy: str, looked_at: int, total: int) -> None:
+    """Log what is odd without being bad, and where not every image was looked at."""
+    if odd:
+        told = "; ".join(map(str, odd[:_SHOWN])) + ("; ..." if len(odd) > _SHOWN else "")
+        logger.warning("%d images are trained on as they are stored: %s", len(odd), told)
+    if looked_at < total:
+        text = "%d of %d images were looked at (--bad_samples %s); another that cannot be read "
+        logger.info(text + "ends the run when its turn comes.", looked_at, total, policy)
 
 
 def _log_skipped(bad: Sequence[BadSample], total: int, path: Path) -> None:

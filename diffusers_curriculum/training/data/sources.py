@@ -95,8 +95,14 @@ def _as_images(dataset: Dataset, column: str, folder: str | None) -> Dataset:
     if holds_paths(dataset.features[column]):
         cells = ((c or {}).get("path") if isinstance(c, dict) else c for c in dataset[column])
         paths = [_found(path, folder) for path in cells]
-        rest = dataset.remove_columns(column)
-        dataset = rest.add_column(column, paths, feature=Value("string"))
+        if not any(path is not None and os.path.exists(path) for path in paths):
+            places = "here" + (f" or in {folder!r}" if folder else "")
+            raise UsageError(
+                f"--image_column {column!r} holds texts, not images, nor a path of any file "
+                f"{places}: {', '.join(map(repr, paths[:3]))}, ..."
+            )
+        with_both = dataset.add_column(f"{column} here", paths, feature=Value("string"))
+        dataset = with_both.remove_columns(column).rename_column(f"{column} here", column)
     return dataset.cast_column(column, Image(decode=False))
 
 

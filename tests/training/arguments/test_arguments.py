@@ -163,6 +163,7 @@ NEW_DEFAULTS = {
     "nonfinite": "raise",
     "max_hours": None,
     "train_split": None,
+    "background": None,
     "bad_samples": "raise",
     "bad_samples_limit": 0.01,
     "allow_config_change": (),

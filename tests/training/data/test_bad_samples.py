@@ -17,17 +17,16 @@ from datasets import Dataset, Features, List, Value, config
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from diffusers_curriculum.training.data import bad_samples
+from diffusers_curriculum.training.data import bad_samples, finding
 from diffusers_curriculum.training.data import checks as data_checks
 from diffusers_curriculum.training.data.bad_samples import (
     CACHE_FILE,
     SKIPPED_FILE,
-    BadSample,
-    find_bad_samples,
     refuse_bad_samples,
     usable_rows,
 )
 from diffusers_curriculum.training.data.checked_images import shared_file
+from diffusers_curriculum.training.data.finding import BadSample, find_bad_samples
 from diffusers_curriculum.training.errors import UsageError
 
 find = partial(find_bad_samples, caption_column="text", progress=False)
@@ -147,7 +146,7 @@ def test_bad_captions_are_found_beside_good_images():
 
 
 def test_an_interrupt_does_not_wait_for_the_rest(rows, decoded, monkeypatch):
-    class Bar(bad_samples.tqdm):
+    class Bar(finding.tqdm):
         def update(self, n=1):
             raise KeyboardInterrupt
 
@@ -157,7 +156,7 @@ def test_an_interrupt_does_not_wait_for_the_rest(rows, decoded, monkeypatch):
         time.sleep(0.01)
         return count(cell, **options)
 
-    monkeypatch.setattr(bad_samples, "tqdm", Bar)
+    monkeypatch.setattr(finding, "tqdm", Bar)
     monkeypatch.setattr(data_checks, "decode_image", slow)
     with pytest.raises(KeyboardInterrupt):
         find(rows, workers=1)

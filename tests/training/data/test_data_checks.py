@@ -58,7 +58,7 @@ def test_good_columns_pass(caption):
     [
         ("img", "text", "--image_column 'img' is not a column.*image, text, many, score"),
         ("image", "caption", "--caption_column 'caption' is not a column.*image, text, many"),
-        ("text", "many", "--image_column 'text' holds Value.*not images.*image \\(Image"),
+        ("score", "many", "--image_column 'score' holds Value.*not images.*image \\(Image"),
         ("image", "score", "--caption_column 'score' holds Value.*neither strings nor lists"),
         ("image", "scores", "--caption_column 'scores' holds List.*neither strings nor lists"),
         ("image", "image", "--caption_column 'image' holds Image.*neither strings nor lists"),

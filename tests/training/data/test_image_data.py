@@ -412,3 +412,9 @@ def test_captions_may_stand_in_text_files(tmp_path: Path) -> None:
     (root / "b.txt").write_bytes(b"\xff\xfe")
     with pytest.raises(UsageError, match=r"the caption '.*b\.txt' cannot be read as UTF-8"):
         load_images(train_data_dir=str(root), **options)
+
+
+def test_a_column_of_words_is_none_of_images(tmp_path: Path, load: Load) -> None:
+    Dataset.from_dict({"image": ["one", "two"], "label": [0, 1]}).save_to_disk(str(tmp_path / "s"))
+    with pytest.raises(UsageError, match=r"--image_column 'image' holds texts, not images.*'one'"):
+        load(dataset_name=str(tmp_path / "s"))
