@@ -333,7 +333,7 @@ def test_training_goes_on_from_a_saved_model(
             "is 9, .*without an --adversarial",
         ),
         (["--validation_steps", "3"], "is 3, .*without --validation_data"),
-        (["--validation_data_dir", "/nowhere"], "/nowhere: there is no such folder"),
+        (["--validation_data_dir", "/nowhere/at/all"], "/nowhere/at/all: there is no such folder"),
         (["--lr_scheduler", "sinus"], "--lr_scheduler is 'sinus'"),
         (["--report_to", "pigeon"], "--report_to is 'pigeon'"),
         (["--resume_from_checkpoint", "checkpoint-9"], "there is no folder"),
@@ -345,6 +345,23 @@ def test_wrong_invocations(
     reset_accelerate()
     with pytest.raises(UsageError, match=told):
         script.main(argv(data, tmp_path / "run", "--max_train_steps", 1, *more))
+
+
+def test_held_out_images_are_looked_at_too(
+    script: ModuleType, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held_out = write_images(tmp_path / "held_out", 4)
+    (held_out / "02.png").write_bytes(b"broken")
+    more = ["--max_train_steps", 1, "--validation_data_dir", held_out]
+    reset_accelerate()
+    with pytest.raises(UsageError, match=r"1 of 4 samples(.|\n)*02\.png.*cannot identify"):
+        script.main(argv(data, tmp_path / "run", *more))
+    reset_accelerate()
+    skip = ("--bad_samples", "skip", "--bad_samples_limit", 0.5)
+    script.main(argv(data, tmp_path / "run", *more, *skip))
+    told = json.loads((tmp_path / "run" / "skipped_held_out.jsonl").read_text())
+    assert told["row"] == 2
+    assert not (tmp_path / "run" / "skipped_samples.jsonl").exists()
 
 
 def test_a_resolution_that_the_critic_cannot_halve(

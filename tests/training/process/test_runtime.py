@@ -15,6 +15,7 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from huggingface_hub.utils import tqdm as hub_tqdm
 from tqdm import tqdm
 
+from diffusers_curriculum.models.image_files import Listing, warn_of_left_out
 from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.errors import (
     CheckpointError,
@@ -84,6 +85,14 @@ def test_the_accelerator_follows_the_command_line(tmp_path: Path) -> None:
     assert accelerator.mixed_precision == "bf16"
     assert accelerator.project_configuration.logging_dir == str(tmp_path / "logs")
     assert runtime.frozen_dtype(accelerator) == torch.bfloat16
+
+
+def test_one_process_of_a_machine_says_what_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    found = Listing(["/data/a.png", "/data/b.png"], [], {}, [])
+    for main in (False, True):
+        runtime._set_up_logging(FakeAccelerator(main))  # pyright: ignore
+        warn_of_left_out("/data", found, ["/data/a.png"])
+        assert len(caplog.messages) == main
 
 
 @pytest.mark.parametrize(
