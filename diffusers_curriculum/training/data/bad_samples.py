@@ -49,7 +49,7 @@ def usable_images(
     """
     from accelerate.utils import gather_object
 
-    source = source or args.dataset_name or str(args.train_data_dir)
+    place = str(source or args.dataset_name or args.train_data_dir)
     return usable_rows(
         dataset,
         args.image_column,
@@ -58,7 +58,7 @@ def usable_images(
         limit=args.bad_samples_limit,
         output_dir=args.output_dir,
         resolution=args.resolution,
-        cache=shared_file(args.cache_dir, source, args.resolution),
+        cache=shared_file(args.cache_dir, place, args.resolution),
         skipped_file=skipped_file,
         progress=accelerator.is_local_main_process,
         rank=accelerator.process_index,

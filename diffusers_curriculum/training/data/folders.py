@@ -30,7 +30,8 @@ _SPLITS = {
     "test": ("test", "testing", "eval", "evaluation"),
 }
 _SPLIT_OF = {word: split for split, words in _SPLITS.items() for word in words}
-_DATA = (".arrow", ".csv", ".json", ".jsonl", ".parquet", ".tar", ".tsv")  # of other data sets
+_TABLES = (".arrow", ".parquet", ".tar")  # of other data sets, whatever pictures are beside them
+_TEXTS = (".csv", ".json", ".jsonl", ".tsv")  # of other data sets, where they are more than images
 
 
 class Source(NamedTuple):
@@ -61,9 +62,11 @@ def is_image_folder(folder: str) -> bool:
     if os.path.isfile(card) and "configs" in DatasetCard.load(card).data.to_dict():
         return False
     found = list_folder(folder)
-    data = [path for path in found.others if path.lower().endswith(_DATA)]
-    others = [path for path in data if os.path.basename(path) not in METADATA_NAMES]
-    return bool(found.images) and len(found.images) >= len(others)
+    others = [path for path in found.others if os.path.basename(path) not in METADATA_NAMES]
+    if any(path.lower().endswith(_TABLES) for path in others):
+        return False
+    texts = sum(path.lower().endswith(_TEXTS) for path in others)
+    return bool(found.images) and len(found.images) >= texts
 
 
 def read_folder(source: Source, cache_dir: str | None) -> Dataset:
@@ -101,8 +104,9 @@ def warn_of_unread_files(
     files = datasets.load_dataset_builder(name, config, **options).config.data_files or {}
     read = {os.path.realpath(path) for paths in files.values() for path in paths}
     suffixes = {os.path.splitext(path)[1] for path in read}
-    found = list_folder(os.path.join(name, folder or "")).others
-    data = [path for path in found if os.path.splitext(path)[1] in suffixes]
+    found = list_folder(os.path.join(name, folder or ""))
+    everything = (*found.images, *found.others)
+    data = [path for path in everything if os.path.splitext(path)[1] in suffixes]
     unread = [path for path in data if os.path.realpath(path) not in read]
     if unread:
         logger.warning(

@@ -390,12 +390,10 @@ def test_a_column_of_images_may_be_stored_in_any_way(
             (place / "files").rename(place / "saved" / "files")
     else:
         rows.to_parquet(str(place / "train.parquet"))
-        for extra in range(4):  # more tables than pictures: the folder is one of tables
-            rows.to_parquet(str(place / f"train_{extra}.parquet"))
     found = load(dataset_name=str(place / "saved" if kind == "disk" else place))
     assert found.features["image"] == ImageFeature(decode=False)
-    assert told(found)[:3] == ["a", "b", None]
-    images = [decode_image(cell) for cell in found["image"][:3]]
+    assert told(found) == ["a", "b", None]
+    images = [decode_image(cell) for cell in found["image"]]
     assert [image.getpixel((0, 0)) for image in images] == [(i, 0, 0) for i in range(3)]
     assert digest(found, place)
 

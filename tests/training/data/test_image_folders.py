@@ -193,6 +193,16 @@ def test_other_data_files_without_a_split_are_named(
         load(dataset_name=str(tmp_path / "set"), split="val")
 
 
+def test_pictures_beside_tables_are_no_data(tmp_path: Path, load: Load, caplog: Any) -> None:
+    root = pictures(tmp_path / "set", "assets/a.png", "assets/b.png", "data/c.png")
+    cells = [{"path": None, "bytes": (root / "data" / "c.png").read_bytes()}] * 5
+    one = Dataset.from_dict({"image": cells}, Features({"image": ImageFeature(decode=False)}))
+    (root / "data" / "c.png").unlink()
+    one.to_parquet(root / "data" / "train-00000-of-00001.parquet")
+    assert len(load(dataset_name=str(root))) == 5
+    assert caplog.text == ""
+
+
 # -- what is left out, and why ---------------------------------------------------------------------
 
 
