@@ -1,7 +1,8 @@
 """The whole way in one command: scans, a tiny Stable Diffusion, training, pictures.
 
-Runs, and shows, the commands that you would type for your own images. Nothing is downloaded; on two
-cores without a GPU it takes a few minutes.
+Runs, and shows, the commands that you would type for your own images. Beside the training, on the
+second core, the same number of steps is trained on uniform timesteps, as diffusers draws them, for
+comparison. Nothing is downloaded; on two cores without a GPU it takes a few minutes.
 
     python examples/text_to_image/demo.py --output_dir outputs/demo
 """
@@ -13,7 +14,7 @@ import os
 import time
 from pathlib import Path
 
-from shell import run, short
+from shell import UNIFORM, run_all, short
 
 HERE = Path(__file__).resolve().parent
 SCRIPT = HERE.parent.parent / "train_text_to_image_curriculum.py"
@@ -47,7 +48,7 @@ def commands(folder: Path, train_steps: int, vae_steps: int) -> list[list[str]]:
         ],
         [
             *("python", short(HERE / "recognise.py"), "--before", tiny, "--after", trained),
-            *("--output_dir", pictures),
+            *("--uniform", f"{trained}{UNIFORM}", "--output_dir", pictures),
         ],
     ]
 
@@ -60,8 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--vae_steps", type=int, default=VAE_STEPS)
     args = parser.parse_args(argv)
     start = time.monotonic()
-    for command in commands(args.output_dir, args.max_train_steps, args.vae_steps):
-        run(command)
+    run_all(commands(args.output_dir, args.max_train_steps, args.vae_steps))
     trained = args.output_dir / "sd-digits"
     print(f"\nDone in {(time.monotonic() - start) / 60:.1f} minutes. Pictures:")
     for text, file in (

@@ -1,10 +1,11 @@
-"""Generate digits with two pipelines, and count how many a classifier of real scans recognises.
+"""Generate digits with pipelines, and count how many a classifier of real scans recognises.
 
-Prints one line, `recognised before=.. after=.. n=.. classifier=..`, and writes one picture per
-pipeline: a row per digit, a column per sample, the prompts above, a red frame around what was
-not recognised as the digit that the prompt asked for.
+Prints one line, `recognised before=.. after=.. uniform=.. n=.. classifier=..`, and writes one
+picture per pipeline: a row per digit, a column per sample, the prompts above, a red frame around
+what was not recognised as the digit that the prompt asked for.
 
-    python examples/text_to_image/recognise.py --before tiny-sd --after sd-digits --output_dir .
+    python examples/text_to_image/recognise.py --before tiny-sd --after sd-digits \
+        --uniform sd-digits-uniform --output_dir pictures
 """
 
 from __future__ import annotations
@@ -90,39 +91,44 @@ def _label(draw: ImageDraw.ImageDraw, columns: int) -> None:
         draw.text((LEFT + index * width + 4, 7), text, fill="black", font=font)
 
 
+def pipelines(args: argparse.Namespace) -> dict[str, str]:
+    """Return the folders to compare, by the names that the figures have."""
+    given = {name: vars(args)[name] for name in ("before", "after", "uniform")}
+    return {name: folder for name, folder in given.items() if folder is not None}
+
+
 def recognise(args: argparse.Namespace) -> str:
-    """Write both pictures and return the line of figures."""
+    """Write the pictures and return the line of figures."""
     classifier, right = train_classifier()
     group = args.samples // len(PHRASINGS)
     prompts = [caption(digit, k // group) for digit in range(10) for k in range(args.samples)]
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     shares = {}
-    for name, pipeline_dir in (("before", args.before), ("after", args.after)):
+    for name, pipeline_dir in pipelines(args).items():
         images = generate(pipeline_dir, prompts, steps=args.num_inference_steps, seed=args.seed)
         samples = judge(images, classifier)
         picture(samples).save(folder / f"digits_{name}.png")
         shares[name] = samples.share
-    return (
-        f"recognised before={shares['before']:.2f} after={shares['after']:.2f}"
-        f" n={len(prompts)} classifier={right:.2f}"
-    )
+    told = " ".join(f"{name}={share:.2f}" for name, share in shares.items())
+    return f"recognised {told} n={len(prompts)} classifier={right:.2f}"
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Compare two pipelines from the command line."""
+    """Compare pipelines from the command line."""
     without_torchvision_lines()
     parser = argparse.ArgumentParser(description="Count the generated digits that are recognised.")
     parser.add_argument("--before", required=True, help="folder of the pipeline before training")
     parser.add_argument("--after", required=True, help="folder of the pipeline after training")
-    parser.add_argument("--output_dir", required=True, help="where the two pictures go")
+    parser.add_argument("--uniform", help="folder of one trained on uniform timesteps")
+    parser.add_argument("--output_dir", required=True, help="where the pictures go")
     parser.add_argument("--samples", type=int, default=20, help="samples per digit")
     parser.add_argument("--num_inference_steps", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     if args.samples < 1 or args.samples % len(PHRASINGS):
         parser.error(f"--samples {args.samples}: take a multiple of {len(PHRASINGS)}")
-    for folder in (args.before, args.after):
+    for folder in pipelines(args).values():
         if not (Path(folder) / "model_index.json").is_file():
             parser.error(f"{folder!r} is not a pipeline folder: it has no model_index.json")
     print(recognise(args))

@@ -6,8 +6,10 @@ import argparse
 import importlib
 import json
 import re
+import time
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,6 +39,12 @@ def demo(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(EXAMPLES))
     monkeypatch.chdir(EXAMPLES.parent.parent)
     return importlib.import_module("demo")
+
+
+@pytest.fixture
+def shell(demo: ModuleType) -> ModuleType:
+    """Return what the demo runs its commands with."""
+    return importlib.import_module("shell")
 
 
 @pytest.fixture
@@ -152,6 +160,7 @@ def test_demo_trains_with_flags_the_script_accepts(demo: ModuleType, tmp_path: P
     tiny = make_tiny[make_tiny.index("--output_dir") + 1]
     assert args.pretrained_model_name_or_path == tiny == compare[compare.index("--before") + 1]
     assert args.output_dir == compare[compare.index("--after") + 1]
+    assert f"{args.output_dir}-uniform" == compare[compare.index("--uniform") + 1]
     assert (args.timestep_sampler, args.timestep_draw) == ("laplace", "stratified")
     assert args.curriculum == "difficulty"
 
@@ -163,9 +172,57 @@ def test_demo_curriculum_ends_well_before_its_training(demo: ModuleType, tmp_pat
     assert expected < 0.3 * args.max_train_steps
 
 
-def test_demo_stops_at_the_first_command_that_fails(demo: ModuleType, capfd) -> None:
+def test_demo_stops_at_the_first_command_that_fails(shell: ModuleType, capfd) -> None:
     with pytest.raises(SystemExit, match="status 3"):
-        demo.run(["python", "-c", "raise SystemExit(3)"])
+        shell.run(["python", "-c", "raise SystemExit(3)"])
     assert "$ python -c 'raise SystemExit(3)'" in capfd.readouterr().out
     with pytest.raises(SystemExit, match="'no-such-tool' is not installed"):
-        demo.run(["no-such-tool"])
+        shell.run(["no-such-tool"])
+
+
+def test_a_twin_runs_beside_its_training_and_fails_with_it(shell: ModuleType, capfd) -> None:
+    quick, slow = (["python", "-c", code] for code in ("print('first')", "print('twin')"))
+    shell.run(quick, slow)
+    told = capfd.readouterr().out
+    assert "$ python -c 'print('\"'\"'twin'\"'\"')' &" in told
+    assert told.count("twin") == 1  # in the command alone
+    with pytest.raises(SystemExit, match="status 4"):
+        shell.run(quick, ["python", "-c", "print('why'); raise SystemExit(4)"])
+    assert "\nwhy" in capfd.readouterr().out
+    start = time.monotonic()
+    with pytest.raises(SystemExit, match="status 3"):
+        shell.run(["python", "-c", "raise SystemExit(3)"], ["sleep", "60"])
+    assert time.monotonic() - start < 30
+
+
+def test_the_twin_differs_in_its_timesteps_alone(
+    demo: ModuleType, shell: ModuleType, tmp_path: Path
+) -> None:
+    commands = demo.commands(tmp_path, demo.TRAIN_STEPS, demo.VAE_STEPS)
+    twins = [shell.uniform_twin(command) for command in commands]
+    assert [twin is not None for twin in twins] == [False, False, True, False]
+    args = vars(_training_arguments(demo, tmp_path))
+    twin = vars(parse_args(twins[2][twins[2].index(demo.SCRIPT.name) + 1 :]))
+    named = {name for name in args if args[name] != twin[name]} - {"given"}
+    assert {name for name in named if not name.startswith(("timestep_", "curriculum"))} == {
+        "output_dir"
+    }
+    assert (twin["timestep_sampler"], twin["curriculum"]) == ("uniform", "none")
+    assert twin["max_train_steps"] == demo.TRAIN_STEPS
+
+
+@pytest.mark.parametrize("uniform", [False, True])
+def test_the_figures_of_the_baseline_stand_beside_the_others(
+    recognise: ModuleType, digits: ModuleType, tmp_path: Path, uniform: bool, monkeypatch: Any
+) -> None:
+    train, _ = digits.split()
+    scans = [train.scans[train.labels == digit][:5] for digit in range(10)]
+    right = [digits.to_image(scan, 32) for group in scans for scan in group]
+    drawn = {"b": right[5:] + right[:5], "a": right, "u": right[:25] + right[30:] + right[25:30]}
+    monkeypatch.setattr(recognise, "generate", lambda folder, *a, **k: drawn[folder])
+    given = argparse.Namespace(before="b", after="a", uniform="u" if uniform else None)
+    given.output_dir, given.samples, given.num_inference_steps, given.seed = tmp_path, 5, 1, 0
+    told = recognise.recognise(given)
+    baseline = "uniform=0.50 " if uniform else ""
+    assert told.startswith(f"recognised before=0.00 after=1.00 {baseline}n=50 classifier=")
+    assert (tmp_path / "digits_uniform.png").exists() == uniform
