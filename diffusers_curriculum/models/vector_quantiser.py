@@ -91,11 +91,16 @@ class VectorQuantiser(nn.Module):
         return Quantised(straight, indices, loss)
 
     @torch.no_grad()
-    def observe(self, indices: Tensor) -> None:
-        """Count one update's codes: the indices of the whole global batch, of any shape."""
+    def observe(self, indices: Tensor, left_out: Tensor | None = None) -> None:
+        """Count one update's codes: the indices of the whole global batch, of any shape.
+
+        Args:
+            left_out: () bool, whether the update was not made: then nothing is counted.
+        """
         counts = torch.bincount(indices.flatten(), minlength=len(self.counts))
-        self.counts += counts
-        self.idle.add_(1).masked_fill_(counts > 0, 0)
+        made = torch.ones_like(counts[0]) if left_out is None else (~left_out).to(counts.dtype)
+        self.counts += counts * made
+        self.idle.add_(made).masked_fill_(counts * made > 0, 0)
 
     @torch.no_grad()
     def revive(self, vectors: Tensor, rng: np.random.Generator, patience: int) -> Tensor:
@@ -105,7 +110,8 @@ class VectorQuantiser(nn.Module):
         Returns how many there are, () int64; nothing is read back from the device.
 
         Args:
-            vectors: (..., dim) encoder outputs of the present update, the same on all processes.
+            vectors: (..., dim) encoder outputs of the present update, the same on all processes;
+                if any is not finite, no code is revived.
             rng: chooses among them, without repetition while there are enough.
 
         Raises:
@@ -120,7 +126,7 @@ class VectorQuantiser(nn.Module):
         # np.resize repeats the permutation where there are fewer vectors than codes
         picks = torch.from_numpy(np.resize(rng.permutation(len(rows)), len(weight)))
         fresh = normalize(rows[picks.to(rows.device)].float(), dim=-1) * math.sqrt(rows.shape[1])
-        dead = self.idle >= patience
+        dead = (self.idle >= patience) & rows.isfinite().all()
         weight.copy_(torch.where(dead[:, None], fresh.to(weight.dtype), weight))
         self.idle.masked_fill_(dead, 0)
         return dead.sum()

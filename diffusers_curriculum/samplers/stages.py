@@ -147,8 +147,8 @@ class Progress:
         self._move(losses.device)
         if self.pace:  # a schedule learns nothing
             self.pace = self.pacing.observe(self.pace, _mean(losses), self.stages)
-        ones = torch.ones_like(clusters)
-        self.cluster_counts = self.cluster_counts.index_add(0, clusters, ones)
+        seen = losses.isfinite().to(clusters.dtype)
+        self.cluster_counts = self.cluster_counts.index_add(0, clusters, seen)
         self._record_stage(step + 1)
 
     def state_dict(self) -> dict[str, Tensor]:

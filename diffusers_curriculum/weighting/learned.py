@@ -131,6 +131,12 @@ class LearnedLossWeights:
         self.optimizer = torch.optim.AdamW(
             self.uncertainty.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.0
         )
+        weight = self.uncertainty.weight
+        self.optimizer.state[weight] = {
+            "step": torch.tensor(0.0),
+            "exp_avg": torch.zeros_like(weight),
+            "exp_avg_sq": torch.zeros_like(weight),
+        }
         self.warm_up, self.floor = warm_up, float(floor)
 
     def weights(self, step: int, device: torch.device | str = "cpu") -> Tensor:
@@ -142,18 +148,35 @@ class LearnedLossWeights:
 
     def observe(self, indices: Tensor, losses: Tensor) -> None:
         """One step of z by the unweighted losses (N,) at the levels ``indices`` (N,) of the global
-        batch; a non-finite loss is no observation."""
+        batch; a non-finite loss is no observation, and without any nothing changes."""
         finite = losses.isfinite()
-        both, _ = self.uncertainty.to(losses.device)(losses.nan_to_num(0, 0, 0), indices)
+        self._move(losses.device)
+        both, _ = self.uncertainty(losses.nan_to_num(0, 0, 0), indices)
         (both.where(finite, 0.0).sum() / finite.sum().clamp_min(1)).backward()
+        before = [tensor.detach().clone() for tensor in self._changing()]
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        seen = finite.any()
+        for tensor, old in zip(self._changing(), before, strict=True):
+            tensor.detach().copy_(torch.where(seen.to(tensor.device), tensor.detach(), old))
+
+    def _changing(self) -> list[Tensor]:
+        """What a step changes: z's weights, their moments, the count of steps."""
+        weight = self.uncertainty.weight
+        return [weight, *self.optimizer.state[weight].values()]
+
+    def _move(self, device: torch.device) -> None:
+        """Take what changes to where the losses are; the count of steps where CUDA keeps it."""
+        weight, on_cuda = self.uncertainty.to(device).weight, device.type == "cuda"
+        self.optimizer.param_groups[0]["capturable"] = on_cuda
+        places = {"step": device if on_cuda else torch.device("cpu")}
+        state = self.optimizer.state[weight]
+        for name, value in state.items():
+            state[name] = value.to(places.get(name, device))
 
     def state_dict(self) -> dict[str, Tensor]:
         """z's parameters and its moments; copies on the CPU."""
-        weight = self.uncertainty.weight
-        moments = {"step": torch.tensor(0.0), "exp_avg": torch.zeros_like(weight)}
-        moments |= {"exp_avg_sq": moments["exp_avg"]} | self.optimizer.state.get(weight, {})
+        moments = self.optimizer.state[self.uncertainty.weight]
         held = self.uncertainty.state_dict() | {f"adam.{k}": v for k, v in moments.items()}
         return {name: value.detach().cpu().clone() for name, value in held.items()}
 
@@ -163,8 +186,5 @@ class LearnedLossWeights:
         own = {k: torch.as_tensor(v) for k, v in state.items() if not k.startswith("adam.")}
         self.uncertainty.load_state_dict(own)
         moments = {k[5:]: torch.as_tensor(v) for k, v in state.items() if k.startswith("adam.")}
-        device = self.uncertainty.weight.device
-        moved = {k: v.clone() if k == "step" else v.to(device) for k, v in moments.items()}
-        self.optimizer.state.clear()
-        if moved.get("step", 0) > 0:
-            self.optimizer.state[self.uncertainty.weight] = moved
+        for name, value in moments.items():
+            self.optimizer.state[self.uncertainty.weight][name].copy_(value)

@@ -238,7 +238,7 @@ class VQGANRun(Run):
     def observe(self, step: int, outcome: Reconstructions) -> None:
         """Count the codes that were used, and revive those that were not for long."""
         quantiser = self.averages.network.quantise
-        quantiser.observe(outcome.codes)
+        quantiser.observe(outcome.codes, self.guard.left_out)
         self.revived = torch.zeros_like(self.revived)
         if self.args.codebook_patience:
             vectors = outcome.latents.permute(0, 2, 3, 1)

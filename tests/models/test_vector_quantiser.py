@@ -99,6 +99,22 @@ def test_perplexity_is_exp_of_the_entropy() -> None:
     assert usage.perplexity == pytest.approx(math.exp(-sum(p * math.log(p) for p in shares)))
 
 
+def test_an_update_that_was_left_out_counts_nothing() -> None:
+    model, codes = quantiser(codes=4), torch.tensor([[0, 0], [0, 1]])
+    for left_out, counts, idle in ((True, [0] * 4, [0] * 4), (False, [3, 1, 0, 0], [0, 0, 1, 1])):
+        model.observe(codes, torch.tensor(left_out))
+        assert model.counts.tolist() == counts
+        assert model.idle.tolist() == idle
+
+
+def test_vectors_that_are_not_finite_revive_nothing() -> None:
+    model = idle_quantiser()
+    before = model.embedding.weight.clone()
+    spoilt = torch.full((8, 5), torch.nan)
+    assert int(model.revive(spoilt, np.random.default_rng(0), patience=1)) == 0
+    assert torch.equal(model.embedding.weight, before)
+
+
 def idle_quantiser(codes: int = 6) -> VectorQuantiser:
     """Codes 0 and 2 in use, the others idle for three updates."""
     model = quantiser(codes)

@@ -50,7 +50,8 @@ def skipping(model: Any, optimizer: Any, accelerator: Any, rank: int) -> dict[st
         finite, _ = guarded_step(model, guard, step, rank)
         states = [model.module.state_dict(), *optimizer.optimizer.state.values()]
         bits = [t.detach().numpy().tobytes().hex() for s in states for t in s.values()]
-        report.append({"bits": bits, "gradients": finite})
+        left_out = bool(guard.left_out)
+        report.append({"bits": bits, "gradients": finite, "left_out": left_out})
     return {"steps": report, "skipped": guard.check(STEPS)}
 
 

@@ -231,6 +231,18 @@ def test_a_level_at_infinite_log_snr_is_one_more_step_away(end: str) -> None:
     assert len(set(z[0].tolist())) == 4
 
 
+def test_losses_of_which_none_is_finite_teach_nothing() -> None:
+    learner = LearnedLossWeights(levels_of("sd"), features=8)
+    indices = torch.arange(0, 1000, 100)
+    for losses, learns in ((torch.ones(10), True), (torch.full((10,), torch.nan), False)):
+        before = learner.state_dict()
+        learner.observe(indices, losses)
+        after = learner.state_dict()
+        changed = {name for name in after if not torch.equal(after[name], before[name])}
+        assert changed == ({"weight", "adam.step", "adam.exp_avg", "adam.exp_avg_sq"} & changed)
+        assert bool(changed) == learns
+
+
 # -- precision and errors --------------------------------------------------------------------------
 
 

@@ -49,6 +49,9 @@ class FiniteGuard:
         optimizer: the prepared optimizer.
         mode: "raise": :meth:`check` stops at the first fault; "skip": after 10 in a row.
 
+    Attributes:
+        left_out: () bool on the device, whether the last update was left out, on all processes.
+
     Raises:
         ValueError: an unknown mode.
     """
@@ -59,6 +62,7 @@ class FiniteGuard:
         self.accelerator, self.optimizer, self.mode = accelerator, optimizer, mode
         # rows: faults, overflows of fp16; columns: in all, in the present row, in the longest row
         self._counts = torch.zeros((2, 3), dtype=torch.int64, device=accelerator.device)
+        self.left_out = torch.zeros((), dtype=torch.bool, device=accelerator.device)
         self._told = 0
 
     def step(self, losses: Iterable[Tensor], norm: Tensor | None) -> None:
@@ -71,6 +75,7 @@ class FiniteGuard:
         bad = torch.stack([self._not_finite(losses), self._not_finite([norm])])
         if self.accelerator.num_processes > 1:  # one process alone may have seen it
             torch.distributed.all_reduce(bad, op=torch.distributed.ReduceOp.MAX)
+        self.left_out = bad.amax().bool()
         if getattr(self.accelerator, "scaler", None) is not None:
             self._count(bad)
             self.optimizer.step()  # with a found_inf of the scaler's own

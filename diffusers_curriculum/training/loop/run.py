@@ -66,7 +66,8 @@ class Run:
         self.guard.step((part for seen in observed for part in (seen.losses, seen.loss)), norm)
 
     def observe(self, step: int, outcome: Any) -> None:
-        """Learn from an update: called once for each, with the outcomes of all processes."""
+        """Learn from an update: called once for each, with the outcomes of all processes. Nothing
+        may be learned from one that was left out, as ``guard.left_out`` tells on the device."""
 
 
 @dataclass(kw_only=True)
@@ -106,7 +107,9 @@ class LevelRun(Run):
         return self.levels.loss_weights(drawn)
 
     def observe(self, step: int, outcome: LevelLosses) -> None:
-        self.levels.observe(outcome.indices, outcome.losses, step)
+        # a loss that is not finite is no observation
+        losses = outcome.losses.masked_fill(self.guard.left_out, torch.nan)
+        self.levels.observe(outcome.indices, losses, step)
 
 
 TrainingStep = Callable[[Any, int, Slots, dict[str, Tensor]], Outcome]
@@ -120,6 +123,9 @@ def make_update(
     training_step: TrainingStep,
 ) -> tuple[Any, Tensor | None]:
     """Optimizer step ``step``, from its micro-batches to what is learned from their losses.
+
+    The learning rate and the averages are functions of the step, as the data and the draws are:
+    they go on where an update was left out, and its unchanged weights are averaged once more.
 
     Returns:
         The outcomes of all processes' micro-batches as one, and the norm of the gradient.

@@ -92,6 +92,15 @@ def test_without_the_guard_the_weights_are_lost(build: Any) -> None:
 
 
 @pytest.mark.parametrize("build", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_the_guard_tells_whether_the_last_update_was_left_out(build: Any) -> None:
+    steps, told = Steps(build), []
+    for gradient, loss in ((0.3, 1.0), (NAN, 1.0), (0.3, INF), (0.3, 1.0)):
+        steps.make(gradient, loss)
+        told.append(bool(steps.guard.left_out))
+    assert told == [False, True, True, False]
+
+
+@pytest.mark.parametrize("build", OPTIMIZERS.values(), ids=OPTIMIZERS)
 def test_a_fault_in_the_very_first_update(build: Any) -> None:
     faulty, sound = Steps(build), Steps(build)
     faulty.make(NAN)

@@ -63,7 +63,9 @@ def test_an_overflow_lowers_the_scale_and_is_no_fault(scaled: Any) -> None:
     assert value_bits([p.detach() for p in parameters]) == kept
     assert scaler.get_scale() == 512.0
     assert guard.check(2) == 0
+    assert bool(guard.left_out)
     scaled_step(guard, parameters, scaler, 0.5)
+    assert not bool(guard.left_out)
     assert value_bits([p.detach() for p in parameters]) != kept
 
 

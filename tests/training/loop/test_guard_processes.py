@@ -47,6 +47,7 @@ def test_a_fault_on_one_process_stops_the_update_on_both(reports: list[Any]) -> 
         bits = [step["bits"] for step in report["skip"]["steps"]]
         changed = [after != before for before, after in pairwise(bits)]
         assert changed == [True, False, True, False, True]
+        assert [not step["left_out"] for step in report["skip"]["steps"]] == [True, *changed]
         # in step 4 the gradients are sound: only the exchange of the losses can have told
         assert [step["gradients"] for step in report["skip"]["steps"]] == [
             *(True, True, False),
