@@ -19,7 +19,11 @@ from diffusers_curriculum.models.discriminator import (
 from diffusers_curriculum.models.reconstruction import PerceptualDistance, logit_laplace_loss
 from diffusers_curriculum.randomness import key
 from diffusers_curriculum.training.arguments.command_line import Arguments
-from diffusers_curriculum.training.checkpoint.optimizer import load_optimizer_state, optimizer_state
+from diffusers_curriculum.training.checkpoint.optimizer import (
+    load_optimizer_state,
+    optimizer_state,
+    own_numbers,
+)
 from diffusers_curriculum.training.errors import UsageError
 from diffusers_curriculum.training.loop.guard import FiniteGuard
 
@@ -140,13 +144,15 @@ class Adversary:
         }
 
     def load_state_dict(self, state: Mapping[str, Any], /) -> None:
-        """Continue from a saved state.
+        """Continue from a saved state, with this run's learning rate.
 
         Raises:
             CheckpointError, RuntimeError: it is of another critic.
         """
         self.model.load_state_dict(state["model"])
+        put_back = own_numbers(self.optimizer)
         load_optimizer_state(self.optimizer, state["moments"], state["optimizer"])
+        put_back()
         self.guard.load_state_dict(state["guard"])
 
 

@@ -30,7 +30,7 @@ SETTINGS = {
     "images": "images and captions are prepared in the new way from here on",
     "optimizer": "moments and position in the schedule stay, the new numbers hold from here on",
     "imports": "a name may stand for another law or weight from here on",
-    "ema": "the average stays, the new numbers hold from here on; other widths start afresh",
+    "ema": "the average stays, the new numbers hold from here on; new averages start afresh",
 }
 
 

@@ -50,26 +50,34 @@ def load_optimizer_state(
                 entries[key] = _place(value, parameter, to_host)
 
 
-def own_numbers(optimizer: Optimizer, lr_scheduler: Any) -> Callable[[], None]:
-    """What puts the present hyperparameters and base learning rates back after a state was loaded.
+def own_numbers(optimizer: Optimizer, lr_scheduler: Any = None) -> Callable[[], None]:
+    """What puts the present hyperparameters back after a state was loaded: those of this run hold.
 
-    The course of the learning rate goes on at the loaded position, from the present base rates.
+    The course of the learning rate goes on at the loaded position, with this run's base rates,
+    shape and length.
 
     Args:
-        lr_scheduler: a ``LambdaLR``, as every schedule of diffusers is.
+        lr_scheduler: a ``LambdaLR``, as every schedule of diffusers is; None: constant rates.
     """
     numbers = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
-    rates, rules = list(lr_scheduler.base_lrs), lr_scheduler.lr_lambdas
+    rates = None if lr_scheduler is None else list(lr_scheduler.base_lrs)
 
     def put_back() -> None:
-        lr_scheduler.base_lrs = rates
-        place = lr_scheduler.last_epoch
-        now = [rate * rule(place) for rate, rule in zip(rates, rules, strict=True)]
-        for group, own, rate in zip(optimizer.param_groups, numbers, now, strict=True):
-            group.update(own, lr=rate)
-        lr_scheduler._last_lr = now
+        for group, own in zip(optimizer.param_groups, numbers, strict=True):
+            group.update(own)
+        if rates is not None:
+            _set_rates(optimizer, lr_scheduler, rates)
 
     return put_back
+
+
+def _set_rates(optimizer: Optimizer, lr_scheduler: Any, rates: list[Any]) -> None:
+    """Those of the scheduler at its position, from these base rates."""
+    rules, place = lr_scheduler.lr_lambdas, lr_scheduler.last_epoch
+    now = [rate * rule(place) for rate, rule in zip(rates, rules, strict=True)]
+    for group, rate in zip(optimizer.param_groups, now, strict=True):
+        group["lr"] = rate
+    lr_scheduler.base_lrs, lr_scheduler._last_lr = rates, now
 
 
 def check_optimizer_state(

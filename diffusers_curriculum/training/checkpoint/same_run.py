@@ -37,12 +37,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# The parts of TrainingState that start afresh, or take this run's numbers, after a change.
+# The parts of TrainingState that start afresh after a change; numbers are always this run's.
 _RENEWED = {
     "loss_weighting": ("tracker_loss_weights",),
     "sampler": ("sampler",),
     "schedule": ("sampler", "trackers"),
-    "optimizer": ("optimizer",),
     "ema": ("ema",),
     "ema.power_ema": (POWER_EMA,),
 }

@@ -43,15 +43,15 @@ FORMAT = 1
 STATE_FILE = "training_state.json"
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"  # diffusers' name
 # foreach is no state; shadow_params are weights and stand in their own file.
+_EMA_START = {"optimization_step": 0, "cur_decay_value": None}  # its position
 _EMA_NUMBERS = (
     "decay",
     "min_decay",
-    "optimization_step",
     "update_after_step",
     "use_ema_warmup",
     "inv_gamma",
     "power",
-    "cur_decay_value",
+    *_EMA_START,
 )
 POWER_EMA = "tracker_power_ema"
 
@@ -138,11 +138,12 @@ class TrainingState:
         """Restore everything from a checkpoint, and return its optimizer step.
 
         Everything is verified, read into memory and compared with the live objects before the
-        first of them changes.
+        first of them changes. What was chosen for this run holds: learning rate and its course,
+        hyperparameters, decays of averages. The checkpoint gives the moments, the averages, and
+        the positions.
 
         Args:
-            renew: "sampler" and "trackers" start afresh instead; "optimizer" and "ema" keep this
-                run's numbers (learning rate, decays), with the checkpoint's moments and averages.
+            renew: parts, such as "sampler" and "trackers", that start afresh instead.
 
         Raises:
             CheckpointError: the checkpoint is damaged or does not fit this run.
@@ -157,11 +158,11 @@ class TrainingState:
         weights = _load_weights(folder, self.model_name, manifest["files"])
         check_tensors(weights, self.model.state_dict(), self.model_name)
         changes.append(partial(self.model.load_state_dict, weights))
-        if self.ema is not None:
-            kept = {"decay": self.ema.decay} if "ema" in renew else {}
-            changes.append(self._read_ema(self.ema, folder, document, manifest["files"], kept))
-        if "optimizer" in renew:
-            changes.append(own_numbers(self.optimizer, self.lr_scheduler))
+        if self.ema is not None and "ema" in document:
+            changes.append(self._read_ema(self.ema, folder, document, manifest["files"]))
+        elif self.ema is not None:
+            changes.append(partial(_set_ema, self.ema, [*self.model.parameters()], _EMA_START))
+        changes.append(own_numbers(self.optimizer, self.lr_scheduler))
         for change in changes:
             change()
         return document["step"]
@@ -188,11 +189,12 @@ class TrainingState:
             )
         saved = {*document["parts"], *({"ema"} & document.keys())}
         live = {*self._parts(), *(("ema",) if self.ema is not None else ())}
-        if {name for name in saved ^ live if not starts_afresh(name, renew)}:
+        # the precision may change: a scaler that is new, or no longer needed
+        if {name for name in saved ^ live if not starts_afresh(name, renew)} - {"scaler"}:
             raise CheckpointError(
                 f"{folder} does not fit this run: only the checkpoint has {sorted(saved - live)}, "
                 f"only the run has {sorted(live - saved)}. Resume with the arguments of the run "
-                "that wrote it (--use_ema, --mixed_precision)."
+                "that wrote it (--use_ema)."
             )
         return document
 
@@ -201,7 +203,7 @@ class TrainingState:
     ) -> list[Callable[[], object]]:
         changes: list[Callable[[], object]] = []
         for name, part in self._parts().items():
-            if starts_afresh(name, renew):
+            if starts_afresh(name, renew) or name not in document["parts"]:
                 logger.warning("The state of %s is not that of the checkpoint: a fresh one.", name)
                 continue
             file = f"{name}.safetensors"
@@ -233,13 +235,13 @@ class TrainingState:
         return pack(numbers, {}, "ema")
 
     def _read_ema(
-        self, ema: EMAModel, folder: Path, document: _Json, files: _Json, kept: _Json
+        self, ema: EMAModel, folder: Path, document: _Json, files: _Json
     ) -> Callable[[], object]:
         name = f"{self.model_name}_ema"
         weights = _load_weights(folder, name, files)
         check_tensors(weights, self._averaged(ema), name)
         ordered = [weights[key] for key, _ in self.model.named_parameters()]
-        return partial(_set_ema, ema, ordered, {**unpack(document["ema"], {}), **kept})
+        return partial(_set_ema, ema, ordered, unpack(document["ema"], {}))
 
 
 def _load_weights(folder: Path, name: str, files: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -255,5 +257,5 @@ def _set_ema(ema: EMAModel, weights: list[Tensor], numbers: Mapping[str, Any]) -
     """In place, so that device and pinned memory of the averages stay."""
     for shadow, value in zip(ema.shadow_params, weights, strict=True):
         shadow.copy_(value)
-    for name in _EMA_NUMBERS:
+    for name in _EMA_START:
         setattr(ema, name, numbers[name])

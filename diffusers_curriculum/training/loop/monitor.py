@@ -117,6 +117,8 @@ class LevelMonitor(Monitor):
     def start(self, step: int) -> None:
         super().start(step)
         self.stage = self.sampler.stage(step)
+        if 2 * step <= self.max_train_steps:  # of a longer run, all that was seen is the first half
+            self.halves[0].absorb(self.halves[1])
 
     def add(self, step: int, outcome: LevelLosses, norm: Tensor | None) -> None:
         self.train_loss.add(outcome.loss.double().mean())

@@ -103,6 +103,13 @@ class LossByNoiseLevel(_Window):
         metrics = {f"loss_log_snr/{name}": total / n for name, total, n in bins if n}
         return metrics | {f"count_log_snr/{name}": n for name, _, n in bins}
 
+    def absorb(self, other: LossByNoiseLevel) -> None:
+        """Take over all that another one of the same bins has seen, which begins anew."""
+        self._window.add_(other._window)
+        self._totals.add_(other._totals)
+        other._window.zero_()
+        other._totals.zero_()
+
     def summary(self, reduce: Reduce = _itself) -> LossSummary:
         """The whole run up to now, the unread window included; resets nothing."""
         sums, counts = (self._totals + reduce(self._window.clone())).tolist()

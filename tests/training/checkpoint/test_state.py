@@ -11,6 +11,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 
 from diffusers_curriculum.samplers import CurriculumTimestepSampler, LossSecondMomentTimestepSampler
@@ -134,7 +135,9 @@ def test_frozen_parameters_and_several_groups(tmp_path: Path) -> None:
         first, *rest = [p for p in state.model.parameters() if p.requires_grad]
         groups = [{"params": [first], "lr": 0.01}, {"params": rest, "betas": (0.5, 0.9)}]
         state.optimizer = torch.optim.AdamW(groups, lr=1e-3, amsgrad=True)
-        state.lr_scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(state.optimizer, 9)
+        state.lr_scheduler = get_scheduler(
+            "cosine", state.optimizer, num_warmup_steps=0, num_training_steps=9
+        )
         return state
 
     state, other = grouped(0), grouped(1)
@@ -178,3 +181,48 @@ def test_numbers_keep_every_bit(tmp_path: Path) -> None:
     other.read(save(tmp_path, state, 0))
     restored = other.sampler.state_dict()
     assert {k: restored[k].hex() for k in odd} == {k: v.hex() for k, v in odd.items()}
+
+
+# -- numbers of this run, positions of the checkpoint --------------------------------------------
+
+
+@pytest.mark.parametrize("steps", [20, 60])
+def test_rates_are_those_of_this_runs_schedule(saved: Path, steps: int) -> None:
+    other = make_state(1)
+    other.lr_scheduler = get_scheduler(
+        "cosine", other.optimizer, num_warmup_steps=2, num_training_steps=steps
+    )
+    other.read(saved)
+    wanted = 3e-3 * 0.5 * (1 + math.cos(math.pi * (3 - 2) / (steps - 2)))
+    assert other.optimizer.param_groups[0]["lr"] == pytest.approx(wanted, rel=1e-12)
+    assert other.lr_scheduler.get_last_lr() == [other.optimizer.param_groups[0]["lr"]]
+
+
+def test_the_precision_may_change(saved: Path, tmp_path: Path) -> None:
+    scaled, plain = make_state(1, scaler=torch.amp.GradScaler("cpu", init_scale=8.0)), make_state(2)
+    assert scaled.read(saved) == 3
+    assert scaled.scaler is not None
+    assert scaled.scaler.get_scale() == 8.0
+    assert plain.read(save(tmp_path, scaled, 3)) == 3
+    assert bits(plain)["unet"] == bits(scaled)["unet"]
+
+
+def test_an_average_that_is_new_starts_from_the_weights(tmp_path: Path) -> None:
+    without, other = make_state(0, ema=False), make_state(1)
+    train(without, 0, 3)
+    folder = save(tmp_path, without, 3)
+    assert other.read(folder, renew={"ema"}) == 3
+    assert other.ema is not None
+    pairs = zip(other.ema.shadow_params, without.model.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    assert other.ema.optimization_step == 0
+    assert without.read(save(tmp_path, other, 4), renew={"ema"}) == 4
+
+
+def test_the_numbers_of_an_average_are_this_runs(saved: Path) -> None:
+    other = make_state(1)
+    assert other.ema is not None
+    other.ema.inv_gamma, other.ema.power, other.ema.decay = 7.0, 0.25, 0.5
+    other.read(saved)
+    assert (other.ema.inv_gamma, other.ema.power, other.ema.decay) == (7.0, 0.25, 0.5)
+    assert other.ema.optimization_step == 3

@@ -63,10 +63,6 @@ def other_average() -> TrainingState:
 UNFIT: dict[str, tuple[Callable[[], TrainingState], str]] = {
     "no average": (lambda: make_state(1, ema=False), r"only the checkpoint has \['ema'\]"),
     "no tracker": (lambda: make_state(1, trackers={}), "tracker_mean"),
-    "a scaler": (
-        lambda: make_state(1, scaler=torch.amp.GradScaler("cpu")),
-        r"only the run has \['scaler'\]",
-    ),
     "other name": (lambda: make_state(1, model_name="transformer"), "no weights in transformer/"),
     "other width": (lambda: make_state(1, unet=make_unet(1, 4)), r"shapes \[\d+\] is"),
     "other dtype": (lambda: make_state(1, unet=make_unet(1).double()), "torch.float64"),
