@@ -51,7 +51,7 @@ def commands(folder: Path, latents: str, train_steps: int) -> list[list[str]]:
             *("--timestep_draw", "stratified", "--curriculum", "difficulty"),
             *("--curriculum_clusters", "10", "--curriculum_patience", "15"),
             *("--validation_steps", "500", "--validation_inference_steps", "25"),
-            *("--log_every", "10", "--seed", "0"),
+            *("--log_every", "10", "--seed", "0", "--overwrite_output_dir"),
         ],
         [
             *("python", short(HERE / "recognise_classes.py"), "--pipeline", trained),
@@ -93,7 +93,7 @@ def make_vit_vqgan(scans: str, held_out: str, output_dir: str) -> list[str]:
         *(f"{part}_{size}" for part in ("encoder", "decoder") for size in VIT_SIZES),
         *("--train_batch_size", "32", "--max_train_steps", "1000", "--learning_rate", "2e-3"),
         *("--lr_scheduler", "cosine", "--lr_warmup_steps", "50", "--codebook_patience", "20"),
-        *("--seed", "0"),
+        *("--seed", "0", "--overwrite_output_dir"),
     ]
 
 

@@ -45,6 +45,7 @@ def commands(folder: Path, train_steps: int, vae_steps: int) -> list[list[str]]:
             *("--curriculum_clusters", "10", "--curriculum_patience", "15"),
             *("--validation_prompts", "a handwritten seven", "the digit 3"),
             *("--validation_steps", "500", "--log_every", "10", "--seed", "0"),
+            "--overwrite_output_dir",
         ],
         [
             *("python", short(HERE / "recognise.py"), "--before", tiny, "--after", trained),

@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from diffusers_curriculum.models.image_files import has_files
+from diffusers_curriculum.training.arguments.flag import path as as_path
 from diffusers_curriculum.training.errors import HubError, UsageError
 
 # Tracker name of accelerate -> packages, any of which provides it; most are called alike.
 _ALONE = ("wandb", "comet_ml", "aim", "mlflow", "clearml", "dvclive", "swanlab", "trackio")
 TRACKERS = {"tensorboard": ("tensorboard", "tensorboardX")} | {name: (name,) for name in _ALONE}
 
+NO_TRACKER = "none"  # transformers' word, too
+_WRITTEN = ("output_dir", "logging_dir")  # places that a run does not read
 LOCAL = ("/", "./", "../", "~")  # of names that cannot be those of a repository
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 
@@ -66,7 +69,23 @@ def check_output(args: Any) -> None:
     for path in (folder, *folder.parents):
         if path.exists() and not path.is_dir():
             raise UsageError(f"--output_dir is {args.output_dir}: {path} is a file. Name a folder.")
+    if args.overwrite_output_dir:
+        _check_overwritten(args, folder.resolve())
     _check_tracker(args.report_to, args.flag("report_to"))
+
+
+def _check_overwritten(args: Any, folder: Path) -> None:
+    """Refuse to move aside what this run reads."""
+    places = [f for f in args.flags if f.convert is as_path and f.dest not in _WRITTEN]
+    for flag in places:
+        value = args[flag.dest]
+        if flag.dest == "resume_from_checkpoint":
+            value = value and checkpoint_path(args.output_dir, value)
+        if value and Path(value).resolve().is_relative_to(folder):
+            raise UsageError(
+                f"--{flag.name} is {args[flag.dest]}, which lies in --output_dir {folder}: "
+                "--overwrite_output_dir would move it aside. Drop that, or give another folder."
+            )
 
 
 def _check_tracker(name: str, flag: str) -> None:

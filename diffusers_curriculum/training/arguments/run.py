@@ -215,6 +215,9 @@ CHECKPOINTS = Family.of(
         help="go on from here: latest, checkpoint-N in --output_dir, or any path",
     ),
     choice(
+    tracked(
+        "overwrite_output_dir", help="move a run that is in --output_dir aside, and begin anew"
+    ),
         "allow_config_change",
         tuple(SETTINGS),
         (),
@@ -254,6 +257,7 @@ _OURS |= {
     "license",
     "allow_config_change",
 }
+_OURS |= {"overwrite_output_dir", "lr_num_cycles", "lr_power", "lr_end"}
 
 
 def official(families: Sequence[Family]) -> str:

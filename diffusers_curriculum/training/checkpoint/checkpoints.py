@@ -16,12 +16,15 @@ from typing import Any
 
 from diffusers_curriculum.models.saving import share_weights
 from diffusers_curriculum.training.arguments.environment import checkpoint_path
+from diffusers_curriculum.training.checkpoint.record import FILE as RUN_FILE
 from diffusers_curriculum.training.errors import CheckpointError, DiskFullError, UsageError
 from diffusers_curriculum.training.storage.files import FULL
 from diffusers_curriculum.training.storage.folders import (
     aside,
     checkpoints,
+    clean_temporary,
     is_real_folder,
+    move_aside,
     publish,
     rotate,
     sync_tree,
@@ -98,6 +101,40 @@ def _error_number(error: Exception) -> int | None:
         return error.errno
     found = re.search(r"\(os error (\d+)\)", str(error))
     return int(found[1]) if found else None
+
+
+def clear_output(output_dir: str | Path, overwrite: bool = False) -> None:
+    """Clear up what a killed save left in an output folder; the main process does it first of all.
+
+    Args:
+        overwrite: move a run that is there aside, and make an empty folder in its place.
+    """
+    clean_temporary(output_dir)
+    root = Path(output_dir).resolve()
+    if overwrite and (checkpoints(root) or (root / RUN_FILE).exists()):
+        target = move_aside(root)
+        root.mkdir()
+        logger.warning("Moved the run in %s aside: it is in %s now.", root, target)
+
+
+def check_not_mixed(output_dir: str | Path, checkpoint: Path | None, request: str | None) -> None:
+    """Refuse to save among the checkpoints of another run.
+
+    Args:
+        checkpoint: the one that is resumed, if any; ``request``: as it was asked for.
+
+    Raises:
+        UsageError: ``output_dir`` holds checkpoints of a run that this one does not go on with.
+    """
+    root = Path(output_dir).resolve()
+    found = checkpoints(root)
+    same_run = request == "latest" if checkpoint is None else checkpoint.parent == root
+    if found and not same_run:
+        raise UsageError(
+            f"--output_dir {output_dir} holds {len(found)} checkpoints of another run, the newest "
+            f"{found[-1].name}: go on with it by --resume_from_checkpoint latest, move it aside by "
+            "--overwrite_output_dir, or give another folder."
+        )
 
 
 def find_checkpoint(output_dir: str | Path, request: str) -> Path | None:

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
-from diffusers_curriculum.training.checkpoint.checkpoints import find_checkpoint
+from diffusers_curriculum.training.checkpoint.checkpoints import (
+    check_not_mixed,
+    clear_output,
+    find_checkpoint,
+)
 from diffusers_curriculum.training.checkpoint.record import RunRecord
 from diffusers_curriculum.training.checkpoint.same_run import (
     check_imports,
@@ -25,7 +30,6 @@ from diffusers_curriculum.training.parts.optimizers import build_lr_scheduler, b
 from diffusers_curriculum.training.process import runtime
 from diffusers_curriculum.training.process.memory import out_of_memory_explained
 from diffusers_curriculum.training.process.stopping import StopRequest
-from diffusers_curriculum.training.storage.folders import clean_temporary
 from diffusers_curriculum.training.storage.manifest import read_manifest
 
 
@@ -82,7 +86,8 @@ class Job(JobParts):
         self.stop = StopRequest(args.max_hours)
 
         # The run to resume, if any, and the seed
-        runtime.prepare_output(self.accelerator, args.output_dir, clean_temporary)
+        clear = partial(clear_output, overwrite=args.overwrite_output_dir)
+        runtime.prepare_output(self.accelerator, args.output_dir, clear)
         request = args.resume_from_checkpoint
         checkpoint = find_checkpoint(args.output_dir, request) if request else None
         resumed = read_manifest(checkpoint)["facts"] if checkpoint else None
@@ -93,6 +98,7 @@ class Job(JobParts):
         if resumed is not None:
             keep_choices(args, resumed)
         task.choose(args, self.seed)
+        check_not_mixed(args.output_dir, checkpoint, request)
         self._load_data()
         facts = task.facts(self)
         changed = check_same_run(facts, resumed, args.allow_config_change)

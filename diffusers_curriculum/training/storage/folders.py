@@ -5,12 +5,15 @@ Names inside the output folder, all on one file system:
     checkpoint-<step>              a whole checkpoint
     .tmp-checkpoint-<step>-<pid>   being written or being deleted: worthless after a crash
     .old-checkpoint-<step>-<pid>   moved aside while a new one takes its name: restored if need be
+
+A whole output folder that is moved aside is called NAME.old-1, NAME.old-2, ... beside the new one.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import logging
 import os
 import re
@@ -100,6 +103,14 @@ def _is_whole(folder: Path) -> bool:
     with contextlib.suppress(CheckpointError):
         return bool(verify_checkpoint(folder))
     return False
+
+
+def move_aside(folder: Path) -> Path:
+    """Give a folder the first free name of NAME.old-1, NAME.old-2, ...; returns where it is now."""
+    free = (folder.with_name(f"{folder.name}.old-{number}") for number in itertools.count(1))
+    target = next(path for path in free if not os.path.lexists(path))
+    os.replace(folder, target)
+    return target
 
 
 def is_real_folder(path: Path) -> bool:

@@ -89,10 +89,6 @@ _PICTURES = pictures(
 )
 _OUTPUT = Family.of(
     "output",
-    tracked(
-        "overwrite_output_dir",
-        help="accepted and without effect, as officially: results never mix with older ones",
-    ),
     tracked("hub_private_repo", help="create the repository as a private one", needs=(_PUSHED,)),
 )
 _INPUT = (_MODEL, SOURCE, _DATA, *OF_IMAGES, AUTOENCODER)
