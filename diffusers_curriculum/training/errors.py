@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import errno
+import json
+import os
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import IntEnum
 from pathlib import Path
 
@@ -57,6 +60,20 @@ class DiskFullError(OSError):
             "resume from latest."
         )
         self.errno, self.needed, self.free = errno.ENOSPC, needed, free
+
+
+def tell_launcher(message: str) -> None:
+    """Give torch's launcher the message that ends this process, for the end of its own report; see
+    ``torch.distributed.elastic.multiprocessing.errors``. Nothing is done without one."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path:
+        told = {"message": message, "extraInfo": {"py_callstack": message, "timestamp": _now()}}
+        with suppress(OSError):
+            Path(path).write_text(json.dumps({"message": told}), "utf-8")
+
+
+def _now() -> str:
+    return str(int(time.time()))
 
 
 @contextmanager

@@ -180,6 +180,7 @@ _FAMILIAR = (
     CHECKPOINTS,
 )
 _OURS = "train_split background bad_samples bad_samples_limit allow_config_change"
+_OURS += " overwrite_output_dir lr_num_cycles lr_power lr_end"
 SETTINGS = ("seed", "global_batch", "dataset", "model", "objective", "images", "optimizer")
 SETTINGS += ("imports",)
 

@@ -44,7 +44,12 @@ class Arguments(argparse.Namespace):
         flags = {
             f.name: (getattr(self, f.dest), f.later) for f in self.flags if f.setting == setting
         }
-        return {name: value for name, (value, later) in flags.items() if value or not later}
+        unset = (None, {}, [], ())
+        return {
+            name: value
+            for name, (value, later) in flags.items()
+            if not later or (value is not False and value not in unset)
+        }
 
     def tracked(self) -> dict[str, bool | int | float | str]:
         """What trackers and run.json may store, as scalars; unset ones are left out.

@@ -89,10 +89,11 @@ def _check_overwritten(args: Any, folder: Path) -> None:
 
 
 def _check_tracker(name: str, flag: str) -> None:
-    if name == "all":
+    if name in ("all", NO_TRACKER):
         return
     if name not in TRACKERS:
-        raise UsageError(f"--{flag} is {name!r}: choose from all, {', '.join(TRACKERS)}.")
+        known = ", ".join(("all", NO_TRACKER, *TRACKERS))
+        raise UsageError(f"--{flag} is {name!r}: choose from {known}.")
     if not any(map(installed, TRACKERS[name])):
         package = TRACKERS[name][0]
         raise UsageError(

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Collection, Sequence
 from typing import Any, NoReturn
 
-from diffusers_curriculum.training.errors import ExitCode
+from diffusers_curriculum.training.errors import ExitCode, tell_launcher
 
 # argparse before Python 3.14 takes -1e-4 for a flag.
 _NEGATIVE_NUMBER = re.compile(r"-(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$", re.IGNORECASE)
@@ -100,6 +100,7 @@ class OfficialFirstParser(argparse.ArgumentParser):
         """Print one line, not ninety flags of usage, and exit with status 2."""
         # A token that was misplaced on the command line must not reach a log file.
         message = _TOKEN.sub("hf_***", message)
+        tell_launcher(f"error: {message}")
         self.exit(ExitCode.USAGE, f"{self.prog}: error: {message}\n(--help lists all options)\n")
 
     def _expand(self, args: Sequence[str]) -> list[str]:

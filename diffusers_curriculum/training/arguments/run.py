@@ -11,6 +11,7 @@ from diffusers_curriculum.training.arguments.flag import (
     ABOVE_ZERO,
     DECAY,
     NOT_NEGATIVE,
+    POSITIVE,
     SETTINGS,
     SHARE,
     Bound,
@@ -44,6 +45,10 @@ MIXED_PRECISIONS = ("no", "fp16", "bf16")
 
 _OF_A_DATA_SET = Need("--dataset_name", lambda a: a.dataset_name is not None)
 _AVERAGED = Need("--use_ema", lambda a: a.use_ema)
+_RESTARTS = Need(
+    "--lr_scheduler cosine_with_restarts", lambda a: a.lr_scheduler == "cosine_with_restarts"
+)
+_POLYNOMIAL = Need("--lr_scheduler polynomial", lambda a: a.lr_scheduler == "polynomial")
 _SKIPPING = Need("--bad_samples skip", lambda a: a.bad_samples == "skip")
 _RESUMED = Need("--resume_from_checkpoint", lambda a: bool(a.resume_from_checkpoint))
 _CLIPPING = Bound("above 0 (inf: no clipping)", lambda x: x > 0)
@@ -152,6 +157,16 @@ OPTIMIZER = Family.of(
     tracked("scale_lr", help="multiply it by batch x accumulation x processes"),
     tracked("lr_scheduler", str, "constant", "course of the learning rate", known=LR_SCHEDULERS),
     tracked("lr_warmup_steps", int, 500, "optimizer steps of warm-up", bound=NOT_NEGATIVE),
+    count("lr_num_cycles", help="restarts (default: 1)", needs=(_RESTARTS,), later=True),
+    *sharing(
+        tracked(
+            "lr_power", float, help="exponent of the decay (default: 1)", bound=POSITIVE, later=True
+        ),
+        tracked(
+            "lr_end", float, help="rate at its end (default: 1e-7)", bound=NOT_NEGATIVE, later=True
+        ),
+        needs=_POLYNOMIAL,
+    ),
     tracked("use_8bit_adam", help="keep AdamW's state in 8 bits (bitsandbytes)"),
     tracked("adam_beta1", float, 0.9, "decay of the first moment", bound=DECAY),
     tracked("adam_beta2", float, 0.999, "decay of the second moment", bound=DECAY),
@@ -192,8 +207,11 @@ KERNELS = Family.of(
 OUTPUT = Family.of(
     "output",
     place("output_dir", "trained-model", "folder of all results"),
+    tracked(
+        "overwrite_output_dir", help="move a run that is in --output_dir aside, and begin anew"
+    ),
     place("logging_dir", "logs", "folder of tracker files, in --output_dir"),
-    tracked("report_to", str, "tensorboard", "tracker, or all"),
+    tracked("report_to", str, "tensorboard", "tracker, all, or none"),
     tracked("tracker_project_name", str, "training", "project name at the tracker"),
     check_machine=environment.check_output,
 )
@@ -215,9 +233,6 @@ CHECKPOINTS = Family.of(
         help="go on from here: latest, checkpoint-N in --output_dir, or any path",
     ),
     choice(
-    tracked(
-        "overwrite_output_dir", help="move a run that is in --output_dir aside, and begin anew"
-    ),
         "allow_config_change",
         tuple(SETTINGS),
         (),

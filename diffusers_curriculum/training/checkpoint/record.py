@@ -28,14 +28,16 @@ class RunRecord:
     """The record of one run, with one session for each start of the program.
 
     A session holds when it started and ended (UTC), how, its steps, the arguments without secrets
-    (the allow-list that trackers get), versions, and the changes that were allowed. A session that
-    was killed keeps the outcome "running" and no end. A record that cannot be written is told in
-    the log: it must not end a run whose checkpoints are safe.
+    (the allow-list that trackers get), what is in effect of what a launcher may set besides them,
+    versions, and the changes that were allowed. A session that was killed keeps the outcome
+    "running" and no end. A record that cannot be written is told in the log: it must not end a run
+    whose checkpoints are safe.
 
     Args:
         facts: what the manifests of this session's checkpoints hold.
         resumed_from: the checkpoint, None for a new run; ``changed``: differences to it.
         enabled: whether this process writes; the main one does.
+        in_effect: device, precision, accumulation, ... as ``process.launcher`` reads them back.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class RunRecord:
         resumed_from: str | Path | None = None,
         changed: Collection[Difference] = (),
         enabled: bool = True,
+        in_effect: Mapping[str, Any] | None = None,
     ) -> None:
         self.path, self._enabled = Path(output_dir, FILE), enabled
         self._facts = dict(facts)
@@ -61,6 +64,7 @@ class RunRecord:
             "changed": [str(difference) for difference in changed],
             "world_size": facts.get("world_size"),
             "arguments": dict(arguments),
+            "in_effect": dict(in_effect or {}),
             "versions": {"python": platform.python_version(), **versions()},
         }
 

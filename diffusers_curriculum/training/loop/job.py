@@ -26,8 +26,13 @@ from diffusers_curriculum.training.loop.guard import FiniteGuard
 from diffusers_curriculum.training.loop.run import TrainingStep, make_update
 from diffusers_curriculum.training.loop.saving import Saver
 from diffusers_curriculum.training.loop.task import JobParts, Publisher, Task
-from diffusers_curriculum.training.parts.optimizers import build_lr_scheduler, build_optimizer
+from diffusers_curriculum.training.parts.optimizers import (
+    build_lr_scheduler,
+    build_optimizer,
+    check_rates,
+)
 from diffusers_curriculum.training.process import runtime
+from diffusers_curriculum.training.process.launcher import in_effect
 from diffusers_curriculum.training.process.memory import out_of_memory_explained
 from diffusers_curriculum.training.process.stopping import StopRequest
 from diffusers_curriculum.training.storage.manifest import read_manifest
@@ -90,6 +95,7 @@ class Job(JobParts):
         runtime.prepare_output(self.accelerator, args.output_dir, clear)
         request = args.resume_from_checkpoint
         checkpoint = find_checkpoint(args.output_dir, request) if request else None
+        check_not_mixed(args.output_dir, checkpoint, request)
         resumed = read_manifest(checkpoint)["facts"] if checkpoint else None
         check_imports(args, resumed)
         self.seed = runtime.agree_on_seed(args.seed, resumed, args.allow_config_change)
@@ -98,7 +104,6 @@ class Job(JobParts):
         if resumed is not None:
             keep_choices(args, resumed)
         task.choose(args, self.seed)
-        check_not_mixed(args.output_dir, checkpoint, request)
         self._load_data()
         facts = task.facts(self)
         changed = check_same_run(facts, resumed, args.allow_config_change)
@@ -124,6 +129,7 @@ class Job(JobParts):
             checkpoint,
             changed,
             self.accelerator.is_main_process,
+            in_effect(self.accelerator),
         )
         self.saver = Saver(args, self.accelerator, state, self.monitor.guard, facts, self.stop)
 
@@ -142,6 +148,7 @@ class Job(JobParts):
         )
         steps = self.plan.steps_for_epochs(args.num_train_epochs)
         args.max_train_steps = args.max_train_steps or steps
+        check_rates(args, accelerator.num_processes, args.max_train_steps)
 
     def _prepare_run(self, averages: Any) -> None:
         args, accelerator = self.args, self.accelerator
@@ -183,6 +190,7 @@ class Job(JobParts):
             **self.task.described(self),
             "batch per update": self.plan.total,
             "seed": self.seed,
+            **in_effect(self.accelerator),
             "updates": args.max_train_steps,
             "first update": self.start,
         }

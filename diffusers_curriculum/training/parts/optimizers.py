@@ -2,24 +2,65 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from diffusers.optimization import get_scheduler
+from diffusers.optimization import get_polynomial_decay_schedule_with_warmup, get_scheduler
 from torch import nn
 
 from diffusers_curriculum.training.arguments.command_line import Arguments
+from diffusers_curriculum.training.errors import UsageError
+
+logger = logging.getLogger(__name__)
+
+_LR_END = 1e-7  # diffusers' default
+
+
+def base_rate(args: Arguments, num_processes: int) -> float:
+    """The learning rate after warm-up; --scale_lr multiplies it by the size of the global batch."""
+    if not args.scale_lr:
+        return args.learning_rate
+    scale = args.gradient_accumulation_steps * args.train_batch_size * num_processes
+    return args.learning_rate * scale
+
+
+def check_rates(args: Arguments, num_processes: int, max_train_steps: int) -> None:
+    """Look at the course of the learning rate before any model is loaded.
+
+    Raises:
+        UsageError: a polynomial decay that would not fall.
+    """
+    rate, end = base_rate(args, num_processes), _end(args)
+    if args.lr_scheduler == "polynomial" and rate <= end:
+        raise UsageError(
+            f"--lr_end is {end:g}, which is not below the learning rate {rate:g} that "
+            "--lr_scheduler polynomial falls from: give a lower --lr_end or a higher "
+            "--learning_rate."
+        )
+    steps = args.lr_warmup_steps
+    if args.lr_scheduler == "constant":
+        if steps and "lr_warmup_steps" in args.given:
+            logger.warning(
+                "--lr_warmup_steps %d has no effect with --lr_scheduler constant: "
+                "constant_with_warmup has a warm-up.",
+                steps,
+            )
+    elif steps >= max_train_steps:
+        logger.warning(
+            "--lr_warmup_steps %d is not shorter than the run of %d steps: the learning rate "
+            "does not come to %g, and there is no decay.",
+            steps,
+            max_train_steps,
+            rate,
+        )
 
 
 def build_optimizer(args: Arguments, parameters: Sequence[nn.Parameter], num_processes: int) -> Any:
-    """AdamW, or its 8-bit form from bitsandbytes; --scale_lr multiplies the rate by the size of
-    the global batch."""
-    scale = 1
-    if args.scale_lr:
-        scale = args.gradient_accumulation_steps * args.train_batch_size * num_processes
+    """AdamW, or its 8-bit form from bitsandbytes."""
     settings: dict[str, Any] = {
-        "lr": args.learning_rate * scale,
+        "lr": base_rate(args, num_processes),
         "betas": (args.adam_beta1, args.adam_beta2),
         "weight_decay": args.adam_weight_decay,
         "eps": args.adam_epsilon,
@@ -39,9 +80,13 @@ def build_lr_scheduler(args: Arguments, optimizer: Any, max_train_steps: int) ->
     It is stepped once per optimizer step and not prepared by accelerate, so that the rates are the
     same for any number of processes and any accumulation.
     """
-    return get_scheduler(
-        args.lr_scheduler,
-        optimizer=getattr(optimizer, "optimizer", optimizer),
-        num_warmup_steps=args.lr_warmup_steps,
-        num_training_steps=max_train_steps,
-    )
+    inner = getattr(optimizer, "optimizer", optimizer)
+    length = {"num_warmup_steps": args.lr_warmup_steps, "num_training_steps": max_train_steps}
+    if args.lr_scheduler == "polynomial":  # whose end get_scheduler does not pass on
+        shape = {"power": args.lr_power or 1.0, "lr_end": _end(args)}
+        return get_polynomial_decay_schedule_with_warmup(inner, **length, **shape)
+    return get_scheduler(args.lr_scheduler, inner, **length, num_cycles=args.lr_num_cycles or 1)
+
+
+def _end(args: Arguments) -> float:
+    return _LR_END if args.lr_end is None else args.lr_end

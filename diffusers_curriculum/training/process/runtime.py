@@ -21,7 +21,15 @@ from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration, broad
 from tqdm import tqdm
 
 from diffusers_curriculum.training.arguments.command_line import Arguments
-from diffusers_curriculum.training.errors import DiskFullError, ExitCode, NonFiniteError, UsageError
+from diffusers_curriculum.training.arguments.environment import NO_TRACKER
+from diffusers_curriculum.training.errors import (
+    DiskFullError,
+    ExitCode,
+    NonFiniteError,
+    UsageError,
+    tell_launcher,
+)
+from diffusers_curriculum.training.process.launcher import check_environment, check_in_effect
 from diffusers_curriculum.training.process.quiet import without_torchvision_lines
 from diffusers_curriculum.training.process.stopping import Stopped
 
@@ -45,21 +53,34 @@ def exit_status(run: Callable[[], object]) -> int:
         return stopped.status
     except tuple(_STATUS) as error:
         sys.stderr.write(f"error: {error}\n")
+        tell_launcher(f"error: {error}")
         return next(status for kind, status in _STATUS.items() if isinstance(error, kind))
     return ExitCode.DONE
 
 
 def make_accelerator(args: Arguments) -> Accelerator:
-    """The accelerator of the run, with logging set up; nothing assumes a kind of device."""
+    """The accelerator of the run, with logging set up; nothing assumes a kind of device.
+
+    Raises:
+        UsageError: the environment or the machine does not go with the command line.
+    """
+    check_environment(args)
     logs = os.path.join(args.output_dir, args.logging_dir)
-    accelerator = Accelerator(
-        gradient_accumulation_steps=args.gradient_accumulation_steps,
-        mixed_precision=args.mixed_precision,
-        log_with=args.report_to,
-        project_config=ProjectConfiguration(project_dir=args.output_dir, logging_dir=logs),
-        # the others wait while the main process looks at a large data set, or draws
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=2))],
-    )
+    try:
+        accelerator = Accelerator(
+            gradient_accumulation_steps=args.gradient_accumulation_steps,
+            mixed_precision=args.mixed_precision,
+            log_with=None if args.report_to == NO_TRACKER else args.report_to,
+            project_config=ProjectConfiguration(project_dir=args.output_dir, logging_dir=logs),
+            # the others wait while the main process looks at a large data set, or draws
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=2))],
+        )
+    except (ImportError, NotImplementedError, ValueError) as error:
+        raise UsageError(
+            f"accelerate cannot be set up: {error} Change its configuration (`accelerate config`), "
+            "the ACCELERATE_ variables or --mixed_precision."
+        ) from error
+    check_in_effect(args, accelerator)
     if accelerator.device.type == "mps":
         accelerator.native_amp = False
     if args.allow_tf32:

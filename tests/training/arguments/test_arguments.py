@@ -167,6 +167,10 @@ NEW_DEFAULTS = {
     "bad_samples": "raise",
     "bad_samples_limit": 0.01,
     "allow_config_change": (),
+    "overwrite_output_dir": False,
+    "lr_num_cycles": None,
+    "lr_power": None,
+    "lr_end": None,
     "license": None,
     "import": [],
 }

@@ -9,7 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from diffusers_curriculum.training.parts.optimizers import build_lr_scheduler, build_optimizer
+from diffusers_curriculum.training.errors import UsageError
+from diffusers_curriculum.training.parts.optimizers import (
+    build_lr_scheduler,
+    build_optimizer,
+    check_rates,
+)
 from tests.training.command_lines import parse_args
 
 
@@ -89,3 +94,71 @@ def test_a_wrapped_optimizer_is_unwrapped(tmp_path: Any) -> None:
     inner = torch.optim.SGD(weights(), lr=1e-4)
     wrapper = type("Wrapped", (), {"optimizer": inner})()
     assert build_lr_scheduler(arguments(tmp_path), wrapper, 5).optimizer is inner
+
+
+def test_a_polynomial_falls_to_its_end_with_its_power(tmp_path: Any) -> None:
+    more = ("--lr_scheduler", "polynomial", "--lr_warmup_steps", 0, "--learning_rate", 1.0)
+    args = arguments(tmp_path, *more, "--lr_power", 2, "--lr_end", 0.2)
+    assert rates(args, 10) == pytest.approx([0.8 * (1 - i / 10) ** 2 + 0.2 for i in range(10)])
+
+
+def test_cycles_start_again(tmp_path: Any) -> None:
+    more = ("--lr_scheduler", "cosine_with_restarts", "--lr_warmup_steps", 0, "--learning_rate", 1)
+    told = rates(arguments(tmp_path, *more, "--lr_num_cycles", 3), 12)
+    assert told == pytest.approx(told[:4] * 3)
+    assert told[0] == 1.0
+    assert rates(arguments(tmp_path, *more), 12)[4] < 1.0
+
+
+@pytest.mark.parametrize(
+    "more", [("--lr_power", 2), ("--lr_end", 0), ("--lr_num_cycles", 2, "--lr_scheduler", "cosine")]
+)
+def test_a_shape_without_its_schedule_is_refused(tmp_path: Any, more: tuple[object, ...]) -> None:
+    with pytest.raises(UsageError, match=r"no effect without --lr_scheduler"):
+        arguments(tmp_path, *more)
+
+
+def test_new_flags_change_no_facts_unless_they_are_given(tmp_path: Any) -> None:
+    more = ("--lr_scheduler", "polynomial")
+    told = arguments(tmp_path, *more).of_setting("optimizer")
+    assert not {"lr_end", "lr_power", "lr_num_cycles"} & told.keys()
+    assert arguments(tmp_path, *more, "--lr_end", 0).of_setting("optimizer")["lr_end"] == 0
+
+
+@pytest.mark.parametrize(
+    ("more", "refused"),
+    [
+        (("--learning_rate", 1e-8), True),
+        (("--learning_rate", 1e-3, "--lr_end", 1e-3), True),
+        (("--learning_rate", 1e-3), False),
+        (("--learning_rate", 1e-8, "--scale_lr", "--train_batch_size", 16), False),
+    ],
+)
+def test_a_polynomial_that_would_not_fall_is_refused(
+    tmp_path: Any, more: tuple[object, ...], refused: bool
+) -> None:
+    args = arguments(tmp_path, "--lr_scheduler", "polynomial", "--lr_warmup_steps", 0, *more)
+    if not refused:
+        check_rates(args, 1, 10)
+        build_lr_scheduler(args, build_optimizer(args, weights(), 1), 10)
+        return
+    with pytest.raises(UsageError, match=r"--lr_end is .*lower --lr_end or a higher"):
+        check_rates(args, 1, 10)
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (("--lr_scheduler", "cosine"), "500 is not shorter than the run of 10 steps"),
+        (("--lr_scheduler", "cosine", "--lr_warmup_steps", 9), ""),
+        ((), ""),
+        (("--lr_warmup_steps", 5), "no effect with --lr_scheduler constant"),
+        (("--lr_warmup_steps", 0), ""),
+    ],
+)
+def test_a_warm_up_in_vain_is_told(
+    tmp_path: Any, more: tuple[object, ...], told: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    check_rates(arguments(tmp_path, *more), 1, 10)
+    assert told in caplog.text
+    assert bool(caplog.text) == bool(told)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 import threading
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from huggingface_hub.utils import tqdm as hub_tqdm
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from tqdm import tqdm
 
 from diffusers_curriculum.models.image_files import Listing, warn_of_left_out
@@ -25,6 +27,11 @@ from diffusers_curriculum.training.errors import (
     UsageError,
 )
 from diffusers_curriculum.training.process import runtime
+from diffusers_curriculum.training.process.launcher import (
+    check_environment,
+    check_in_effect,
+    in_effect,
+)
 from tests.training.command_lines import parse_args
 from tests.training.fake_accelerator import FakeAccelerator
 
@@ -62,6 +69,56 @@ def test_exit_statuses(
     told = capsys.readouterr()
     assert told.err == ("" if error is None else f"error: {error}\n")
     assert told.out == ""
+
+
+def test_torchs_launcher_is_given_the_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run() -> None:
+        raise UsageError("--flag is wrong")
+
+    file = tmp_path / "error.json"
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(file))
+    assert runtime.exit_status(run) == 2
+    failure = ProcessFailure(local_rank=0, pid=1, exitcode=2, error_file=str(file))
+    told = ChildFailedError("script", {0: failure}).format_msg().strip().splitlines()
+    assert told[-2].endswith("error: --flag is wrong")
+    file.unlink()
+    with pytest.raises(SystemExit):
+        arguments(tmp_path, "--no_such_flag")
+    assert "--no_such_flag" in json.loads(file.read_text())["message"]["message"]
+
+
+def test_the_flag_wins_over_the_launchers_precision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp8")
+    accelerator = runtime.make_accelerator(arguments(tmp_path, "--mixed_precision", "bf16"))
+    assert in_effect(accelerator)["mixed_precision"] == "bf16"
+    assert in_effect(accelerator)["autocast"] is True
+
+
+def test_what_accelerate_takes_amiss_is_a_usage_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "warp")
+    with pytest.raises(UsageError, match=r"accelerate cannot be set up: .*accelerate config"):
+        runtime.make_accelerator(arguments(tmp_path))
+
+
+def test_a_flag_that_accelerate_did_not_take_over_is_found(tmp_path: Path) -> None:
+    fake: Any = FakeAccelerator()
+    fake.gradient_accumulation_steps = 3
+    with pytest.raises(UsageError, match=r"gradient_accumulation_steps is 1.*set up with 3"):
+        check_in_effect(arguments(tmp_path), fake)
+
+
+def test_another_experiment_of_mlflow_is_refused(tmp_path: Path) -> None:
+    args = arguments(tmp_path, "--report_to", "mlflow", "--tracker_project_name", "a")
+    check_environment(args, {"MLFLOW_EXPERIMENT_NAME": "a"})
+    with pytest.raises(UsageError, match="MLFLOW_EXPERIMENT_NAME is 'b', but --tracker_project"):
+        check_environment(args, {"MLFLOW_EXPERIMENT_NAME": "b"})
+    check_environment(arguments(tmp_path), {"MLFLOW_EXPERIMENT_NAME": "b"})
 
 
 @pytest.mark.parametrize("error", [ValueError("ours"), OSError("theirs"), KeyboardInterrupt()])
