@@ -79,6 +79,7 @@ def _stepper(settings: Settings, precision: str, flags: tuple[str, ...]) -> Call
     dtype = subject.DTYPES[precision]
     models = subject.build_models(subject.SMALL, settings.device, dtype)
     run = subject.build_run(accelerator, models, "--use_ema", *flags)
+    plan = subject.batch_plan(4, 2)
     monitor = LevelMonitor(
         run.levels,
         1000,
@@ -86,8 +87,8 @@ def _stepper(settings: Settings, precision: str, flags: tuple[str, ...]) -> Call
         guard=run.guard,
         max_train_steps=100,
         log_every=10,
+        plan=plan,
     )
-    plan = subject.batch_plan(4, 2)
     batches = subject.host_batches(subject.SMALL, 4, pinned=settings.cuda)
 
     def step(number: int) -> None:

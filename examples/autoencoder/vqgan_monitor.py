@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from vqgan_losses import Guards
 
+from diffusers_curriculum.training.data.plan import BatchPlan
 from diffusers_curriculum.training.loop.monitor import Monitor
 from diffusers_curriculum.training.loop.tracking import RunningMean
 
@@ -20,9 +21,10 @@ class ReconstructionMonitor(Monitor):
         run: whose losses are told, and whose codebook's usage, which starts a new window then.
     """
 
-    def __init__(self, run: Any, max_train_steps: int, log_every: int) -> None:
+    def __init__(self, run: Any, max_train_steps: int, log_every: int, plan: BatchPlan) -> None:
         more = [run.adversary.guard] if run.adversary else []
-        super().__init__(run.accelerator, Guards(run.guard, *more), max_train_steps, log_every)
+        guards = Guards(run.guard, *more)
+        super().__init__(run.accelerator, guards, max_train_steps, log_every, plan)
         self.run = run
         device = run.accelerator.device
         self.means = {name: RunningMean(device) for name in run.names}

@@ -337,7 +337,9 @@ class VQGAN(Task):
         )
 
     def monitor(self, job: JobParts) -> ReconstructionMonitor:
-        return ReconstructionMonitor(job.run, job.args.max_train_steps, job.args.log_every)
+        return ReconstructionMonitor(
+            job.run, job.args.max_train_steps, job.args.log_every, job.plan
+        )
 
     def parts(self, job: JobParts) -> dict[str, Any]:
         return {"critic": self.adversary} if self.adversary else {}

@@ -134,4 +134,4 @@ def test_a_density_is_one_class(triangle: None, task: Any, tmp_path: Path) -> No
         dataclasses.replace(DENSITIES["triangle"](), w=0.0)
     unknown = r"--timestep_sampler: 'triangel' is unknown.*is 'triangle' meant"
     with pytest.raises(UsageError, match=unknown):
-        run(task, tmp_path, 1, "--timestep_sampler", "triangel")
+        run(task, tmp_path / "mistyped", 1, "--timestep_sampler", "triangel")

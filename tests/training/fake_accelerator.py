@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+TIMED = ("samples_per_second", "memory_gib")  # of a run, not of what it computes
+
 
 class FakeTracker:
     """A TensorBoard tracker that notes what pictures it is sent."""

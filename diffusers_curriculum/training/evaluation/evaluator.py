@@ -30,6 +30,7 @@ from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.data.checks import decoded
 from diffusers_curriculum.training.data.transforms import ImageTransform
 from diffusers_curriculum.training.errors import UsageError
+from diffusers_curriculum.training.publish.trackers import log_metrics
 from diffusers_curriculum.training.storage.files import write_atomically
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ class Evaluator:
             OSError: eval_metrics.jsonl could not be written.
         """
         values = self._agreed(self._features(generate, self.args.eval_samples))
-        self.accelerator.log({f"eval/{name}": x for name, x in values.items()}, step=step)
+        log_metrics(self.accelerator, {f"eval/{name}": x for name, x in values.items()}, step)
         if self.accelerator.is_main_process:
             shown = ", ".join(f"{name} {x:.4g}" for name, x in values.items())
             logger.info("step %d: %s (%d samples)", step, shown, self.args.eval_samples)

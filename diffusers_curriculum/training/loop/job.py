@@ -35,6 +35,7 @@ from diffusers_curriculum.training.process import runtime
 from diffusers_curriculum.training.process.launcher import in_effect
 from diffusers_curriculum.training.process.memory import out_of_memory_explained
 from diffusers_curriculum.training.process.stopping import StopRequest
+from diffusers_curriculum.training.publish.trackers import start_trackers
 from diffusers_curriculum.training.storage.manifest import read_manifest
 
 
@@ -108,15 +109,14 @@ class Job(JobParts):
         facts = task.facts(self)
         changed = check_same_run(facts, resumed, args.allow_config_change)
         self.publisher = task.publisher(self)
+        start_trackers(self.accelerator, args)
 
         # Models
         self.network, folder, averages = task.load(self)
         self._prepare_run(averages)
         self.monitor = task.monitor(self)
 
-        # Reports and checkpoints
-        if self.accelerator.is_main_process:
-            self.accelerator.init_trackers(args.tracker_project_name, args.tracked())
+        # Checkpoints
         state = self._state(folder)
         self.start = state.read(checkpoint, renewed_parts(changed)) if checkpoint else 0
         if self.accelerator.is_main_process:

@@ -11,10 +11,12 @@ from typing import Any
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from diffusers_curriculum.training.data.plan import BatchPlan
 from diffusers_curriculum.training.levels.levels import Levels
 from diffusers_curriculum.training.loop.run import LevelLosses
-from diffusers_curriculum.training.loop.tracking import LossByNoiseLevel, RunningMean
+from diffusers_curriculum.training.loop.tracking import LossByNoiseLevel, Pace, RunningMean
 from diffusers_curriculum.training.publish.pictures import log_images
+from diffusers_curriculum.training.publish.trackers import log_metrics
 
 logger = logging.getLogger(__name__)
 
@@ -26,11 +28,15 @@ class Monitor(ABC):
 
     Args:
         guard: asked at every report whether the updates were finite.
+        plan: how many samples an update and an epoch have.
     """
 
-    def __init__(self, accelerator: Any, guard: Any, max_train_steps: int, log_every: int) -> None:
+    def __init__(
+        self, accelerator: Any, guard: Any, max_train_steps: int, log_every: int, plan: BatchPlan
+    ) -> None:
         self.accelerator, self.guard = accelerator, guard
         self.max_train_steps, self.log_every = max_train_steps, log_every
+        self.pace = Pace(plan, accelerator.device)
         self.bar: Any = None
 
     @property
@@ -52,7 +58,8 @@ class Monitor(ABC):
         """Read everything once: metrics by name, and what the progress bar shows of them."""
 
     def start(self, step: int) -> None:
-        """Show the progress bar from ``step`` on."""
+        """Show the progress bar from ``step`` on, and start the clock."""
+        self.pace.start(step)
         self.bar = tqdm(
             total=self.max_train_steps,
             initial=step,
@@ -75,7 +82,8 @@ class Monitor(ABC):
         """Read everything once, and show it."""
         skipped = self.guard.check(step)
         metrics, shown = self.read(step)
-        self.accelerator.log(metrics | {"lr": learning_rate, "skipped_updates": skipped}, step=step)
+        metrics |= {"lr": learning_rate, "skipped_updates": skipped} | self.pace.read(step)
+        log_metrics(self.accelerator, metrics, step)
         if self.bar is not None:
             self.bar.set_postfix(shown | {"lr": f"{learning_rate:.2e}"})
 

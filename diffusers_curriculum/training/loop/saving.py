@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,8 @@ from diffusers_curriculum.training.errors import UsageError
 from diffusers_curriculum.training.loop.guard import FiniteGuard
 from diffusers_curriculum.training.process.stopping import StopRequest
 from diffusers_curriculum.training.storage.folders import checkpoints, rotate
+
+logger = logging.getLogger(__name__)
 
 _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
@@ -64,7 +67,7 @@ class Saver:
 
     def _save(self, step: int) -> None:
         try:
-            save_checkpoint(
+            saved = save_checkpoint(
                 self.args.output_dir,
                 step,
                 partial(self.state.write, step=step),
@@ -72,6 +75,7 @@ class Saver:
                 total_limit=self.args.checkpoints_total_limit,
                 bytes_needed=self.state.nbytes(),
             )
+            logger.info("saved %s", saved)
         except OSError as error:
             if error.errno not in _READ_ONLY:
                 raise

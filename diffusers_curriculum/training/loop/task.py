@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -13,6 +14,8 @@ from diffusers_curriculum.training.data.plan import BatchPlan
 from diffusers_curriculum.training.loop.monitor import Monitor
 from diffusers_curriculum.training.loop.run import Run
 from diffusers_curriculum.training.parts.averages import Averages
+
+logger = logging.getLogger(__name__)
 
 
 class JobParts:
@@ -64,6 +67,7 @@ class NetworkPublisher:
             with job.run.averages.shown():
                 job.network.save_pretrained(job.args.output_dir)
             share_weights(job.args.output_dir, "*.safetensors")
+            logger.info("network in %s", job.args.output_dir)
         job.accelerator.wait_for_everyone()
 
 

@@ -7,6 +7,8 @@ A step only adds; the one host synchronisation, and the one reduction over proce
 from __future__ import annotations
 
 import math
+import sys
+import time
 from collections.abc import Callable, Mapping
 from itertools import pairwise
 from typing import NamedTuple
@@ -14,11 +16,59 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from diffusers_curriculum.training.data.plan import BatchPlan
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
 Reduce = Callable[[Tensor], Tensor]
 
 
 def _itself(tensor: Tensor) -> Tensor:
     return tensor
+
+
+class Pace:
+    """How far a run is, how fast it goes, and the most memory that it took.
+
+    Speed is that of all that lies between two reports, saves and pictures included.
+
+    Args:
+        plan: how many samples an update and an epoch have.
+        device: where the models are.
+    """
+
+    def __init__(self, plan: BatchPlan, device: torch.device) -> None:
+        self.plan, self.device = plan, device
+        self.start(0)
+
+    def start(self, step: int) -> None:
+        """Measure from here on, ``step`` steps being finished."""
+        self._step, self._time = step, time.perf_counter()
+
+    def read(self, step: int) -> dict[str, float]:
+        """Epochs so far, samples of all processes per second, GiB of this one; measures anew."""
+        now = time.perf_counter()
+        samples, seconds = (step - self._step) * self.plan.total, now - self._time
+        self._step, self._time = step, now
+        return {
+            "epoch": step * self.plan.total / self.plan.num_samples,
+            "samples_per_second": samples / max(seconds, 1e-9),
+            "memory_gib": _peak_memory(self.device) / 2**30,
+        }
+
+
+def _peak_memory(device: torch.device) -> float:
+    """Most bytes that tensors took on the device, or this process on the host; NaN if unknown."""
+    measure = getattr(getattr(torch, device.type, None), "max_memory_allocated", None)
+    if measure is not None:
+        return float(measure(device))
+    if resource is None:
+        return math.nan
+    unit = 1 if sys.platform == "darwin" else 1024
+    return float(unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
 class _Window:

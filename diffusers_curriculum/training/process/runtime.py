@@ -124,6 +124,16 @@ def _set_up_logging(accelerator: Accelerator) -> None:
     for library in (datasets, transformers, diffusers):
         quiet = library.utils.logging
         (quiet.set_verbosity_warning if main else quiet.set_verbosity_error)()
+        _above_bars(logging.getLogger(library.__name__))
+    logging.captureWarnings(True)
+
+
+def _above_bars(library: logging.Logger) -> None:
+    """Let what a library logs by a handler of its own, beside the bars, come with all else."""
+    for handler in [*library.handlers]:
+        if type(handler) is logging.StreamHandler:
+            library.removeHandler(handler)
+            library.propagate = True
 
 
 def frozen_dtype(accelerator: Accelerator) -> torch.dtype:

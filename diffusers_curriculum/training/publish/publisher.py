@@ -135,6 +135,7 @@ class PipelinePublisher:
                 images = self._drawn_if_it_can(build) if final and self.captions else []
             self.levels.sampler.save_pretrained(str(folder))
             self._save_card(images, folder)
+            logger.info("pipeline in %s", folder)
             try:
                 if self.args.push_to_hub:
                     push(folder, self.repository, token=self.args.hub_token)

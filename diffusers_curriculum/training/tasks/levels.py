@@ -85,6 +85,7 @@ class LevelTask(Task):
             guard=job.run.guard,
             max_train_steps=job.args.max_train_steps,
             log_every=job.args.log_every,
+            plan=job.plan,
         )
 
     def parts(self, job: JobParts) -> dict[str, Any]:

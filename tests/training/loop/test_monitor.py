@@ -13,13 +13,15 @@ from torch import Tensor
 
 from diffusers_curriculum import CurriculumTimestepSampler, DensityTimestepSampler, TimestepSampler
 from diffusers_curriculum.objective import Objective
+from diffusers_curriculum.training.data.plan import BatchPlan
 from diffusers_curriculum.training.errors import NonFiniteError
 from diffusers_curriculum.training.levels.levels import Levels
+from diffusers_curriculum.training.loop import tracking
 from diffusers_curriculum.training.loop.guard import FiniteGuard
 from diffusers_curriculum.training.loop.monitor import LevelMonitor
 from diffusers_curriculum.training.loop.run import LevelLosses
 from tests.floors_fixtures import SCHEDULERS
-from tests.training.fake_accelerator import FakeAccelerator
+from tests.training.fake_accelerator import TIMED, FakeAccelerator
 
 
 def density() -> TimestepSampler:
@@ -57,6 +59,7 @@ def monitor_of(
         guard=guard,
         max_train_steps=steps,
         log_every=log_every,
+        plan=BatchPlan(10, 5, 1, 1, 0, 0),
     )
     return monitor, fake
 
@@ -87,6 +90,45 @@ def test_train_loss_is_the_mean_since_the_last_report() -> None:
     feed(monitor, range(8), rate=0.25)
     assert [values["train_loss"] for _, values in fake.logged] == [2.5, 6.5]
     assert {values["lr"] for _, values in fake.logged} == {0.25}
+
+
+def test_pace_and_memory_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monitor, fake = monitor_of()
+    now = iter([100.0, 110.0, 114.0])
+    monkeypatch.setattr(tracking.time, "perf_counter", lambda: next(now))
+    monkeypatch.setattr(LevelMonitor, "read", lambda *_: ({}, {}))
+    monitor.start(0)
+    for step in (4, 8):
+        monitor.report(step, 0.1)
+    told = [values for _, values in fake.logged]
+    # 5 samples an update, 10 an epoch
+    assert [values["samples_per_second"] for values in told] == [4 * 5 / 10, 4 * 5 / 4]
+    assert [values["epoch"] for values in told] == [2.0, 4.0]
+    assert all(0.01 < values["memory_gib"] < 1000 for values in told)
+
+
+def test_memory_is_that_of_the_device_where_it_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def measured(device: Any) -> int:
+        asked.append(device)
+        return 3 * 2**30
+
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", measured)
+    pace = tracking.Pace(BatchPlan(10, 5, 1, 1, 0, 0), torch.device("cuda", 1))
+    assert pace.read(1)["memory_gib"] == 3.0
+    assert asked == [torch.device("cuda", 1)]
+
+
+def test_a_longer_run_has_all_it_saw_in_its_first_half() -> None:
+    first, _ = monitor_of(steps=8)
+    feed(first, range(8))
+    longer, _ = monitor_of(steps=20)
+    for name, part in first.stateful.items():
+        longer.stateful[name].load_state_dict(part.state_dict())
+    longer.start(8)
+    seen = [sum(half.summary().counts) for half in longer.halves]
+    assert seen == [8 * 5, 0]
 
 
 @pytest.mark.parametrize("log_every", [3, 4, 8])
@@ -247,6 +289,11 @@ def test_adding_reads_nothing_back(monkeypatch: pytest.MonkeyPatch) -> None:
 # -- state -----------------------------------------------------------------------------------------
 
 
+def untimed(logged: list[tuple[int, dict[str, float]]]) -> list[tuple[int, dict[str, float]]]:
+    """What was logged, without what a clock told."""
+    return [(step, {k: v for k, v in told.items() if k not in TIMED}) for step, told in logged]
+
+
 @pytest.mark.parametrize("stopped", range(1, 8))
 def test_reports_go_on_as_if_nothing_had_happened(stopped: int) -> None:
     whole, expected = monitor_of(log_every=3)
@@ -257,6 +304,6 @@ def test_reports_go_on_as_if_nothing_had_happened(stopped: int) -> None:
     for name, part in second.stateful.items():
         part.load_state_dict(first.stateful[name].state_dict())
     feed(second, range(stopped, 8))
-    assert early.logged + late.logged == expected.logged
+    assert untimed(early.logged + late.logged) == untimed(expected.logged)
     for one, other in zip(second.halves, whole.halves, strict=True):
         assert one.summary().counts == other.summary().counts

@@ -80,6 +80,7 @@ def monitor_of(run: LevelRun) -> LevelMonitor:
         guard=run.guard,
         max_train_steps=100,
         log_every=10,
+        plan=subject.batch_plan(4, 2),
     )
 
 

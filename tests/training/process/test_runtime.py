@@ -186,6 +186,38 @@ def test_libraries_are_quieted(tmp_path: Path) -> None:
     assert logging.getLogger("httpx").level == logging.WARNING
 
 
+@pytest.mark.parametrize("library", ["transformers", "diffusers", "datasets", "py.warnings"])
+def test_lines_of_libraries_come_above_the_bars(
+    tmp_path: Path, library: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = io.StringIO()
+    logger = logging.getLogger(library)
+    own = logging.StreamHandler(stream)
+    logger.addHandler(own)
+    logger.propagate = False if library != "py.warnings" else logger.propagate
+    root = runtime._AboveBars(stream)
+    logging.getLogger().addHandler(root)
+    try:
+        runtime.make_accelerator(arguments(tmp_path))
+        if library == "py.warnings":
+            logger.removeHandler(own)
+        with tqdm(total=3, file=stream):
+            logger.warning("a line")
+    finally:
+        logging.getLogger().removeHandler(root)
+        logger.removeHandler(own)
+    assert stream.getvalue().count("a line") == 1
+    assert "\ra line\n\r" in stream.getvalue()
+
+
+def test_no_tracker_is_a_choice(tmp_path: Path) -> None:
+    accelerator = runtime.make_accelerator(arguments(tmp_path, "--report_to", "none"))
+    assert accelerator.log_with == []
+    accelerator.init_trackers("project", {})
+    accelerator.log({"x": 1.0}, step=1)
+    accelerator.end_training()
+
+
 def test_a_given_seed_is_taken() -> None:
     assert runtime.agree_on_seed(5, None) == 5
     assert runtime.agree_on_seed(0, None) == 0
