@@ -47,11 +47,12 @@ _EMA_START = {"optimization_step": 0, "cur_decay_value": None}  # its position
 _EMA_NUMBERS = (
     "decay",
     "min_decay",
+    "optimization_step",
     "update_after_step",
     "use_ema_warmup",
     "inv_gamma",
     "power",
-    *_EMA_START,
+    "cur_decay_value",
 )
 POWER_EMA = "tracker_power_ema"
 
