@@ -23,6 +23,7 @@ from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.data.checks import decoded
 from diffusers_curriculum.training.data.plan import BatchPlan
 from diffusers_curriculum.training.data.transforms import ImageTransform
+from diffusers_curriculum.training.publish.trackers import log_metrics
 from diffusers_curriculum.training.storage.files import write_atomically
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ class Results:
             found = evaluate(self.model, batches)
             logger.info("step %d: %s", done, found)
             metrics = {f"validation/{name}": value for name, value in asdict(found).items()}
-            self.accelerator.log(metrics, step=done)
+            log_metrics(self.accelerator, metrics, done)
         self.accelerator.wait_for_everyone()
 
     def finish(self) -> None:
@@ -161,6 +162,7 @@ class Results:
                 factor,
             )
             logger.info("%s", document.get("held_out", document["training"]))
+            logger.info("model in %s", folder)
             # from all over the data, as rows are often sorted by class
             chosen = order[:: max(1, len(order) // (2 * _COLUMNS))][: 2 * _COLUMNS]
             self._picture(model, next(self._batches(shown, chosen, len(chosen))))
