@@ -275,7 +275,7 @@ class VQGAN(Task):
         self.model_config = _model_config(args)
 
     def load_rows(self, args: Arguments, seed: int) -> Any:
-        from diffusers_curriculum.training.data.sources import load_images
+        from diffusers_curriculum.training.data.sources import load_images, training_rows
 
         self.held_out = None
         if args.validation_data_dir is not None:
@@ -285,16 +285,7 @@ class VQGAN(Task):
                 folder_flag="--validation_data_dir",
             )
             self.held_out = held_out.rename_columns({"image": args.image_column})
-        return load_images(
-            args.dataset_name,
-            args.dataset_config_name,
-            args.train_data_dir,
-            split=args.train_split,
-            cache_dir=args.cache_dir,
-            image_column=args.image_column,
-            max_train_samples=args.max_train_samples,
-            seed=seed,
-        )
+        return training_rows(args, seed)
 
     def usable_rows(self, args: Arguments, accelerator: Any, rows: Any) -> Any:
         if self.held_out is not None:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from datasets import ClassLabel, Dataset, DatasetDict, Image, Value, load_dataset, load_from_disk
 
+from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.data.checks import describe
 from diffusers_curriculum.training.data.columns import (
     check_caption_column,
@@ -26,6 +27,21 @@ from diffusers_curriculum.training.data.folders import (
 from diffusers_curriculum.training.errors import UsageError
 
 _SAVED = ("state.json", "dataset_dict.json")  # of save_to_disk: a data set, or several splits
+
+
+def training_rows(args: Arguments, seed: int, **columns: Any) -> Dataset:
+    """The samples that the flags ask for; ``columns`` as ``caption_column`` or ``label_column``."""
+    return load_images(
+        args.dataset_name,
+        args.dataset_config_name,
+        args.train_data_dir,
+        split=args.train_split,
+        cache_dir=args.cache_dir,
+        image_column=args.image_column,
+        max_train_samples=args.max_train_samples,
+        seed=seed,
+        **columns,
+    )
 
 
 def load_images(

@@ -108,19 +108,9 @@ class ImageLevelTask(LevelTask):
         return {}
 
     def load_rows(self, args: Arguments, seed: int) -> Any:
-        from diffusers_curriculum.training.data.sources import load_images
+        from diffusers_curriculum.training.data.sources import training_rows
 
-        return load_images(
-            args.dataset_name,
-            args.dataset_config_name,
-            args.train_data_dir,
-            split=args.train_split,
-            cache_dir=args.cache_dir,
-            image_column=args.image_column,
-            **self.text_columns,
-            max_train_samples=args.max_train_samples,
-            seed=seed,
-        )
+        return training_rows(args, seed, **self.text_columns)
 
     def usable_rows(self, args: Arguments, accelerator: Any, rows: Any) -> Any:
         return usable_images(args, accelerator, rows, **self.text_columns)
