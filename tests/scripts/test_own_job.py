@@ -80,6 +80,12 @@ def test_a_resumed_run_has_the_bits_of_one_that_never_ended(recipe: Any, tmp_pat
         assert tensors(tmp_path / "parts", kept) == tensors(tmp_path / "whole", kept) != {}
 
 
+def test_a_resumed_curriculum_stays_at_its_stage(recipe: Any, tmp_path: Path) -> None:
+    whole = train(recipe, tmp_path / "whole", 8)
+    train(recipe, tmp_path / "parts", 4)
+    assert train(recipe, tmp_path / "parts", 8, "--resume_from_checkpoint", "latest") == whole[4:]
+
+
 def tensors(folder: Path, start: str) -> dict[str, str]:
     """Hashes of the tensor files of a run whose names, from the run's folder on, start so."""
     told = hashes(folder)
