@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from operator import itemgetter
 from typing import Any
@@ -50,6 +51,19 @@ def double_emphasis(corrected: Tensor, weights: Tensor) -> float:
     """
     w = weights.cpu().double()
     return float((corrected * w).sum() / w.mean())
+
+
+def normalised(quartiles: Sequence[float], data_std: float | None) -> str:
+    """Where ``quartiles`` of log-SNR lie for data of a standard deviation, in words."""
+    if data_std is None:
+        median = quartiles[1]
+        return (
+            "normalised log-SNR (log-SNR + 2 ln of the data's standard deviation): median "
+            f"{median:.2f} for data of 1, as latents about are, {median - math.log(4):.2f} for "
+            "data of 0.5, as pixels about are; a run measures its own"
+        )
+    moved = ", ".join(f"{value + 2 * math.log(data_std):.2f}" for value in quartiles)
+    return f"normalised log-SNR, for data of standard deviation {data_std:.4g}: quartiles {moved}"
 
 
 def laplace_betas(scheduler: Any) -> Iterator[str]:

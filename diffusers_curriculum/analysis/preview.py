@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffusers_curriculum.analysis.advice import advice
+from diffusers_curriculum.analysis.advice import advice, normalised
 from diffusers_curriculum.noise_levels import NoiseLevels
 from diffusers_curriculum.samplers import TimestepSampler
 
@@ -89,6 +89,7 @@ class Preview:
         training: the laws of the run, one after the other.
         quantiles: of "drawn", "effective" and "uniform".
         warnings: what the user should think over, one sentence each.
+        data_std: standard deviation of the data, None where it is not known.
     """
 
     title: str
@@ -102,6 +103,12 @@ class Preview:
     training: OverTraining
     quantiles: Mapping[str, Quantiles]
     warnings: tuple[str, ...]
+    data_std: float | None = None
+
+    @property
+    def normalised(self) -> str:
+        """Where the drawn law lies in normalised log-SNR, in words."""
+        return normalised(self.quantiles["drawn"].log_snr[1:4], self.data_std)
 
     @property
     def schedule(self) -> str:
@@ -154,6 +161,7 @@ class Preview:
                 "edges": edges.tolist(),
                 "density": heat.tolist(),
             },
+            "data_std": self.data_std,
             "warnings": list(self.warnings),
         }
 
@@ -167,6 +175,7 @@ def make_preview(
     inference_steps: int = 50,
     title: str | None = None,
     refusal: str | None = None,
+    data_std: float | None = None,
 ) -> Preview:
     """What ``sampler`` trains on under loss ``weights``; nothing of its state changes.
 
@@ -177,6 +186,7 @@ def make_preview(
             hardly ever trained; None: not looked at.
         title: default: the sampler in words.
         refusal: why training would not start, which a preview tells before its own warnings.
+        data_std: standard deviation of the data, for normalised log-SNR; None: not known.
 
     Raises:
         ValueError: weights of another number of levels.
@@ -211,6 +221,7 @@ def make_preview(
         training=training,
         quantiles={name: quantiles(sampler.levels, law) for name, law in tables.items()},
         warnings=(*refused, *advised),
+        data_std=data_std,
     )
 
 

@@ -72,6 +72,7 @@ def render(preview: Preview, characters: Characters = BLOCKS) -> str:
     parts = [
         _paragraph(preview.title),
         _paragraph(preview.schedule),
+        _paragraph(preview.normalised),
         "",
         "density over log-SNR, noisiest left, each chart to its own peak (per unit of log-SNR)",
         *_density_charts(preview, characters),

@@ -104,6 +104,8 @@ def _one(args: argparse.Namespace, source: Source, flags: Sequence[Sequence[str]
     from diffusers_curriculum.training.levels import timesteps
 
     own = TRAINING.parse([word for flag in flags for word in flag], machine=False)
+    if own.data_scale == "auto":
+        raise ValueError("--data_scale auto is measured by a run: give the number to see the law.")
     made = {flag[0] for flag in flags} & _sampler_flags()
     if source.sampler is not None and (not made or source.training is None):
         if made:
@@ -122,6 +124,7 @@ def _one(args: argparse.Namespace, source: Source, flags: Sequence[Sequence[str]
         inference=source.inference,
         inference_steps=args.inference_steps,
         refusal=timesteps.length_fault(own, sampler, own.max_train_steps),
+        data_std=None if own.data_scale == 1 else own.data_scale,
     )
 
 

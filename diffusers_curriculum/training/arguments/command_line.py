@@ -19,11 +19,13 @@ class Arguments(argparse.Namespace):
         given: names of the arguments that the user gave, whatever their value, and those of a
             recipe.
         by_recipe: those of a recipe alone.
+        data_std: standard deviation of the data, once a run knows it.
         flags: those of the command line, as they were declared.
     """
 
     given: frozenset[str]
     by_recipe: frozenset[str] = frozenset()
+    data_std: float | None = None
     flags: tuple[Flag, ...]
 
     def __getitem__(self, name: str) -> Any:

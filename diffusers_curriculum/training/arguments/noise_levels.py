@@ -23,20 +23,12 @@ from diffusers_curriculum.training.arguments.flag import (
     sharing,
     tracked,
 )
+from diffusers_curriculum.training.arguments.laws import MOVED, check_scale, is_file, settle_shift
 from diffusers_curriculum.training.errors import UsageError
 
 # Copies of names in modules that load torch; a test keeps them equal.
 DRAWS = ("iid", "stratified", "antithetic", "systematic", "sobol")
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "flow_prediction")
-TOKEN_PRESETS = ("flux", "flux2", "qwen-image", "krea2", "ltx-2")
-FIXED_PRESETS = ("sd3", "wan-musubi", "wan-diffsynth", "z-image-musubi", "z-image-diffsynth")
-
-
-def is_file(timestep_sampler: str) -> bool:
-    """Whether ``--timestep_sampler`` names a file and not a law."""
-    return timestep_sampler.endswith(".json")
-
-
 # -- what is predicted, and how its loss is weighted -----------------------------------------------
 
 PREDICTION = Family.of(
@@ -111,32 +103,9 @@ def _settle_bias(args: Any) -> None:
         args.timestep_floor = 0.0
 
 
-def _settle_shift(args: Any) -> None:
-    """Move the law that is drawn as a family's schedule is; uniform timesteps stand for a uniform
-    noise fraction."""
-    preset, name = args.timestep_shift_preset, args.timestep_sampler
-    if preset is None:
-        return
-    if is_file(name):
-        raise UsageError(
-            f"--timestep_shift_preset {preset} moves a density, and --timestep_sampler {name} is a "
-            "file, which says all of its law itself: drop one of the two."
-        )
-    if preset in TOKEN_PRESETS and args.timestep_shift_tokens is None:
-        raise UsageError(
-            f"--timestep_shift_preset {preset} depends on the number of image tokens: give "
-            "--timestep_shift_tokens, for this family's images usually (height / 16) x (width / "
-            "16), 4096 at 1024 pixels."
-        )
-    moved = {"density": "flow_uniform" if name == "uniform" else name, "preset": preset}
-    tokens = {"tokens": args.timestep_shift_tokens} if preset in TOKEN_PRESETS else {}
-    own = {"density_args": args.timestep_sampler_args} if args.timestep_sampler_args else {}
-    args.timestep_sampler, args.timestep_sampler_args = "shifted", moved | tokens | own
-
-
 def _settle(args: Any) -> None:
     _settle_bias(args)
-    _settle_shift(args)
+    settle_shift(args)
     _settle_weighting(args)
 
 
@@ -159,10 +128,6 @@ _WITH_PARAMETERS = Need(
     lambda a: a.timestep_sampler != "uniform" and not is_file(a.timestep_sampler),
 )
 _WEIGHTED = Need("--loss_weighting NAME", lambda a: a.loss_weighting != "none")
-_BY_TOKENS = Need(
-    f"a --timestep_shift_preset that depends on them: {', '.join(TOKEN_PRESETS)}",
-    lambda a: a.timestep_shift_preset in TOKEN_PRESETS,
-)
 _BIASED = Need(
     "--timestep_bias_strategy earlier, later or range", lambda a: a.timestep_bias_strategy != "none"
 )
@@ -187,13 +152,7 @@ TIMESTEPS = Family.of(
     _pairs(
         "timestep_sampler_args", "its parameters, for example mu=0 b=0.5", needs=(_WITH_PARAMETERS,)
     ),
-    choice(
-        "timestep_shift_preset",
-        (*TOKEN_PRESETS, *FIXED_PRESETS),
-        help="move the law towards noise as this family of models is trained (docs/catalogue.md, "
-        "shift presets)",
-    ),
-    count("timestep_shift_tokens", help="image tokens of a sample", needs=(_BY_TOKENS,)),
+    *MOVED,
     choice(
         "timestep_draw",
         DRAWS,
@@ -250,6 +209,7 @@ TIMESTEPS = Family.of(
     ),
     setting="sampler",
     settle=_settle,
+    check=check_scale,
 )
 SLOWED = Family.of(
     "objective",

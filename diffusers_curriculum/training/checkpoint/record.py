@@ -89,6 +89,15 @@ class RunRecord:
             logger.warning("%s was not written (%s); training goes on.", self.path, error)
 
 
+def recorded_facts(output_dir: str | Path) -> dict[str, Any]:
+    """The facts in the run.json of a folder; none where there is no such file that can be read."""
+    try:
+        facts = json.loads(Path(output_dir, FILE).read_text("utf-8"))["facts"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return {}
+    return facts if isinstance(facts, dict) else {}
+
+
 def _earlier_sessions(path: Path) -> list[dict[str, Any]]:
     """The sessions recorded so far; a record that cannot be read is moved aside, not lost."""
     try:

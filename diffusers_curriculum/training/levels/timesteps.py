@@ -25,7 +25,7 @@ from diffusers_curriculum.samplers import (
     sampler_named,
 )
 from diffusers_curriculum.training.arguments.command_line import Arguments
-from diffusers_curriculum.training.arguments.noise_levels import is_file
+from diffusers_curriculum.training.arguments.laws import SCALED_LAWS, is_file
 from diffusers_curriculum.training.errors import UsageError, usage_errors
 from diffusers_curriculum.weighting import loss_weights
 from diffusers_curriculum.weighting.learned import LearnedLossWeights
@@ -116,7 +116,19 @@ def _base(args: Arguments, scheduler: Any, seed: int, continuous: bool = False) 
     if name not in DENSITIES:
         others = "a file timestep_sampler_config.json", "a name that a module of --import registers"
         refuse(repr(name), name, (*sorted(DENSITIES), *learning_samplers(), "two_phase", *others))
-    return DensityTimestepSampler.from_scheduler(scheduler, density=name, density_args=own, **given)
+    law = _scaled(args, name, own)
+    return DensityTimestepSampler.from_scheduler(scheduler, **law, **given)
+
+
+def _scaled(args: Arguments, name: str, own: dict[str, Any]) -> dict[str, Any]:
+    """A density and its parameters, moved to the scale of the data where that is asked for; "auto"
+    moves nothing until it is measured."""
+    scale = args.data_std if args.data_scale == "auto" else args.data_scale
+    if args.data_scale == 1:
+        return {"density": name, "density_args": own}
+    shift = 1.0 if scale is None else scale / SCALED_LAWS[name]
+    nested = {"density": name, "density_args": own, "shift": shift}
+    return {"density": "shifted", "density_args": nested}
 
 
 def _sampler_of_file(path: str, scheduler: Any) -> TimestepSampler:

@@ -97,13 +97,14 @@ class Job(JobParts):
         request = args.resume_from_checkpoint
         checkpoint = find_checkpoint(args.output_dir, request) if request else None
         check_not_mixed(args.output_dir, checkpoint, request)
-        resumed = read_manifest(checkpoint)["facts"] if checkpoint else None
+        resumed = self.resumed = read_manifest(checkpoint)["facts"] if checkpoint else None
         check_imports(args, resumed)
         self.seed = runtime.agree_on_seed(args.seed, resumed, args.allow_config_change)
 
         # What is trained on
         if resumed is not None:
             keep_choices(args, resumed)
+        task.remember(args, resumed)
         task.choose(args, self.seed)
         self._load_data()
         facts = task.facts(self)
@@ -113,6 +114,7 @@ class Job(JobParts):
 
         # Models
         self.network, folder, averages = task.load(self)
+        facts |= task.measured(self)
         self._prepare_run(averages)
         self.monitor = task.monitor(self)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 from torch import Tensor
@@ -23,6 +23,7 @@ class JobParts:
 
     args: Arguments  # checked; ``max_train_steps`` is put in where it is not given
     accelerator: Any  # of accelerate
+    resumed: dict[str, Any] | None  # facts of the checkpoint that it goes on from
     seed: int  # of everything random
     rows: Any  # the samples
     plan: BatchPlan  # which sample is seen when
@@ -96,6 +97,9 @@ class Task:
         """What the command line asks to be shown in place of a training; None to train."""
         return None
 
+    def remember(self, args: Arguments, resumed: Mapping[str, Any] | None) -> None:
+        """Take over what the run to resume had measured, from its facts; None for a new run."""
+
     def choose(self, args: Arguments, seed: int) -> None:
         """Choose what is trained on; loads neither data nor models."""
 
@@ -119,6 +123,11 @@ class Task:
     def load(self, job: JobParts) -> Trained:
         """Load the models."""
         raise NotImplementedError
+
+    def measured(self, job: JobParts) -> dict[str, Any]:
+        """Facts that models are needed for, such as the scale of latents; every process calls
+        it, and what follows from them is put right here."""
+        return {}
 
     def make_run(self, job: JobParts, **common: Any) -> Run:
         """What the step works with; ``common`` are the fields of :class:`Run`."""

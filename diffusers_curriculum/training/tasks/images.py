@@ -189,6 +189,9 @@ class ImageTask(ImageLevelTask):
             wait=accelerator.wait_for_everyone,
         )
 
+    def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
+        return self.models.space.encode(pixels)
+
     def make_run(self, job: JobParts, **common: Any) -> ImageRun:
         """Measures the data and encodes it only now: all that is quicker to fail has been made."""
         args, space = job.args, self.models.space
@@ -257,7 +260,8 @@ def _settle_log_normal(args: Arguments) -> None:
     if "timestep_sampler" not in args.by_recipe:
         args.timestep_sampler = "edm"
     p_mean = {"edm": -1.2, "edm2": -0.4}.get(args.timestep_sampler)
-    if "timestep_sampler_args" not in args.given and p_mean is not None:
+    moved = "timestep_sampler_args" in args.given or args.data_scale != 1
+    if not moved and p_mean is not None:
         shift = math.log(sigma_data_of(args) / 0.5)
         args.timestep_sampler_args = {"p_mean": float(f"{p_mean + shift:.6g}")} if shift else {}
     if args.timestep_floor is None:

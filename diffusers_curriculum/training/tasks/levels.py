@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import torch
+from accelerate.utils import broadcast_object_list
+from torch import Tensor
+
 from diffusers_curriculum.analysis.advice import laplace_betas
+from diffusers_curriculum.analysis.preview import quantiles
 from diffusers_curriculum.training.arguments.command_line import Arguments
+from diffusers_curriculum.training.checkpoint.record import recorded_facts
 from diffusers_curriculum.training.checkpoint.same_run import dataset_facts, level_facts, run_facts
 from diffusers_curriculum.training.data.bad_samples import usable_images
+from diffusers_curriculum.training.data.dataset import ImageDataset
 from diffusers_curriculum.training.data.transforms import ImageTransform
 from diffusers_curriculum.training.errors import UsageError
+from diffusers_curriculum.training.levels import data_scale
+from diffusers_curriculum.training.levels.data_scale import DataScale
 from diffusers_curriculum.training.levels.guards import learning_warnings
 from diffusers_curriculum.training.levels.levels import Levels
 from diffusers_curriculum.training.levels.timesteps import check_length, length_fault
@@ -29,6 +38,24 @@ def check_slowed(args: Arguments, levels: Levels) -> None:
             f"--mixflow_gamma is {args.mixflow_gamma}, and the noise levels are those of family "
             f"{family!r}: it is defined for flow matching only; drop it, or train a flow."
         )
+
+
+def known_std(args: Arguments) -> float | None:
+    """The standard deviation of the data, as given or as the last run into the same folder
+    measured it; None where neither is so.
+
+    Raises:
+        UsageError: a law is to follow it, and it is not known yet.
+    """
+    if args.data_scale not in (1, "auto"):
+        return args.data_scale
+    scale = data_scale.kept(recorded_facts(args.output_dir))
+    if args.data_scale == "auto" and scale is None:
+        raise UsageError(
+            f"--data_scale is auto, and no run in {args.output_dir} has measured it yet: give "
+            "--data_scale NUMBER to see the law, or start the run."
+        )
+    return None if scale is None else scale.std
 
 
 class LevelTask(Task):
@@ -52,6 +79,7 @@ class LevelTask(Task):
         from diffusers_curriculum.analysis.preview import make_preview
         from diffusers_curriculum.analysis.terminal import show
 
+        args.data_std = known_std(args)
         levels = self.choose_levels(args, args.seed or 0)
         preview = make_preview(
             levels.sampler,
@@ -59,8 +87,18 @@ class LevelTask(Task):
             args.max_train_steps,
             inference=levels.inference,
             refusal=length_fault(args, levels.sampler, args.max_train_steps),
+            data_std=args.data_std,
         )
         return show(preview, args.show_timesteps)
+
+    def remember(self, args: Arguments, resumed: Mapping[str, Any] | None) -> None:
+        scale = data_scale.kept(resumed)
+        args.data_std = None if scale is None else scale.std
+        if args.data_scale == "auto" and resumed is not None and scale is None:
+            raise UsageError(
+                "--data_scale is auto, and the checkpoint holds no scale that was measured: give "
+                "--data_scale NUMBER, or leave it out as the run did that wrote it."
+            )
 
     def choose(self, args: Arguments, seed: int) -> None:
         self.args, self.levels = args, self.choose_levels(args, seed)
@@ -76,6 +114,43 @@ class LevelTask(Task):
             logger.warning("%s", warning)
         facts = run_facts(job.args, job.plan, self.data_facts(job), self.model_facts(job.args))
         return facts | level_facts(job.args, self.levels)
+
+    def clean(self, job: JobParts) -> Iterable[tuple[Tensor, Tensor | None]] | None:
+        """The first samples in batches, as mean and deviation of what noise is added to; None: the
+        scale of the data is not measured."""
+        return None
+
+    def measured(self, job: JobParts) -> dict[str, Any]:
+        args, scale = job.args, data_scale.kept(job.resumed)
+        if scale is None:
+            scale = self._measure(job)
+        if scale is None:
+            return {}
+        if args.data_scale == "auto" and args.data_std is None:
+            args.data_std = scale.std
+            self.levels.sampler = self.choose_levels(args, job.seed).sampler
+        sampler = self.levels.sampler
+        where = quantiles(sampler.levels, sampler.opened.probabilities().numpy())
+        logger.info("%s", data_scale.told(scale, where.log_snr[1:4]))
+        return level_facts(args, self.levels) | {data_scale.FACT: scale._asdict()}
+
+    def _measure(self, job: JobParts) -> DataScale | None:
+        """By the main process, so that all have the same number."""
+        batches = self.clean(job)
+        if batches is None:
+            if job.args.data_scale == "auto":
+                raise UsageError("--data_scale is auto, which this job cannot do: give a number.")
+            return None
+        found: list[DataScale | UsageError | None] = [None]
+        if job.accelerator.is_main_process:
+            try:
+                found = [data_scale.measure(batches)]
+            except UsageError as error:  # the others must not wait for a number
+                found = [error]
+        broadcast_object_list(found)
+        if isinstance(found[0], UsageError):
+            raise found[0]
+        return found[0]
 
     def monitor(self, job: JobParts) -> LevelMonitor:
         return LevelMonitor(
@@ -119,6 +194,18 @@ class ImageLevelTask(LevelTask):
         text = next(iter(self.text_columns.values()), None)
         columns = [job.args.image_column, *([] if text is None else [text])]
         return dataset_facts(job.args, job.rows, text) | {"columns": columns}
+
+    def clean(self, job: JobParts) -> Iterator[tuple[Tensor, Tensor | None]]:
+        args, count = job.args, min(data_scale.SAMPLES, len(job.rows))
+        samples = ImageDataset(job.rows, job.plan, self.transform(), image_column=args.image_column)
+        for start in range(0, count, args.train_batch_size):
+            places = range(start, min(count, start + args.train_batch_size))
+            pixels = torch.stack([samples[place]["pixel_values"] for place in places])
+            yield self.encode(pixels.to(job.accelerator.device))
+
+    def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Mean and deviation of what is trained on, of images (B, 3, H, W) on the device."""
+        raise NotImplementedError
 
     def transform(self) -> ImageTransform:
         """The geometry of the training images."""

@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from diffusers_curriculum.training.arguments import environment
 from diffusers_curriculum.training.arguments.command_line import Arguments, CommandLine
 from diffusers_curriculum.training.arguments.curriculum import NOISE_LEVELS
@@ -175,6 +178,13 @@ class TextToImage(ImageLevelTask):
         averages = Averages(unet).with_ema(args, device, source)
         self.published.models, self.published.averages = self.models, averages
         return Trained(unet, "unet", averages)
+
+    def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
+        vae = self.models.vae
+        with torch.no_grad():
+            posterior = vae.encode(pixels.to(vae.dtype)).latent_dist
+        scale = vae.config.scaling_factor
+        return posterior.mean.float() * scale, posterior.std.float() * scale
 
     def make_run(self, job: JobParts, **common: Any) -> TextToImageRun:
         return TextToImageRun(**common, levels=self.levels, models=self.models)

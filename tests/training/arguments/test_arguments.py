@@ -132,6 +132,7 @@ NEW_DEFAULTS = {
     "timestep_bias_end": 1000,
     "timestep_bias_portion": 0.25,
     "recipe": None,
+    "data_scale": 1.0,
     "timestep_shift_preset": None,
     "timestep_shift_tokens": None,
     "mixflow_gamma": None,

@@ -15,7 +15,7 @@ from diffusers_curriculum import DensityTimestepSampler, Slots
 from diffusers_curriculum.densities import SHIFT_PRESETS
 from diffusers_curriculum.objective import Objective
 from diffusers_curriculum.randomness import gaussian
-from diffusers_curriculum.training.arguments import noise_levels
+from diffusers_curriculum.training.arguments import laws
 from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.errors import UsageError
 from diffusers_curriculum.training.levels import timesteps
@@ -45,8 +45,8 @@ def build(args: Any, schedule: str = "flow") -> Any:
 
 def test_the_names_of_presets_are_those_of_the_densities() -> None:
     by_tokens = {name for name, preset in SHIFT_PRESETS.items() if preset.line}
-    assert set(noise_levels.TOKEN_PRESETS) == by_tokens
-    assert set(noise_levels.FIXED_PRESETS) == set(SHIFT_PRESETS) - by_tokens
+    assert set(laws.TOKEN_PRESETS) == by_tokens
+    assert set(laws.FIXED_PRESETS) == set(SHIFT_PRESETS) - by_tokens
 
 
 @pytest.mark.parametrize(

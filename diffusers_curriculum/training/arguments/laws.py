@@ -1,0 +1,94 @@
+"""Flags that say how far a law is moved: by the shift of a family, by the scale of the data."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from typing import Any
+
+from diffusers_curriculum.training.arguments.flag import Need, choice, count, tracked
+from diffusers_curriculum.training.errors import UsageError
+
+# Copies of names in modules that load torch; a test keeps them equal.
+TOKEN_PRESETS = ("flux", "flux2", "qwen-image", "krea2", "ltx-2")
+FIXED_PRESETS = ("sd3", "wan-musubi", "wan-diffsynth", "z-image-musubi", "z-image-diffsynth")
+# Laws that papers state for data of some scale, and that scale; others are of the model's clock.
+SCALED_LAWS = dict.fromkeys(
+    (
+        *("laplace", "cauchy", "cosine", "cosine_shifted", "cosine_scaled", "normal", "logistic"),
+        *("split_normal", "log_snr_uniform", "spline", "tabulated"),
+    ),
+    1.0,
+) | {"edm": 0.5, "edm2": 0.5}
+
+
+def is_file(timestep_sampler: str) -> bool:
+    """Whether ``--timestep_sampler`` names a file and not a law."""
+    return timestep_sampler.endswith(".json")
+
+
+def settle_shift(args: Any) -> None:
+    """Move the law that is drawn as a family's schedule is; uniform timesteps stand for a uniform
+    noise fraction."""
+    preset, name = args.timestep_shift_preset, args.timestep_sampler
+    if preset is None:
+        return
+    if is_file(name):
+        raise UsageError(
+            f"--timestep_shift_preset {preset} moves a density, and --timestep_sampler {name} is a "
+            "file, which says all of its law itself: drop one of the two."
+        )
+    if preset in TOKEN_PRESETS and args.timestep_shift_tokens is None:
+        raise UsageError(
+            f"--timestep_shift_preset {preset} depends on the number of image tokens: give "
+            "--timestep_shift_tokens, for this family's images usually (height / 16) x (width / "
+            "16), 4096 at 1024 pixels."
+        )
+    moved = {"density": "flow_uniform" if name == "uniform" else name, "preset": preset}
+    tokens = {"tokens": args.timestep_shift_tokens} if preset in TOKEN_PRESETS else {}
+    own = {"density_args": args.timestep_sampler_args} if args.timestep_sampler_args else {}
+    args.timestep_sampler, args.timestep_sampler_args = "shifted", moved | tokens | own
+
+
+def _scale(text: str) -> str | float:
+    if text == "auto":
+        return text
+    try:
+        scale = float(text)
+    except ValueError:
+        scale = math.nan
+    if not 0 < scale < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not auto or a finite number above 0")
+    return scale
+
+
+def check_scale(args: Any) -> None:
+    if args.data_scale != 1 and args.timestep_sampler not in SCALED_LAWS:
+        raise UsageError(
+            f"--data_scale is {args.data_scale}, which moves a law that is meant for data of unit "
+            f"scale, and --timestep_sampler is {args.timestep_sampler}: drop it, or draw from one "
+            f"of {', '.join(SCALED_LAWS)}."
+        )
+
+
+_BY_TOKENS = Need(
+    f"a --timestep_shift_preset that depends on them: {', '.join(TOKEN_PRESETS)}",
+    lambda a: a.timestep_shift_preset in TOKEN_PRESETS,
+)
+MOVED = (
+    choice(
+        "timestep_shift_preset",
+        (*TOKEN_PRESETS, *FIXED_PRESETS),
+        help="move the law towards noise as this family of models is trained (docs/catalogue.md, "
+        "shift presets)",
+    ),
+    count("timestep_shift_tokens", help="image tokens of a sample", needs=(_BY_TOKENS,)),
+    tracked(
+        "data_scale",
+        _scale,
+        1.0,
+        "standard deviation of the data, for a law that is meant for unit data (edm, edm2: 0.5): "
+        "it is moved by -2 ln of it; auto: as measured on the first samples",
+        metavar="auto|1|NUMBER",
+    ),
+)
