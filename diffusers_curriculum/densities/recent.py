@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,7 +37,7 @@ class StyleFriendly(Normal):
 
 @register(
     "mixflow",
-    formula="t = 1 - sqrt(u), u uniform in (0, 1); F(l) = sig(l / 2)^2",
+    formula="t = 1 - sqrt(u), u uniform in (0, 1); F(l) = sig((l + 2 ln shift) / 2)^2",
     source="arXiv 2512.19311: 1 - t ~ Beta(2, 1); fudan-generative-vision/MixFlow",
     families="flow",
     note="One half of the method: the other is the input's slower noise level, the flag "
@@ -44,22 +45,33 @@ class StyleFriendly(Normal):
 )
 @dataclass(frozen=True)
 class MixFlow(Density):
-    """The law of MixFlow's post-training of a flow: density 2 (1 - t) of the noise fraction."""
+    """The law of MixFlow's post-training of a flow: density 2 (1 - t) of the noise fraction before
+    a ``shift``, that of the schedule unless one is given."""
+
+    shift: float | None = checked(above_zero, default=None)
+
+    @classmethod
+    def on_clock(cls, parameters: dict[str, Any], shift: float) -> dict[str, Any]:
+        return {"shift": shift} | {k: v for k, v in parameters.items() if v is not None}
 
     def pdf(self, log_snr: Tensor) -> Tensor:
-        return torch.sigmoid(log_snr / 2).square() * torch.sigmoid(-log_snr / 2)
+        x = self._unshifted(log_snr)
+        return torch.sigmoid(x / 2).square() * torch.sigmoid(-x / 2)
 
     def cdf(self, log_snr: Tensor) -> Tensor:
-        return torch.sigmoid(log_snr / 2).square()
+        return torch.sigmoid(self._unshifted(log_snr) / 2).square()
 
     def sf(self, log_snr: Tensor) -> Tensor:
-        noise = torch.sigmoid(-log_snr / 2)
+        noise = torch.sigmoid(-self._unshifted(log_snr) / 2)
         return noise * (2 - noise)
 
     def icdf(self, probability: Tensor) -> Tensor:
         clean = probability.sqrt()
         noise = (1 - probability) / (1 + clean)  # 1 - sqrt(p), with its digits
-        return 2 * (clean.log() - noise.log())
+        return 2 * (clean.log() - noise.log()) - 2 * math.log(self.shift or 1.0)
+
+    def _unshifted(self, log_snr: Tensor) -> Tensor:
+        return log_snr + 2 * math.log(self.shift or 1.0)
 
 
 @register(

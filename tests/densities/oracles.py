@@ -208,6 +208,7 @@ LAWS: list[tuple[str, dict[str, Any], Any]] = [
     ("style_friendly", {}, stats.norm(-6, 2)),
     ("style_friendly", {"mean": -5.0, "std": 3.0}, stats.norm(-5, 3)),
     ("mixflow", {}, MixFlowLaw.of()),
+    ("mixflow", {"shift": 3.0}, MixFlowLaw.of(3.0)),
     ("shifted", {"density": "laplace", "shift": 3.0}, stats.laplace(-2 * np.log(3), 0.5)),
     ("shifted", {"density": "normal", "dimensions": 589824}, stats.norm(-np.log(144), 2)),
     ("shifted", {"density": "mixflow", "shift": 2.0}, MixFlowLaw.of(2.0)),

@@ -51,6 +51,17 @@ def test_mixflow_is_the_published_draw() -> None:
     torch.testing.assert_close(_noise(_law("mixflow")), 1 - P.sqrt(), atol=1e-14, rtol=0)
 
 
+def test_mixflow_moves_with_the_shift_of_its_schedule() -> None:
+    """As trainers draw it: t = 1 - sqrt(U), then the schedule's shift."""
+    plain, shifted = (
+        DensityTimestepSampler(SCHEDULERS[name](), "mixflow", floor=0.0)
+        for name in ("flow", "flow_shift_3")
+    )
+    torch.testing.assert_close(shifted.probabilities(), plain.probabilities(), atol=1e-6, rtol=1e-3)
+    told = DensityTimestepSampler(SCHEDULERS["flow_shift_3"](), "mixflow", {"shift": 1.0})
+    assert told.density == _law("mixflow", shift=1.0)
+
+
 def test_qinglong_is_the_draw_of_musubi() -> None:
     rng, count = np.random.default_rng(1), 200_000
     which, shift = rng.random(count), shift_from_tokens(1024)
