@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from diffusers_curriculum import LearnedLossWeights, UncertaintyWeighting
+from diffusers_curriculum.weighting.learned import LEARNED_WEIGHTINGS
 from tests.floors_fixtures import levels_of
 
 LEVELS = levels_of("sd")
@@ -55,6 +56,14 @@ def test_it_is_the_joint_training() -> None:
             optimizer.step()
             optimizer.zero_grad()
         torch.testing.assert_close(learned.uncertainty.weight, joint.weight, rtol=1e-4, atol=1e-7)
+
+
+def test_a_floor_of_a_thousandth_is_above_some_losses_of_linear_betas() -> None:
+    """As the catalogue tells: the exact epsilon loss of unit data is S / (1 + S)."""
+    snr = levels_of("linear").log_snr.exp()
+    small = (snr / (1 + snr) < 0.001).double().mean()
+    assert float(small) == pytest.approx(0.175, abs=5e-4)
+    assert "17.5 %" in LEARNED_WEIGHTINGS.entry("uncertainty").note
 
 
 def test_warm_up_and_floor() -> None:

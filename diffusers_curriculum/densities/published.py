@@ -205,8 +205,8 @@ class HeavyTail(Mode):
     formula="N(-2 p_mean, (2 p_std)^2), that is ln sigma ~ N(p_mean, p_std^2)",
     source="arXiv 2206.00364, table 1",
     families="edm",
-    note="Meant for data of standard deviation 0.5; for unit data the same noise is -2 ln 2 lower "
-    "in log-SNR.",
+    note="Meant for data of standard deviation 0.5; for data of unit scale the same noise lies "
+    "2 ln 2 lower in log-SNR: p_mean = -1.2 + ln 2 = -0.507.",
 )
 @dataclass(frozen=True)
 class Edm(NormalShape):

@@ -148,7 +148,8 @@ register("debiased", formula="W_eps = 1 / sqrt S", source="arXiv 2310.08442")(
     "edm",
     formula="W_x0 = S + 1 / sigma_data^2",
     source="arXiv 2206.00364, table 1",
-    note="a unit loss on the output of EDM's preconditioned network",
+    note="a unit loss on the output of EDM's preconditioned network of that sigma_data: 0.5 unless "
+    "it is given, also where the schedule's is another",
 )
 def edm(log_snr: Tensor, sigma_data: float = 0.5) -> Tensor:
     """That is (sigma^2 + sigma_data^2) / (sigma sigma_data)^2; sigma_data is the standard deviation

@@ -94,7 +94,9 @@ class UncertaintyWeighting(nn.Module):
     "uncertainty",
     formula="e^-z, z(l) learned by minimising loss e^-z + z",
     source="arXiv 2312.02696; NVlabs/edm2",
-    note="every level ends up with the same weighted loss; cancels any fixed weighting",
+    note="every level ends up with the same weighted loss, unless its loss is below the floor, as "
+    "weights are at most 1000 (17.5 % of the levels of linear betas, exact epsilon losses of unit "
+    "data); cancels any fixed weighting",
 )
 class LearnedLossWeights:
     """Trains an :class:`UncertaintyWeighting` beside a model, from the losses that a step observed.
@@ -107,7 +109,8 @@ class LearnedLossWeights:
     Args:
         learning_rate: of z, without decay (this library's default).
         warm_up: optimizer steps in which z learns, and the weights stay 1.
-        floor: the weights lie in [floor, 1 / floor], greater than 0 and at most 1.
+        floor: the weights lie in [floor, 1 / floor], greater than 0 and at most 1: levels whose
+            loss is below it weigh less than the others.
         features, seed: see :class:`UncertaintyWeighting`.
 
     Raises:

@@ -21,6 +21,7 @@ from tests.scripts.pipelines import SD, with_scheduler
 from tests.scripts.small_runs import Bench, status, train, write_images
 
 ROOT = Path(__file__).parents[2]
+ZERO_SNR = ("--pretrained_model_name_or_path", "{zero_snr}")
 CURRICULUM = ("--curriculum", "difficulty")
 EXPLICIT = ("--curriculum_clustering", "explicit")
 LONG = ("--max_train_steps", 10**9)
@@ -94,9 +95,10 @@ WRONG: dict[str, tuple[tuple[object, ...], tuple[str, ...]]] = {
         ("gamma=0", "greater than 0"),
     ),
     "weighting infinite at zero SNR": (
-        ("--pretrained_model_name_or_path", "{zero_snr}", "--loss_weighting", "debiased"),
+        (*ZERO_SNR, "--untrained_timestep", 999, "--loss_weighting", "debiased"),
         ("debiased", "infinite", "min_snr"),
     ),
+    "epsilon at zero SNR": (ZERO_SNR, ("timestep 999", "v_prediction", "--untrained_timestep 999")),
     "gamma twice": (
         ("--snr_gamma", 5, "--loss_weighting", "p2"),
         ("--snr_gamma 5", "'p2'", "drop one"),

@@ -41,6 +41,13 @@ PREDICTION = Family.of(
         setting="prediction_type",
     ),
     tracked(
+        "untrained_timestep",
+        int,
+        help="the timestep of zero terminal SNR, such as 999, which an epsilon prediction leaves "
+        "untrained: refused unless it is named here",
+        bound=NOT_NEGATIVE,
+    ),
+    tracked(
         "snr_gamma",
         float,
         help="min-SNR loss weighting with this gamma; 5 is usual",

@@ -12,6 +12,7 @@ from torch import Tensor
 from diffusers_curriculum.objective import Objective
 from diffusers_curriculum.samplers import TimestepSample, TimestepSampler
 from diffusers_curriculum.training.arguments.command_line import Arguments
+from diffusers_curriculum.training.errors import UsageError
 from diffusers_curriculum.training.levels import timesteps
 from diffusers_curriculum.weighting import WEIGHTINGS
 from diffusers_curriculum.weighting.learned import LearnedLossWeights
@@ -96,6 +97,26 @@ class Levels:
             self.learned.observe(indices, losses)
             self.weights = self.learned.weights(step + 1, losses.device)
 
+    def check_terminal_snr(self, untrained: int | None) -> None:
+        """Refuse epsilon at zero terminal SNR, unless the timestep that it leaves ``untrained`` is
+        named, and a name where all are trained; a UsageError says what to do."""
+        levels = self.objective.levels
+        last, kind = len(levels) - 1, levels.prediction_type
+        nothing = kind == "epsilon" and levels.family == "vp" and not bool(levels.finite[last])
+        if not nothing and untrained is not None:
+            raise UsageError(
+                f"--untrained_timestep is {untrained}, but prediction type {kind!r} trains every "
+                "timestep of this schedule: drop it."
+            )
+        if nothing and untrained != last:
+            given = "" if untrained is None else f" (--untrained_timestep is {untrained})"
+            raise UsageError(
+                f"the schedule has zero terminal SNR: at timestep {last}, where sampling begins, "
+                f"epsilon says nothing of the image, and nothing is learned{given}. Use "
+                "--prediction_type v_prediction or sample, a schedule without zero terminal SNR, "
+                f"or --untrained_timestep {last} to leave it untrained."
+            )
+
     def warn_of_terminal_snr(self) -> None:
         """Log what a level of zero SNR means for this objective, if the schedule has one."""
         terminal = self.objective.levels.log_snr == -torch.inf
@@ -103,8 +124,9 @@ class Levels:
             return
         if self.objective.prediction_type == "epsilon":
             logger.warning(
-                "the schedule has zero terminal SNR, where an epsilon prediction says nothing "
-                "about the image: --prediction_type v_prediction is meant for it"
+                "timestep %d stays untrained: it has zero terminal SNR, where epsilon says nothing "
+                "of the image; --prediction_type v_prediction is meant for it",
+                len(terminal) - 1,
             )
         if self.weights is not None and not bool(self.weights.cpu()[terminal].any()):
             logger.warning(

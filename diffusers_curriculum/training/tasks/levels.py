@@ -102,6 +102,7 @@ class LevelTask(Task):
 
     def choose(self, args: Arguments, seed: int) -> None:
         self.args, self.levels = args, self.choose_levels(args, seed)
+        self.levels.check_terminal_snr(args.untrained_timestep)
         check_length(args, self.levels.sampler, args.max_train_steps)
 
     def data_facts(self, job: JobParts) -> dict[str, Any]:

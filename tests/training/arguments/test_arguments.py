@@ -121,6 +121,7 @@ def test_every_new_flag_is_reachable_by_its_full_name():
 
 
 NEW_DEFAULTS = {
+    "untrained_timestep": None,
     "timestep_sampler": "uniform",
     "timestep_sampler_args": {},
     "timestep_draw": None,  # put in where the sampler is built

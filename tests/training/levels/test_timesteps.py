@@ -336,8 +336,31 @@ def test_wrong_arguments_name_their_flag(parse: Any, more: tuple[object, ...], t
         build(parse(*more))
 
 
+UNTRAINED = ("--untrained_timestep", 999)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "more", "told"),
+    [
+        ("sd_zero_terminal", (), "at timestep 999.*v_prediction.*--untrained_timestep 999"),
+        ("sd_zero_terminal", ("--untrained_timestep", 998), "_timestep is 998.*_timestep 999"),
+        ("sd", UNTRAINED, "is 999, but .*'epsilon' trains every timestep of this schedule"),
+        ("flow", UNTRAINED, "is 999, but .*'flow' trains every timestep"),
+        ("sd_zero_terminal", (*UNTRAINED, "--prediction_type", "sample"), "'sample' trains every"),
+    ],
+)
+def test_epsilon_at_zero_terminal_snr_is_refused_unless_it_is_named(
+    parse: Any, scheduler: str, more: tuple[object, ...], told: str
+) -> None:
+    own = SCHEDULERS[scheduler]()
+    args = parse(*more)
+    levels = Levels.of(args, own, own, seed=3)  # of a preview: that is drawn
+    with pytest.raises(UsageError, match=told):
+        levels.check_terminal_snr(args.untrained_timestep)
+
+
 def test_infinite_weights_name_their_flag(parse: Any) -> None:
-    args = parse("--loss_weighting", "debiased")
+    args = parse("--loss_weighting", "debiased", *UNTRAINED)
     objective = timesteps.build_objective(args, build(args, "sd_zero_terminal"))
     with pytest.raises(UsageError, match=r"--loss_weighting: .*'debiased'.*min_snr"):
         timesteps.build_loss_weights(args, objective)
@@ -354,14 +377,14 @@ def test_usage_errors_are_not_wrapped_twice() -> None:
     ("scheduler", "more", "told"),
     [
         ("sd", (), []),
-        ("sd_zero_terminal", (), ["epsilon prediction says nothing"]),
+        ("sd_zero_terminal", UNTRAINED, ["timestep 999 stays untrained"]),
         ("sd_zero_terminal", ("--prediction_type", "v_prediction"), []),
         (
             "sd_zero_terminal",
             ("--prediction_type", "v_prediction", "--snr_gamma", 5),
             ["never trained"],
         ),
-        ("sd_zero_terminal", ("--snr_gamma", 5), ["epsilon prediction says nothing"]),
+        ("sd_zero_terminal", (*UNTRAINED, "--snr_gamma", 5), ["timestep 999 stays untrained"]),
     ],
 )
 def test_zero_terminal_snr_is_told(
