@@ -232,7 +232,8 @@ def read_tables(scheduler: Any) -> tuple[str, Tensor, Tensor, Tensor]:
     if config.get("use_flow_sigmas"):
         return _flow_inference_tables(config)
     if getattr(scheduler, "alphas_cumprod", None) is not None:
-        return _variance_preserving_tables(scheduler.alphas_cumprod)
+        rescaled = bool(config.get("rescale_betas_zero_snr"))
+        return _variance_preserving_tables(scheduler.alphas_cumprod, rescaled)
     if isinstance(getattr(scheduler, "discrete_sigmas", None), Tensor):
         return _exploding_tables(scheduler.discrete_sigmas, scheduler.discrete_sigmas)
     # set_timesteps overwrites sigmas and timesteps: read them from an unused copy.
@@ -252,10 +253,15 @@ def read_tables(scheduler: Any) -> tuple[str, Tensor, Tensor, Tensor]:
     )
 
 
-def _variance_preserving_tables(alphas_cumprod: Tensor) -> tuple[str, Tensor, Tensor, Tensor]:
+def _variance_preserving_tables(
+    alphas_cumprod: Tensor, rescaled: bool
+) -> tuple[str, Tensor, Tensor, Tensor]:
     # diffusers' add_noise works in float32; the same float32 values, widened, give the corruption
     # that is really applied, and give it back bit for bit when narrowed again.
     power = alphas_cumprod.detach().cpu().float()
+    if rescaled and len(power) > 1 and bool(power[-1] > power[-2]):
+        # samplers that divide by it write a number for zero, which may lie above the level before
+        power = torch.cat([power[:-1], power.new_zeros(1)])
     alpha, sigma = power.double().sqrt(), (1.0 - power).double().sqrt()
     return "vp", alpha, sigma, torch.arange(len(power))
 

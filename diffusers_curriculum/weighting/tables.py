@@ -143,7 +143,7 @@ def _as_diffusers(weights: Tensor, levels: NoiseLevels, kind: str, gamma: float 
     divisor = {"epsilon": snr, "v_prediction": snr + 1}.get(kind)
     if divisor is None:
         return weights
-    exact = snr.clamp_max(gamma) / divisor
+    exact = snr.clamp_max(min(gamma, torch.finfo(snr.dtype).max)) / divisor
     return torch.where(exact.isfinite(), exact.double(), weights)
 
 

@@ -353,7 +353,7 @@ def build_model(args: Arguments, config: dict[str, Any], seed: int) -> ViTVQMode
         else:
             name = args.pretrained_model_name_or_path
             model = load_model(ViTVQModel, name, cache_dir=args.cache_dir)
-    except (OSError, TypeError, ValueError) as error:
+    except (OSError, TypeError, ValueError, RuntimeError) as error:
         raise UsageError(f"the model cannot be built: {error}") from error
     if model.config.image_size != args.resolution or model.config.in_channels != 3:
         raise UsageError(

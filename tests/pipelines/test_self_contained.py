@@ -19,6 +19,7 @@ from diffusers_curriculum.pipelines import ClassConditionalPipeline, Uncondition
 from diffusers_curriculum.pipelines.self_contained import one_module
 from diffusers_curriculum.training.errors import UsageError
 from diffusers_curriculum.training.process.foreign_code import refuse_foreign_code
+from diffusers_curriculum.training.publish.hub import files_to_upload
 from tests.pipelines.parts_fixtures import SCHEDULERS, generator, tiny_dit, tiny_unet, tiny_vit
 
 NAMES = {0: "seven", 1: "two", 2: "one"}
@@ -104,6 +105,18 @@ def test_with_the_package_nothing_of_the_folder_runs(saved: Path, tmp_path: Path
         refuse_foreign_code(str(folder))  # a run may go on from it
     assert type(ClassConditionalPipeline.from_pretrained(saved / "conditional").vae) is ViTVQModel
     assert not (tmp_path / "ran").exists()
+
+
+def test_the_modules_are_uploaded_and_no_others(saved: Path, tmp_path: Path) -> None:
+    sent = files_to_upload(saved / "conditional")
+    assert [name for name in sent if name.endswith(".py")] == ["pipeline.py", "vae/vit_vq.py"]
+    for name in ("pipeline.py", "unet/vit_vq.py", "unet/config.json"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("{}")
+    index = {"_class_name": "DDPMPipeline", "unet": ["diffusers", "UNet2DModel"]}
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    assert files_to_upload(tmp_path) == ["model_index.json", "unet/config.json"]
 
 
 def test_only_our_own_module_is_let_in(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from diffusers import DDPMPipeline
+from diffusers import AutoencoderKL, DDPMPipeline
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -393,6 +393,22 @@ def test_a_sampler_of_other_noise_levels_is_refused(
     assert "CogVideoXDDIMScheduler cannot sample" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("space", ["AutoencoderKL", "ViTVQModel"])
+def test_the_autoencoder_is_exported_byte_for_byte(
+    materials: Materials, tmp_path: Path, space: str
+) -> None:
+    base = materials.folder / space
+    if space == "AutoencoderKL":  # saved in half precision
+        autoencoder: Any = AutoencoderKL.from_pretrained(base)
+        base = tmp_path / "half"
+        autoencoder.half().save_pretrained(base)
+    vae = ("--pretrained_vae_model_name_or_path", base)
+    run(materials, tmp_path / "out", CLASS_SCRIPT, *vae, network="dit", space=space, pictures=False)
+    for name in ("config.json", WEIGHTS):
+        assert (tmp_path / "out/vae" / name).read_bytes() == (base / name).read_bytes()
+    assert load_pipeline(tmp_path / "out").vae is not None
+
+
 # -- the average, chosen afterwards ----------------------------------------------------------------
 
 
@@ -431,6 +447,8 @@ def test_an_average_of_another_width_is_a_pipeline(
     first, second = (load_pipeline(folder) for folder in (out, tmp_path / "wide"))
     assert type(first) is type(second)
     conditional = script == CLASS_SCRIPT
+    modules = [{path.name for path in folder.glob("*.py")} for folder in (out, tmp_path / "wide")]
+    assert modules[0] == modules[1]
     images = [drawn(pipeline, conditional) for pipeline in (first, second)]
     assert np.isfinite(images).all()
     assert not np.array_equal(images[0], images[1])

@@ -108,6 +108,7 @@ def build_schedulers(args: Arguments, *, pixels: bool, default_vp: str) -> tuple
     base = {} if own is None else dict(own.config)
     try:
         training = kind.from_config(base, **settings)
+        NoiseLevels.from_scheduler(training)
     except (ValueError, NotImplementedError) as error:
         raise UsageError(f"--formulation {args.formulation}: {error}") from error
     fresh = default_vp if args.formulation == "ddpm" else kind.__name__
@@ -144,8 +145,10 @@ def own_scheduler(args: Arguments) -> Any:
     name = str(named[1]) if isinstance(named, list | tuple) and len(named) == 2 else ""
     kind = scheduler_class(name, f"--pretrained_model_name_or_path {path!r}: its scheduler")
     try:
-        return kind.from_pretrained(path, subfolder="scheduler", revision=args.revision)
-    except (OSError, ValueError) as error:
+        own = kind.from_pretrained(path, subfolder="scheduler", revision=args.revision)
+        NoiseLevels.from_scheduler(own)
+        return own
+    except (OSError, TypeError, ValueError, ImportError, NotImplementedError) as error:
         raise UsageError(
             f"--pretrained_model_name_or_path {path!r}: its scheduler cannot be loaded ({error}). "
             "Give a saved pipeline's folder or Hub id, and check --revision."

@@ -22,7 +22,8 @@ _SCHEDULE = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "
 
 def scheduler_class(name: str, what: str) -> Any:
     kind = getattr(diffusers, name, None)
-    if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin)):
+    known = isinstance(kind, type) and issubclass(kind, SchedulerMixin)
+    if not known or kind is SchedulerMixin:
         raise UsageError(
             f"{what} is {name!r}, which is no scheduler of diffusers: give one such as "
             "DDIMScheduler, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler or "
@@ -43,7 +44,7 @@ def sampling_scheduler(args: Arguments, name: str, training: Any) -> Any:
         scheduler = kind.from_config(dict(training.config), **settings)
         scheduler = with_prediction_type(scheduler, levels.prediction_type)
         found = NoiseLevels.from_scheduler(scheduler)
-    except (ValueError, NotImplementedError, TypeError) as error:
+    except (ValueError, NotImplementedError, TypeError, ImportError) as error:
         raise UsageError(
             f"--sampling_scheduler {name}: {error}. Give another --sampling_scheduler, such as "
             f"{type(training).__name__}, or change what it refuses."

@@ -91,6 +91,11 @@ def _base(args: Arguments, scheduler: Any, seed: int, continuous: bool = False) 
     if continuous:
         given["continuous"] = NoiseLevels.from_scheduler(scheduler).continuous or None
     given = {setting: value for setting, value in given.items() if value is not None}
+    if name == "two_phase" and "switch_step" not in own:
+        raise ValueError(
+            "two_phase needs the first step of its second law: "
+            "--timestep_sampler_args switch_step=N, reported at 60 % of the run."
+        )
     if name == "two_phase":
         return SequenceTimestepSampler.two_phase(scheduler, **own, **given)
     if kind is not None and not issubclass(kind, AdaptiveTimestepSampler):

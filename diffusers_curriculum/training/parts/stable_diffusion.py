@@ -18,7 +18,7 @@ import transformers
 from diffusers_curriculum.models.loading import DTYPE, load_pipeline, load_whole
 from diffusers_curriculum.noise_levels import NoiseLevels
 from diffusers_curriculum.training.arguments.command_line import Arguments
-from diffusers_curriculum.training.errors import UsageError, usage_errors
+from diffusers_curriculum.training.errors import UsageError
 from diffusers_curriculum.training.levels.formulations import own_scheduler
 from diffusers_curriculum.training.process.pipeline_files import components, variants
 from diffusers_curriculum.training.storage.components import copy_component
@@ -57,9 +57,7 @@ def load_schedulers(args: Arguments) -> tuple[Any, Any]:
     pipeline's own class for flow matching and EDM.
     """
     path, own = args.pretrained_model_name_or_path, own_scheduler(args)
-    with usage_errors(f"--pretrained_model_name_or_path {path!r}"):
-        preserving = NoiseLevels.from_scheduler(own).family == "vp"
-    if not preserving:
+    if NoiseLevels.from_scheduler(own).family != "vp":
         return own, own
     where = {"subfolder": "scheduler", "revision": args.revision}
     return diffusers.DDPMScheduler.from_pretrained(path, **where), own

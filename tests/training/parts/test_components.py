@@ -312,6 +312,21 @@ def test_frozen_parts_of_a_variant_get_plain_names(pipeline: Path, tmp_path: Pat
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
+def test_the_parts_of_a_base_on_the_hub_are_fetched(
+    pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def download(name: str, **settings: Any) -> str:
+        asked.append((name, settings["revision"], settings["unet"]))
+        return str(pipeline)
+
+    monkeypatch.setattr(StableDiffusionPipeline, "download", download)
+    args = arguments("some/pipeline", "--revision", "abc")
+    assert components.base_folder(args) == pipeline
+    assert asked == [("some/pipeline", "abc", None)]
+
+
 def test_a_run_may_end_where_its_base_is(pipeline: Path, tmp_path: Path) -> None:
     base = Path(shutil.copytree(pipeline, tmp_path / "base"))
     exported(base, base)

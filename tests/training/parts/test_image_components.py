@@ -232,6 +232,23 @@ def test_a_ready_network_trains(folder: Path) -> None:
     assert network.is_gradient_checkpointing
 
 
+def test_what_does_not_fit_is_told_from_the_config(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parts, "load_network", lambda *a, **k: pytest.fail("weights are loaded"))
+    pipeline = ("--pretrained_model_name_or_path", folder / "pipeline")
+    parts.check_network(parsed(*pipeline), labelled=True)
+    for more, told in (
+        (("--resolution", 16), "takes 4 channels of side 4, and --resolution 16 gives 4 of side 8"),
+        (("--learned_variance", "vlb"), "has 4 output channels, but --learned_variance is vlb"),
+        (("--variant", "fp16"), "--variant fp16: no weights of .* are of it"),
+    ):
+        with pytest.raises(UsageError, match=told):
+            parts.check_network(parsed(*pipeline, *more), labelled=True)
+    with pytest.raises(UsageError, match="knows 3 classes, and the data has 4"):
+        made(parsed(*pipeline), classes=4)
+
+
 # -- a repository on the Hub -----------------------------------------------------------------------
 
 
