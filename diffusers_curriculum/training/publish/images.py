@@ -127,8 +127,11 @@ class ImagePublisher(PipelinePublisher):
     def _save(self, folder: Path) -> Callable[[], Any]:
         pipeline = self._final_pipeline()
         pipeline.save_pretrained(folder)
-        if self.models and self.models.source is not None:
-            copy_component(self.models.source, folder / "vae")
+        source = self.models.source if self.models else None
+        if source is not None and source.is_dir():
+            copy_component(source, folder / "vae")
+        elif source is not None:
+            logger.warning("%s has gone: the autoencoder is saved as it was loaded.", source)
         return lambda: pipeline
 
     def _draw(self, build: Any) -> list[Image]:
