@@ -232,8 +232,7 @@ def read_tables(scheduler: Any) -> tuple[str, Tensor, Tensor, Tensor]:
     if config.get("use_flow_sigmas"):
         return _flow_inference_tables(config)
     if getattr(scheduler, "alphas_cumprod", None) is not None:
-        rescaled = bool(config.get("rescale_betas_zero_snr"))
-        return _variance_preserving_tables(scheduler.alphas_cumprod, rescaled)
+        return _variance_preserving_tables(scheduler.alphas_cumprod)
     if isinstance(getattr(scheduler, "discrete_sigmas", None), Tensor):
         return _exploding_tables(scheduler.discrete_sigmas, scheduler.discrete_sigmas)
     # set_timesteps overwrites sigmas and timesteps: read them from an unused copy.
@@ -253,22 +252,17 @@ def read_tables(scheduler: Any) -> tuple[str, Tensor, Tensor, Tensor]:
     )
 
 
-def _variance_preserving_tables(
-    alphas_cumprod: Tensor, rescaled: bool
-) -> tuple[str, Tensor, Tensor, Tensor]:
-    # diffusers' add_noise works in float32; the same float32 values, widened, give the corruption
-    # that is really applied, and give it back bit for bit when narrowed again.
+def _variance_preserving_tables(alphas_cumprod: Tensor) -> tuple[str, Tensor, Tensor, Tensor]:
+    # float32, in which diffusers adds noise: narrowed again, the bits are those it works with
     power = alphas_cumprod.detach().cpu().float()
-    if rescaled and len(power) > 1 and bool(power[-1] > power[-2]):
-        # samplers that divide by it write a number for zero, which may lie above the level before
+    if len(power) > 1 and power[-2] < power[-1] == 2.0**-24:  # what samplers write for zero
         power = torch.cat([power[:-1], power.new_zeros(1)])
     alpha, sigma = power.double().sqrt(), (1.0 - power).double().sqrt()
     return "vp", alpha, sigma, torch.arange(len(power))
 
 
 def _flow_tables(sigmas: Tensor, timesteps: Tensor) -> tuple[str, Tensor, Tensor, Tensor]:
-    # a shift may round the noisiest sigma up to 1 + 1e-7
-    sigmas = sigmas.detach().cpu().float().clamp_max(1.0)
+    sigmas = sigmas.detach().cpu().float().clamp_max(1.0)  # a shift may round up to 1 + 1e-7
     return "flow", (1.0 - sigmas).double(), sigmas.double(), timesteps.cpu()
 
 
