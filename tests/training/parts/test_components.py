@@ -206,7 +206,7 @@ def averaged(args: Arguments) -> tuple[Any, EMAModel | None]:
     task = TextToImage()
     task.published = SimpleNamespace()  # type: ignore[assignment]
     task.tokenizer = components.load_tokenizer(args)
-    job: Any = SimpleNamespace(args=args, accelerator=FakeAccelerator())
+    job: Any = SimpleNamespace(args=args, accelerator=FakeAccelerator(False))
     trained = task.load(job)
     return trained.network, trained.averages.ema
 
