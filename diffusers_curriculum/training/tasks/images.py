@@ -154,6 +154,15 @@ class ImageTask(ImageLevelTask):
         averages = Averages(network).with_ema(args, device, warmup=warmup).with_power(args)
         self.models = parts.ImageModels(network, space, kept, parts.autoencoder_folder(args))
         self.published.models, self.published.averages = self.models, averages
+        self.evaluator = make_evaluator(
+            args,
+            accelerator,
+            training_images(job.rows, self.transform(), args.image_column),
+            len(job.rows),
+            job.seed,
+            args.max_train_steps,
+            self.guidance_scale,
+        )
         return Trained(network, parts.folder_name(network), averages)
 
     @property
@@ -193,18 +202,7 @@ class ImageTask(ImageLevelTask):
         return self.models.space.encode(pixels)
 
     def make_run(self, job: JobParts, **common: Any) -> ImageRun:
-        """Measures the data and encodes it only now: all that is quicker to fail has been made."""
-        args, space = job.args, self.models.space
-        self.evaluator = make_evaluator(
-            args,
-            job.accelerator,
-            training_images(job.rows, self.transform(), args.image_column),
-            len(job.rows),
-            job.seed,
-            args.max_train_steps,
-            self.guidance_scale,
-        )
-        self.latents = self._cached_latents(job) if args.cache_latents else None
+        space = self.models.space
         return ImageRun(**common, levels=self.levels, space=space, null_label=self.null_label)
 
     def dataset_options(self, job: JobParts) -> dict[str, Any]:
@@ -212,12 +210,14 @@ class ImageTask(ImageLevelTask):
         return {}
 
     def dataset(self, job: JobParts) -> ImageDataset:
+        """Encodes for the cache only now: all that is quicker to fail has been made."""
+        latents = self._cached_latents(job) if job.args.cache_latents else None
         return ImageDataset(
             job.rows,
             job.plan,
             self.transform(),
             image_column=job.args.image_column,
-            latents=self.latents,
+            latents=latents,
             **self.dataset_options(job),
         )
 
