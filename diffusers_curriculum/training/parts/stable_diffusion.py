@@ -137,10 +137,10 @@ def save_pipeline(
     kind: Any = diffusers.StableDiffusionPipeline
     index = dict(kind.load_config(base))
     frozen = [name for name in components(index) if name in FROZEN]
-    for name in frozen:
-        copy_component(base / name, output / name, args.variant)
     unet.save_pretrained(output / "unet")
     scheduler.save_pretrained(output / "scheduler")
+    for name in frozen:
+        copy_component(base / name, output / name, args.variant)
     kept = {name: index[name] for name in (*frozen, *_SETTINGS) if name in index}
     kept |= {name: [None, None] for name in FROZEN if name not in frozen}
     trained = {"unet": unet, "scheduler": scheduler}
