@@ -20,6 +20,7 @@ from tests.statistics import checks
 
 pytestmark = pytest.mark.statistics
 SCHEDULES = ("sd_zero_terminal", "flow_shift_3", "edm")
+MOVED = ("mode", "heavy_tail")  # by a schedule's shift, which their oracles do not know
 ORACLES = {
     name: (args, lambda _edges, law=law: law) for name, args, law in LAWS if name not in checks.LAWS
 } | {name: case for name, case in ON_SCHEDULE.items() if name not in checks.LAWS}
@@ -59,6 +60,7 @@ def test_every_density_is_drawn_somewhere() -> None:
 @pytest.mark.parametrize(("name", "schedule", "draw"), CASES)
 def test_drawn_levels_follow_the_density(name: str, schedule: str, draw: str) -> None:
     args, oracle = ORACLES[name]
+    args = {"shift": 1.0} | args if name in MOVED else args
     seed = CASES.index((name, schedule, draw))
     sampler = DensityTimestepSampler(
         SCHEDULERS[schedule](), name, args, draw=draw, floor=0.0, seed=seed

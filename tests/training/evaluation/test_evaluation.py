@@ -59,6 +59,7 @@ class Process:
         self.is_main_process = self.is_local_main_process = rank == 0
         self.device = torch.device("cpu")
         self.local_main_process_first = nullcontext
+        self.trackers: list[Any] = []
         self.logged: list[tuple[int, dict[str, float]]] = []
 
     def gather(self, tensor: Tensor) -> Tensor:
