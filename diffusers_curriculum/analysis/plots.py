@@ -43,7 +43,8 @@ def plot_preview(preview: Preview) -> Figure:
     """Four panels: density over log-SNR, draws of each timestep relative to uniform ones, the share
     of each cluster (or tenth of the schedule), and the density over training; warnings below."""
     title = textwrap.shorten(preview.title, 110, placeholder=" ...")
-    figure, panels = _canvas(11, 7.5, f"{title}\n{preview.schedule}")
+    where = textwrap.fill(preview.normalised, 120)
+    figure, panels = _canvas(11, 7.5, f"{title}\n{preview.schedule}\n{where}")
     axes = panels.subplots(2, 2)
     _draw_density(axes[0, 0], preview)
     _draw_relative(axes[0, 1], preview)

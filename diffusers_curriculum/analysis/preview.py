@@ -162,6 +162,7 @@ class Preview:
                 "density": heat.tolist(),
             },
             "data_std": self.data_std,
+            "normalised_log_snr": self.normalised,
             "warnings": list(self.warnings),
         }
 

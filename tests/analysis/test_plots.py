@@ -136,6 +136,14 @@ def test_every_schedule_can_be_drawn(scheduler: str) -> None:
     assert ("infinite" in figure.axes[0].get_title()) == infinite
 
 
+@pytest.mark.parametrize("data_std", [None, 0.9])
+def test_where_the_law_lies_for_the_data_is_told(data_std: float | None) -> None:
+    preview = make_preview(laplace(), data_std=data_std)
+    assert "normalised log-SNR" in preview.normalised
+    assert preview.normalised in plot_preview(preview).get_suptitle().replace("\n", " ")
+    assert preview.to_json()["normalised_log_snr"] == preview.normalised
+
+
 def test_warnings_stand_on_the_picture() -> None:
     sampler = laplace(density_args={"mu": 0.0, "b": 0.5}, floor=0.1)
     weights = loss_weights("min_snr", sampler.levels, "v_prediction")
