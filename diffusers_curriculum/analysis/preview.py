@@ -248,12 +248,10 @@ def check_comparable(previews: Mapping[str, Preview]) -> None:
         raise ValueError(
             f"{len(previews)} different samplers are given: compare from 2 to {MOST} of them."
         )
-    schedules = {preview.schedule for preview in previews.values()}
+    schedules = sorted({preview.schedule for preview in previews.values()})
     if len(schedules) > 1:
-        raise ValueError(
-            f"the samplers are for different schedules ({'; '.join(sorted(schedules))}): compare "
-            "samplers of one schedule."
-        )
+        told = "; ".join(schedules)
+        raise ValueError(f"the samplers are of different schedules ({told}): compare those of one.")
 
 
 def quantiles(levels: NoiseLevels, mass: np.ndarray) -> Quantiles:
