@@ -32,11 +32,14 @@ _DENSITY, _RELATIVE = "per unit of log-SNR", "times the uniform share"
 
 
 def plot_timesteps(
-    sampler: TimestepSampler, weights: Tensor | None = None, max_train_steps: int | None = None
+    sampler: TimestepSampler,
+    weights: Tensor | None = None,
+    max_train_steps: int | None = None,
+    data_std: float | None = None,
 ) -> Figure:
     """Draw what ``sampler`` trains on in a run of ``max_train_steps`` under loss ``weights`` (T,);
     see :func:`preview.make_preview` and :func:`plot_preview`."""
-    return plot_preview(make_preview(sampler, weights, max_train_steps))
+    return plot_preview(make_preview(sampler, weights, max_train_steps, data_std=data_std))
 
 
 def plot_preview(preview: Preview) -> Figure:

@@ -65,8 +65,9 @@ def test_by_default_it_is_told_and_moves_nothing(
     any_bench = BENCHES["unconditional"](tmp_path / "bench")
     more = ("--max_train_steps", 1, "--timestep_sampler", "laplace", "--center_crop")
     with caplog.at_level(logging.INFO):
-        train(any_bench.argv(tmp_path / "run", *more), script=any_bench.script)
+        run = train(any_bench.argv(tmp_path / "run", *more), script=any_bench.script)
     found = scale_of(tmp_path / "run")
+    assert run.last.levels.data_std == found["std"]
     paths = sorted(any_bench.images.glob("*.png"))
     images = [
         Image.open(path).convert("RGB").resize((RESOLUTION, RESOLUTION), Image.Resampling.BILINEAR)

@@ -35,6 +35,7 @@ class Levels:
     weights: Tensor | None
     learned: LearnedLossWeights | None  # what makes the weights, where they are learned
     bound: VariationalBound | None = None  # the term of a learned variance, where one is trained
+    data_std: float | None = None  # standard deviation of the data, once it is measured
 
     @classmethod
     def of(

@@ -152,10 +152,10 @@ class LevelMonitor(Monitor):
 
     def plot(self, step: int) -> None:
         """Send a picture of the effective density to the trackers."""
-        from diffusers_curriculum.analysis.plots import figure_to_image, plot_timesteps
+        from diffusers_curriculum.analysis.plots import figure_to_image
 
         if self.accelerator.is_main_process and self.accelerator.trackers:
-            figure = plot_timesteps(self.sampler, self._cpu_weights(), self.max_train_steps)
+            figure = self._timesteps()
             picture = figure_to_image(figure)
             log_images(self.accelerator, "timesteps", [picture], ["timesteps"], step)
             del figure
@@ -170,10 +170,7 @@ class LevelMonitor(Monitor):
             return
         folder = Path(output_dir)
         first, second = (half.summary() for half in self.halves)
-        plots.save_figure(
-            plots.plot_timesteps(self.sampler, self._cpu_weights(), self.max_train_steps),
-            folder / "timesteps.png",
-        )
+        plots.save_figure(self._timesteps(), folder / "timesteps.png")
         counts = [a + b for a, b in zip(first.counts, second.counts, strict=True)]
         losses = {"first half": first.means, "second half": second.means}
         plots.save_figure(
@@ -181,6 +178,10 @@ class LevelMonitor(Monitor):
             folder / "loss_per_noise_level.png",
         )
 
-    def _cpu_weights(self) -> Tensor | None:
-        weights = self.levels.weights
-        return None if weights is None else weights.cpu()
+    def _timesteps(self) -> Any:
+        """The picture of what is trained on, as things stand."""
+        from diffusers_curriculum.analysis.plots import plot_timesteps
+
+        levels = self.levels
+        weights = None if levels.weights is None else levels.weights.cpu()
+        return plot_timesteps(self.sampler, weights, self.max_train_steps, levels.data_std)

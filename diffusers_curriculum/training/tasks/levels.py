@@ -130,7 +130,7 @@ class LevelTask(Task):
         if args.data_scale == "auto" and args.data_std is None:
             args.data_std = scale.std
             self.levels.sampler = self.choose_levels(args, job.seed).sampler
-        sampler = self.levels.sampler
+        sampler, self.levels.data_std = self.levels.sampler, scale.std
         where = quantiles(sampler.levels, sampler.opened.probabilities().numpy())
         logger.info("%s", data_scale.told(scale, where.log_snr[1:4]))
         return level_facts(args, self.levels) | {data_scale.FACT: scale._asdict()}

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from diffusers_curriculum import CurriculumTimestepSampler, DensityTimestepSampler, TimestepSampler
+from diffusers_curriculum.analysis import plots
 from diffusers_curriculum.objective import Objective
 from diffusers_curriculum.training.data.plan import BatchPlan
 from diffusers_curriculum.training.errors import NonFiniteError
@@ -172,6 +173,18 @@ def test_pictures_tell_what_was_learnt(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert seen["first half"] == pytest.approx([2.5] * len(seen["first half"]))
     assert seen["second half"] == pytest.approx([6.5] * len(seen["second half"]))
     assert sum(drawn["counts"]) == 8 * 5
+
+
+def test_pictures_tell_where_the_law_lies_for_the_data(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    told: list[float] = []
+    plot = plots.plot_preview
+    monkeypatch.setattr(plots, "plot_preview", lambda one: told.append(one.data_std) or plot(one))
+    monitor, _ = monitor_of()
+    monitor.levels.data_std = 0.7
+    monitor.finish(str(tmp_path))
+    assert told == [0.7]
 
 
 def test_finish_leaves_two_pictures(tmp_path: Path) -> None:
