@@ -5,6 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -63,13 +66,67 @@ class DiskFullError(OSError):
 
 
 def tell_launcher(message: str) -> None:
-    """Give torch's launcher the message that ends this process, for the end of its own report; see
-    ``torch.distributed.elastic.multiprocessing.errors``. Nothing is done without one."""
+    """Let the message that ends this process be the last of its launcher's, too.
+
+    torch's launcher is given it for the end of its own report; see
+    ``torch.distributed.elastic.multiprocessing.errors``. `accelerate launch` of one process ends
+    with a traceback of its own: the message is written once more after that. Nothing is done
+    without a launcher, or under one that is told to be quiet.
+    """
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
-    if path:
-        told = {"message": message, "extraInfo": {"py_callstack": message, "timestamp": _now()}}
-        with suppress(OSError):
+    with suppress(OSError):
+        if path:
+            told = {"message": message, "extraInfo": {"py_callstack": message, "timestamp": _now()}}
             Path(path).write_text(json.dumps({"message": told}), "utf-8")
+        elif _tells_a_traceback(launcher := os.getppid()):
+            _repeat_after(launcher, message)
+
+
+# A launcher's program or module, as the first words of its command line have it
+_ACCELERATE = re.compile(r"(^|[/\\])accelerate([-./\\](launch|exe|commands[./\\]\w+))*(\.py)?$")
+_QUIET = {"-q", "--quiet"}
+_REPEAT = """
+import sys, time, psutil
+message, end = sys.stdin.buffer.read(), time.monotonic() + 30
+try:
+    launcher = psutil.Process(int(sys.argv[1]))
+    while launcher.is_running() and launcher.status() != psutil.STATUS_ZOMBIE:
+        if time.monotonic() > end:
+            break
+        time.sleep(0.01)
+except psutil.Error:
+    pass
+sys.stderr.buffer.write(message)
+"""
+
+
+def _tells_a_traceback(process: int) -> bool:
+    """Whether a process is an `accelerate launch` that shows a traceback if its script fails."""
+    import psutil  # accelerate's; here, as only a run that fails asks for it
+
+    try:
+        words = psutil.Process(process).cmdline()
+    except psutil.Error:
+        return False
+    plain = [words[0], *(word for word in words[1:] if not word.startswith("-"))] if words else []
+    return any(map(_ACCELERATE.search, plain[:2])) and not _QUIET & {*words}
+
+
+def _repeat_after(process: int, message: str) -> None:
+    """Leave a process behind that writes ``message`` to stderr as soon as another has ended, and
+    that holds nothing but stderr until then."""
+    os.fstat(2)  # OSError where stderr is closed
+    messenger = subprocess.Popen(
+        [sys.executable, "-c", _REPEAT, str(process)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+        text=True,
+        errors="backslashreplace",
+    )
+    if messenger.stdin is not None:
+        with messenger.stdin as pipe:
+            pipe.write(f"{message}\n")
 
 
 def _now() -> str:
