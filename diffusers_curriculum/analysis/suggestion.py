@@ -1,0 +1,202 @@
+"""From statistics of noise levels to laws, clusters and curricula to try."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffusers_curriculum.analysis.gradients import Gradients
+from diffusers_curriculum.analysis.probes import Grid, Probe
+from diffusers_curriculum.checks import whole
+from diffusers_curriculum.noise_levels import NoiseLevels
+from diffusers_curriculum.samplers import (
+    CurriculumTimestepSampler,
+    DensityTimestepSampler,
+    TimestepSampler,
+)
+
+_LEAST_SCALE = 0.3  # of a fitted law: a narrower one hardly trains its neighbours
+_FLOOR = 0.1  # share of uniform draws in a suggested law
+_SIGNIFICANT = 2.0  # standard errors
+
+
+@dataclass(frozen=True, eq=False)
+class Profile:
+    """How much a statistic speaks for each noise level.
+
+    Attributes:
+        name: of the statistic, in a few words.
+        reason: what it is, as the end of a sentence that begins with "fitted to".
+        log_snr: (n,) increasing.
+        weight: (n,) 0 or more, for each unit of log-SNR.
+    """
+
+    name: str
+    reason: str
+    log_snr: np.ndarray
+    weight: np.ndarray
+
+    @property
+    def empty(self) -> bool:
+        """Whether it speaks for no level."""
+        return not float(self.weight.max()) > 0
+
+    @property
+    def below(self) -> np.ndarray:
+        """(n,) share of the weight up to each log-SNR, by the trapezoidal rule."""
+        areas = np.diff(self.log_snr) * (self.weight[1:] + self.weight[:-1]) / 2
+        total = np.concatenate([[0.0], areas.cumsum()])
+        return total / total[-1]
+
+    def quantile(self, share: float) -> float:
+        """The log-SNR below which a share of the weight lies."""
+        below = self.below
+        rising = np.concatenate([[True], np.diff(below) > 0])
+        return float(np.interp(share, below[rising], self.log_snr[rising]))
+
+    def laplace(self) -> dict[str, float]:
+        """Centre (median) and width (mean distance from it) of the Laplace law of greatest
+        likelihood, the width at least 0.3."""
+        centre, fine = self.quantile(0.5), np.linspace(self.log_snr[0], self.log_snr[-1], 4001)
+        mass = np.diff(np.interp(fine, self.log_snr, self.below))
+        middle = (fine[1:] + fine[:-1]) / 2
+        width = float(mass @ np.abs(middle - centre))
+        return {"mu": round(centre, 3), "b": round(max(width, _LEAST_SCALE), 3)}
+
+
+@dataclass(frozen=True, eq=False)
+class Suggestion:
+    """A sampler to try.
+
+    Attributes:
+        name: of its folder.
+        reason: what it follows from, one sentence.
+        sampler: as it would train.
+    """
+
+    name: str
+    reason: str
+    sampler: TimestepSampler
+
+    def save(self, folder: Path) -> Path:
+        """Write its config below ``folder`` and return the file, which
+        ``TimestepSampler.from_config`` builds it from."""
+        where = folder / self.name
+        where.mkdir(parents=True, exist_ok=True)
+        self.sampler.save_pretrained(str(where))
+        return where / self.sampler.config_name
+
+
+# -- profiles --------------------------------------------------------------------------------------
+
+
+def emergence(levels: NoiseLevels, variances: Tensor) -> Profile:
+    """Where the data's directions come out of the noise: the mean over j of the logistic density
+    around -ln s_j, which is the slope of S s_j / (1 + S s_j), the share of the variance s_j that is
+    known at S. For latents or pixels of one variance it is the law that starts from "cosine"."""
+    seen = variances[variances > 1e-6 * variances.max()].double().cpu()
+    finite = levels.log_snr[levels.finite]
+    at = torch.linspace(float(finite[-1]), float(finite[0]), 401, dtype=torch.float64)
+    known = torch.sigmoid(at[:, None] + seen.log())
+    weight = (known * (1 - known)).mean(1)
+    reason = "where the directions of the data come out of the noise (its covariance alone)"
+    return Profile("emergence", reason, at.numpy(), weight.numpy())
+
+
+def beyond_linear(probe: Probe) -> Profile:
+    """Where the network knows more than mean and covariance, in units of the v error."""
+    reason = "how far the network is ahead of the best linear predictor, in units of the v error"
+    return _profile("beyond_linear", reason, probe.grid, probe.beyond_linear)
+
+
+def progress(later: Probe, earlier: Probe) -> Profile:
+    """Where the network still learns: the decrease of the x0 error times sqrt(1 + S) between two
+    probes, where it is more than two standard errors."""
+    value, error = later.progress_since(earlier, "x0")
+    real = torch.where(value > _SIGNIFICANT * error, value, 0.0)
+    reason = "how much the error fell between the last two checkpoints, x0 error times sqrt(1 + S)"
+    return _profile("progress", reason, later.grid, real * later.scale("v").sqrt())
+
+
+def least_variance(gradients: Gradients) -> Profile:
+    """The law of least gradient variance under full importance correction: uniform timesteps times
+    the square root of E||g||^2 (Cauchy-Schwarz), for each unit of log-SNR."""
+    levels = gradients.grid.levels
+    width = -levels.edges.diff()[gradients.grid.indices]
+    weight = gradients.second_moment.value.sqrt() / width
+    reason = "the square root of the mean squared gradient times the share of uniform timesteps"
+    finite = torch.where(weight.isfinite(), weight, 0.0)
+    return _profile("least_variance", reason, gradients.grid, finite)
+
+
+def _profile(name: str, reason: str, grid: Grid, weight: Tensor) -> Profile:
+    """With the outer bins to their ends."""
+    inner = weight.double().cpu().numpy()
+    edges = grid.edges[[0, -1]].numpy()
+    at = np.concatenate([edges[:1], grid.log_snr.numpy(), edges[1:]])
+    at, kept = np.unique(at, return_index=True)
+    return Profile(name, reason, at, np.pad(inner, 1, mode="edge")[kept])
+
+
+# -- samplers --------------------------------------------------------------------------------------
+
+
+def suggest(scheduler: Any, profiles: list[Profile], clusters: int = 5) -> list[Suggestion]:
+    """Laws and a curriculum for each profile that speaks for any level, best founded first.
+
+    A Laplace law with the profile's median and mean distance from it, the profile itself as a
+    table, and a curriculum over uniform timesteps whose clusters have equal parts of the profile.
+
+    Args:
+        scheduler: the one that adds noise in training.
+        clusters: of the curriculum.
+
+    Raises:
+        ValueError: ``clusters`` below 2.
+    """
+    whole("clusters", clusters, 2)
+    return [each for p in profiles if not p.empty for each in _of(scheduler, p, clusters)]
+
+
+def cluster_starts(levels: NoiseLevels, profile: Profile, clusters: int) -> list[int]:
+    """First indices of clusters with equal parts of a profile, cleanest first; fewer clusters where
+    two of them would begin at one level."""
+    shares = [i / clusters for i in range(clusters - 1, 0, -1)]
+    cuts = torch.tensor([profile.quantile(share) for share in shares], dtype=torch.float64)
+    starts = torch.searchsorted(-levels.log_snr, -cuts).clamp(1, len(levels) - 1)
+    return [0, *sorted(set(starts.tolist()))]
+
+
+def _of(scheduler: Any, profile: Profile, clusters: int) -> Iterator[Suggestion]:
+    levels = NoiseLevels.from_scheduler(scheduler)
+    settings: dict[str, Any] = {"floor": _FLOOR, "continuous": levels.continuous}
+    fitted = profile.laplace()
+    law = DensityTimestepSampler(scheduler, "laplace", fitted, **settings)
+    told = f"centre {fitted['mu']:.2f} and width {fitted['b']:.2f}, fitted to {profile.reason}"
+    yield Suggestion(f"{profile.name}_laplace", f"a Laplace law of {told}", law)
+    correction = "full" if profile.name == "least_variance" else "none"
+    table = {
+        "log_snr": [round(x, 6) for x in profile.log_snr.tolist()],
+        "density": [float(f"{x:.6g}") for x in profile.weight.tolist()],
+    }
+    own = DensityTimestepSampler(
+        scheduler, "tabulated", table, importance_correction=correction, **settings
+    )
+    yield Suggestion(f"{profile.name}_table", f"a law in proportion to {profile.reason}", own)
+    uniform = DensityTimestepSampler(scheduler, "uniform", floor=0, continuous=levels.continuous)
+    starts = cluster_starts(levels, profile, clusters)
+    if len(starts) > 1:
+        curriculum = CurriculumTimestepSampler(
+            uniform,
+            clusters=len(starts),
+            clustering="explicit",
+            clustering_args={"boundaries": starts},
+        )
+        why = f"noisiest first, in clusters with equal parts of {profile.reason}"
+        yield Suggestion(f"{profile.name}_curriculum", f"a curriculum, {why}", curriculum)

@@ -1,0 +1,110 @@
+"""What is suggested follows from the statistics, and trains from its file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from diffusers_curriculum import TimestepSampler
+from diffusers_curriculum.analysis.gradients import gradient_statistics
+from diffusers_curriculum.analysis.probes import make_grid, probe
+from diffusers_curriculum.analysis.suggestion import (
+    Profile,
+    beyond_linear,
+    cluster_starts,
+    emergence,
+    least_variance,
+    progress,
+    suggest,
+)
+from tests.analysis.known_denoisers import best, drawn, objective_of, two_dimensional
+from tests.analysis.test_probes import Scale
+from tests.floors_fixtures import SCHEDULERS, levels_of
+
+AXIS = np.linspace(-8, 8, 161)
+
+
+def laplace_profile(mu: float, b: float) -> Profile:
+    return Profile("test", "a known law", AXIS, np.exp(-np.abs(AXIS - mu) / b))
+
+
+@pytest.mark.parametrize(("mu", "b"), [(0.0, 0.5), (1.5, 1.0), (-2.0, 0.7)])
+def test_a_laplace_law_is_found_again(mu: float, b: float) -> None:
+    found = laplace_profile(mu, b).laplace()
+    assert found["mu"] == pytest.approx(mu, abs=0.02)
+    assert found["b"] == pytest.approx(b, rel=0.05)
+
+
+def test_a_peak_does_not_make_a_law_of_no_width() -> None:
+    assert laplace_profile(0.0, 0.01).laplace()["b"] == 0.3
+
+
+def test_directions_emerge_at_their_own_variance() -> None:
+    levels = levels_of("linear")
+    one = emergence(levels, torch.full((3,), 0.25)).laplace()
+    assert one["mu"] == pytest.approx(np.log(4), abs=0.01)
+    two = emergence(levels, torch.tensor([1e-12, 0.01, 1.0]))
+    assert two.quantile(0.5) == pytest.approx(np.log(10), abs=0.05)
+
+
+@pytest.mark.parametrize("name", list(SCHEDULERS))
+def test_suggestions_train_from_their_files(name: str, tmp_path: Path) -> None:
+    scheduler = SCHEDULERS[name]()
+    found = suggest(scheduler, [laplace_profile(0.5, 1.0)], clusters=4)
+    assert [each.name for each in found] == ["test_laplace", "test_table", "test_curriculum"]
+    for each in found:
+        file = each.save(tmp_path)
+        assert file.name == "timestep_sampler_config.json"
+        again = TimestepSampler.from_config(json.loads(file.read_text()))
+        assert torch.equal(again.probabilities(), each.sampler.probabilities())
+        drawn_now = again.sample(64, step=0)
+        assert torch.equal(drawn_now.indices, each.sampler.sample(64, step=0).indices)
+    laplace, table = (each.sampler.probabilities() for each in found[:2])
+    # the table is the law that the other one was fitted to
+    assert float((laplace - table).abs().sum()) < 0.1
+
+
+def test_clusters_have_equal_parts() -> None:
+    levels, profile = levels_of("cosine"), laplace_profile(0.5, 1.0)
+    starts = cluster_starts(levels, profile, 4)
+    assert len(starts) == 4
+    inner = levels.log_snr[torch.tensor(starts[1:])].numpy()
+    parts = np.interp(inner, profile.log_snr, profile.below)
+    np.testing.assert_allclose(parts, [0.75, 0.5, 0.25], atol=0.02)
+
+
+def test_profiles_of_a_network_follow_its_statistics() -> None:
+    mixture, objective = two_dimensional(), objective_of("sample")
+    grid, samples = make_grid(objective.levels, 12, reach=6), drawn(mixture, 400)
+    worse = probe(best(mixture, objective, 0.5), objective, samples, grid)
+    better = probe(best(mixture, objective), objective, samples, grid)
+    ahead, learned = beyond_linear(better), progress(better, worse)
+    np.testing.assert_allclose(ahead.weight[1:-1], better.beyond_linear)
+    # an offset of x0 costs the same at all levels, which times sqrt(1 + S) rises
+    expected = 0.25 * np.sqrt(1 + np.exp(learned.log_snr))
+    np.testing.assert_allclose(learned.weight, expected, rtol=0.3)
+    assert progress(worse, better).empty
+    assert suggest(SCHEDULERS["linear"](), [progress(worse, better)]) == []
+
+
+def test_the_law_of_least_variance_is_told_per_timestep() -> None:
+    """A tabulated law has per timestep the root of the second moment, times a constant."""
+    objective, network = objective_of("sample"), Scale(0.2)
+    grid = make_grid(objective.levels, 16, reach=5)
+    samples = drawn(two_dimensional(), 40)
+    found = gradient_statistics(network, network.parameters(), objective, samples, grid)
+    table = suggest(SCHEDULERS["linear"](), [least_variance(found)])[1].sampler
+    assert table.settings["importance_correction"] == 1.0
+    mass = table.probabilities()[grid.indices]
+    mass = mass - 0.1 / 1000  # without the floor
+    ratio = mass / found.second_moment.value.sqrt()
+    assert float(ratio[1:-1].std() / ratio[1:-1].mean()) < 0.1
+
+
+def test_too_few_clusters_are_refused() -> None:
+    with pytest.raises(ValueError, match="clusters=1 must be"):
+        suggest(SCHEDULERS["linear"](), [laplace_profile(0, 1)], clusters=1)
