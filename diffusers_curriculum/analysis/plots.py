@@ -20,14 +20,14 @@ from diffusers_curriculum.samplers import TimestepSampler
 
 BLUE, ORANGE, GREY, LIGHT = "#2a6fbb", "#d9731a", "#8a8a8a", "#a9cbea"
 # distinct in print and to colour-blind readers (Okabe and Ito)
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 _UNIFORM = "uniform timesteps"
 _STYLES: dict[str, dict[str, Any]] = {
     _UNIFORM: {"color": GREY, "linewidth": 1.2, "linestyle": "--"},
     "drawn": {"color": BLUE, "linewidth": 2.0},
     "drawn x weight": {"color": ORANGE, "linewidth": 1.6},
 }
-_LOG_SNR, _INDEX = "log-SNR (higher = cleaner)", "timestep index (0 = cleanest)"
+LOG_SNR, _INDEX = "log-SNR (higher = cleaner)", "timestep index (0 = cleanest)"
 _DENSITY, _RELATIVE = "per unit of log-SNR", "times the uniform share"
 
 
@@ -91,7 +91,7 @@ def plot_loss_by_noise_level(
     axis = panels.subplots()
     for colour, (name, values) in zip((ORANGE, BLUE, GREY), losses.items(), strict=False):
         axis.stairs(np.asarray(values), edges, baseline=None, color=colour, label=name, linewidth=2)
-    axis.set(xlabel=_LOG_SNR, ylabel="mean squared error, unweighted")
+    axis.set(xlabel=LOG_SNR, ylabel="mean squared error, unweighted")
     right = axis.twinx()
     right.stairs(np.asarray(counts), edges, color=GREY, alpha=0.25, fill=True)
     right.set_ylabel("samples drawn (grey)")
@@ -159,7 +159,7 @@ def _draw_density(axis: Axes, preview: Preview) -> None:
     at_end = "" if len(preview.training.starts) == 1 else ", at the end of the run"
     at_infinity = float(preview.mass[~preview.levels.finite.numpy()].sum())
     beyond = f"\n(and {at_infinity:.2g} of the draws at infinite log-SNR)" if at_infinity else ""
-    axis.set(xlabel=_LOG_SNR, ylabel=_DENSITY, title=f"density over log-SNR{at_end}{beyond}")
+    axis.set(xlabel=LOG_SNR, ylabel=_DENSITY, title=f"density over log-SNR{at_end}{beyond}")
     _from_zero(axis)
 
 
@@ -212,11 +212,11 @@ def _overlay(axes: np.ndarray, previews: Mapping[str, Preview], field: str, what
     first = next(iter(previews.values()))
     left.plot(*density_line(first, first.uniform), color=GREY, linestyle="--", linewidth=1)
     right.axhline(1, color=GREY, linestyle="--", linewidth=1, label=_UNIFORM)
-    for (name, preview), colour in zip(previews.items(), _COLOURS, strict=False):
+    for (name, preview), colour in zip(previews.items(), COLOURS, strict=False):
         mass, style = getattr(preview, field), {"color": colour, "label": name, "linewidth": 1.8}
         left.plot(*density_line(preview, mass), **style)
         right.plot(mass * len(mass), **style)
-    left.set(xlabel=_LOG_SNR, ylabel=_DENSITY, title=f"{what}: density over log-SNR")
+    left.set(xlabel=LOG_SNR, ylabel=_DENSITY, title=f"{what}: density over log-SNR")
     right.set(xlabel=_INDEX, ylabel=_RELATIVE, title=f"{what}: each timestep")
     _from_zero(left)
     _from_zero(right)

@@ -104,9 +104,11 @@ class Probe:
 
     @property
     def beyond_linear(self) -> Tensor:
-        """(L,) the part of the v error that the network takes away from the best linear predictor,
-        0 where it takes none."""
-        return self.scale("v") * (self.linear - self.x0_errors.mean(1)).clamp_min(0)
+        """(L,) nats for each dimension and unit of log-SNR that the network explains and the best
+        linear predictor does not, 0 where there are none: half the difference of their epsilon
+        errors. Its integral is what there is to know beyond mean and covariance."""
+        ahead = self.linear - self.x0_errors.mean(1)
+        return self.scale("epsilon") * ahead.clamp_min(0) / 2
 
     @property
     def information_rate(self) -> Estimate:

@@ -97,21 +97,21 @@ class Suggestion:
 
 
 def emergence(levels: NoiseLevels, variances: Tensor) -> Profile:
-    """Where the data's directions come out of the noise: the mean over j of the logistic density
-    around -ln s_j, which is the slope of S s_j / (1 + S s_j), the share of the variance s_j that is
-    known at S. For latents or pixels of one variance it is the law that starts from "cosine"."""
-    seen = variances[variances > 1e-6 * variances.max()].double().cpu()
+    """Where the data come out of the noise: sqrt(1 + S) times the slope of the sum over j of
+    s_j S s_j / (1 + S s_j), the part of the variances s_j that a linear predictor knows at S; in
+    the unit of :func:`progress`. For data of variance 1 half of it lies below S = 3."""
+    seen = variances.double().cpu()
     finite = levels.log_snr[levels.finite]
     at = torch.linspace(float(finite[-1]), float(finite[0]), 401, dtype=torch.float64)
-    known = torch.sigmoid(at[:, None] + seen.log())
-    weight = (known * (1 - known)).mean(1)
-    reason = "where the directions of the data come out of the noise (its covariance alone)"
+    known = torch.sigmoid(at[:, None] + seen.clamp_min(1e-30).log())
+    weight = (seen * known * (1 - known)).mean(1) * (1 + at.exp()).sqrt()
+    reason = "how fast the variance of the data comes out of the noise, times sqrt(1 + S)"
     return Profile("emergence", reason, at.numpy(), weight.numpy())
 
 
 def beyond_linear(probe: Probe) -> Profile:
-    """Where the network knows more than mean and covariance, in units of the v error."""
-    reason = "how far the network is ahead of the best linear predictor, in units of the v error"
+    """Where the network explains more than mean and covariance do, in nats."""
+    reason = "the information that the network explains and the best linear predictor does not"
     return _profile("beyond_linear", reason, probe.grid, probe.beyond_linear)
 
 
@@ -173,6 +173,20 @@ def cluster_starts(levels: NoiseLevels, profile: Profile, clusters: int) -> list
     return [0, *sorted(set(starts.tolist()))]
 
 
+def _table(levels: NoiseLevels, profile: Profile) -> dict[str, list[float]]:
+    """The profile over all finite levels; none is left without any weight."""
+    least = 1e-4 * float(profile.weight.max())
+    at, weight = profile.log_snr, np.maximum(profile.weight, least)
+    ends = levels.edges[levels.edges.isfinite()][[-1, 0]].numpy()
+    beyond = np.array([ends[0] < at[0], ends[1] > at[-1]])
+    at = np.concatenate([ends[:1][beyond[:1]], at, ends[1:][beyond[1:]]])
+    weight = np.pad(weight, tuple(beyond.astype(int)), constant_values=least)
+    return {
+        "log_snr": [round(x, 6) for x in at.tolist()],
+        "density": [float(f"{x:.6g}") for x in weight.tolist()],
+    }
+
+
 def _of(scheduler: Any, profile: Profile, clusters: int) -> Iterator[Suggestion]:
     levels = NoiseLevels.from_scheduler(scheduler)
     settings: dict[str, Any] = {"floor": _FLOOR, "continuous": levels.continuous}
@@ -181,10 +195,7 @@ def _of(scheduler: Any, profile: Profile, clusters: int) -> Iterator[Suggestion]
     told = f"centre {fitted['mu']:.2f} and width {fitted['b']:.2f}, fitted to {profile.reason}"
     yield Suggestion(f"{profile.name}_laplace", f"a Laplace law of {told}", law)
     correction = "full" if profile.name == "least_variance" else "none"
-    table = {
-        "log_snr": [round(x, 6) for x in profile.log_snr.tolist()],
-        "density": [float(f"{x:.6g}") for x in profile.weight.tolist()],
-    }
+    table = _table(levels, profile)
     own = DensityTimestepSampler(
         scheduler, "tabulated", table, importance_correction=correction, **settings
     )

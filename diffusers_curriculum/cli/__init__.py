@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 
 from diffusers_curriculum import __version__
+from diffusers_curriculum.cli.analyze import add_analyze
 from diffusers_curriculum.cli.preview import add_preview
 from diffusers_curriculum.cli.reconstruct_ema import add_reconstruct_ema
 from diffusers_curriculum.training.arguments.imports import IMPORT, import_modules
@@ -47,6 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_make_tiny(commands)
     _add_verify(commands)
     add_preview(commands)
+    add_analyze(commands)
     add_reconstruct_ema(commands)
     return parser
 

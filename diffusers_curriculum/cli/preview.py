@@ -64,13 +64,15 @@ def add_preview(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     )
     IMPORT.add_to(parser)
     add("--inference_steps", type=int, default=50, help="sampling steps to check (default 50)")
-    _add_training_flags(parser)
-    parser.set_defaults(handler=_preview, training_flags=[])
+    add_flags(parser, TRAINING)
+    parser.set_defaults(handler=_preview)
 
 
-def _add_training_flags(parser: argparse.ArgumentParser) -> None:
-    """Declare the training script's flags; types, choices and checks stay with its own parser."""
-    for family in TRAINING.families:
+def add_flags(parser: argparse.ArgumentParser, command_line: CommandLine) -> None:
+    """Declare the flags of a command line, whose own parser has types, choices and checks: what is
+    given is kept as it was typed, in ``training_flags``."""
+    parser.set_defaults(training_flags=[])
+    for family in command_line.families:
         group = parser.add_argument_group(family.title)
         for flag in family.flags:
             group.add_argument(

@@ -57,7 +57,7 @@ def _reconstruct(args: argparse.Namespace) -> tuple[str, int]:
     run, output = Path(args.run_dir), Path(args.output_dir).resolve()
     parts = _parts(run)
     network = _network(run, parts)
-    _check_output(output, [run / name for name in (*parts, SNAPSHOTS)])
+    check_output(output, [run / name for name in (*parts, SNAPSHOTS)])
     plan = plan_reconstruction(run / SNAPSHOTS, args.sigma_rel, args.step, args.max_residual)
     _check_model(run / network, plan)
     folder = aside(output, "tmp")
@@ -106,7 +106,8 @@ def _network(run: Path, parts: list[str]) -> str:
     return found[0]
 
 
-def _check_output(output: Path, taken: list[Path]) -> None:
+def check_output(output: Path, taken: list[Path]) -> None:
+    """Refuse an output folder that holds something, or lies in one of those ``taken``."""
     if os.path.lexists(output) and not (output.is_dir() and not any(output.iterdir())):
         raise ValueError(f"--output_dir {output} exists already: name a new folder.")
     for folder in taken:
