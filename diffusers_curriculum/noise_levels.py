@@ -78,7 +78,7 @@ class NoiseLevels:
         one_of("outer_edges", outer_edges, OUTER_EDGES)
         family, alpha, sigma, timesteps = read_tables(scheduler)
         log_snr = _log_snr(family, alpha, sigma)
-        if len(log_snr) < 2 or bool((log_snr.diff() > 0).any()):
+        if len(log_snr) < 2 or bool((log_snr.diff() > 0).any()) or bool(timesteps.isinf().any()):
             raise ValueError(
                 f"{type(scheduler).__name__} has no decreasing table of at least two noise levels "
                 f"(found {len(log_snr)} levels); pass a scheduler made for training."

@@ -244,6 +244,8 @@ def test_every_flag_of_the_groups_is_there() -> None:
         ("--output x.gif", "must end in .png, .svg, .json"),
         ("--output none/such/x.png", "Create it first"),
         ("--inference_steps 0", "at least 1"),
+        ("--inference_steps 1000000000000", "at most 1,000,000"),
+        ("--max_train_steps 9223372036854775808", "at most 9,007,199,254,740,992"),
         ("--compare laplace normal --timestep_sampler cauchy", "drop one of the two"),
         ("--compare laplace", "compare from 2"),
         ("--compare laplace nope", "'nope' is unknown"),

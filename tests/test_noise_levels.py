@@ -500,3 +500,9 @@ def test_trained_betas_and_other_table_lengths() -> None:
     power = torch.cumprod(1 - torch.tensor(betas, dtype=torch.float64), 0)
     torch.testing.assert_close(levels.alpha**2, power, atol=1e-6, rtol=0)
     assert len(NoiseLevels.from_scheduler(diffusers.DDPMScheduler(**SD | settings))) == 17
+
+
+def test_a_noise_level_of_zero_has_no_timestep():
+    """The logarithm that EDM tells its network, in float32."""
+    with pytest.raises(ValueError, match="no decreasing table"):
+        NoiseLevels.from_scheduler(diffusers.EDMEulerScheduler(sigma_min=1e-300))

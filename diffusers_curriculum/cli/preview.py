@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffusers_curriculum.training.arguments.command_line import CommandLine
 from diffusers_curriculum.training.arguments.curriculum import CURRICULUM, PACING
-from diffusers_curriculum.training.arguments.flag import Family
+from diffusers_curriculum.training.arguments.flag import LEVELS, Family, count
 from diffusers_curriculum.training.arguments.imports import IMPORT, import_modules
 from diffusers_curriculum.training.arguments.noise_levels import PREDICTION, TIMESTEPS
 from diffusers_curriculum.training.arguments.run import RUN
@@ -25,6 +25,9 @@ _SAMPLING = (TIMESTEPS, CURRICULUM, PACING)
 _LENGTH = Family("training", tuple(flag for flag in RUN.flags if flag.name == "max_train_steps"))
 TRAINING = CommandLine(
     "What a preview knows of a training command.", (_LENGTH, PREDICTION, *_SAMPLING)
+)
+INFERENCE_STEPS = count(
+    "inference_steps", 50, "sampling steps to check (default %(default)s)", most=LEVELS
 )
 # What the uniform sampler, which is its own reference, has no use for.
 _NOT_FOR_UNIFORM = ("--timestep_floor", "--importance_correction")
@@ -63,7 +66,7 @@ def add_preview(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         help="overlay several: NAME, NAME:key=value,key=value or a timestep_sampler_config.json",
     )
     IMPORT.add_to(parser)
-    add("--inference_steps", type=int, default=50, help="sampling steps to check (default 50)")
+    INFERENCE_STEPS.add_to(parser)
     add_flags(parser, TRAINING)
     parser.set_defaults(handler=_preview)
 
@@ -91,8 +94,7 @@ def _preview(args: argparse.Namespace) -> tuple[str, int]:
 
     import_modules("--import", args.imports)
     output = _checked_output(args.output)
-    if args.inference_steps < 1:
-        raise ValueError(f"--inference_steps is {args.inference_steps}: it must be at least 1.")
+    INFERENCE_STEPS.check(args.inference_steps)
     source = read_source(args.source)
     if args.compare:
         return _compare(args, source, output), 0

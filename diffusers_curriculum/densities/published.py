@@ -39,14 +39,16 @@ def shift_from_pixels(pixels: float, base_pixels: float) -> float:
 def shift_from_tokens(tokens: float, line: Line = FLUX_LINE) -> float:
     """s = e^mu, mu linear in the number of image tokens: 0.5 at 256, 1.15 at 4096 (FLUX; diffusers'
     ``calculate_shift``) or another ``line`` through two points (tokens, mu), not clamped;
-    ValueError for a number that is not positive."""
+    ValueError for a number that is not positive, or so large that ln s is none of [-100, 100]."""
     above_zero("tokens", tokens)
     return math.exp(_log_shift(tokens, line))
 
 
 def _log_shift(tokens: float, line: Line = FLUX_LINE) -> float:
     (first, low), (last, high) = line
-    return low + (tokens - first) * (high - low) / (last - first)
+    mu = low + (tokens - first) * (high - low) / (last - first)
+    inside(f"mu at tokens={tokens!r}", mu, -100, 100)
+    return mu
 
 
 @dataclass(frozen=True, kw_only=True)

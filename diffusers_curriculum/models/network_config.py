@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from diffusers_curriculum.checks import finite, whole
 from diffusers_curriculum.models.loading import read_config
 
 # The UNet of diffusers' train_unconditional.py.
@@ -35,6 +36,10 @@ DIT_SIZES: Mapping[str, DiTSize] = {
     "L": DiTSize(24, 1024, 16),
     "XL": DiTSize(28, 1152, 16),
 }
+# Whole numbers from 1 on, and the largest that a network is built with
+_SIZES: dict[str, int] = dict.fromkeys(("num_layers", "layers_per_block"), 1024)
+_SIZES |= dict.fromkeys(("num_attention_heads", "attention_head_dim", "patch_size"), 65_536)
+_SIZES |= dict.fromkeys(("norm_num_groups", "block_out_channels"), 65_536)
 _DIT_NAME = re.compile(r"DiT-(\w+)/(\d+)")
 
 
@@ -98,6 +103,7 @@ def complete_config(
     raw = _read(source, revision, subfolder)
     kind = network_class(raw, source)
     config = _own_settings(raw, kind, source)
+    _check_numbers(config, kind, source)
     if isinstance(config.get("sample_size"), list | tuple):
         sides = set(config["sample_size"])
         config["sample_size"] = sides.pop() if len(sides) == 1 else tuple(config["sample_size"])
@@ -128,6 +134,19 @@ def _own_settings(config: dict[str, Any], kind: Any, source: str) -> dict[str, A
             "Remove them, or correct its _class_name."
         )
     return own
+
+
+def _check_numbers(config: dict[str, Any], kind: Any, source: str) -> None:
+    """Refuse what is no number where the class has one by default, and sizes of no network."""
+    known = inspect.signature(kind.__init__).parameters
+    given = {key: value for key, value in config.items() if value is not None}
+    for key in given.keys() & _SIZES.keys():
+        sizes = given[key] if isinstance(given[key], list | tuple) else [given[key]]
+        for size in sizes or [0]:
+            whole(f"{source!r}: {key}", size, 1, _SIZES[key])
+    for key in given.keys() - {*_SIZES, "sample_size"}:  # which may be two
+        if type(known[key].default) in (int, float):
+            finite(f"{source!r}: {key}", given[key])
 
 
 def _fill(config: dict[str, Any], key: str, value: Any, source: str) -> None:

@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 VAE_STEPS = 250  # enough for the scans of the demos
+LARGEST_SIDE = 1024  # pixels: all images are read at once
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 
@@ -114,9 +115,10 @@ def make_tiny_pipeline(
 def _check(images: Any, resolution: int, vae_steps: int, sizes: TinySizes, kind: str) -> None:
     """Raise TinyModelError for the first setting that cannot work."""
     smallest = sizes.downsampling * 2 ** (len(sizes.unet_channels) - 1)
-    if resolution < 8 or resolution % 8 or resolution % smallest:
+    if not 8 <= resolution <= LARGEST_SIDE or resolution % 8 or resolution % smallest:
         raise TinyModelError(
-            f"resolution={resolution} does not fit: take a positive multiple of {max(8, smallest)}"
+            f"resolution={resolution} does not fit: take a positive multiple of {max(8, smallest)} "
+            f"up to {LARGEST_SIDE}"
         )
     if vae_steps < 0:
         raise TinyModelError(f"vae_steps={vae_steps} is negative: take 0 (no training) or more")

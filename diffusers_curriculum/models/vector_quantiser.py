@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss, normalize
 
-from diffusers_curriculum.checks import not_negative
+from diffusers_curriculum.checks import not_negative, whole
 
 _ROWS = 8192  # vectors compared at once: with 8,192 codes that is 256 MiB of similarities
 
@@ -48,7 +48,8 @@ class VectorQuantiser(nn.Module):
         counts: (codes,) int64, uses since the statistics were last read.
 
     Raises:
-        ValueError: fewer than two codes or one number, or a beta that is negative or not finite.
+        ValueError: fewer than two codes or one number, more than 2^20 codes, or a beta that is
+            negative or not finite.
     """
 
     idle: Tensor
@@ -56,10 +57,8 @@ class VectorQuantiser(nn.Module):
 
     def __init__(self, codes: int, dim: int, beta: float = 0.25) -> None:
         super().__init__()
-        if codes < 2 or dim < 1:
-            raise ValueError(
-                f"a codebook of {codes} codes of {dim} numbers: take at least 2 codes of 1 number."
-            )
+        whole("codes", codes, 2, 2**20)
+        whole("dim", dim, 1, 65_536)
         not_negative("beta", beta)
         self.beta = beta
         self.embedding = nn.Embedding(codes, dim)  # starts as N(0, 1)

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
+from diffusers_curriculum.checks import whole
+
 
 class Attention(nn.Module):
     """Multi-head self-attention of tokens (B, N, dim), heads of dim / heads numbers each."""
@@ -40,22 +42,29 @@ class TransformerBlock(nn.Module):
         return tokens + self.feed_forward(self.norm2(tokens))
 
 
+def check_sizes(dim: int, depth: int, heads: int, mlp: int) -> None:
+    """Raise ValueError for sizes that :class:`Transformer` cannot have: a depth that is none of 1
+    to 1024, widths or heads that are none of 1 to 65536, a dim that is no multiple of 4 and of the
+    heads."""
+    whole("depth", depth, 1, 1024)
+    for name, size in (("dim", dim), ("heads", heads), ("mlp", mlp)):
+        whole(name, size, 1, 65_536)
+    if dim % heads or dim % 4:
+        raise ValueError(
+            f"dim={dim} with {heads} heads: dim must be a multiple of 4 and of the heads."
+        )
+
+
 class Transformer(nn.Module):
     """Blocks over tokens (B, side, side, dim), with a learned table of positions.
 
     The table starts as sines and cosines of row and column, so that it means something before it
-    has learned anything. A ValueError refuses a depth or an mlp below 1, and a dim that is no
-    multiple of 4 and of the heads.
+    has learned anything. A ValueError refuses the sizes that :func:`check_sizes` does.
     """
 
     def __init__(self, side: int, dim: int, depth: int, heads: int, mlp: int) -> None:
         super().__init__()
-        if heads < 1 or dim < 4 or dim % heads or dim % 4:
-            raise ValueError(
-                f"dim={dim} with {heads} heads: dim must be a multiple of 4 and of the heads."
-            )
-        if depth < 1 or mlp < 1:
-            raise ValueError(f"depth={depth} and mlp={mlp} must be at least 1.")
+        check_sizes(dim, depth, heads, mlp)
         self.gradient_checkpointing = False
         # diffusers' enable_gradient_checkpointing puts its own function here
         self._gradient_checkpointing_func: Callable[..., Any] = checkpoint

@@ -18,9 +18,9 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from diffusers_curriculum.checks import one_of
+from diffusers_curriculum.checks import one_of, whole
 from diffusers_curriculum.models.vector_quantiser import VectorQuantiser
-from diffusers_curriculum.models.vision_transformer import Transformer
+from diffusers_curriculum.models.vision_transformer import Transformer, check_sizes
 
 _SMALL = {"dim": 512, "depth": 8, "heads": 8, "mlp": 2048}
 _BASE = {"dim": 768, "depth": 12, "heads": 12, "mlp": 3072}
@@ -111,6 +111,10 @@ class ViTVQModel(ModelMixin, ConfigMixin):
             raise ValueError(
                 f"image_size={image_size} must be a positive multiple of patch_size={patch_size}."
             )
+        for name, channels in (("in_channels", in_channels), ("codebook_dim", codebook_dim)):
+            whole(name, channels, 1, 65_536)
+        check_sizes(encoder_dim, encoder_depth, encoder_heads, encoder_mlp)
+        check_sizes(decoder_dim, decoder_depth, decoder_heads, decoder_mlp)
         if scaling_factor is None:
             self.register_to_config(scaling_factor=math.sqrt(codebook_dim))
         side = image_size // patch_size

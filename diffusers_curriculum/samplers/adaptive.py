@@ -81,7 +81,7 @@ class AdaptiveTimestepSampler(TimestepSampler):
     warm_up: int = checked(whole, default=1000)
     min_observations: int = checked(whole, 1, default=10)
     ema: float = checked(inside, 0, 1, "[)", default=0.9)
-    neighbours: int = checked(whole, default=1)
+    neighbours: int = checked(whole, 0, 2**53, default=1)
     warm_up_density: str = "uniform"
     warm_up_density_args: dict[str, Any] | None = None
     prediction_type: str | None = None

@@ -133,12 +133,21 @@ def _now() -> str:
     return str(int(time.time()))
 
 
+# What comes of a value that cannot be, and what libraries stumble over that build from a config
+OF_VALUES = (TypeError, ValueError, OverflowError)
+OF_CONFIGS = (*OF_VALUES, ArithmeticError, LookupError, NameError, NotImplementedError)
+
+
 @contextmanager
-def usage_errors(flag: str) -> Iterator[None]:
-    """Turn the library's ValueError into a UsageError that names the flag."""
+def usage_errors(flag: str, kinds: tuple[type[Exception], ...] = OF_VALUES) -> Iterator[None]:
+    """Turn the library's ValueError, or some ``kinds`` of error, into a UsageError that names the
+    flag."""
     try:
         yield
     except UsageError:
         raise
-    except (TypeError, ValueError) as error:
+    except OF_VALUES as error:
         raise UsageError(f"{flag}: {error}") from error
+    except kinds as error:
+        told = f"{type(error).__name__}: {error}"
+        raise UsageError(f"{flag}: its config cannot be built ({told}): correct it.") from error

@@ -37,7 +37,7 @@ class UncertaintyWeighting(nn.Module):
         features, seed: number of Fourier features, at least one, and their seed.
 
     Raises:
-        ValueError: fewer than one feature.
+        ValueError: fewer than one feature, or more than 65536, which are kept for each level.
     """
 
     coordinate: Tensor
@@ -46,7 +46,7 @@ class UncertaintyWeighting(nn.Module):
 
     def __init__(self, levels: NoiseLevels, *, features: int = 128, seed: int = 0) -> None:
         super().__init__()
-        whole("features", features, 1)
+        whole("features", features, 1, 65_536)
         rng = host_generator(seed, purpose="uncertainty features")
         frequencies, phases = rng.standard_normal(features), rng.random(features)
         self.register_buffer("frequencies", torch.from_numpy(2 * math.pi * frequencies).float())

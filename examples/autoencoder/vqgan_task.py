@@ -21,6 +21,7 @@ from diffusers_curriculum.training.arguments import environment
 from diffusers_curriculum.training.arguments.command_line import Arguments, CommandLine
 from diffusers_curriculum.training.arguments.flag import (
     COUNT,
+    FROM_ZERO,
     NOT_NEGATIVE,
     Family,
     Need,
@@ -132,10 +133,12 @@ _LOSSES = Family.of(
         int,
         0,
         "first step with the critic",
-        bound=NOT_NEGATIVE,
+        bound=FROM_ZERO,
         needs=(_CRITIC,),
     ),
-    tracked("discriminator_width", int, 64, "its channels at full resolution", bound=COUNT),
+    tracked(
+        "discriminator_width", int, 64, "its channels at full resolution", bound=COUNT, most=1024
+    ),
     tracked(
         "discriminator_learning_rate",
         float,
@@ -151,7 +154,7 @@ _LOSSES = Family.of(
         int,
         100,
         "steps after which an unused code is revived; 0: never",
-        bound=NOT_NEGATIVE,
+        bound=FROM_ZERO,
     ),
     setting="objective",
     check=_check_losses,

@@ -28,7 +28,7 @@ from diffusers_curriculum.training.loop.task import Trained
 from diffusers_curriculum.training.parts.averages import Averages
 from diffusers_curriculum.training.tasks.levels import LevelTask
 
-POINTS = tracked("points", int, 1000, "points to learn", bound=COUNT, setting="dataset")
+POINTS = tracked("points", int, 1000, "points to learn", bound=COUNT, most=10**7, setting="dataset")
 
 
 class Network(ModelMixin, ConfigMixin):

@@ -238,6 +238,8 @@ def test_command_answers_bad_input_with_status_2(tmp_path: Path, capsys) -> None
     assert "absent" in capsys.readouterr().err
     assert cli.main([*words, "--resolution", "33"]) == 2
     assert "resolution=33" in capsys.readouterr().err
+    assert cli.main([*words, "--resolution", "1000000000"]) == 2
+    assert "resolution=1000000000 does not fit" in capsys.readouterr().err
     with pytest.raises(SystemExit) as stop:
         cli.main(["make-tiny"])
     assert stop.value.code == 2

@@ -200,8 +200,8 @@ def test_revival_finds_the_clusters_that_a_bad_start_misses() -> None:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        ((1, 5), "a codebook of 1 codes"),
-        ((4, 0), "of 0 numbers"),
+        ((1, 5), "codes=1 must be a whole number from 2"),
+        ((4, 0), "dim=0 must be a whole number from 1"),
         ((4, 5, -1.0), "beta=-1.0"),
         ((4, 5, math.nan), "beta=nan"),
     ],

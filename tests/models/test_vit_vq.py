@@ -91,7 +91,7 @@ def test_sizes_take_changes_and_must_be_known() -> None:
         ({"encoder_heads": 3}, "dim=16 with 3 heads"),
         ({"decoder_dim": 30}, "dim=30 with 3 heads"),
         ({"encoder_depth": 0}, "depth=0"),
-        ({"codebook_size": 1}, "codebook of 1"),
+        ({"codebook_size": 1}, "codes=1 must be"),
     ],
 )
 def test_sizes_that_do_not_fit(changes: dict[str, int], told: str) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 from diffusers_curriculum.training.arguments.flag import (
     ABOVE_ZERO,
     DECAY,
+    FROM_ZERO,
+    LEVELS,
     NOT_NEGATIVE,
     Family,
     Need,
@@ -95,6 +97,7 @@ CURRICULUM = Family.of(
             20,
             "number of clusters",
             bound=at_least(2),
+            most=LEVELS,
             needs=(_COUNTED,),
         ),
         choice(
@@ -109,9 +112,16 @@ CURRICULUM = Family.of(
             int,
             help="first level of each cluster (0 = cleanest), for --curriculum_clustering explicit",
             nargs="+",
+            bound=FROM_ZERO,
+            most=LEVELS,
             needs=(_EXPLICIT,),
         ),
-        count("curriculum_min_size", help="fewest timesteps in a cluster", needs=(_PROGRAMMED,)),
+        count(
+            "curriculum_min_size",
+            help="fewest timesteps in a cluster",
+            most=LEVELS,
+            needs=(_PROGRAMMED,),
+        ),
         choice(
             "curriculum_within",
             WITHIN,
@@ -136,7 +146,7 @@ _PACING = sharing(
             "curriculum_min_delta", float, 0.0, "a new best is lower by that", bound=NOT_NEGATIVE
         ),
         tracked("curriculum_smoothing", float, 0.0, "decay of the averaged loss", bound=DECAY),
-        tracked("curriculum_min_stage_steps", int, 0, "shortest stage", bound=NOT_NEGATIVE),
+        tracked("curriculum_min_stage_steps", int, 0, "shortest stage", bound=FROM_ZERO),
         count("curriculum_max_stage_steps", help="longest stage (default: no limit)"),
         needs=_PATIENT,
     ),

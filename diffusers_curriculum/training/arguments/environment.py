@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,18 @@ _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 def installed(package: str) -> bool:
     """Whether ``package`` can be imported; it is not imported."""
     return importlib.util.find_spec(package) is not None
+
+
+def settle_local_rank(args: Any) -> None:
+    """Launchers say the rank by a variable, which overrides the flag."""
+    text = os.environ.get("LOCAL_RANK", "-1")
+    try:
+        rank = int(text)
+    except ValueError:
+        raise UsageError(
+            f"the environment variable LOCAL_RANK is {text!r}: make it an integer or unset it."
+        ) from None
+    args.local_rank = args.local_rank if rank == -1 else rank
 
 
 def check_folder(args: Any, name: str, wanted: str) -> None:

@@ -14,6 +14,8 @@ from diffusers_curriculum.metrics.choices import (
 )
 from diffusers_curriculum.training.arguments import environment
 from diffusers_curriculum.training.arguments.flag import (
+    BATCH,
+    LEVELS,
     Family,
     Need,
     at_least,
@@ -99,9 +101,12 @@ EVALUATION = Family.of(
             "images generated, and training images compared with; figures of different numbers "
             "cannot be compared, and published ones use 50000",
             bound=at_least(4),  # precision and recall look at the third neighbour of a sample
+            most=10_000_000,  # whose features take 8 kB each
         ),
-        count("eval_num_inference_steps", 50, "denoising steps per image"),
-        count("eval_generation_batch_size", 32, "images generated at once on each device"),
+        count("eval_num_inference_steps", 50, "denoising steps per image", most=LEVELS),
+        count(
+            "eval_generation_batch_size", 32, "images generated at once on each device", most=BATCH
+        ),
         place(
             "eval_feature_model",
             help="compute all metrics with this network: a transformers vision model, such as a "

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from diffusers_curriculum.training.arguments.key_values import parse_key_values
+from diffusers_curriculum.training.arguments.key_values import LARGEST, parse_key_values
 from diffusers_curriculum.training.errors import UsageError
 
 # What a run may not change unnoticed when it is resumed: names for --allow_config_change, and what
@@ -48,11 +48,19 @@ def at_least(least: int) -> Bound:
 
 
 COUNT = at_least(1)
+FROM_ZERO = at_least(0)
 NOT_NEGATIVE = Bound("finite and not negative", lambda x: 0 <= x < math.inf)
 ABOVE_ZERO = Bound("greater than 0", lambda x: x > 0)
 POSITIVE = Bound("finite and above 0", lambda x: 0 < x < math.inf)
 SHARE = Bound("in [0, 1]", lambda x: 0 <= x <= 1)
+SEED = Bound("in [0, 2^32)", lambda x: 0 <= x < 2**32)
 DECAY = Bound("in [0, 1)", lambda x: 0 <= x < 1)
+
+# The largest whole numbers of what memory and time are taken for. What is only counted (steps,
+# epochs) costs nothing, and ends at LARGEST.
+LEVELS = 1_000_000  # of a table of noise levels, which takes 100 bytes for each; steps of a sampler
+SIDE = 16_384  # pixels; Pillow takes images of more than that squared for an attack
+BATCH = 2**20  # samples at once
 
 
 @dataclass(frozen=True)
@@ -88,7 +96,8 @@ class Flag:
         dest: name of the argument, where it is not the flag's.
         nargs, choices, metavar, required: as in argparse.
         known: words that it may be, told by this package where argparse takes any.
-        bound: of a number.
+        bound: of a number, or of each of several.
+        most: the largest whole number.
         convert: ``(flag, words) -> value``, such as :func:`path`.
         needs: conditions without which it must not be given.
         setting: the key of :data:`SETTINGS` that it is part of; None may change freely.
@@ -109,6 +118,7 @@ class Flag:
     required: bool = False
     known: tuple[str, ...] | None = None
     bound: Bound | None = None
+    most: int = LARGEST
     convert: Callable[[str, Any], Any] | None = None
     needs: tuple[Need, ...] = ()
     setting: str | None = None
@@ -135,10 +145,14 @@ class Flag:
 
     def check(self, value: Any) -> None:
         """Refuse a number out of range and an unknown word."""
-        if value is None:
-            return
+        for each in value if isinstance(value, list) else [] if value is None else [value]:
+            self._check_one(each)
+
+    def _check_one(self, value: Any) -> None:
         if self.bound is not None and not self.bound.holds(value):
             raise UsageError(f"--{self.name} is {value}: it must be {self.bound.wanted}.")
+        if isinstance(value, int) and value > self.most:
+            raise UsageError(f"--{self.name} is {value}: it must be at most {self.most:,}.")
         if self.known is not None and value not in self.known:
             raise UsageError(f"--{self.name} is {value!r}: choose from {', '.join(self.known)}.")
 

@@ -8,7 +8,9 @@ from typing import Any
 
 from diffusers_curriculum.training.arguments import environment
 from diffusers_curriculum.training.arguments.flag import (
+    LEVELS,
     POSITIVE,
+    Bound,
     Family,
     Flag,
     Need,
@@ -34,6 +36,7 @@ PRETRAINED = Need(
 )
 PICTURES = Need("pictures (drop --no_pictures)", lambda a: not a.no_pictures)
 _FLOW = Need("--formulation flow", lambda a: a.formulation == "flow")
+_SIGMA = Bound("from 1e-9 to 1e9", lambda x: 1e-9 <= x <= 1e9)  # squares are sound in float32
 _EDM = Need("--formulation edm", lambda a: a.formulation == "edm")
 _CONTINUOUS = Need(
     "--formulation flow or edm, which are drawn continuously otherwise",
@@ -63,7 +66,7 @@ AUTOENCODER = Family.of(
     *sharing(
         place("latent_cache_dir", help="folder for them (default: latents in --output_dir)"),
         choice("latent_cache_dtype", DTYPES, "float32", "number format of the files"),
-        count("latent_crops", 1, "random crops kept of each image", setting="images"),
+        count("latent_crops", 1, "random crops kept of each image", setting="images", most=10_000),
         needs=_CACHED,
     ),
     check_machine=lambda args: environment.check_folder(
@@ -105,10 +108,10 @@ FORMULATION = Family.of(
             float,
             help="standard deviation of the data in EDM's preconditioning (default: 0.5 for "
             "pixels, 1 for latents)",
-            bound=POSITIVE,
+            bound=_SIGMA,
         ),
-        tracked("sigma_min", float, 0.002, "smallest noise level of EDM", bound=POSITIVE),
-        tracked("sigma_max", float, 80.0, "largest noise level of EDM", bound=POSITIVE),
+        tracked("sigma_min", float, 0.002, "smallest noise level of EDM", bound=_SIGMA),
+        tracked("sigma_max", float, 80.0, "largest noise level of EDM", bound=_SIGMA),
         needs=_EDM,
     ),
     tracked(
@@ -136,6 +139,8 @@ def _check_widths(args: Any) -> None:
         raise UsageError(
             f"--power_ema is {shown}: relative widths lie between 0 and 0.28; 0.05 0.1 are usual."
         )
+    if len(set(args.power_ema or ())) < len(args.power_ema or ()):
+        raise UsageError(f"--power_ema is {' '.join(map(str, args.power_ema))}: give each once.")
 
 
 POWER_EMA = Family.of(
@@ -210,7 +215,7 @@ def network(config: Flag, kind: str) -> Family:
 
 PROCESS = Family.of(
     "variance preserving process",
-    tracked("ddpm_num_steps", int, 1000, "number of noise levels", bound=at_least(2)),
+    tracked("ddpm_num_steps", int, 1000, "number of noise levels", bound=at_least(2), most=LEVELS),
     tracked(
         "ddpm_beta_schedule",
         str,

@@ -8,12 +8,13 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from diffusers_curriculum.training.errors import UsageError
+from diffusers_curriculum.training.errors import UsageError, usage_errors
 
 _NAME = re.compile(r"[A-Za-z_]\w*")
 _WORD = re.compile(r"[A-Za-z_][\w.-]*")
 _PATH = re.compile(r"[\w.~: -]*[/\\][\w.~/\\: -]*")
 _INTEGER = re.compile(r"[+-]?\d+")
+LARGEST = 2**53  # whole numbers up to it are exact as floats
 
 
 def parse_key_values(flag: str, pieces: Iterable[str]) -> dict[str, Any]:
@@ -40,7 +41,8 @@ def _parse_value(flag: str, piece: str, text: str) -> Any:
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
     if _INTEGER.fullmatch(text):
-        return int(text)
+        with usage_errors(f"{flag} got {piece!r}"):
+            return _whole(text)
     try:
         number = float(text)
     except ValueError:
@@ -55,12 +57,19 @@ def _parse_value(flag: str, piece: str, text: str) -> Any:
     )
 
 
+def _whole(text: str) -> int:
+    number = int(text)
+    if abs(number) > LARGEST:
+        raise ValueError(f"{text} is too large: whole numbers reach to {LARGEST:,}.")
+    return number
+
+
 def _parse_json(flag: str, piece: str, text: str) -> Any:
     def refuse(constant: str) -> None:
         raise ValueError(f"{constant} is not a finite number")
 
     try:
-        value = json.loads(text, parse_constant=refuse)
+        value = json.loads(text, parse_constant=refuse, parse_int=_whole)
         json.dumps(value, allow_nan=False)  # 1e999 is read as infinity
     except (ValueError, RecursionError) as error:
         raise UsageError(

@@ -6,7 +6,7 @@ import argparse
 import math
 from typing import Any
 
-from diffusers_curriculum.training.arguments.flag import Need, choice, count, tracked
+from diffusers_curriculum.training.arguments.flag import SIDE, Need, choice, count, tracked
 from diffusers_curriculum.training.errors import UsageError
 
 # Copies of names in modules that load torch; a test keeps them equal.
@@ -82,7 +82,12 @@ MOVED = (
         help="move the law towards noise as this family of models is trained (docs/catalogue.md, "
         "shift presets)",
     ),
-    count("timestep_shift_tokens", help="image tokens of a sample", needs=(_BY_TOKENS,)),
+    count(
+        "timestep_shift_tokens",
+        help="image tokens of a sample",
+        needs=(_BY_TOKENS,),
+        most=(SIDE // 16) ** 2,
+    ),
     tracked(
         "data_scale",
         _scale,

@@ -8,7 +8,8 @@ from typing import Any
 
 from diffusers_curriculum.training.arguments import environment
 from diffusers_curriculum.training.arguments.flag import (
-    NOT_NEGATIVE,
+    FROM_ZERO,
+    LEVELS,
     POSITIVE,
     SHARE,
     Bound,
@@ -45,7 +46,8 @@ PREDICTION = Family.of(
         int,
         help="the timestep of zero terminal SNR, such as 999, which an epsilon prediction leaves "
         "untrained: refused unless it is named here",
-        bound=NOT_NEGATIVE,
+        bound=FROM_ZERO,
+        most=LEVELS,
     ),
     tracked(
         "snr_gamma",
@@ -202,8 +204,15 @@ TIMESTEPS = Family.of(
         needs=_BIASED,
     ),
     *sharing(
-        tracked("timestep_bias_begin", int, 0, "first timestep of the range", bound=NOT_NEGATIVE),
-        count("timestep_bias_end", 1000, "first timestep after the range"),
+        tracked(
+            "timestep_bias_begin",
+            int,
+            0,
+            "first timestep of the range",
+            bound=FROM_ZERO,
+            most=LEVELS,
+        ),
+        count("timestep_bias_end", 1000, "first timestep after the range", most=LEVELS),
         needs=_BIASED_TO_A_RANGE,
     ),
     tracked(

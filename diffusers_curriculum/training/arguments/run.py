@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
 from diffusers_curriculum.training.arguments import environment
 from diffusers_curriculum.training.arguments.flag import (
     ABOVE_ZERO,
+    BATCH,
     DECAY,
+    FROM_ZERO,
     NOT_NEGATIVE,
     POSITIVE,
+    SEED,
     SETTINGS,
     SHARE,
+    SIDE,
     Bound,
     Family,
     Flag,
     Need,
+    at_least,
     choice,
     count,
     path,
@@ -52,19 +56,6 @@ _POLYNOMIAL = Need("--lr_scheduler polynomial", lambda a: a.lr_scheduler == "pol
 _SKIPPING = Need("--bad_samples skip", lambda a: a.bad_samples == "skip")
 _RESUMED = Need("--resume_from_checkpoint", lambda a: bool(a.resume_from_checkpoint))
 _CLIPPING = Bound("above 0 (inf: no clipping)", lambda x: x > 0)
-_SEED = Bound("in [0, 2^32)", lambda x: 0 <= x < 2**32)
-
-
-def settle_local_rank(args: Any) -> None:
-    """Launchers say the rank by a variable, which overrides the flag."""
-    text = os.environ.get("LOCAL_RANK", "-1")
-    try:
-        rank = int(text)
-    except ValueError:
-        raise UsageError(
-            f"the environment variable LOCAL_RANK is {text!r}: make it an integer or unset it."
-        ) from None
-    args.local_rank = args.local_rank if rank == -1 else rank
 
 
 def _check_background(args: Any) -> None:
@@ -104,7 +95,7 @@ SOURCE = Family.of(
 )
 IMAGES = Family.of(
     "data",
-    count("resolution", 512, "side of the training images"),
+    count("resolution", 512, "side of the training images", most=SIDE),
     tracked("center_crop", help="crop the middle instead of a random place"),
     tracked("random_flip", help="mirror each image with probability 1/2"),
     choice("image_interpolation_mode", INTERPOLATIONS, "lanczos", "filter used to resize images"),
@@ -120,7 +111,14 @@ IMAGES = Family.of(
 )
 LOADING = Family.of(
     "data",
-    tracked("dataloader_num_workers", int, 0, "processes that load samples", bound=NOT_NEGATIVE),
+    tracked(
+        "dataloader_num_workers",
+        int,
+        0,
+        "processes that load samples",
+        bound=FROM_ZERO,
+        most=1024,  # each takes some 100 MB
+    ),
 )
 SAMPLES = Family.of(
     "data",
@@ -142,21 +140,33 @@ SAMPLES = Family.of(
 )
 RUN = Family.of(
     "run",
-    count("train_batch_size", 16, "images per device and micro-batch", setting="global_batch"),
+    count(
+        "train_batch_size",
+        16,
+        "images per device and micro-batch",
+        setting="global_batch",
+        most=BATCH,
+    ),
     count("num_train_epochs", 100, "passes over the data"),
     count("max_train_steps", help="optimizer steps in all; overrides the number of epochs"),
-    count("gradient_accumulation_steps", 1, "micro-batches per step", setting="global_batch"),
+    count(
+        "gradient_accumulation_steps",
+        1,
+        "micro-batches per step",
+        setting="global_batch",
+        most=BATCH,
+    ),
     tracked("gradient_checkpointing", help="save memory, spend time: recompute"),
-    tracked("seed", int, help="seed of every random draw", bound=_SEED, setting="seed"),
-    Flag("local_rank", int, -1, "set by the launcher; LOCAL_RANK overrides it"),
-    settle=settle_local_rank,
+    tracked("seed", int, help="seed of every random draw", bound=SEED, setting="seed"),
+    Flag("local_rank", int, -1, "set by the launcher; LOCAL_RANK overrides it", bound=at_least(-1)),
+    settle=environment.settle_local_rank,
 )
 OPTIMIZER = Family.of(
     "optimizer",
     tracked("learning_rate", float, 1e-4, "learning rate after warm-up", bound=NOT_NEGATIVE),
     tracked("scale_lr", help="multiply it by batch x accumulation x processes"),
     tracked("lr_scheduler", str, "constant", "course of the learning rate", known=LR_SCHEDULERS),
-    tracked("lr_warmup_steps", int, 500, "optimizer steps of warm-up", bound=NOT_NEGATIVE),
+    tracked("lr_warmup_steps", int, 500, "optimizer steps of warm-up", bound=FROM_ZERO),
     count("lr_num_cycles", help="restarts (default: 1)", needs=(_RESTARTS,), later=True),
     *sharing(
         tracked(

@@ -72,16 +72,20 @@ class Job(JobParts):
         if shown is not None:
             sys.stdout.write(shown + "\n")
             return
-        self.prepare()
+        with out_of_memory_explained(self.args):
+            self.prepare()
+            self._make_updates(training_step)
+        self._finish()
+
+    def _make_updates(self, training_step: TrainingStep) -> None:
         batches = self._batches()
-        with self.stop, out_of_memory_explained(self.args):
+        with self.stop:
             self.record.start()
             self.monitor.start(self.start)
             self.task.started(self)
             for step in range(self.start, self.args.max_train_steps):
                 outcome, norm = make_update(self.run, step, self.plan, batches, training_step)
                 self._after_update(step, outcome, norm)
-        self._finish()
 
     # -- before the first step -------------------------------------------------------------------
 

@@ -33,14 +33,25 @@ def check_parts(args: Arguments) -> None:
     faults = list(_class_faults(index))
     if not faults:
         unet = read_json_file(path, args.non_ema_revision, "unet/config.json")
-        others = (
+        vae, encoder = (
             read_json_file(path, revision, f"{n}/config.json") for n in ("vae", "text_encoder")
         )
-        faults = list(_misfits(unet, *others))
+        _check_side(args, vae)
+        faults = list(_misfits(unet, vae, encoder))
     if faults:
         raise UsageError(
             f"--pretrained_model_name_or_path {path!r}, a {index.get('_class_name')}, cannot be "
             f"trained by this script: {'; '.join(faults)}. {_REMEDY}"
+        )
+
+
+def _check_side(args: Arguments, vae: Config) -> None:
+    """Refuse images of which the autoencoder makes less than 2 x 2 latents."""
+    smallest = 2 ** len(vae.get("block_out_channels", (64,)))
+    if args.resolution < smallest:
+        raise UsageError(
+            f"--resolution is {args.resolution}: the pipeline's autoencoder takes {smallest} or "
+            "more."
         )
 
 

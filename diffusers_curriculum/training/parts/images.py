@@ -23,7 +23,7 @@ from diffusers_curriculum.models.networks import (
 )
 from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.data.decoding import MODES
-from diffusers_curriculum.training.errors import UsageError, usage_errors
+from diffusers_curriculum.training.errors import OF_CONFIGS, UsageError, usage_errors
 from diffusers_curriculum.training.levels.formulations import pipeline_index
 from diffusers_curriculum.training.process.pipeline_files import variants
 from diffusers_curriculum.training.storage.fingerprints import hash_config, hash_lines
@@ -104,7 +104,7 @@ def colours(args: Arguments) -> int:
 def load_space(args: Arguments) -> LatentSpace:
     """The latent space to train in, in float32 on the CPU."""
     source = autoencoder_source(args)
-    with usage_errors("--pretrained_vae_model_name_or_path"):
+    with usage_errors("--pretrained_vae_model_name_or_path", OF_CONFIGS):
         if source is None:
             return LatentSpace.of(None, colours=colours(args))
         path, subfolder = source
@@ -117,14 +117,14 @@ def check_network(args: Arguments, labelled: bool) -> None:
     """Look at the network's name, and at what it would be given, before anything is loaded."""
     flag, config = f"--{args.flag('model_config')}", args.model_config
     source, space = autoencoder_source(args), LatentSpace.of(None, colours=colours(args))
-    with usage_errors("--pretrained_vae_model_name_or_path"):
+    with usage_errors("--pretrained_vae_model_name_or_path", OF_CONFIGS):
         if source is not None:
             space = LatentSpace.empty(source[0], _revision(args, source[0]), source[1])
         channels, side, _ = space.shape(args.resolution)
     if args.pretrained_model_name_or_path is not None:
         _check_pretrained(args, channels, side, None)
     elif _SIZE_NAME.fullmatch(config or _DEFAULT):
-        with usage_errors(flag):
+        with usage_errors(flag, OF_CONFIGS):
             asked = Asked(channels, None, side, 1 if labelled else None)
             complete_config(config or _DEFAULT, asked)
 
@@ -135,7 +135,7 @@ def make_network(args: Arguments, space: LatentSpace, classes: int | None, seed:
     channels, side, _ = space.shape(args.resolution)
     if args.pretrained_model_name_or_path is not None:
         return _pretrained(args, channels, side, classes)
-    with usage_errors(f"--{args.flag('model_config')}"):
+    with usage_errors(f"--{args.flag('model_config')}", OF_CONFIGS):
         return build_network(
             args.model_config or _DEFAULT,
             channels=channels,
@@ -151,7 +151,7 @@ def _pretrained(args: Arguments, channels: int, side: int, classes: int | None) 
     _check_pretrained(args, channels, side, classes)
     path, name = args.pretrained_model_name_or_path, _network_folder(args)
     variant = variants(path, args.revision, args.variant, [name])[name]
-    with usage_errors("--pretrained_model_name_or_path"):
+    with usage_errors("--pretrained_model_name_or_path", OF_CONFIGS):
         return load_network(path, revision=args.revision, variant=variant, subfolder=name)
 
 
@@ -171,7 +171,7 @@ def _check_pretrained(args: Arguments, channels: int, side: int, classes: int | 
     path, name = args.pretrained_model_name_or_path, _network_folder(args)
     flag = f"--pretrained_model_name_or_path {path!r}"
     variants(path, args.revision, args.variant, [name])
-    with usage_errors("--pretrained_model_name_or_path"):
+    with usage_errors("--pretrained_model_name_or_path", OF_CONFIGS):
         network = empty_network(path, args.revision, name)
     size = network.config["sample_size"]
     if (network.config["in_channels"], size) not in ((channels, side), (channels, None)):

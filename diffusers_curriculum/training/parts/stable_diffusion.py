@@ -18,7 +18,7 @@ import transformers
 from diffusers_curriculum.models.loading import DTYPE, load_pipeline, load_whole
 from diffusers_curriculum.noise_levels import NoiseLevels
 from diffusers_curriculum.training.arguments.command_line import Arguments
-from diffusers_curriculum.training.errors import UsageError
+from diffusers_curriculum.training.errors import OF_CONFIGS, UsageError
 from diffusers_curriculum.training.levels.formulations import own_scheduler
 from diffusers_curriculum.training.process.pipeline_files import components, variants
 from diffusers_curriculum.training.storage.components import copy_component
@@ -165,7 +165,7 @@ def _model(
 def _loading(path: str, part: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, KeyError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, *OF_CONFIGS) as error:
         raise UsageError(
             f"--pretrained_model_name_or_path {path!r}: its {part} cannot be loaded ({error}). "
             "Give a Stable Diffusion pipeline's folder or Hub id, and check --revision, --variant."

@@ -25,7 +25,7 @@ def out_of_memory_explained(args: Arguments) -> Iterator[None]:
     :func:`explain_out_of_memory`."""
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         raise explain_out_of_memory(error, args) from error
@@ -34,7 +34,7 @@ def out_of_memory_explained(args: Arguments) -> Iterator[None]:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception is a failed allocation of tensors, on a device or on the host."""
     told = isinstance(error, RuntimeError) and any(text in str(error) for text in _MESSAGES)
-    return told or isinstance(error, torch.OutOfMemoryError)
+    return told or isinstance(error, torch.OutOfMemoryError | MemoryError)
 
 
 def explain_out_of_memory(error: BaseException, args: Arguments) -> OutOfMemoryError:

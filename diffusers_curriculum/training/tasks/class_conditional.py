@@ -10,6 +10,7 @@ from diffusers_curriculum.training.arguments.command_line import Arguments, Comm
 from diffusers_curriculum.training.arguments.curriculum import NOISE_LEVELS
 from diffusers_curriculum.training.arguments.evaluation import EVALUATION
 from diffusers_curriculum.training.arguments.flag import (
+    LEVELS,
     NOT_NEGATIVE,
     SHARE,
     Family,
@@ -81,7 +82,7 @@ _PICTURES = pictures(
             nargs="+",
             metavar="CLASS",
         ),
-        count("validation_images_per_class", 8, "pictures of each"),
+        count("validation_images_per_class", 8, "pictures of each", most=10_000),
         needs=PICTURES,
     ),
     tracked(
@@ -93,7 +94,7 @@ _PICTURES = pictures(
         needs=(_GUIDED,),
     ),
     *sharing(
-        count("validation_inference_steps", 50, "denoising steps per picture"),
+        count("validation_inference_steps", 50, "denoising steps per picture", most=LEVELS),
         count("validation_epochs", 10, "epochs between pictures"),
         needs=PICTURES,
     ),

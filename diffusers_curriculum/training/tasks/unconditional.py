@@ -9,6 +9,7 @@ from diffusers_curriculum.training.arguments.command_line import Arguments, Comm
 from diffusers_curriculum.training.arguments.curriculum import NOISE_LEVELS
 from diffusers_curriculum.training.arguments.evaluation import EVALUATION
 from diffusers_curriculum.training.arguments.flag import (
+    LEVELS,
     POSITIVE,
     Family,
     Need,
@@ -74,12 +75,13 @@ _WARM_UP = Family.of(
 )
 _PICTURES = pictures(
     *sharing(
-        count("eval_batch_size", 16, "pictures drawn"),
+        count("eval_batch_size", 16, "pictures drawn", most=10_000),
         count(
             "ddpm_num_inference_steps",
             1000,
             "denoising steps per picture",
             dest="validation_inference_steps",
+            most=LEVELS,
         ),
         count("save_images_epochs", 10, "epochs between pictures", dest="validation_epochs"),
         needs=PICTURES,

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from diffusers_curriculum.cli.analyze import ANALYSIS
 from diffusers_curriculum.training.arguments import curriculum, noise_levels
 from diffusers_curriculum.training.arguments import environment as environment_checks
+from diffusers_curriculum.training.arguments.command_line import CommandLine
 from diffusers_curriculum.training.arguments.run import LR_SCHEDULERS
 from diffusers_curriculum.training.errors import ExitCode, UsageError
-from diffusers_curriculum.training.loop.task import Task
 from diffusers_curriculum.training.tasks.class_conditional import ClassConditional
 from diffusers_curriculum.training.tasks.text_to_image import TextToImage
 from diffusers_curriculum.training.tasks.unconditional import Unconditional
@@ -20,6 +21,7 @@ MODEL = "--pretrained_model_name_or_path some/model "
 BASE = MODEL + "--dataset_name some/data "
 CURRICULUM = BASE + "--curriculum difficulty "
 
+TASKS = (TextToImage, ClassConditional, Unconditional)
 NUMBERS: dict[object, str] = {int: "2", float: "0.5"}
 
 # Command line after BASE -> what the message must say: the value, then the remedy.
@@ -36,10 +38,10 @@ WRONG = {
     "--checkpointing_steps -5": ("--checkpointing_steps is -5", "at least 1"),
     "--checkpoints_total_limit 0": ("--checkpoints_total_limit is 0", "at least 1"),
     "--validation_epochs 0": ("--validation_epochs is 0", "at least 1"),
-    "--dataloader_num_workers -1": ("--dataloader_num_workers is -1", "not negative"),
+    "--dataloader_num_workers -1": ("--dataloader_num_workers is -1", "at least 0"),
     "--learning_rate -1e-4": ("--learning_rate is -0.0001", "not negative"),
     "--learning_rate nan": ("--learning_rate is nan", "finite"),
-    "--lr_warmup_steps -1": ("--lr_warmup_steps is -1", "not negative"),
+    "--lr_warmup_steps -1": ("--lr_warmup_steps is -1", "at least 0"),
     "--adam_beta1 1": ("--adam_beta1 is 1.0", "in [0, 1)"),
     "--adam_beta2 -0.1": ("--adam_beta2 is -0.1", "in [0, 1)"),
     "--max_grad_norm 0": ("--max_grad_norm is 0.0", "above 0"),
@@ -83,7 +85,11 @@ WRONG = {
         "larger than the one before",
     ),
     "--curriculum difficulty --curriculum_clustering explicit --curriculum_boundaries -1 9": (
-        "-1 9",
+        "boundaries is -1",
+        "at least 0",
+    ),
+    "--curriculum difficulty --curriculum_clustering explicit --curriculum_boundaries 5 9": (
+        "5 9",
         "begin with 0",
     ),
     # without effect
@@ -275,10 +281,11 @@ def test_installed_looks_without_importing():
     assert not environment_checks.installed("no_such_package_at_all")
 
 
-@pytest.mark.parametrize("task", [TextToImage, ClassConditional, Unconditional])
-def test_every_number_has_a_bound(task: type[Task]):
-    numbers = [f for f in task.command_line.flags if f.type in (int, float) and f.nargs is None]
-    assert [flag.name for flag in numbers if flag.bound is None] == ["local_rank"]
+@pytest.mark.parametrize("line", [*(task.command_line for task in TASKS), ANALYSIS])
+def test_every_number_has_a_bound(line: CommandLine):
+    numbers = [flag for flag in line.flags if flag.type in (int, float)]
+    # the widths of power-function averages are checked together
+    assert {flag.name for flag in numbers if flag.bound is None} <= {"power_ema"}
 
 
 def test_infinite_gradient_norm_means_no_clipping():

@@ -32,9 +32,6 @@ from diffusers_curriculum.weighting import WEIGHTINGS
 from tests.scripts.pipelines import with_scheduler
 from tests.scripts.small_runs import Bench
 
-ODD: dict[Any, tuple[str, ...]] = {int: ("-1", "0", "1"), float: ("-1", "0", "1e-300", "1e300")}
-TASKS: tuple[Any, ...] = (TextToImage, ClassConditional, Unconditional)
-PLACES = ("output_dir", "pretrained_model_name_or_path")
 ZERO_SNR = (
     EulerDiscreteScheduler,
     EulerAncestralDiscreteScheduler,
@@ -81,13 +78,6 @@ def refused(task: Any, line: list[str]) -> str | None:
     return None
 
 
-def odd_numbers(task: Any) -> Iterator[list[str]]:
-    for family in task.command_line.families:
-        for flag in family.flags:
-            if flag.name not in PLACES:
-                yield from ([f"--{flag.name}", value] for value in ODD.get(flag.type, ("x",)))
-
-
 def odd_parameters() -> Iterator[list[str]]:
     for name in (*DENSITIES, *learning_samplers(), "two_phase"):
         law = ["--timestep_sampler", name]
@@ -99,14 +89,6 @@ def odd_parameters() -> Iterator[list[str]]:
         yield weighting
         for given in ("x=1", "gamma=0", "gamma=a", "k=-1", "measure=x", "terminal_weight=-1"):
             yield [*weighting, "--loss_weighting_args", given]
-
-
-@pytest.mark.reliability
-@pytest.mark.parametrize("task", TASKS)
-def test_an_odd_number_ends_in_a_usage_error(task: Any, pipeline: Path) -> None:
-    lines = [[*base(task, pipeline), *more] for more in odd_numbers(task)]
-    assert len(lines) > 100
-    assert [fault for line in lines if (fault := refused(task, line))] == []
 
 
 @pytest.mark.reliability
