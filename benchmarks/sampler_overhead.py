@@ -50,7 +50,8 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         ],
         "mix": "linear",
         "mix_steps": 10,
-    }
+    },
+    "MovingTimestepSampler": {"move_steps": 1000, "widen_steps": 1000},
 }
 
 _SCHEDULERS: dict[str, Any] = {

@@ -14,8 +14,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
+from diffusers_curriculum.analysis.over_training import over_training
 from diffusers_curriculum.analysis.plots import BLUE, GREY, ORANGE, figure_to_image
-from diffusers_curriculum.analysis.preview import log_snr_histogram, over_training
+from diffusers_curriculum.analysis.preview import log_snr_histogram
 from diffusers_curriculum.catalogue import Entry
 from diffusers_curriculum.noise_levels import NoiseLevels
 from diffusers_curriculum.samplers import DensityTimestepSampler, TimestepSampler
@@ -30,6 +31,7 @@ SAMPLER_ARGUMENTS: dict[str, dict[str, Any]] = {
     "curriculum": {"clusters": 10, "pacing": "fixed", "pacing_args": {"stage_steps": 50}},
     "density": {"density": "laplace"},
     "gradient_norm": {"mode": "loss"},
+    "moving": {"move_steps": 400, "widen_steps": 500},
     "sequence": {
         "phases": [
             {"until": 600, "sampler": {"density": "normal", "density_args": {"mean": -1.6}}},

@@ -196,11 +196,38 @@ class Given(NamedTuple):
         return ("density", *learning, *(NESTED if depth < 2 else ()))
 
 
+MOVABLE = tuple(name for name, kind in DENSITIES.items() if kind.placement)
+
+
+@st.composite
+def moves(draw: st.DrawFn) -> Settings:
+    """A law with a location, and its way; now and then one that it does not have."""
+    pacing = draw(st.sampled_from(sorted(PACINGS)))
+    by_stages = pacing in STEPS
+    own = {
+        "density": draw(st.sampled_from([*MOVABLE, *MOVABLE, "mode", "beta"])),
+        "pacing": pacing,
+        "pacing_args": draw(STEPS[pacing]) if by_stages else {},
+        "move_steps": None if by_stages else draw(st.integers(1, 90)),
+    }
+    ways = {
+        "location_start": CENTRE,
+        "location_end": CENTRE,
+        "scale_start": WIDTH,
+        "widen_steps": st.integers(0, 40),
+        "positions": st.integers(2, 12),
+        "data_std": WIDTH,
+    }
+    return own | draw(some_of(**ways))
+
+
 @st.composite
 def samplers(draw: st.DrawFn, walk: str, given: Given, depth: int = 0) -> Settings:
     """The config of a sampler without its scheduler."""
     kinds = given.kinds(depth)
     inner = draw(st.sampled_from(kinds))
+    if walk == "density" and draw(st.integers(0, 3)) == 0:
+        return {"_class_name": "MovingTimestepSampler", **draw(moves()), **given.shared}
     if walk == "density":
         name, args = draw(densities())
         chosen = {"density": name, "density_args": args, **given.shared}

@@ -21,6 +21,7 @@ from diffusers_curriculum.samplers import TimestepSampler
 BLUE, ORANGE, GREY, LIGHT = "#2a6fbb", "#d9731a", "#8a8a8a", "#a9cbea"
 # distinct in print and to colour-blind readers (Okabe and Ito)
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+_OVER_TIME = ("#cc79a7", "#e69f00", "#009e73", "#56b4e9")  # of laws before the last one
 _UNIFORM = "uniform timesteps"
 _STYLES: dict[str, dict[str, Any]] = {
     _UNIFORM: {"color": GREY, "linewidth": 1.2, "linestyle": "--"},
@@ -151,6 +152,10 @@ def _columns(names: Sequence[str]) -> int:
 
 
 def _draw_density(axis: Axes, preview: Preview) -> None:
+    for (step, mass), colour in zip(preview.training.course.items(), _OVER_TIME, strict=False):
+        if not np.array_equal(mass, preview.mass):
+            style = {"color": colour, "linewidth": 1.0, "label": f"drawn at step {step}"}
+            axis.plot(*density_line(preview, mass), **style)
     for name, mass in preview.laws.items():
         axis.plot(*density_line(preview, mass), label=name, **_STYLES[name])
     ends = preview.quantiles["drawn"].log_snr[0], preview.quantiles["drawn"].log_snr[-1]

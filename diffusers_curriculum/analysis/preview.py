@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from diffusers_curriculum.analysis.advice import advice, normalised
+from diffusers_curriculum.analysis.over_training import OverTraining, over_training
 from diffusers_curriculum.noise_levels import NoiseLevels
 from diffusers_curriculum.samplers import TimestepSampler
 
@@ -48,29 +49,6 @@ class Share(NamedTuple):
     effective: float
     over_run: float
     opens: float | None
-
-
-@dataclass(frozen=True, eq=False)
-class OverTraining:
-    """The laws of a run, one after the other.
-
-    Attributes:
-        starts: (n,) optimizer step from which each law holds; fractions where it is an expectation.
-        masses: (n, T) float64, each row sums to 1.
-        steps: length of the run.
-        how: how the starts are known, as a short text; empty where nothing changes.
-    """
-
-    starts: np.ndarray
-    masses: np.ndarray
-    steps: int
-    how: str
-
-    @property
-    def average(self) -> np.ndarray:
-        """(T,) the mass that a step of the run draws from on average."""
-        durations = np.diff(np.append(self.starts, self.steps))
-        return durations @ self.masses / durations.sum()
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,6 +138,14 @@ class Preview:
                 "known": training.how,
                 "edges": edges.tolist(),
                 "density": heat.tolist(),
+                "course": [
+                    {
+                        "step": step,
+                        "mass": mass.tolist(),
+                        "log_snr": _finite(quantiles(self.levels, mass).log_snr),
+                    }
+                    for step, mass in training.course.items()
+                ],
             },
             "data_std": self.data_std,
             "normalised_log_snr": self.normalised,
@@ -224,21 +210,6 @@ def make_preview(
         warnings=(*refused, *advised),
         data_std=data_std,
     )
-
-
-def over_training(sampler: TimestepSampler, steps: int) -> OverTraining:
-    """The laws that ``sampler`` draws from in a run of ``steps`` optimizer steps.
-
-    A curriculum's stages begin where they are planned, or, once it has seen losses, where they
-    opened. A law that changes with the step is looked at now and then, one that learns as it is.
-    """
-    begin, how = sampler.stage_starts(steps)
-    starts = np.asarray(begin)
-    moments = np.union1d(starts[starts < steps], sampler.moments(steps))
-    rows = [sampler.at_stage(int((starts <= at).sum()), int(at))[0].numpy() for at in moments]
-    masses, keep = np.stack(rows), np.ones(len(rows), dtype=bool)
-    keep[1:] = (masses[1:] != masses[:-1]).any(1)
-    return OverTraining(moments[keep], masses[keep], steps, how)
 
 
 def check_comparable(previews: Mapping[str, Preview]) -> None:

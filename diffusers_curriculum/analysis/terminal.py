@@ -16,6 +16,7 @@ from diffusers_curriculum.analysis.preview import (
     Preview,
     check_comparable,
     log_snr_histogram,
+    quantiles,
 )
 
 TERMINAL = "terminal"
@@ -204,6 +205,10 @@ def _quantile_table(preview: Preview) -> Iterator[str]:
         row = preview.quantiles[name]
         yield f"{label:<{_MARGIN}}" + _numbers(row.log_snr, ".2f") + "  log-SNR"
         yield " " * _MARGIN + _numbers(row.timestep, ".5g") + "  timestep"
+    course = preview.training.course
+    for step, mass in course.items() if len(course) > 1 else ():
+        log_snr = quantiles(preview.levels, mass).log_snr
+        yield f"{f'drawn, step {step}':<{_MARGIN}}" + _numbers(log_snr, ".2f") + "  log-SNR"
 
 
 def _numbers(values: Sequence[float], form: str, width: int = 10) -> str:

@@ -16,6 +16,7 @@ says otherwise (:func:`positive`, or ``checks.checked``). What a law may add:
 
 - ``icdf``, where it has a closed form; else the cdf is bisected to the last bit;
 - ``sf``, so that the clean tail keeps digits that ``1 - cdf`` loses;
+- ``placement``, the parameters that move and widen it, so that it can move over a run;
 - ``support``, where all mass lies between two levels;
 - a subclass of :class:`SymmetricDensity` gives the lower half only, and has both tails exact;
 - a subclass of :class:`TimeDensity` is a law of the schedule's own time, 0 = cleanest timestep,
@@ -37,10 +38,12 @@ from diffusers_curriculum.densities import (
 from diffusers_curriculum.densities.base import (
     DENSITIES,
     Density,
+    Placement,
     ScheduleDensity,
     SymmetricDensity,
     make_density,
     on_clock,
+    placement_of,
     portable_parameters,
     positive,
     register,
@@ -53,6 +56,7 @@ __all__ = [
     "DENSITIES",
     "SHIFT_PRESETS",
     "Density",
+    "Placement",
     "ScheduleDensity",
     "SymmetricDensity",
     "TimeDensity",
@@ -61,6 +65,7 @@ __all__ = [
     "make_density",
     "nested",
     "on_clock",
+    "placement_of",
     "points",
     "portable_parameters",
     "positive",

@@ -6,7 +6,8 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from functools import cached_property
-from typing import Any, ClassVar
+from types import MappingProxyType
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -43,6 +44,16 @@ def make_density(name: str, edges: Tensor, /, **parameters: Any) -> Density:
     return kind.on_schedule(edges, **parameters)
 
 
+def placement_of(name: str) -> Placement:
+    """Which parameters move and widen the density ``name``; ValueError, with the names of those
+    that can be moved, for one that none moves, and for an unknown name."""
+    found = DENSITIES.look_up(name).placement
+    if found is None:
+        movable = ", ".join(each for each, kind in DENSITIES.items() if kind.placement)
+        raise ValueError(f"density {name!r} has no location to move: choose from {movable}.")
+    return found
+
+
 def portable_parameters(name: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
     """``parameters`` of the density ``name`` as plain JSON values that need no file: a config that
     holds them builds the same density anywhere.
@@ -68,12 +79,36 @@ def on_clock(name: str, parameters: Mapping[str, Any], shift: float | None) -> d
     return dict(parameters) if shift is None else kind.on_clock(dict(parameters), shift)
 
 
+class Placement(NamedTuple):
+    """Which parameters of a law say where it lies, and how wide it is.
+
+    Attributes:
+        location: the parameter that moves it.
+        scale: the parameter that widens it, None where its width is none or more than one.
+        unit: log-SNR for one unit of both; negative where the location grows towards noise.
+        fixed: parameters that would move it too, at the value that leaves it where it is.
+    """
+
+    location: str
+    scale: str | None = None
+    unit: float = 1.0
+    fixed: Mapping[str, Any] = MappingProxyType({})
+
+    def parameters(self, location: float, scale: float | None) -> dict[str, Any]:
+        """Those of the law with its centre at ``location`` and a width of ``scale``, in log-SNR."""
+        placed = {**self.fixed, self.location: location / self.unit}
+        if scale is None or self.scale is None:
+            return placed
+        return placed | {self.scale: scale / abs(self.unit)}
+
+
 @dataclass(frozen=True)
 class Density:
     """A probability density over log-SNR; every method maps float64 tensors of any shape. A
     subclass gives :meth:`pdf` and :meth:`cdf`."""
 
     passes_on: ClassVar[bool] = False  # whether unknown parameters go on to on_schedule()
+    placement: ClassVar[Placement | None] = None  # of a law that can be moved by a parameter
 
     def __post_init__(self) -> None:
         check_fields(self, otherwise=finite)

@@ -9,7 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffusers_curriculum.densities.base import Density, SymmetricDensity, positive, register
+from diffusers_curriculum.densities.base import (
+    Density,
+    Placement,
+    SymmetricDensity,
+    positive,
+    register,
+)
 
 _IMPORTANCE = "arXiv 2407.03297"
 
@@ -62,6 +68,7 @@ class LogisticShape(SymmetricDensity):
 class Laplace(SymmetricDensity):
     """Laplace's law, two exponentials back to back."""
 
+    placement = Placement("mu", "b")
     mu: float = 0.0
     b: float = positive(0.5)
 
@@ -85,6 +92,7 @@ class Laplace(SymmetricDensity):
 class Cauchy(SymmetricDensity):
     """Cauchy's law, with tails that fall as the square."""
 
+    placement = Placement("mu", "gamma")
     mu: float = 0.0
     gamma: float = positive(1.0)
 
@@ -130,6 +138,7 @@ class Cosine(SymmetricDensity):
 class CosineShifted(Cosine):
     """The cosine law moved to mu."""
 
+    placement = Placement("mu")
     mu: float = 0.0
 
 
@@ -156,6 +165,7 @@ class CosineScaled(Cosine):
 class Normal(NormalShape):
     """Normal law of log-SNR."""
 
+    placement = Placement("mean", "std")
     mean: float = 0.0
     std: float = positive(2.0)
     _centre = property(lambda self: self.mean)
@@ -172,6 +182,7 @@ class Normal(NormalShape):
 class Logistic(LogisticShape):
     """Logistic law: a log-logistic sigma with location -mu / 2 and scale s / 2."""
 
+    placement = Placement("mu", "s")
     mu: float = 0.0
     s: float = positive(2.0)
     _scale = property(lambda self: self.s)
@@ -190,6 +201,7 @@ class Logistic(LogisticShape):
 class SplitNormal(Density):
     """A normal law with its own width on either side of its mode, continuous there."""
 
+    placement = Placement("mu")
     mu: float = 0.0
     std_noisy: float = positive(2.0)
     std_clean: float = positive(2.0)

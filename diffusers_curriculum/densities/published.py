@@ -15,7 +15,13 @@ import torch
 from torch import Tensor
 
 from diffusers_curriculum.checks import above_zero, checked, inside
-from diffusers_curriculum.densities.base import SymmetricDensity, largest, positive, register
+from diffusers_curriculum.densities.base import (
+    Placement,
+    SymmetricDensity,
+    largest,
+    positive,
+    register,
+)
 from diffusers_curriculum.densities.laws import Cosine, LogisticShape, NormalShape
 
 # Two points of (image tokens, mu), mu = ln s; a line through them is not clamped.
@@ -113,6 +119,7 @@ class LogitNormal(Shifted, NormalShape):
     0 is noise: mean = -logit_mean.
     """
 
+    placement = Placement("mean", "std", -2.0, {"shift": 1.0})
     mean: float = 0.0
     std: float = positive(1.0)
     _centre = property(lambda self: -2 * self.mean - 2 * self.log_shift)
@@ -214,6 +221,7 @@ class HeavyTail(Mode):
 class Edm(NormalShape):
     """A normal logarithm of sigma."""
 
+    placement = Placement("p_mean", "p_std", -2.0)
     p_mean: float = -1.2
     p_std: float = positive(1.2)
     _centre = property(lambda self: -2 * self.p_mean)

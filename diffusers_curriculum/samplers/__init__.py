@@ -21,6 +21,7 @@ from diffusers_curriculum.samplers.loss_based import (
     LossProportionalTimestepSampler,
     LossSecondMomentTimestepSampler,
 )
+from diffusers_curriculum.samplers.moving import MovingTimestepSampler
 from diffusers_curriculum.samplers.sequence import SequenceTimestepSampler
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "InformationRateTimestepSampler",
     "LossProportionalTimestepSampler",
     "LossSecondMomentTimestepSampler",
+    "MovingTimestepSampler",
     "Report",
     "SequenceTimestepSampler",
     "TimestepSample",
@@ -39,6 +41,7 @@ __all__ = [
     "describe_config",
     "gradient_norm_samplers",
     "learning_samplers",
+    "named_samplers",
     "per_sample_gradient_norms",
     "sampler_named",
 ]
@@ -54,6 +57,11 @@ def learning_samplers() -> dict[str, type[AdaptiveTimestepSampler]]:
     """The registered samplers that learn their law from losses, by name."""
     kinds = SAMPLERS.items()
     return {name: kind for name, kind in kinds if issubclass(kind, AdaptiveTimestepSampler)}
+
+
+def named_samplers() -> tuple[str, ...]:
+    """The registered names that :func:`sampler_named` knows."""
+    return tuple(name for name in SAMPLERS if sampler_named(name) is not None)
 
 
 def sampler_named(name: str) -> type[TimestepSampler] | None:

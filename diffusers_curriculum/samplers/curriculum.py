@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ from diffusers_curriculum.samplers.base import SAMPLERS, TimestepSampler
 from diffusers_curriculum.samplers.composition import CPU, Cells, compose, copy_on
 from diffusers_curriculum.samplers.description import (
     Report,
+    checked_config,
     clusters_in_words,
     describe_config,
     plain_config,
@@ -80,7 +80,9 @@ class CurriculumTimestepSampler(TimestepSampler):
         order: str = "easy_to_hard",
         within: str = "base",
     ) -> None:
-        self.base = base if isinstance(base, TimestepSampler) else TimestepSampler.from_config(base)
+        if not isinstance(base, TimestepSampler):
+            base = TimestepSampler.from_config(checked_config("base", base))
+        self.base = base
         super().__init__(self.base.levels, **self.base.settings)
         law = self.base.law(0, CPU)
         method = automatic(self.levels, law) if clustering == "auto" else clustering
@@ -233,11 +235,9 @@ class CurriculumTimestepSampler(TimestepSampler):
 
     def stage_starts(self, steps: int) -> tuple[list[float], str]:
         """Where the stages opened, once losses were seen, else where they are planned."""
-        if int(self.cluster_counts.sum()):
-            opened = [math.inf if at < 0 else float(at) for at in self.opened_at.tolist()]
-            return opened, "stages as they opened"
-        how = "on a loss plateau" if self.pacing.initial_state() else "planned"
-        return self.pacing.planned_starts(self.stages, steps), f"stages as {how}"
+        starts, how = self._progress.starts(steps)
+        inner = self.base.stage_starts(steps)[1] if self.base.learns else ""
+        return starts, f"{how}; the base {inner}" if inner else how
 
     def moments(self, steps: int) -> list[int]:
         return self.base.moments(steps)

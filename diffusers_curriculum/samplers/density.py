@@ -76,7 +76,7 @@ class DensityTimestepSampler(TimestepSampler):
             self._cells = {CPU: Cells.of_density(levels, self.density)}
         as_published = levels.family == "edm" and density in ("edm", "edm2")  # with no floor
         if self.floor == 0 and density != "uniform" and not as_published:
-            _warn_of_untrained_ends(self.density, levels)
+            warn_of_untrained_ends(self.density, levels)
         if self.floor > 0 and not bool(masses.all()):
             logger.warning(
                 "%s has no mass on %d of %d levels, but floor=%s draws them too: floor=0 does not.",
@@ -116,7 +116,8 @@ def upgraded_law(config: Mapping[str, Any], name: str, args: str) -> dict[str, A
     return dict(config) | {args: on_clock(law, config.get(args) or {}, 1.0)}
 
 
-def _warn_of_untrained_ends(density: Any, levels: NoiseLevels) -> None:
+def warn_of_untrained_ends(density: Any, levels: NoiseLevels) -> None:
+    """Warn of a law without a floor that hardly ever trains one of the schedule's ends."""
     central = density.icdf(torch.tensor([0.0005, 0.9995], dtype=torch.float64))
     finite = levels.log_snr[levels.finite]
     if bool(finite[-1] < central[0]) or bool(finite[0] > central[1]):

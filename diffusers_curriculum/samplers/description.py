@@ -74,6 +74,12 @@ class Described(ConfigMixin, ABC):
         return cls.__name__
 
     @classmethod
+    def of_run(cls, arguments: Mapping[str, Any], steps: int | None) -> dict[str, Any]:
+        """``arguments`` as they are given for a run of ``steps`` optimizer steps (None: not known)
+        in those of the class, which knows no run."""
+        return dict(arguments)
+
+    @classmethod
     def upgraded_config(cls, config: Mapping[str, Any]) -> dict[str, Any]:
         """A stored config of this version or an older one, in the words of this one: it names what
         the older one chose by a default that has changed since."""
@@ -117,7 +123,12 @@ class Described(ConfigMixin, ABC):
     def stage_starts(self, steps: int) -> tuple[list[float], str]:
         """The step of a run of ``steps`` at which each stage begins (infinite: it did not), and how
         that is known, as a short text; empty where nothing changes."""
-        return [0.0], "as learned so far" if self.learns else ""
+        if not self.learns:
+            return [0.0], ""
+        told = [v for name, v in self.metrics().items() if name.endswith("law_is_learned")]
+        if told and not any(bool(share > 0) for share in told):
+            return [0.0], "of the warm-up: nothing is learned yet"
+        return [0.0], "as learned so far"
 
     def moments(self, steps: int) -> list[int]:
         """Optimizer steps of a run of ``steps`` at which to look at the law besides the stages'
@@ -154,6 +165,13 @@ def upgraded_config(config: Any) -> Any:
         return config
     kind = Described.kinds().get(config.get("_class_name", ""))
     return config if kind is None else kind.upgraded_config(config)
+
+
+def checked_config(name: str, config: Any) -> Mapping[str, Any]:
+    """``config`` if it is one; ValueError for what is neither a sampler nor a mapping."""
+    if not isinstance(config, Mapping):
+        raise ValueError(f"{name}={config!r} is no sampler: give one, or its config.")
+    return config
 
 
 def clusters_in_words(config: Mapping[str, Any]) -> str:
@@ -207,9 +225,13 @@ def checked_arguments(
 ) -> dict[str, Any]:
     """The arguments of ``kind`` that a config and ``overrides`` tell; ValueError for others."""
     arguments = {k: v for k, v in config.items() if not k.startswith("_")} | dict(overrides)
-    unknown = sorted(arguments.keys() - inspect.signature(kind).parameters.keys())
+    parameters = inspect.signature(kind).parameters
+    unknown = sorted(arguments.keys() - parameters.keys())
     if unknown:
         raise ValueError(
             f"{kind.__name__} has no setting {unknown[0]!r}: is it of a newer version?"
         )
+    for name, parameter in parameters.items():
+        if parameter.default is parameter.empty and name not in arguments:
+            raise ValueError(f"the config of {kind.__name__} lacks {name!r}: add it.")
     return arguments

@@ -12,7 +12,12 @@ from torch import Tensor
 from diffusers_curriculum.checks import one_of, whole
 from diffusers_curriculum.samplers.base import SAMPLERS, TimestepSampler
 from diffusers_curriculum.samplers.composition import Cells
-from diffusers_curriculum.samplers.description import describe_config, plain_config, upgraded_config
+from diffusers_curriculum.samplers.description import (
+    checked_config,
+    describe_config,
+    plain_config,
+    upgraded_config,
+)
 from diffusers_curriculum.samplers.states import part_of, upgraded_part
 
 
@@ -120,8 +125,12 @@ class SequenceTimestepSampler(TimestepSampler):
 
     @classmethod
     def upgraded_config(cls, config: Mapping[str, Any]) -> dict[str, Any]:
-        parts = ({k: upgraded_config(v) for k, v in p.items()} for p in config.get("phases", ()))
-        return dict(config) | ({"phases": [*parts]} if "phases" in config else {})
+        phases = config.get("phases", ())
+        parts = [
+            {k: upgraded_config(v) for k, v in p.items()} if isinstance(p, Mapping) else p
+            for p in phases
+        ]
+        return dict(config) | ({"phases": parts} if "phases" in config else {})
 
     # -- the law ---------------------------------------------------------------------------------
 
@@ -220,14 +229,16 @@ class SequenceTimestepSampler(TimestepSampler):
 
 def _phase_sampler(number: int, phase: Mapping[str, Any]) -> TimestepSampler:
     """The sampler of a phase, built if it is a config; ValueError for other keys than these two."""
-    unknown = sorted(phase.keys() - {"until", "sampler"})
+    unknown = sorted(checked_config(f"phase {number}", phase).keys() - {"until", "sampler"})
     if unknown or "sampler" not in phase:
         raise ValueError(
             f"phase {number} has {', '.join(sorted(phase)) or 'nothing'}: it takes 'sampler' and "
             "'until' (None for the last phase)."
         )
     given = phase["sampler"]
-    return given if isinstance(given, TimestepSampler) else TimestepSampler.from_config(given)
+    if isinstance(given, TimestepSampler):
+        return given
+    return TimestepSampler.from_config(checked_config(f"sampler of phase {number}", given))
 
 
 def _sampler_for(scheduler: Any, settings: Any) -> TimestepSampler:

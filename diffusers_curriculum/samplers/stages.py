@@ -3,6 +3,7 @@ and how far a curriculum has come."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -140,6 +141,15 @@ class Progress:
     def stage(self, step: int) -> int | Tensor:
         """The stage of optimizer step ``step``; a tensor where it is known to a device only."""
         return self.pacing.stage(self.pace, step, self.stages)
+
+    def starts(self, steps: int) -> tuple[list[float], str]:
+        """The step at which each stage opened (infinite: not yet), once losses were seen, else
+        where it is planned in a run of ``steps``; and which of the two, in words."""
+        if int(self.cluster_counts.sum()):
+            opened = self.opened_at.tolist()
+            return [math.inf if at < 0 else float(at) for at in opened], "stages as they opened"
+        how = "on a loss plateau" if self.pacing.initial_state() else "planned"
+        return self.pacing.planned_starts(self.stages, steps), f"stages as {how}"
 
     def observe(self, clusters: Tensor, losses: Tensor, step: int) -> None:
         """Take in optimizer step ``step``: unweighted losses (N,), and the cluster of each sample,

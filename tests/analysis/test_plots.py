@@ -14,7 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from PIL import Image
 
+from diffusers_curriculum import MovingTimestepSampler
 from diffusers_curriculum.analysis.plots import (
+    density_line,
     figure_to_image,
     plot_comparison,
     plot_loss_by_noise_level,
@@ -25,6 +27,7 @@ from diffusers_curriculum.analysis.plots import (
 from diffusers_curriculum.analysis.preview import make_preview
 from diffusers_curriculum.weighting import loss_weights
 from tests.analysis.samplers import curriculum, laplace
+from tests.floors_fixtures import SCHEDULERS
 
 
 def curves(figure: Figure, place: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -295,8 +298,24 @@ def test_legends_tell_each_name_once() -> None:
     (legend,) = figure.subfigs[0].legends
     told = [text.get_text() for text in legend.get_texts()]
     names = {"uniform timesteps", "drawn", "drawn x weight", "90 % of the draws"}
-    assert set(told) == names | {"drawn, mean over the run"}
+    over_time = {"drawn, mean over the run", "drawn at step 0", "drawn at step 20"}
+    assert set(told) == names | over_time
     assert len(told) == len(set(told))
+
+
+def test_the_laws_of_a_run_are_drawn_beside_the_last_one() -> None:
+    sampler = MovingTimestepSampler(SCHEDULERS["sd"](), move_steps=60, widen_steps=40)
+    preview = make_preview(sampler, None, 101)
+    axis = next(a for a in plot_preview(preview).axes if "over log-SNR" in a.get_title())
+    lines = {str(line.get_label()): line for line in axis.get_lines()}
+    steps = {f"drawn at step {step}": step for step in (0, 25, 50, 76)}
+    assert set(lines) == {*steps, "uniform timesteps", "drawn"}
+    for name, step in (steps | {"drawn": 100}).items():
+        wanted = density_line(preview, sampler.probabilities(step).numpy())
+        np.testing.assert_allclose(np.transpose(lines[name].get_xydata()), wanted, rtol=1e-12)
+    still = make_preview(laplace(), None, 101)
+    axis = next(a for a in plot_preview(still).axes if "over log-SNR" in a.get_title())
+    assert [line.get_label() for line in axis.get_lines()] == ["uniform timesteps", "drawn"]
 
 
 # -- files -----------------------------------------------------------------------------------------

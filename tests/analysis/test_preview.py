@@ -11,7 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from diffusers_curriculum import CurriculumTimestepSampler, DensityTimestepSampler
+from diffusers_curriculum import (
+    CurriculumTimestepSampler,
+    DensityTimestepSampler,
+    LossProportionalTimestepSampler,
+    MovingTimestepSampler,
+)
 from diffusers_curriculum.analysis.preview import (
     QUANTILES,
     log_snr_histogram,
@@ -103,6 +108,64 @@ def test_a_sequence_changes_at_its_steps() -> None:
     np.testing.assert_allclose(preview.mass, 1e-3)
     first = two_phases(437).probabilities(0).numpy()
     np.testing.assert_allclose(preview.training.average, 0.437 * first + 0.563e-3, rtol=1e-9)
+
+
+def moving(**settings: Any) -> MovingTimestepSampler:
+    return MovingTimestepSampler(SCHEDULERS["sd"](), **settings)
+
+
+def test_a_law_that_moves_is_shown_over_the_run() -> None:
+    sampler = moving(move_steps=300, widen_steps=600)
+    preview = make_preview(sampler, None, 1001)
+    training = preview.training
+    assert len(training.starts) > 50
+    assert 300 in training.starts
+    for start, row in zip(training.starts, training.masses, strict=True):
+        np.testing.assert_array_equal(row, sampler.probabilities(int(start)).numpy())
+    np.testing.assert_array_equal(preview.mass, sampler.probabilities(1000).numpy())
+    course = preview.to_json()["training"]["course"]
+    assert [each["step"] for each in course] == [0, 250, 500, 751, 1000]
+    for each in course:
+        mass = sampler.probabilities(each["step"])
+        assert each["mass"] == mass.tolist()
+        assert each["log_snr"] == list(quantiles(sampler.levels, mass.numpy()).log_snr)
+    centres = [each["log_snr"][2] for each in course]
+    assert centres[:2] == sorted(centres[:2])
+    assert max(abs(centre - 2) for centre in centres[2:]) < 0.3
+
+
+def test_a_law_that_moves_by_patience_is_shown_as_planned_and_then_as_it_went() -> None:
+    patient = {"pacing": "patience", "pacing_args": {"patience": 10}, "positions": 4}
+    sampler = moving(**patient, widen_steps=6, floor=0.0)
+    training = make_preview(sampler, None, 100).training
+    assert training.how == "stages as on a loss plateau"
+    wanted = [0, 17.8, 35.6, 53.4, 55.4, 57.4, 59.4]
+    assert training.starts.tolist() == pytest.approx(wanted, abs=0.1)
+    for place, row in enumerate(training.masses):
+        law = {"mu": -1.0 + min(place, 3), "b": 1 + max(place - 3, 0) / 3}
+        still = DensityTimestepSampler(SCHEDULERS["sd"](), "laplace", law, floor=0.0)
+        np.testing.assert_allclose(row, still.probabilities().numpy(), rtol=1e-9)
+    for step in range(30):
+        sampler.observe(torch.tensor([500]), torch.ones(1), step)
+    training = make_preview(sampler, None, 100).training
+    assert (training.starts.tolist(), training.how) == ([0, 11, 22], "stages as they opened")
+
+
+def test_the_course_of_stages_of_phases_and_of_what_stays() -> None:
+    assert [*make_preview(laplace(), None, 100).training.course] == [0]
+    assert [*make_preview(two_phases(437), None, 1001).training.course] == [0, 500]
+    assert [*make_preview(curriculum(stage_steps=10), None, 40).training.course] == [0, 10, 20, 30]
+
+
+def test_a_law_that_learns_says_whether_it_has() -> None:
+    soon = {"bins": 4, "warm_up": 0, "refresh_every": 1, "min_observations": 1}
+    learning = LossProportionalTimestepSampler(SCHEDULERS["sd"](), **soon)
+    over = CurriculumTimestepSampler(learning, 4)
+    assert make_preview(learning).training.how == "of the warm-up: nothing is learned yet"
+    assert over.stage_starts(9)[1].endswith("; the base of the warm-up: nothing is learned yet")
+    learning.observe(torch.arange(1000), torch.rand(1000), 0)
+    assert make_preview(learning).training.how == "as learned so far"
+    assert over.stage_starts(9)[1].endswith("; the base as learned so far")
 
 
 # -- shares ----------------------------------------------------------------------------------------

@@ -8,8 +8,8 @@ import diffusers
 import numpy as np
 import pytest
 
-from diffusers_curriculum import DensityTimestepSampler
-from diffusers_curriculum.analysis.preview import make_preview
+from diffusers_curriculum import DensityTimestepSampler, MovingTimestepSampler
+from diffusers_curriculum.analysis.preview import make_preview, quantiles
 from diffusers_curriculum.analysis.terminal import (
     ASCII,
     BLOCKS,
@@ -105,3 +105,16 @@ def test_blocks_only_where_they_can_be_written() -> None:
     assert characters_for("latin-1") is ASCII
     assert characters_for("nonsense") is ASCII
     assert characters_for(None) is ASCII
+
+
+def test_the_quantiles_of_a_law_that_moves_are_told_for_each_quarter() -> None:
+    scheduler = diffusers.DDPMScheduler()  # type: ignore[call-arg]
+    sampler = MovingTimestepSampler(scheduler, move_steps=60, widen_steps=40)
+    preview = make_preview(sampler, None, 101)
+    told = dict(re.findall(r"^drawn, step (\d+) (.*)  log-SNR$", render(preview), re.M))
+    assert [*told] == ["0", "25", "50", "76", "100"]
+    for step, row in told.items():
+        mass = sampler.probabilities(int(step)).numpy()
+        wanted = quantiles(sampler.levels, mass).log_snr
+        assert [float(x) for x in row.split()] == pytest.approx(list(wanted), abs=0.005)
+    assert "drawn, step" not in render(make_preview(laplace()))

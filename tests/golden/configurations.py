@@ -33,6 +33,9 @@ SMOOTH = {"patience": 2, "smoothing": 0.6, "min_delta": 0.001, "max_stage_steps"
 LATE = {"stage_steps": 25}
 # so that the samplers that learn a law do so within the steps above
 LEARN_SOON = {"warm_up": 6, "refresh_every": 4, "min_observations": 1, "bins": 8}
+MOVE_SOON = {"move_steps": 30, "widen_steps": 15}
+
+MOVE_IN_STAGES = {"move_steps": None, "pacing": "patience", "pacing_args": {"patience": 2}}
 
 
 class Draws(NamedTuple):
@@ -62,7 +65,7 @@ def configurations() -> dict[str, Case]:
 
 def _sampler_case(name: str) -> Case:
     takes = inspect.signature(TimestepSampler.kinds()[name]).parameters
-    soon = {key: value for key, value in LEARN_SOON.items() if key in takes}
+    soon = {key: value for key, value in (LEARN_SOON | MOVE_SOON).items() if key in takes}
     return Case(lambda: build_sampler(name, **soon))
 
 
@@ -82,6 +85,7 @@ def _compositions() -> dict[str, Case]:
             lambda: _curriculum(_paced("fixed"), clusters=2, pacing="fixed", pacing_args=LATE)
         ),
         **{f"shifted/{name}": Case(lambda name=name: _shifted(name)) for name in _OF_THE_CLOCK},
+        "moving/patience": Case(lambda: build_sampler("MovingTimestepSampler", **MOVE_IN_STAGES)),
         "curriculum/flow": Case(lambda: _curriculum(_base(SCHEDULERS["flow"]()))),
     }
 

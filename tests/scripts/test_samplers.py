@@ -36,6 +36,14 @@ SAMPLERS = {
         "mix=linear",
         "mix_steps=2",
     ),
+    "moving": (
+        "moving",
+        "--timestep_sampler_args",
+        "pacing=patience",
+        'pacing_args={"patience": 1}',
+        "positions=3",
+        "widen_steps=2",
+    ),
     "mixture": ("mixture", "--timestep_sampler_args", PARTS),
     "curriculum of one that learns": (
         "loss_proportional",

@@ -16,7 +16,7 @@ FIXED_PRESETS = ("sd3", "wan-musubi", "wan-diffsynth", "z-image-musubi", "z-imag
 SCALED_LAWS = dict.fromkeys(
     (
         *("laplace", "cauchy", "cosine", "cosine_shifted", "cosine_scaled", "normal", "logistic"),
-        *("split_normal", "log_snr_uniform", "spline", "tabulated"),
+        *("split_normal", "log_snr_uniform", "spline", "tabulated", "moving"),
     ),
     1.0,
 ) | {"edm": 0.5, "edm2": 0.5}

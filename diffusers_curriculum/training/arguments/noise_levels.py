@@ -112,7 +112,25 @@ def _settle_bias(args: Any) -> None:
         args.timestep_floor = 0.0
 
 
+def _settle_file(args: Any) -> None:
+    """Nothing after this treats a file apart from a name that is one."""
+    file = args.timestep_sampler_config
+    if file is None:
+        return
+    if "timestep_sampler" in args.given:
+        raise UsageError(
+            f"--timestep_sampler_config {file} and --timestep_sampler {args.timestep_sampler} both "
+            "say what is drawn: drop one of the two."
+        )
+    if not is_file(file):
+        raise UsageError(
+            f"--timestep_sampler_config is {file}: give a JSON file, its name ending in .json."
+        )
+    args.timestep_sampler = file
+
+
 def _settle(args: Any) -> None:
+    _settle_file(args)
     _settle_bias(args)
     settle_shift(args)
     _settle_weighting(args)
@@ -154,9 +172,16 @@ TIMESTEPS = Family.of(
         "timestep_sampler",
         "uniform",
         "density over log-SNR that timesteps are drawn from, or a law that is learned while the "
-        "model trains (docs/catalogue.md); two_phase; or the file timestep_sampler_config.json of "
-        "any sampler",
+        "model trains (docs/catalogue.md); two_phase; moving; or the file "
+        "timestep_sampler_config.json of any sampler",
         metavar="NAME",
+    ),
+    place(
+        "timestep_sampler_config",
+        help="the sampler of a JSON file, as save_pretrained writes it, or by hand with its type "
+        "and settings; another name of --timestep_sampler FILE.json",
+        metavar="FILE",
+        later=True,
     ),
     _pairs(
         "timestep_sampler_args", "its parameters, for example mu=0 b=0.5", needs=(_WITH_PARAMETERS,)

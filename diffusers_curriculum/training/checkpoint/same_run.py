@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from diffusers_curriculum.densities import on_clock, portable_parameters
-from diffusers_curriculum.samplers import learning_samplers
+from diffusers_curriculum.samplers import DensityTimestepSampler, learning_samplers
 from diffusers_curriculum.samplers.description import plain_config, upgraded_config
 from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.arguments.flag import SETTINGS
@@ -193,7 +193,7 @@ def keep_choices(args: Arguments, saved: Mapping[str, Any]) -> None:
 
 def _left_open(told: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
     """What the settings ``base`` have by a default that has changed, and is not told."""
-    if "density" in base:
+    if base["_class_name"] == DensityTimestepSampler.__name__:
         return _unmoved(base["density"], told, base["density_args"])
     measure = {"measure": base["measure"]} if "measure" in base.keys() - told.keys() else {}
     law, args = told.get("warm_up_density", "uniform"), told.get("warm_up_density_args") or {}
@@ -221,10 +221,10 @@ def _log_choices(choices: Mapping[str, Any]) -> None:
 
 def _law_of(settings: Mapping[str, Any]) -> str:
     """The name of a sampler in its config, as --timestep_sampler has it."""
-    if "density" in settings:
+    kind = settings["_class_name"]
+    if kind == DensityTimestepSampler.__name__:
         return settings["density"]
-    names = {kind.__name__: name for name, kind in learning_samplers().items()}
-    return names.get(settings["_class_name"], "")
+    return next((name for name, each in learning_samplers().items() if each.__name__ == kind), "")
 
 
 def check_same_run(

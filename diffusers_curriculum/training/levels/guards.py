@@ -15,6 +15,13 @@ def learning_warnings(args: Arguments, sampler: TimestepSampler, steps: int) -> 
     """The warnings for a run of ``steps`` updates, one sentence each; none for a law that does not
     learn."""
     for part in sampler.walk():
+        move_steps = part.config.get("move_steps")
+        if move_steps is not None and move_steps >= steps:
+            yield (
+                f"{part.name()} moves over {move_steps} updates, and the run has {steps}: it does "
+                "not arrive; --timestep_sampler_args move_steps=N or move_share=0.25 makes it "
+                "faster."
+            )
         warm_up = part.config.get("warm_up")
         if warm_up is None:
             continue

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from diffusers_curriculum.checks import refuse
@@ -21,12 +18,13 @@ from diffusers_curriculum.samplers import (
     DensityTimestepSampler,
     SequenceTimestepSampler,
     TimestepSampler,
-    learning_samplers,
+    named_samplers,
     sampler_named,
 )
 from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.arguments.laws import SCALED_LAWS, is_file
 from diffusers_curriculum.training.errors import UsageError, usage_errors
+from diffusers_curriculum.training.levels.sampler_file import sampler_of_file
 from diffusers_curriculum.weighting import loss_weights
 from diffusers_curriculum.weighting.learned import LearnedLossWeights
 
@@ -76,7 +74,7 @@ def _base(args: Arguments, scheduler: Any, seed: int, continuous: bool = False) 
     """What is drawn before any curriculum: a density, a law that is learned, two phases, a file."""
     name, own = args.timestep_sampler, dict(args.timestep_sampler_args)
     if is_file(name):
-        return _sampler_of_file(name, scheduler)
+        return sampler_of_file(name, scheduler, seed)
     kind = None if name in DENSITIES else sampler_named(name)
     # a sampler that is none of a density keeps its own settings where nothing was given
     missing = [setting for setting in DRAW_DEFAULTS if args[setting] is None]
@@ -99,6 +97,7 @@ def _base(args: Arguments, scheduler: Any, seed: int, continuous: bool = False) 
     if name == "two_phase":
         return SequenceTimestepSampler.two_phase(scheduler, **own, **given)
     if kind is not None and not issubclass(kind, AdaptiveTimestepSampler):
+        own = kind.of_run(_for_data(args, name, own), args.max_train_steps)
         return kind.from_scheduler(scheduler, **own, **given)
     if kind is not None and args.loss_weighting == UNCERTAINTY:
         raise UsageError(
@@ -120,7 +119,7 @@ def _base(args: Arguments, scheduler: Any, seed: int, continuous: bool = False) 
         )
     if name not in DENSITIES:
         others = "a file timestep_sampler_config.json", "a name that a module of --import registers"
-        refuse(repr(name), name, (*sorted(DENSITIES), *learning_samplers(), "two_phase", *others))
+        refuse(repr(name), name, (*sorted(DENSITIES), *named_samplers(), "two_phase", *others))
     law = _scaled(args, name, own)
     return DensityTimestepSampler.from_scheduler(scheduler, **law, **given)
 
@@ -128,29 +127,29 @@ def _base(args: Arguments, scheduler: Any, seed: int, continuous: bool = False) 
 def _scaled(args: Arguments, name: str, own: dict[str, Any]) -> dict[str, Any]:
     """A density and its parameters, moved to the scale of the data where that is asked for; "auto"
     moves nothing until it is measured."""
-    scale = args.data_std if args.data_scale == "auto" else args.data_scale
     if args.data_scale == 1:
         return {"density": name, "density_args": own}
-    shift = 1.0 if scale is None else scale / SCALED_LAWS[name]
+    shift = _scale(args, SCALED_LAWS[name]) / SCALED_LAWS[name]
     nested = {"density": name, "density_args": own, "shift": shift}
     return {"density": "shifted", "density_args": nested}
 
 
-def _sampler_of_file(path: str, scheduler: Any) -> TimestepSampler:
-    """The sampler whose config a file holds, if it is one for this schedule."""
-    try:
-        sampler = TimestepSampler.from_config(json.loads(Path(path).read_text("utf-8")))
-    except OSError as error:
-        raise UsageError(f"--timestep_sampler {path} cannot be read: {error.strerror}.") from error
-    levels = NoiseLevels.from_scheduler(scheduler)
-    mine, theirs = levels.log_snr, sampler.levels.log_snr
-    if mine.shape != theirs.shape or not torch.allclose(mine, theirs, atol=1e-6, equal_nan=True):
+def _for_data(args: Arguments, name: str, own: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a sampler that moves with the scale of the data, where that is asked for."""
+    if args.data_scale == 1:
+        return own
+    if "data_std" in own:
         raise UsageError(
-            f"--timestep_sampler {path} is for a schedule of {len(theirs)} levels, log-SNR "
-            f"{float(theirs[-1]):.3f} to {float(theirs[0]):.3f}; the model's has {len(mine)}, "
-            f"{float(mine[-1]):.3f} to {float(mine[0]):.3f}: make the file for this scheduler."
+            f"--data_scale is {args.data_scale} and --timestep_sampler_args has data_std="
+            f"{own['data_std']!r}: both say the scale of the data; drop one of the two."
         )
-    return sampler
+    return own | {"data_std": _scale(args, SCALED_LAWS[name])}
+
+
+def _scale(args: Arguments, unmoved: float) -> float:
+    """The scale of the data; ``unmoved`` until it is measured."""
+    scale = args.data_std if args.data_scale == "auto" else args.data_scale
+    return unmoved if scale is None else scale
 
 
 def build_loss_weights(args: Arguments, objective: Objective) -> Tensor | None:

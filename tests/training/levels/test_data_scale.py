@@ -17,6 +17,7 @@ from diffusers_curriculum.analysis.preview import make_preview
 from diffusers_curriculum.analysis.terminal import render
 from diffusers_curriculum.cli import main
 from diffusers_curriculum.densities import DENSITIES
+from diffusers_curriculum.samplers import named_samplers
 from diffusers_curriculum.training.arguments.laws import SCALED_LAWS
 from diffusers_curriculum.training.errors import UsageError
 from diffusers_curriculum.training.levels import data_scale, timesteps
@@ -91,8 +92,22 @@ def test_by_default_and_at_one_nothing_moves() -> None:
         assert (config["density"], config["density_args"]) == ("laplace", {})
 
 
-def test_the_laws_that_have_a_scale_are_densities() -> None:
-    assert set(SCALED_LAWS) <= set(DENSITIES)
+def test_the_laws_that_have_a_scale_have_a_name() -> None:
+    assert set(SCALED_LAWS) <= {*DENSITIES, *named_samplers()}
+
+
+def test_a_law_that_moves_does_so_around_the_scale_of_the_data() -> None:
+    moving = ("--timestep_sampler", "moving", "--timestep_sampler_args", "move_steps=9")
+    for scale, measured, moved in ((0.25, None, 0.25), ("auto", None, 1.0), ("auto", 0.5, 0.5)):
+        args = parse(*moving, "--data_scale", scale)
+        args.data_std = measured
+        sampler = timesteps.build_sampler(args, SCHEDULERS["sd"](), 0)
+        assert sampler.config["data_std"] == moved
+        centre = sampler.report(9).metrics["sampler/location"]
+        assert centre == pytest.approx(2 - 2 * math.log(moved))
+    both = parse(*moving, "data_std=2", "--data_scale", 0.25)
+    with pytest.raises(UsageError, match="data_std=2: both say the scale of the data"):
+        timesteps.build_sampler(both, SCHEDULERS["sd"](), 0)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from diffusers import (
 from diffusers_curriculum import NoiseLevels
 from diffusers_curriculum.densities import DENSITIES
 from diffusers_curriculum.models.tiny import MINUSCULE, make_tiny_pipeline
-from diffusers_curriculum.samplers import learning_samplers
+from diffusers_curriculum.samplers import named_samplers
 from diffusers_curriculum.training.data.transforms import ImageTransform
 from diffusers_curriculum.training.errors import UsageError
 from diffusers_curriculum.training.parts.optimizers import build_lr_scheduler, build_optimizer
@@ -79,10 +79,11 @@ def refused(task: Any, line: list[str]) -> str | None:
 
 
 def odd_parameters() -> Iterator[list[str]]:
-    for name in (*DENSITIES, *learning_samplers(), "two_phase"):
+    for name in (*DENSITIES, *named_samplers(), "two_phase"):
         law = ["--timestep_sampler", name]
         yield law
-        for given in ("x=1", "b=0", "mu=nan", "std=-1", "switch_step=-1", "mu=a", "shift=0"):
+        odd = ("x=1", "b=0", "mu=nan", "std=-1", "switch_step=-1", "mu=a", "shift=0")
+        for given in (*odd, "move_share=2", "move_steps=a", "positions=1"):
             yield [*law, "--timestep_sampler_args", given]
     for name in WEIGHTINGS:
         weighting = ["--loss_weighting", name]

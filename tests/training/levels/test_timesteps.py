@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,13 +10,18 @@ from typing import Any
 import pytest
 import torch
 
-from diffusers_curriculum import CurriculumTimestepSampler, DensityTimestepSampler
+from diffusers_curriculum import (
+    CurriculumTimestepSampler,
+    DensityTimestepSampler,
+    MovingTimestepSampler,
+)
 from diffusers_curriculum.pacing import make_pacing
 from diffusers_curriculum.samplers import SequenceTimestepSampler, learning_samplers
 from diffusers_curriculum.samplers.description import plain_config
 from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.errors import UsageError, usage_errors
 from diffusers_curriculum.training.levels import timesteps
+from diffusers_curriculum.training.levels.guards import learning_warnings
 from diffusers_curriculum.training.levels.levels import Levels
 from diffusers_curriculum.training.parts import stable_diffusion
 from diffusers_curriculum.training.tasks.text_to_image import TextToImage
@@ -144,6 +150,103 @@ def test_a_sampler_from_a_file(parse: Any, tmp_path: Path) -> None:
         build(parse(*flag), scheduler="linear")
     with pytest.raises(UsageError, match=r"--timestep_floor is 0\.1, which has no effect"):
         parse(*flag, "--timestep_floor", 0.1)
+
+
+def test_a_sampler_from_a_file_by_hand(parse: Any, tmp_path: Path) -> None:
+    """It is of the run's schedule and seed, and named as in the catalogue."""
+    moving = {"type": "moving", "move_steps": 40, "positions": 5}
+    own = {"type": "density", "density": "cauchy", "draw": "stratified", "seed": 8}
+    phases = [{"until": 5, "sampler": own | {"seed": 3}}, {"sampler": moving}]
+    for content in (moving, own, {"type": "sequence", "phases": phases}):
+        (file := tmp_path / "by hand.json").write_text(json.dumps(content))
+        sampler = build(parse("--timestep_sampler_config", file), "cosine")
+        assert plain_config(sampler) == plain_config(
+            build(parse("--timestep_sampler", file), "cosine")
+        )
+        assert sampler.name() == content["type"]
+        assert sampler.seed == content.get("seed", 3)
+        assert len(sampler.levels) == len(build(parse(), "cosine").levels)
+    nested = {"type": "curriculum", "clusters": 4, "base": moving}
+    file.write_text(json.dumps(nested))
+    sampler = build(parse("--timestep_sampler_config", file))
+    assert sampler.base.config["move_steps"] == 40
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("[1]", "by.json names no sampler: .*_class_name"),
+        ("{}", "by.json names no sampler"),
+        ("{", "by.json is no JSON file"),
+        ('{"type": "movin"}', "sampler 'movin' is unknown: .*is 'moving' meant"),
+        ('{"_class_name": "Nothing"}', "_class_name='Nothing' is no"),
+        ('{"type": "moving", "mu": 3}', "has no setting 'mu'"),
+        ('{"type": "curriculum"}', "CurriculumTimestepSampler lacks 'base'"),
+        ('{"type": "curriculum", "base": 3}', "base=3 is no sampler: give one"),
+        ('{"type": "sequence", "phases": [3]}', "phase 1=3 is no sampler: give one"),
+        ('{"type": "sequence", "phases": [{"sampler": 3}]}', "sampler of phase 1=3 is no"),
+        ('{"type": "sequence", "phases": 3}', "--timestep_sampler: "),
+        (None, "by.json cannot be read: No such file"),
+    ],
+)
+def test_a_wrong_file_is_told(parse: Any, tmp_path: Path, content: str | None, told: str) -> None:
+    file = tmp_path / "by.json"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(UsageError, match=told):
+        build(parse("--timestep_sampler_config", file))
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (("--timestep_sampler", "laplace"), "and --timestep_sampler laplace both say what is"),
+        (("--timestep_sampler_args", "mu=1"), "--timestep_sampler_args is mu=1, which has no"),
+        (("--timestep_draw", "iid"), "--timestep_draw is iid, which has no effect"),
+        (("--timestep_floor", 0.1), r"--timestep_floor is 0\.1, which has no effect"),
+        (("--importance_correction", "full"), "--importance_correction is 1.0|is full, which"),
+        (("--data_scale", 2), "--data_scale is 2.0, which moves"),
+        (("--timestep_shift_preset", "sd3"), "--timestep_shift_preset sd3 moves a density"),
+        (("--timestep_bias_strategy", "later"), "both say what is drawn"),
+    ],
+)
+def test_flags_beside_a_file_are_refused(parse: Any, more: tuple[Any, ...], told: str) -> None:
+    with pytest.raises(UsageError, match=told):
+        parse("--timestep_sampler_config", "a.json", *more)
+    with pytest.raises(UsageError, match="--timestep_sampler_config is laplace: give a JSON file"):
+        parse("--timestep_sampler_config", "laplace")
+
+
+def test_a_moving_law(parse: Any) -> None:
+    flags = ("--timestep_sampler", "moving", "--timestep_sampler_args")
+    shares = ("move_share=0.1", "widen_share=0.5", "pacing=linear")
+    sampler = build(parse(*flags, *shares, "--max_train_steps", 2000))
+    assert type(sampler) is MovingTimestepSampler
+    steps = {name: sampler.config[name] for name in ("move_steps", "widen_steps", "pacing")}
+    assert steps == {"move_steps": 200, "widen_steps": 1000, "pacing": "linear"}
+    assert (sampler.draw, sampler.floor, sampler.exponent) == ("stratified", 0.1, 0)
+    own = ("--timestep_draw", "sobol", "--timestep_floor", 0.3, "--importance_correction", "full")
+    told = build(parse(*flags, "move_steps=5", "density=cauchy", *own))
+    assert (told.draw, told.floor, told.exponent) == ("sobol", 0.3, 1)
+    paced = build(parse(*flags, "pacing=patience", 'pacing_args={"patience": 3}', *CURRICULUM))
+    assert paced.base.learns
+    for wrong, message in {
+        (*flags[:2],): "moving needs the steps in which its location moves: move_steps=N",
+        (*flags, "move_share=0.5"): "move_share=0.5 needs the length of the run",
+        (*flags, "move_steps=5", "density=mode"): "'mode' has no location to move",
+        (*flags, "move_steps=5", "x=1"): "--timestep_sampler: .*'x'",
+    }.items():
+        with pytest.raises(UsageError, match=message):
+            build(parse(*wrong))
+    with pytest.raises(UsageError, match=r"choose from .*moving, two_phase"):
+        build(parse("--timestep_sampler", "movin"))
+
+
+def test_a_law_that_would_not_arrive_is_told(parse: Any) -> None:
+    args = parse("--timestep_sampler", "moving", "--timestep_sampler_args", "move_steps=50")
+    (told,) = learning_warnings(args, build(args), 50)
+    assert told.startswith("moving moves over 50 updates, and the run has 50: it does not arrive")
+    assert [*learning_warnings(args, build(args), 51)] == []
 
 
 @pytest.mark.parametrize(
