@@ -193,7 +193,7 @@ def keep_choices(args: Arguments, saved: Mapping[str, Any]) -> None:
 
 def _left_open(told: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
     """What the settings ``base`` have by a default that has changed, and is not told."""
-    if base["_class_name"] == DensityTimestepSampler.__name__:
+    if _is_density(base):
         return _unmoved(base["density"], told, base["density_args"])
     measure = {"measure": base["measure"]} if "measure" in base.keys() - told.keys() else {}
     law, args = told.get("warm_up_density", "uniform"), told.get("warm_up_density_args") or {}
@@ -221,10 +221,14 @@ def _log_choices(choices: Mapping[str, Any]) -> None:
 
 def _law_of(settings: Mapping[str, Any]) -> str:
     """The name of a sampler in its config, as --timestep_sampler has it."""
-    kind = settings["_class_name"]
-    if kind == DensityTimestepSampler.__name__:
+    if _is_density(settings):
         return settings["density"]
-    return next((name for name, each in learning_samplers().items() if each.__name__ == kind), "")
+    names = {kind.__name__: name for name, kind in learning_samplers().items()}
+    return names.get(settings["_class_name"], "")
+
+
+def _is_density(settings: Mapping[str, Any]) -> bool:
+    return settings.get("_class_name", "") in ("", DensityTimestepSampler.__name__)
 
 
 def check_same_run(

@@ -124,6 +124,7 @@ NEW_DEFAULTS = {
     "untrained_timestep": None,
     "timestep_sampler": "uniform",
     "timestep_sampler_args": {},
+    "timestep_sampler_config": None,
     "timestep_draw": None,  # put in where the sampler is built
     "timestep_floor": None,
     "importance_correction": None,
