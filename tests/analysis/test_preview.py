@@ -158,7 +158,7 @@ def test_the_course_of_stages_of_phases_and_of_what_stays() -> None:
 
 
 def test_a_law_that_learns_says_whether_it_has() -> None:
-    soon = {"bins": 4, "warm_up": 0, "refresh_every": 1, "min_observations": 1}
+    soon: dict[str, Any] = {"bins": 4, "warm_up": 0, "refresh_every": 1, "min_observations": 1}
     learning = LossProportionalTimestepSampler(SCHEDULERS["sd"](), **soon)
     over = CurriculumTimestepSampler(learning, 4)
     assert make_preview(learning).training.how == "of the warm-up: nothing is learned yet"

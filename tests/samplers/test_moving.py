@@ -43,7 +43,7 @@ PATIENT = {"pacing": "patience", "pacing_args": {"patience": 2}, "positions": 4}
 
 
 def moving(schedule: str = "sd", **settings: Any) -> MovingTimestepSampler:
-    given = {"move_steps": 100, "widen_steps": 80} | settings
+    given: dict[str, Any] = {"move_steps": 100, "widen_steps": 80} | settings
     return MovingTimestepSampler(SCHEDULERS[schedule](), **given)
 
 
@@ -161,6 +161,7 @@ def test_continuous_draws_have_the_density_of_their_step(schedule: str) -> None:
     sampler = moving(schedule, continuous=True, floor=0.0, draw="iid")
     for step in (0, 150):
         log_snr = sampler.sample(20_000, step=step).log_snr
+        assert log_snr is not None
         law = stats.laplace(*place(step))
         edges = sampler.levels.edges.numpy()
         low, high = law.cdf(max(edges[-1], -99)), law.cdf(min(edges[0], 99))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -119,6 +121,18 @@ def test_a_law_with_other_arguments_keeps_nothing() -> None:
     wrong = parse("--timestep_sampler", "mixture")
     keep_choices(wrong, {"sampler": {"density": "mixture", "density_args": {}}})
     assert wrong.timestep_sampler_args == {}
+
+
+def test_a_file_is_known_by_what_it_holds(tmp_path: Path) -> None:
+    def of_file(name: str, **settings: Any) -> dict[str, Any]:
+        (tmp_path / name).write_text(json.dumps({"type": "moving", **settings}))
+        return facts(parse("--timestep_sampler_config", str(tmp_path / name)))
+
+    saved = of_file("a.json", move_steps=9)
+    assert saved["sampler"]["move_steps"] == 9
+    assert conflicts(saved, of_file("b.json", move_steps=9)) == []
+    (found,) = conflicts(saved, of_file("a.json", move_steps=8))
+    assert str(found) == "sampler.move_steps is 8, was 9"
 
 
 @pytest.mark.parametrize("curriculum", [(), ("--curriculum", "difficulty")])
