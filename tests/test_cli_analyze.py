@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import shutil
@@ -15,10 +16,12 @@ from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from diffusers_curriculum import TimestepSampler
 from diffusers_curriculum.cli import main
 from diffusers_curriculum.models import networks
+from tests.analysis import browser as browsers
 from tests.analysis.pages import check_self_contained
-from tests.scripts.small_runs import BENCHES, Bench, write_images
+from tests.scripts.small_runs import BENCHES, Bench, train, write_images
 
 Capture = pytest.CaptureFixture[str]
+ROOT = Path(__file__).parents[1]
 QUICK = ("--samples", 8, "--bins", 5, "--gradient_samples", 4)
 
 
@@ -224,6 +227,19 @@ def test_a_folder_with_something_in_it_is_left_alone(
     assert [file.name for file in scheduler.iterdir()] == ["scheduler_config.json"]
 
 
+def test_a_network_that_is_told_more_is_refused(
+    runs: dict[str, tuple[Bench, Path]], tmp_path: Path, capsys: Capture
+) -> None:
+    bench, run = runs["text_to_image"]
+    shutil.copytree(run, tmp_path / "xl")
+    file = tmp_path / "xl" / "unet" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"addition_embed_type": "text_time"}))
+    argv = (tmp_path / "xl", "--train_data_dir", bench.images, *QUICK)
+    assert "is told more than a caption" in refused(
+        capsys, *argv, "--output_dir", tmp_path / "report"
+    )
+
+
 def test_data_of_more_classes_is_refused(
     runs: dict[str, tuple[Bench, Path]], tmp_path: Path, capsys: Capture
 ) -> None:
@@ -248,3 +264,48 @@ def test_a_flow_matching_scheduler_suggests_continuous_draws(
     sampler = TimestepSampler.from_config(json.loads(file.read_text()))
     assert sampler.sample(4, step=0).log_snr is not None
     assert torch.isfinite(sampler.probabilities()).all()
+
+
+# -- the demo --------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(browsers.found() is None, reason=browsers.NONE)
+def test_the_report_of_the_demo_opens_in_a_browser(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Capture
+) -> None:
+    """The demo's own commands, with fewer steps, and what they trained in a real browser."""
+    monkeypatch.syspath_prepend(ROOT / "examples" / "text_to_image")
+    monkeypatch.chdir(ROOT)
+    demo = importlib.import_module("demo")
+    export, make_tiny, training, _ = demo.commands(tmp_path / "demo", 12, 20)
+    assert importlib.import_module("digits").main(export[2:]) == 0
+    assert main(make_tiny[1:]) == 0
+    words = training[training.index(demo.SCRIPT.name) + 1 :]
+    short = (
+        "--checkpointing_steps",
+        "6",
+        "--curriculum_clusters",
+        "2",
+        "--curriculum_patience",
+        "1",
+    )
+    train([*words, *short, "--cache_dir", str(tmp_path / "cache")])
+    run, output = words[words.index("--output_dir") + 1], tmp_path / "report"
+    argv = (
+        run,
+        "--train_data_dir",
+        tmp_path / "demo" / "digits",
+        "--cache_dir",
+        tmp_path / "cache",
+    )
+    few = ("--samples", 16, "--bins", 8, "--max_train_samples", 300)
+    assert analyze(*argv, *few, "--output_dir", output) == 0
+    assert [*numbers(output)["networks"]] == ["checkpoint-6", "pipeline"]
+    found = check_self_contained(output / "report.html")
+    with browsers.browser(str(browsers.found()), tmp_path / "profile") as tab:
+        tab.open((output / "report.html").as_uri())
+        assert [url for url in tab.requests if not url.startswith("data:")] == [tab.address]
+        assert tab.messages == []
+        shown = "[...document.images].filter(i => i.complete && i.naturalWidth).length"
+        assert tab.evaluate(shown) == len(found.pictures)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+NONE = "no browser here: apt-get install chromium, or put chromium or google-chrome on PATH"
 FLAGS = (
     "--headless=new",
     "--no-sandbox",
@@ -37,6 +38,7 @@ class Browser:
     """One tab: what it is told, and what it says of requests, messages and errors.
 
     Attributes:
+        address: of the page that is shown.
         requests: addresses that were asked for.
         messages: what was logged to the console, and errors.
     """
@@ -44,6 +46,7 @@ class Browser:
     def __init__(self, read: int, write: int) -> None:
         self._read, self._write = os.fdopen(read, "rb"), os.fdopen(write, "wb")
         self._number, self._session = 0, ""
+        self.address = ""
         self.requests: list[str] = []
         self.messages: list[str] = []
         self._events: list[str] = []
@@ -72,6 +75,7 @@ class Browser:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
         self._events.clear()
+        self.address = address
         self.call("Page.navigate", url=address)
         while "Page.loadEventFired" not in self._events:
             self._note(self._next())

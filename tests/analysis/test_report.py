@@ -25,7 +25,6 @@ from tests.analysis.test_probes import Scale
 from tests.floors_fixtures import SCHEDULERS
 
 FOUND = browsers.found()
-NO_BROWSER = "no browser here: apt-get install chromium, or put chromium or google-chrome on PATH"
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +110,7 @@ def test_numbers_are_plain(difficulty: Difficulty) -> None:
 # -- in a real browser -----------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(FOUND is None, reason=NO_BROWSER)
+@pytest.mark.skipif(FOUND is None, reason=browsers.NONE)
 @pytest.mark.parametrize(("width", "dark"), [(1100, False), (360, True)], ids=["desk", "telephone"])
 def test_a_browser_shows_a_report_and_asks_for_nothing(
     report: Path, width: int, dark: bool, tmp_path: Path
@@ -136,7 +135,7 @@ def test_a_browser_shows_a_report_and_asks_for_nothing(
         assert len(picture.convert("RGB").getcolors(1 << 24) or ()) > 100
 
 
-@pytest.mark.skipif(FOUND is None, reason=NO_BROWSER)
+@pytest.mark.skipif(FOUND is None, reason=browsers.NONE)
 def test_the_browser_itself_tells_requests_and_messages(tmp_path: Path) -> None:
     file = tmp_path / "page.html"
     file.write_text(

@@ -164,7 +164,14 @@ def _network_config(folder: Path) -> tuple[str, dict[str, Any]]:
             "the folder of an image pipeline with one network."
         )
     with usage_errors("SOURCE"):
-        return found[0], read_config(str(folder / found[0]))
+        config = read_config(str(folder / found[0]))
+    if config.get("addition_embed_type") or config.get("encoder_hid_dim_type"):
+        raise UsageError(
+            f"SOURCE {folder}: its {found[0]} is told more than a caption (as that of Stable "
+            "Diffusion XL is), which an analysis cannot give: give Stable Diffusion, a "
+            "class-conditional or an unconditional pipeline, or its scheduler alone."
+        )
+    return found[0], config
 
 
 def _space(folder: Path, config: Mapping[str, Any]) -> LatentSpace:
