@@ -95,6 +95,24 @@ def test_a_run_of_each_script_is_analysed(
     assert "--timestep_sampler_config" in told
 
 
+def test_averages_or_what_was_trained(
+    runs: dict[str, tuple[Bench, Path]], tmp_path: Path, capsys: Capture
+) -> None:
+    bench, run = runs["class_conditional"]  # its checkpoints have both
+    argv = (run, "--train_data_dir", bench.images, "--cache_dir", tmp_path / "cache", *QUICK)
+    assert analyze(*argv, "--raw_weights", "--output_dir", tmp_path / "raw") == 0
+    assert analyze(*argv, "--output_dir", tmp_path / "averages") == 0
+    raw, averages = (numbers(tmp_path / name)["networks"] for name in ("raw", "averages"))
+    assert [*raw] == ["checkpoint-2", "checkpoint-4"]
+    assert [*averages] == ["checkpoint-2", "pipeline"]
+    assert raw["checkpoint-2"]["error"] != averages["checkpoint-2"]["error"]
+    capsys.readouterr()
+    bench, run = runs["unconditional"]
+    argv = (run, "--train_data_dir", bench.images, "--cache_dir", tmp_path / "cache", *QUICK)
+    told = refused(capsys, *argv, "--raw_weights", "--output_dir", tmp_path / "none")
+    assert "--raw_weights has no effect" in told
+
+
 def test_what_is_suggested_trains(
     runs: dict[str, tuple[Bench, Path]], tmp_path: Path, capsys: Capture
 ) -> None:

@@ -68,6 +68,10 @@ ANALYSIS = CommandLine(
             ),
             count("most_checkpoints", 6, "checkpoints of a run that are probed, evenly spread"),
             tracked(
+                "raw_weights",
+                help="probe the weights of checkpoints and not their averages, nor the pipeline",
+            ),
+            tracked(
                 "convergence_steps",
                 int,
                 0,
@@ -173,7 +177,8 @@ def _find(name: str) -> _Found:
 
 def _check(own: Any, found: _Found) -> None:
     """Refuse what has no effect."""
-    flags = {"samples", "gradient_samples", "most_checkpoints", "convergence_steps", "batch_size"}
+    flags = {"samples", "gradient_samples", "most_checkpoints", "raw_weights"}
+    flags |= {"convergence_steps", "batch_size"}
     useless = sorted(flags & own.given)
     if found.folder is None and useless:
         raise ValueError(

@@ -81,7 +81,7 @@ def add_flags(parser: argparse.ArgumentParser, command_line: CommandLine) -> Non
             group.add_argument(
                 f"--{flag.name}",
                 action=_Forward,
-                nargs=flag.nargs,
+                nargs=0 if flag.type is None else flag.nargs,
                 metavar=flag.metavar or ("|".join(flag.choices) if flag.choices else None),
                 help=flag.help,
             )

@@ -170,6 +170,24 @@ def test_gradients_are_unbiased() -> None:
     assert found.groups == (2, 2)
 
 
+def test_noise_is_not_taken_for_a_mean_gradient() -> None:
+    """At w = alpha the mean gradient is 0; a mean of few gradients is not."""
+    objective = objective_of("sample")
+    grid = make_grid(objective.levels, 2, reach=1)
+    one = Mixture(torch.ones(1).double(), torch.zeros(1, 1).double(), torch.ones(1).double())
+    network = Scale(float(objective.levels.alpha[grid.indices[0]]))
+    found = [
+        gradient_statistics(
+            network, network.parameters(), objective, drawn(one, 8, seed), grid, seed=seed
+        )
+        for seed in range(60)
+    ]
+    norms = torch.stack([each.squared_norm[0] for each in found])
+    assert abs(float(norms.mean())) < 4 * float(norms.std()) / 60**0.5
+    biased = float(torch.stack([each.variance[0] for each in found]).mean()) / 8
+    assert float(norms.mean()) < 0.5 * biased
+
+
 def test_gradients_that_oppose_each_other_are_told() -> None:
     """Between w < alpha and w > alpha the only gradient there is changes its sign."""
     objective = objective_of("sample")

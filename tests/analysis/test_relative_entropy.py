@@ -175,6 +175,17 @@ def test_estimates_in_many_dimensions_lie_within_their_errors(name: str) -> None
     assert bool((estimated.error <= 0.2 * exact).all())
 
 
+def test_estimates_of_small_steps_have_small_errors() -> None:
+    """The mean of the log ratio alone would have an error of sqrt(2 K / samples), far above."""
+    levels, step = levels_of("linear"), torch.tensor([700])
+    points = torch.zeros(2, 6)
+    points[:, 0] = torch.tensor([-2.0, 2.0])
+    value, error = mixture_entropy(levels, Mixture.of_samples(points), step, samples=3000)
+    assert float(value) < 1e-7
+    assert 0 < float(error / value) < 0.1
+    assert float(error) < 0.01 * float((2 * value / 3000).sqrt())
+
+
 def test_rates_in_many_dimensions_lie_within_their_errors() -> None:
     levels, at = levels_of("linear"), torch.tensor([0, 50, 250, 400])
     points = torch.zeros(2, 5)

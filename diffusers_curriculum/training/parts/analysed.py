@@ -106,21 +106,32 @@ class Analysed:
 
         return denoise
 
-    def saved_networks(self, most: int) -> dict[str, Path]:
+    def saved_networks(self, most: int, raw: bool = False) -> dict[str, Path]:
         """Folders of the network in the run's checkpoints, at most so many, evenly spread, and of
-        the pipeline itself at the end; by name. Averaged weights where checkpoints have them, as
-        the pipeline has."""
+        the pipeline itself at the end; by name.
+
+        Args:
+            raw: take the weights that were trained and leave out the pipeline; otherwise averaged
+                ones where checkpoints have them, as the pipeline has.
+
+        Raises:
+            UsageError: ``raw`` without averages to tell them from.
+        """
         if self.folder is None:
             return {}
-        names = (f"{self.part}_ema", self.part)
-        found = {
-            folder.name: next(folder / name for name in names if (folder / name).is_dir())
-            for folder in checkpoints(self.folder)
-            if any((folder / name).is_dir() for name in names)
-        }
+        saved = {folder.name: folder / self.part for folder in checkpoints(self.folder)}
+        plain = {name: folder for name, folder in saved.items() if folder.is_dir()}
+        averages = {name: folder.with_name(f"{self.part}_ema") for name, folder in plain.items()}
+        averages = {name: folder for name, folder in averages.items() if folder.is_dir()}
+        if raw and not averages:
+            raise UsageError(
+                f"--raw_weights has no effect on SOURCE {self.folder}: it has no checkpoints with "
+                "averaged weights beside them; drop it."
+            )
+        found = plain if raw else plain | averages
         spread = torch.linspace(0, len(found) - 1, min(most, len(found))).round().int().tolist()
-        kept = [[*found][i] for i in dict.fromkeys(spread)]
-        return {name: found[name] for name in kept} | {"pipeline": self.folder / self.part}
+        kept = {name: found[name] for name in [[*found][i] for i in dict.fromkeys(spread)]}
+        return kept if raw else kept | {"pipeline": self.folder / self.part}
 
 
 def load_analysed(args: Any, folder: Path | None, scheduler: Any, device: torch.device) -> Analysed:

@@ -21,7 +21,7 @@ _RATE_SAMPLES = 16  # each takes two backward passes at each level
 
 def measure(own: Any, analysed: Analysed) -> Difficulty:
     """Everything that SOURCE and the flags allow, with a progress bar."""
-    networks = analysed.saved_networks(own.most_checkpoints)
+    networks = analysed.saved_networks(own.most_checkpoints, own.raw_weights)
     levels = analysed.objective.levels
     with tqdm(desc="measuring", file=sys.stderr, unit=" levels", disable=None) as bar:
         data = analyse_data(analysed.samples, levels, own.bins, seed=own.seed, each=bar.update)
