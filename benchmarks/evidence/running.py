@@ -1,0 +1,149 @@
+"""All cells of a tier: those that are missing, in parallel, the longest first."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from benchmarks.evidence.cells import Cell, config
+from benchmarks.evidence.data import pictures
+from benchmarks.evidence.network import flops
+
+# Of one core of the machine of RESULTS.md: what the estimate reckons with.
+TRAINING_FLOPS, SAMPLING_FLOPS = 7e10, 9e10
+PER_SEED_STEP = 6e-4  # seconds besides the matrices: draws, noise, the optimizer
+PER_CHECKPOINT = 0.25  # seconds for a seed: distances
+
+
+class Failed(RuntimeError):
+    """Cells that ended with an error; the others are done."""
+
+
+def seconds_of(cell: Cell) -> float:
+    """A core's seconds for a cell, as far as one knows before."""
+    told, s = config("tasks", cell.task), cell.settings
+    size = told["dimensions"] if "dimensions" in told else pictures(told["data"]).rows.shape[1]
+    cost, points = flops(s, size), len(cell.checkpoints())
+    training = s["steps"] * (PER_SEED_STEP + 3 * cost * s["batch"] / TRAINING_FLOPS)
+    rounds = points * s["sampling_steps"][0]
+    rounds += sum(s["sampling_steps"][1:]) + 2 * s["sampling_steps"][0] * len(s["guidance"][1:])
+    if told["kind"] == "fine_tuning":
+        rounds *= 1.5
+    sampling = rounds * s["samples"] * cost / SAMPLING_FLOPS
+    return s["seeds"] * (training + sampling + points * PER_CHECKPOINT)
+
+
+def missing(cells: Sequence[Cell], output_dir: Path) -> list[Cell]:
+    """Cells without a result, the longest first."""
+    left = [cell for cell in cells if not (output_dir / cell.file()).is_file()]
+    return sorted(left, key=seconds_of, reverse=True)
+
+
+def run(cells: Sequence[Cell], output_dir: Path, processes: int) -> None:
+    """Measure the cells and write each result as soon as it is there.
+
+    Raises:
+        Failed: cells that ended with an error, each named with it.
+    """
+    faults: list[str] = []
+    total = round(sum(seconds_of(cell) for cell in cells))
+    done = _inline if processes == 1 else _pooled
+    with tqdm(total=total, unit="s", desc="core seconds", smoothing=0.05) as bar:
+        for cell, fault in done(cells, output_dir, processes):
+            bar.update(round(seconds_of(cell)))
+            if fault:
+                faults.append(f"{cell.name}: {fault}")
+                bar.write(faults[-1])
+    if faults:
+        raise Failed(f"{len(faults)} of {len(cells)} cells failed: " + "; ".join(faults))
+
+
+Done = Iterator[tuple[Cell, str]]
+
+
+def _inline(cells: Sequence[Cell], output_dir: Path, processes: int) -> Done:
+    for cell in cells:
+        yield cell, _attempt(lambda cell=cell: make(cell, output_dir))
+
+
+def _attempt(work: Callable[[], Any]) -> str:
+    try:
+        work()
+    except (ArithmeticError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def _pooled(cells: Sequence[Cell], output_dir: Path, processes: int) -> Done:
+    """What several cells need is made first, once."""
+    with ProcessPoolExecutor(processes, get_context("spawn"), one_thread) as pool:
+        try:
+            shared = [pool.submit(make_shared, cell, output_dir) for cell in with_shared(cells)]
+            for future in shared:
+                future.exception()  # told by the cells that need it
+            waiting = {pool.submit(make, cell, output_dir): cell for cell in cells}
+            while waiting:
+                ended, _ = wait(waiting, return_when=FIRST_COMPLETED)
+                for future in ended:
+                    yield waiting.pop(future), _attempt(_result(future))
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _result(future: Future[Any]) -> Callable[[], Any]:
+    return future.result
+
+
+def one_thread() -> None:
+    """What a process that measures starts with. A law without a floor is told of in the logs of
+    the library for each seed; here it is what the method's file says."""
+    torch.set_num_threads(1)
+    logging.getLogger("diffusers_curriculum").setLevel(logging.ERROR)
+
+
+def with_shared(cells: Sequence[Cell]) -> list[Cell]:
+    """One cell of each kind that shares something: a judge, a network to start from."""
+    kinds: dict[Any, Cell] = {}
+    for cell in cells:
+        told = config("tasks", cell.task)
+        if told["kind"] == "fine_tuning":
+            kinds.setdefault((told["data"], cell.target, cell.settings["steps"]), cell)
+        elif told["kind"] == "images":
+            kinds.setdefault(told["data"], cell)
+    return [*kinds.values()]
+
+
+def make_shared(cell: Cell, output_dir: Path) -> None:
+    """Leave in the cache what the cell shares with others."""
+    from benchmarks.evidence.judge import judge_of
+    from benchmarks.evidence.measuring import prepare
+
+    judge_of(config("tasks", cell.task)["data"], cache_of(output_dir))
+    prepare(cell, cache_of(output_dir))
+
+
+def make(cell: Cell, output_dir: Path) -> Path:
+    """Measure a cell and write its result."""
+    from benchmarks.evidence.measuring import measure, write
+
+    file = output_dir / cell.file()
+    write(file, measure(cell, cache_of(output_dir)))
+    return file
+
+
+def cache_of(output_dir: Path) -> Path:
+    """Where networks are kept that several cells share."""
+    return output_dir / "cache"
+
+
+def cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
