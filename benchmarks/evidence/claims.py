@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.evidence.curves import Interval
+from benchmarks.evidence.entropy import entropy_ratios
 from benchmarks.evidence.results import Result, Results, over_tasks, quality_ratios, step_ratios
 
 CLAIMS = Path(__file__).with_name("claims.json")
@@ -89,12 +90,18 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
+def _entropy(between_timesteps: bool) -> Callable[[Result, Result, float], Ratios]:
+    return lambda better, worse, share: entropy_ratios(better.document["config"], between_timesteps)
+
+
 STATISTICS: dict[str, Callable[[Result, Result, float], Ratios]] = {
     "steps": _steps,
     "quality": _quality,
     "quality at guidance 1.5": _metric("frechet, guidance 1.5"),
     "quality at guidance 3": _metric("frechet, guidance 3"),
     "slower at clean levels": _slower_when_clean,
+    "entropy between timesteps at clean levels": _entropy(True),
+    "entropy in log-SNR at clean levels": _entropy(False),
 }
 
 

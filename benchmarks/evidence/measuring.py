@@ -15,31 +15,20 @@ import torch
 from torch import Tensor
 
 import diffusers_curriculum
-from benchmarks.evidence.cells import Cell, ConfigError, config
-from benchmarks.evidence.images import FineTuningTask, ImageTask
-from benchmarks.evidence.mixtures import MixtureTask
+from benchmarks.evidence.cells import Cell, config
+from benchmarks.evidence.kinds import task_of
 from benchmarks.evidence.network import StackedMlp
 from benchmarks.evidence.target import Target
 from benchmarks.evidence.training import Trainer
 
-KINDS: dict[str, Any] = {"images": ImageTask, "fine_tuning": FineTuningTask, "mixture": MixtureTask}
 PROBES, LOWEST, HIGHEST, LEVELS = 256, -8.0, 8.0, 17  # losses by noise level
 QUANTILES = (0.1, 0.5, 0.9)
 
 
-def task_of(cell: Cell, cache_dir: Path) -> Any:
-    """The task of a cell, with its data."""
-    told = config("tasks", cell.task)
-    if told["kind"] not in KINDS:
-        raise ConfigError(
-            f"task {cell.task!r} is of kind {told['kind']!r}: choose from {', '.join(KINDS)}."
-        )
-    return KINDS[told["kind"]](told, cell.settings, cache_dir)
-
-
 def prepare(cell: Cell, cache_dir: Path) -> Trainer:
     """Everything that stands before the first step; what several cells share is kept."""
-    task, told = task_of(cell, cache_dir), config("targets", cell.target)
+    task = task_of(config("tasks", cell.task), cell.settings, cache_dir)
+    told = config("targets", cell.target)
     target, first = Target(told), cell.settings["first_seed"]
     seeds = range(first, first + cell.settings["seeds"])
     network = task.start(seeds, target, told)

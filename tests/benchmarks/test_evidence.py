@@ -25,6 +25,7 @@ from benchmarks.evidence.claims import (
     verdict_on,
 )
 from benchmarks.evidence.curves import mean_interval, ratio_interval, steps_ratio, steps_to
+from benchmarks.evidence.entropy import entropy_ratios
 from benchmarks.evidence.judge import Judge, distances
 from benchmarks.evidence.measuring import prepare
 from benchmarks.evidence.mixtures import MixtureTask
@@ -334,6 +335,15 @@ def test_verdicts_follow_from_the_intervals(
     compared: list[tuple[str, str, str]], verdict: str
 ) -> None:
     assert verdict_on(claim(*compared), Results([FAST, SLOW, EVEN])).verdict == verdict
+
+
+def test_the_schedules_own_steps_are_told_from_the_data() -> None:
+    """The first timesteps of linear betas are far apart in log-SNR, whatever the data."""
+    told = {"task": config("tasks", "mixture_2"), "target": config("targets", "linear_v")}
+    settings = {"settings": SETTINGS | {"seeds": 3}}
+    steps, rates = (entropy_ratios(told | settings, between) for between in (True, False))
+    assert len(steps) == len(rates) == 3
+    assert min(steps) > 2 * max(rates) > 2
 
 
 def test_the_ratio_of_a_claim_is_the_known_one() -> None:
