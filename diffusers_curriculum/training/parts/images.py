@@ -26,6 +26,7 @@ from diffusers_curriculum.training.data.decoding import MODES
 from diffusers_curriculum.training.errors import OF_CONFIGS, UsageError, usage_errors
 from diffusers_curriculum.training.levels.formulations import pipeline_index
 from diffusers_curriculum.training.process.pipeline_files import variants
+from diffusers_curriculum.training.storage.components import SavedPart
 from diffusers_curriculum.training.storage.fingerprints import hash_config, hash_lines
 from diffusers_curriculum.training.storage.manifest import file_sha256
 
@@ -43,7 +44,7 @@ class ImageModels:
     # the autoencoder in float32, as it is saved; on the CPU, and the same one where it is not
     # trained with in half precision
     kept: Any
-    source: Path | None = None  # the autoencoder's folder
+    source: SavedPart | None = None  # the autoencoder's files
 
 
 def autoencoder_source(args: Arguments) -> tuple[str, str | None] | None:
@@ -58,17 +59,17 @@ def autoencoder_source(args: Arguments) -> tuple[str, str | None] | None:
     return args.pretrained_model_name_or_path, "vae"
 
 
-def autoencoder_folder(args: Arguments) -> Path | None:
-    """The folder that the autoencoder was loaded from, of the Hub's its place in the cache."""
+def open_autoencoder(args: Arguments) -> SavedPart | None:
+    """The files that the autoencoder was loaded from, of the Hub's those in the cache."""
     source = autoencoder_source(args)
     if source is None:
         return None
     path, subfolder = source
     if Path(path).is_dir():
-        return Path(path, subfolder or "")
+        return SavedPart(Path(path, subfolder or ""))
     revision = _revision(args, path)
     config = hf_hub_download(path, "config.json", subfolder=subfolder, revision=revision)
-    return Path(config).parent
+    return SavedPart(Path(config).parent)
 
 
 def colours(args: Arguments) -> int:

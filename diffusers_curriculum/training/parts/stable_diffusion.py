@@ -21,7 +21,7 @@ from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.errors import OF_CONFIGS, UsageError
 from diffusers_curriculum.training.levels.formulations import own_scheduler
 from diffusers_curriculum.training.process.pipeline_files import components, variants
-from diffusers_curriculum.training.storage.components import copy_component
+from diffusers_curriculum.training.storage.components import SavedPart
 from diffusers_curriculum.training.storage.files import write_atomically
 
 logger = logging.getLogger(__name__)
@@ -40,6 +40,14 @@ _SETTINGS = ("requires_safety_checker",)
 
 
 @dataclass
+class Base:
+    """What a run keeps of the pipeline that it begins with."""
+
+    index: dict[str, Any]  # its model_index.json
+    frozen: dict[str, SavedPart]  # by name
+
+
+@dataclass
 class Components:
     """The models of a text-to-image run; what is frozen is in the dtype of mixed precision."""
 
@@ -47,7 +55,7 @@ class Components:
     text_encoder: Any
     vae: Any
     unet: Any  # trained, float32
-    base: Path | None = None  # folder of the pipeline that all come from, if they come from one
+    base: Base | None = None  # what the pipeline keeps that all come from, if they come from one
 
 
 def load_schedulers(args: Arguments) -> tuple[Any, Any]:
@@ -101,7 +109,7 @@ def load_components(
         unet.enable_xformers_memory_efficient_attention()
     if args.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
-    return Components(tokenizer, text_encoder, vae, unet, base_folder(args))
+    return Components(tokenizer, text_encoder, vae, unet, open_base(args))
 
 
 def averaged_unet(args: Arguments) -> Any:
@@ -122,27 +130,31 @@ def base_folder(args: Arguments) -> Path:
         return Path(folder)
 
 
-def save_pipeline(
-    args: Arguments, base: Path, unet: Any, scheduler: Any, output: Path
-) -> Callable[[], Any]:
+def open_base(args: Arguments) -> Base:
+    """What the exported pipeline takes over from the base, read and opened now, as the folder may
+    not be there at the end."""
+    path = args.pretrained_model_name_or_path
+    with _loading(path, "parts"):
+        folder = base_folder(args)
+        index = dict(diffusers.StableDiffusionPipeline.load_config(folder))
+        names = [name for name in components(index) if name in FROZEN]
+        return Base(index, {name: SavedPart(folder / name, args.variant) for name in names})
+
+
+def save_pipeline(base: Base, unet: Any, scheduler: Any, output: Path) -> Callable[[], Any]:
     """Write the pipeline to keep: the trained UNet, a scheduler that knows what it predicts, and
     the frozen parts as they are in the base, file by file.
-
-    Args:
-        base: see :func:`base_folder`.
 
     Returns:
         What loads it, in float32 around the UNet in memory.
     """
     kind: Any = diffusers.StableDiffusionPipeline
-    index = dict(kind.load_config(base))
-    frozen = [name for name in components(index) if name in FROZEN]
     unet.save_pretrained(output / "unet")
     scheduler.save_pretrained(output / "scheduler")
-    for name in frozen:
-        copy_component(base / name, output / name, args.variant)
-    kept = {name: index[name] for name in (*frozen, *_SETTINGS) if name in index}
-    kept |= {name: [None, None] for name in FROZEN if name not in frozen}
+    for name, part in base.frozen.items():
+        part.copy(output / name)
+    kept = {name: base.index[name] for name in (*base.frozen, *_SETTINGS) if name in base.index}
+    kept |= {name: [None, None] for name in FROZEN if name not in base.frozen}
     trained = {"unet": unet, "scheduler": scheduler}
     kept |= {name: ["diffusers", type(part).__name__] for name, part in trained.items()}
     kept |= {"_class_name": kind.__name__, "_diffusers_version": diffusers.__version__}

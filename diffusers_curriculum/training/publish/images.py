@@ -27,7 +27,6 @@ from diffusers_curriculum.training.parts.images import ImageModels, folder_name
 from diffusers_curriculum.training.publish.card import CardFacts, shown_name
 from diffusers_curriculum.training.publish.pictures import evaluation_mode
 from diffusers_curriculum.training.publish.publisher import PipelinePublisher
-from diffusers_curriculum.training.storage.components import copy_component
 
 logger = logging.getLogger(__name__)
 
@@ -128,10 +127,8 @@ class ImagePublisher(PipelinePublisher):
         pipeline = self._final_pipeline()
         pipeline.save_pretrained(folder)
         source = self.models.source if self.models else None
-        if source is not None and source.is_dir():
-            copy_component(source, folder / "vae")
-        elif source is not None:
-            logger.warning("%s has gone: the autoencoder is saved as it was loaded.", source)
+        if source is not None:
+            source.copy(folder / "vae")
         return lambda: pipeline
 
     def _draw(self, build: Any) -> list[Image]:

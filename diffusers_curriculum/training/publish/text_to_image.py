@@ -16,7 +16,7 @@ from diffusers_curriculum.training.errors import UsageError, usage_errors
 from diffusers_curriculum.training.levels.sampling import sampling_fault, with_prediction_type
 from diffusers_curriculum.training.parts.stable_diffusion import (
     Components,
-    base_folder,
+    open_base,
     save_pipeline,
 )
 from diffusers_curriculum.training.publish.pictures import evaluation_mode
@@ -81,8 +81,8 @@ class TextToImagePublisher(PipelinePublisher):
 
     def _save(self, folder: Path) -> Callable[[], Any]:
         scheduler = with_prediction_type(self.levels.inference, self._prediction_type)
-        base = self.models.base or base_folder(self.args)
-        return save_pipeline(self.args, base, self.network, scheduler, folder)
+        base = self.models.base or open_base(self.args)
+        return save_pipeline(base, self.network, scheduler, folder)
 
     def _draw(self, build: Any) -> list[Image]:
         return validation_images(

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
+from typing import BinaryIO
+from weakref import finalize
 
 # The variant stands before the number of a part, or after it in older files.
 _PART = r"(?:-\d{5}-of-\d{5})?"
@@ -30,27 +33,44 @@ def variant_of(name: str) -> str | None:
     return (match[1] or match[2]) if match else None
 
 
-def copy_component(source: Path, folder: Path, variant: str | None = None) -> None:
-    """Copy the known files of a saved part, byte for byte. Where it has weights of ``variant``,
-    those are taken, under the names of plain ones."""
-    if folder.exists():
-        if folder.samefile(source):
-            return
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
-    files = [file for file in source.iterdir() if file.is_file() and is_known_file(file.name)]
-    taken = variant if any(variant_of(file.name) == variant for file in files) else None
-    for file in files:
-        if not _WEIGHTS.fullmatch(file.name):
-            shutil.copyfile(file, folder / file.name)
-        elif variant_of(file.name) == taken:
-            _copy_weights(file, folder, "" if taken is None else f".{taken}")
+class SavedPart:
+    """The known files of a saved part, kept open: what a run leaves at its end holds them as they
+    were, though their folder may have been moved or deleted meanwhile.
 
+    Where the folder has weights of ``variant``, those are taken, under the names of plain ones.
+    """
 
-def _copy_weights(file: Path, folder: Path, mark: str) -> None:
-    """Copy without ``mark`` in the name, nor in the names that an index of weights holds."""
-    copy = folder / file.name.replace(mark, "", 1)
-    if mark and copy.suffix == ".json":
-        copy.write_text(file.read_text("utf-8").replace(mark, ""), "utf-8")
-    else:
-        shutil.copyfile(file, copy)
+    def __init__(self, source: Path, variant: str | None = None) -> None:
+        self.source, self._mark = source, ""
+        files = [file for file in source.iterdir() if file.is_file() and is_known_file(file.name)]
+        if variant is not None and any(variant_of(file.name) == variant for file in files):
+            self._mark = f".{variant}"
+        kept = self._mark[1:] or None
+        with ExitStack() as opened:
+            self._files = {
+                file.name: opened.enter_context(file.open("rb"))
+                for file in files
+                if not _WEIGHTS.fullmatch(file.name) or variant_of(file.name) == kept
+            }
+            finalize(self, opened.pop_all().close)
+
+    def copy(self, folder: Path) -> None:
+        """Write the files into ``folder``, byte for byte, in the place of what is there."""
+        if folder.exists():
+            if self.source.exists() and folder.samefile(self.source):
+                return
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True)
+        for name, file in self._files.items():
+            file.seek(0)
+            self._copy_file(name, file, folder)
+
+    def _copy_file(self, name: str, file: BinaryIO, folder: Path) -> None:
+        """Copy without the variant in the name, nor in the names that an index of weights holds."""
+        is_marked = bool(self._mark and _WEIGHTS.fullmatch(name))
+        copy = folder / (name.replace(self._mark, "", 1) if is_marked else name)
+        if is_marked and copy.suffix == ".json":
+            copy.write_bytes(file.read().replace(self._mark.encode(), b""))
+        else:
+            with copy.open("wb") as written:
+                shutil.copyfileobj(file, written, 2**20)

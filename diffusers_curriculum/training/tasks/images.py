@@ -152,7 +152,7 @@ class ImageTask(ImageLevelTask):
         warmup = {name: args[f"ema_{name}"] for name in self.average_warmup}
         warmup |= {"use_ema_warmup": True} if warmup else {}
         averages = Averages(network).with_ema(args, device, warmup=warmup).with_power(args)
-        self.models = parts.ImageModels(network, space, kept, parts.autoencoder_folder(args))
+        self.models = parts.ImageModels(network, space, kept, parts.open_autoencoder(args))
         self.published.models, self.published.averages = self.models, averages
         self.evaluator = make_evaluator(
             args,

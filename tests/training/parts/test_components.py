@@ -254,8 +254,8 @@ def exported(pipeline: Path, folder: Path, *more: str) -> Any:
     args = arguments(pipeline, *more)
     models = load(args, torch.bfloat16)
     scheduler = DDPMScheduler(prediction_type="v_prediction")
-    assert models.base == pipeline
-    final = components.save_pipeline(args, pipeline, models.unet, scheduler, folder)()
+    assert models.base is not None
+    final = components.save_pipeline(models.base, models.unet, scheduler, folder)()
     assert final.unet is models.unet
     return final
 

@@ -20,7 +20,7 @@ from diffusers_curriculum.training.data.plan import BatchPlan
 from diffusers_curriculum.training.errors import HubError, UsageError
 from diffusers_curriculum.training.levels.levels import Levels
 from diffusers_curriculum.training.parts.averages import Averages
-from diffusers_curriculum.training.parts.stable_diffusion import Components
+from diffusers_curriculum.training.parts.stable_diffusion import Base, Components
 from diffusers_curriculum.training.publish import publisher as publishing
 from diffusers_curriculum.training.publish import text_to_image as export
 from diffusers_curriculum.training.publish.hub import files_to_upload
@@ -125,7 +125,7 @@ def noted(monkeypatch: pytest.MonkeyPatch) -> Noted:
     monkeypatch.setattr(export, "validation_images", noted)
     monkeypatch.setattr(export, "text_to_image_pipeline", FakePipeline)
 
-    def save(args: Any, base: Path, unet: Any, scheduler: Any, folder: Path) -> Any:
+    def save(base: Base, unet: Any, scheduler: Any, folder: Path) -> Any:
         pipeline = FakePipeline(unet=unet)
         pipeline.save_pretrained(folder)
         return lambda: pipeline
@@ -140,7 +140,7 @@ def put_models(made: export.TextToImagePublisher, averaged: bool) -> torch.nn.Li
     torch.nn.init.constant_(unet.weight, 2.0)
     ema = EMAModel(unet.parameters()) if averaged else None
     torch.nn.init.constant_(unet.weight, 1.0)
-    made.models = Components("t", "e", "v", unet, Path())
+    made.models = Components("t", "e", "v", unet, Base({}, {}))
     made.averages = Averages(unet, ema)
     return unet
 
