@@ -1,7 +1,8 @@
 """The whole way in one command: scans by class, an autoencoder, a DiT, a grid of ten classes.
 
-Runs, and shows, the commands that you would type for your own images. Nothing is downloaded; on two
-cores without a GPU it takes a few minutes.
+Runs, and shows, the commands that you would type for your own images. Beside the training, on the
+second core, the same number of steps is trained on uniform timesteps, as diffusers draws them, for
+comparison. Nothing is downloaded; on two cores without a GPU it takes a few minutes.
 
     python examples/class_conditional/demo.py --output_dir outputs/demo-class
     python examples/class_conditional/demo.py --latents vit_vqgan --output_dir outputs/demo-vit
@@ -17,7 +18,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "text_to_image"))
-from shell import run, short  # noqa: E402
+from shell import UNIFORM, run_all, short  # noqa: E402
 
 SCRIPT = HERE / "train_class_conditional_curriculum.py"
 AUTOENCODER_SCRIPT = HERE.parent / "autoencoder" / "train_vit_vqgan.py"
@@ -55,7 +56,7 @@ def commands(folder: Path, latents: str, train_steps: int) -> list[list[str]]:
         ],
         [
             *("python", short(HERE / "recognise_classes.py"), "--pipeline", trained),
-            *("--output_dir", str(folder / "pictures")),
+            *("--uniform", f"{trained}{UNIFORM}", "--output_dir", str(folder / "pictures")),
         ],
     ]
 
@@ -107,8 +108,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     start = time.monotonic()
-    for command in commands(args.output_dir, args.latents, args.max_train_steps):
-        run(command)
+    run_all(commands(args.output_dir, args.latents, args.max_train_steps))
     trained = args.output_dir / "dit-digits"
     print(f"\nDone in {(time.monotonic() - start) / 60:.1f} minutes. Pictures:")
     for text, file in (

@@ -1,7 +1,8 @@
 """Generate digits class by class, and count how many a classifier of real scans recognises.
 
-Prints one line, `recognised after=.. n=.. guidance=.. classifier=..`, and writes one picture: a row
-per digit, a column per sample, a red frame around what was not recognised as the row's digit.
+Prints one line, `recognised after=.. uniform=.. n=.. guidance=.. classifier=..`, and writes one
+picture: a row per digit, a column per sample, a red frame around what was not recognised as the
+row's digit.
 
     python examples/class_conditional/recognise_classes.py --pipeline dit-digits --output_dir .
 """
@@ -71,6 +72,7 @@ def main(argv: list[str] | None = None) -> int:
     without_torchvision_lines()
     parser = argparse.ArgumentParser(description="Count the generated digits that are recognised.")
     parser.add_argument("--pipeline", required=True, help="folder of the trained pipeline")
+    parser.add_argument("--uniform", help="folder of one trained on uniform timesteps")
     parser.add_argument("--output_dir", type=Path, required=True, help="where the picture goes")
     parser.add_argument("--samples", type=int, default=50, help="samples per digit")
     parser.add_argument("--num_inference_steps", type=int, default=25)
@@ -78,13 +80,19 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     classifier, right = train_classifier()
-    images = generate(load(args.pipeline), args)
-    samples = judge(images, classifier)
+    given = {"after": args.pipeline, "uniform": args.uniform}
+    judged = {
+        name: judge(generate(load(folder), args), classifier)
+        for name, folder in given.items()
+        if folder is not None
+    }
+    samples = judged["after"]
     args.output_dir.mkdir(parents=True, exist_ok=True)
     grid = picture(first_of_each(samples, args.samples), phrasings=False)
     grid.save(args.output_dir / "digits_by_class.png")
+    shares = " ".join(f"{name}={each.share:.2f}" for name, each in judged.items())
     print(
-        f"recognised after={samples.share:.2f} n={len(images)} guidance={args.guidance_scale:g}"
+        f"recognised {shares} n={len(samples.images)} guidance={args.guidance_scale:g}"
         f" classifier={right:.2f}"
     )
     return 0

@@ -43,6 +43,11 @@ def test_the_demo_trains_with_flags_the_script_accepts(
     made = make[make.index("--output_dir") + 1]
     assert args.pretrained_vae_model_name_or_path == made
     assert args.output_dir == judge[judge.index("--pipeline") + 1]
+    twin = importlib.import_module("shell").uniform_twin(train)
+    uniform = parse_class_args(twin[twin.index(demo.short(demo.SCRIPT)) + 1 :])
+    assert uniform.output_dir == judge[judge.index("--uniform") + 1] != args.output_dir
+    assert (uniform.timestep_sampler, uniform.curriculum) == ("uniform", "none")
+    assert uniform.max_train_steps == args.max_train_steps
     assert (args.timestep_sampler, args.curriculum) == ("laplace", "difficulty")
     # On a plateau a stage lasts 1.7811 times the patience (exp of Euler's constant).
     expected = (args.curriculum_clusters - 1) * 1.7811 * args.curriculum_patience
@@ -78,8 +83,12 @@ def test_export_by_class_has_a_folder_per_digit(
             assert np.corrcoef(again.ravel(), wanted.ravel())[0, 1] > 0.95
 
 
+@pytest.mark.parametrize("uniform", [False, True])
 def test_the_judge_loads_both_kinds_of_pipeline_and_counts(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    uniform: bool,
 ) -> None:
     judge = module("recognise_classes", monkeypatch)
     digits = importlib.import_module("digits")
@@ -94,9 +103,17 @@ def test_the_judge_loads_both_kinds_of_pipeline_and_counts(
             images = [digits.to_image(scan, 32) for scan in scans]
             return type("Output", (), {"images": images})
 
-    monkeypatch.setattr(judge, "load", lambda folder: Perfect())
+    class Poor(Perfect):
+        """Draws zeros whatever the class."""
+
+        def __call__(self, class_labels: list[int], **options: object) -> object:
+            return super().__call__([0] * len(class_labels), **options)
+
+    monkeypatch.setattr(judge, "load", lambda folder: Poor() if folder == "u" else Perfect())
     words = ["--pipeline", "x", "--output_dir", str(tmp_path), "--samples", "5"]
-    assert judge.main(words) == 0
-    assert capsys.readouterr().out.startswith("recognised after=1.00 n=50 guidance=1.5 classifier=")
+    assert judge.main([*words, "--uniform", "u"] if uniform else words) == 0
+    baseline = "uniform=0.10 " if uniform else ""
+    told = capsys.readouterr().out
+    assert told.startswith(f"recognised after=1.00 {baseline}n=50 guidance=1.5 classifier=")
     with Image.open(tmp_path / "digits_by_class.png") as grid:
         assert grid.height > grid.width / 2
