@@ -27,7 +27,7 @@ LINKED = ("one.png", "eval 2.png")
 LEFT_OUT = {
     "dog/.hidden.png": "hidden",
     "__old/c.png": "hidden",
-    "cat/phone.heic": "pip install pillow-heif",
+    "cat/phone.cr2": "save them as PNG",
     "cat/gone.png": "links to nothing",
 }
 Read = Callable[..., tuple[int, list[str]]]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import logging
+import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -172,50 +174,120 @@ def test_deep_grey_keeps_its_precision_in_one_channel() -> None:
 # -- formats ---------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def codecs(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """What is known of codecs is asked anew, before and after."""
-    known = (image_files.register_codecs, image_files.image_suffixes)
-    for function in known:
-        function.cache_clear()
-    extensions = dict(Image.EXTENSION)
-    yield monkeypatch
-    Image.EXTENSION.clear()
-    Image.EXTENSION.update(extensions)
-    for function in known:
-        function.cache_clear()
-
-
 def test_avif_is_read() -> None:
     assert features.check("avif")
     assert decode_image(cell(Image.new("RGB", (8, 8), (90, 90, 90)), "AVIF")).size == (8, 8)
 
 
-@pytest.mark.parametrize(
-    ("suffix", "package"), [("heic", "pillow-heif"), ("jxl", "pillow-jxl-plugin")]
-)
-def test_a_format_without_its_package_is_told(tmp_path: Path, suffix: str, package: str) -> None:
+PACKAGES = {"heic": "pillow-heif", "jxl": "pillow-jxl-plugin"}
+# What the real package has: a module that registers a plugin of Pillow when it is imported.
+JXL = """
+from PIL import Image, PngImagePlugin
+
+
+class JXLImageFile(PngImagePlugin.PngImageFile):
+    format = "JXL"
+
+
+Image.register_open("JXL", JXLImageFile, lambda head: head.startswith(b"\\x89PNG"))
+Image.register_extension("JXL", ".jxl")
+Image.register_mime("JXL", "image/jxl")
+"""
+
+
+@pytest.fixture
+def codecs(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """Pillow as it comes, without the packages for HEIC and JPEG XL; what is known of codecs is
+    asked anew, before and after."""
+    known = (image_files.register_codecs, image_files.image_suffixes)
+    for function in known:
+        function.cache_clear()
+    gone = ("HEIF", "JXL")
+    monkeypatch.setattr(Image, "ID", [kind for kind in Image.ID if kind not in gone])
+    monkeypatch.setattr(Image, "OPEN", {k: v for k, v in Image.OPEN.items() if k not in gone})
+    suffixes = {k: v for k, v in Image.EXTENSION.items() if v not in gone}
+    monkeypatch.setattr(Image, "EXTENSION", suffixes)
+    monkeypatch.setattr(Image, "MIME", dict(Image.MIME))
+    for name in [n for n in sys.modules if n.split(".")[0] in ("pillow_heif", "pillow_jxl")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(image_files, "find_spec", lambda name: None)
+    yield monkeypatch
+    monkeypatch.undo()
+    for function in known:
+        function.cache_clear()
+
+
+@pytest.mark.parametrize("suffix", PACKAGES)
+def test_a_format_without_its_package_is_told(
+    codecs: pytest.MonkeyPatch, tmp_path: Path, suffix: str
+) -> None:
     (tmp_path / f"a.{suffix}").write_bytes(b"something")
     fault = image_fault({"path": str(tmp_path / f"a.{suffix}"), "bytes": None}, 8, [])
+    remedy = f"(pip install {PACKAGES[suffix]})"
     assert fault is not None
-    assert f"cannot identify image file '{tmp_path}/a.{suffix}' (pip install {package})" in fault
+    assert f"cannot identify image file '{tmp_path}/a.{suffix}' {remedy}" in fault
+    (told,) = image_files.list_folder(tmp_path).left_out
+    assert told == f"Pillow cannot read .{suffix} files here {remedy}"
 
 
-def test_packages_are_registered_where_they_are_installed(
+def test_heic_is_registered_where_its_package_is_installed(
     codecs: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    assert ".heic" not in image_files.image_suffixes()
-    image_files.register_codecs.cache_clear()
-    image_files.image_suffixes.cache_clear()
     heif: Any = ModuleType("pillow_heif")
-    heif.__spec__ = image_files.find_spec("PIL")
-
-    def register() -> None:
-        Image.register_extensions("PNG", [".heic"])
-
-    heif.register_heif_opener = register
+    heif.register_heif_opener = lambda: Image.register_extensions("PNG", [".heic"])
     codecs.setitem(sys.modules, "pillow_heif", heif)
+    codecs.setattr(image_files, "find_spec", lambda name: name == "pillow_heif")
     (tmp_path / "a.HEIC").write_bytes(encoded(PICTURE))
     found = image_files.list_folder(tmp_path)
     assert found.images == [str(tmp_path / "a.HEIC")]
     assert found.left_out == {}
+
+
+def test_jpeg_xl_is_registered_where_its_package_is_installed(
+    codecs: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "site" / "pillow_jxl").mkdir(parents=True)
+    (tmp_path / "site" / "pillow_jxl" / "__init__.py").write_text(JXL)
+    codecs.syspath_prepend(tmp_path / "site")
+    codecs.setitem(sys.modules, "pillow_jxl", None)  # forgotten at the end
+    del sys.modules["pillow_jxl"]
+    codecs.setattr(image_files, "find_spec", lambda name: name == "pillow_jxl")
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.jxl").write_bytes(encoded(PICTURE))
+    assert image_files.list_folder(tmp_path / "images").left_out == {}
+    assert "JXL" in Image.OPEN
+
+
+@pytest.mark.parametrize(("suffix", "module"), [("heic", "pillow_heif"), ("jxl", "pillow_jxl")])
+def test_the_real_packages_decode(tmp_path: Path, suffix: str, module: str) -> None:
+    """In a folder, and as bytes in a table."""
+    pytest.importorskip(module)
+    image_files.register_codecs()
+    path = tmp_path / f"a.{suffix}"
+    flat = Image.new("RGB", (16, 12), (90, 120, 30))
+    flat.save(path, **({"lossless": True} if suffix == "jxl" else {"quality": 100}))
+    assert image_files.list_folder(tmp_path).images == [str(path)]
+    for source in ({"path": str(path), "bytes": None}, cell(path.read_bytes())):
+        found = np.asarray(decode_image(source)).astype(int)
+        assert found.shape == (12, 16, 3)
+        assert np.abs(found - (90, 120, 30)).max() <= (0 if suffix == "jxl" else 3)
+    half = path.read_bytes()[: path.stat().st_size // 2]
+    assert image_fault(cell(half), 8, []) is not None
+
+
+@pytest.mark.parametrize(("suffix", "module"), [("heic", "pillow_heif"), ("jxl", "pillow_jxl")])
+def test_bytes_of_a_table_are_decoded_in_a_fresh_process(
+    tmp_path: Path, suffix: str, module: str
+) -> None:
+    """Where no folder was listed that would have registered the packages."""
+    pytest.importorskip(module)
+    image_files.register_codecs()
+    path = tmp_path / f"a.{suffix}"
+    Image.new("RGB", (16, 12), (90, 120, 30)).save(path)
+    program = (
+        "import sys; from diffusers_curriculum.training.data.decoding import decode_image; "
+        "print(decode_image({'path': None, 'bytes': open(sys.argv[1], 'rb').read()}).size)"
+    )
+    command = [sys.executable, "-c", program, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "(16, 12)\n"

@@ -208,7 +208,7 @@ def test_pictures_beside_tables_are_no_data(tmp_path: Path, load: Load, caplog: 
 
 def test_each_reason_is_told_once_with_its_count(tmp_path: Path, load: Load, caplog: Any) -> None:
     root = pictures(tmp_path / "images", "a.png", "b.PNG", ".hidden.png", ".d/x.png", "__y/z.png")
-    for name in ("photo.heic", "photo 2.HEIC", "drawing.svg", "notes.txt", ".DS_Store"):
+    for name in ("photo.cr2", "photo 2.CR2", "drawing.svg", "notes.txt", ".DS_Store"):
         (root / name).write_bytes(b"something")
     (root / "gone.png").symlink_to(root / "nowhere.png")
     assert names_of(load(root), root) == ["a.png", "b.PNG"]
@@ -218,7 +218,7 @@ def test_each_reason_is_told_once_with_its_count(tmp_path: Path, load: Load, cap
     assert "hidden (a dot begins their name" in told
     assert "'.d/x.png', '.hidden.png', '__y/z.png'" in told
     assert "2 of the 9 image files" in told
-    assert ".heic files here (pip install pillow-heif): 'photo 2.HEIC', 'photo.heic'" in told
+    assert ".cr2 files here (save them as PNG): 'photo 2.CR2', 'photo.cr2'" in told
     assert "links to nothing, or no plain files: 'gone.png'" in told
     assert ".svg files here (save them as PNG)" in told
     assert "metadata" not in told
@@ -233,10 +233,10 @@ def test_what_metadata_names_is_not_left_out(tmp_path: Path, load: Load, caplog:
 
 def test_a_folder_of_unreadable_pictures_tells_why(tmp_path: Path, load: Load, caplog: Any) -> None:
     (tmp_path / "images").mkdir()
-    (tmp_path / "images" / "a.heic").write_bytes(b"something")
+    (tmp_path / "images" / "a.cr2").write_bytes(b"something")
     with pytest.raises(UsageError, match=r"--train_data_dir .*images' has no images in it"):
         load(tmp_path / "images")
-    assert "pip install pillow-heif" in caplog.text
+    assert "save them as PNG" in caplog.text
 
 
 def test_avif_is_trained_on(tmp_path: Path, load: Load) -> None:
