@@ -31,6 +31,7 @@ PLAIN = (
     *("--noise_offset", 0.1, "--random_flip", "--timestep_draw", "stratified"),
     *("--timestep_sampler", "laplace", "--caption_dropout", 0.3),
 )
+SCALED = ("--max_train_steps", 1, "--timestep_sampler", "laplace", "--data_scale", "auto")
 
 
 def plan(bench: Bench, name: str, folder: Path, *more: object, batch: int, skew: bool) -> Any:
@@ -63,6 +64,7 @@ def ranks(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> dict[str, l
         plan(bench, "long", folder, *CURRICULUM, batch=2, skew=True),
         plan(bench, "short", folder, *PLAIN, batch=2, skew=False),
         plan(bench, "accumulated", folder, *PLAIN, *twice, batch=1, skew=False),
+        plan(bench, "scaled", folder, *SCALED, batch=2, skew=True),
     ]
     launch(plans, folder)
     names = [entry["name"] for entry in plans]
@@ -120,6 +122,20 @@ def test_curriculum_state_identical_across_ranks(ranks: dict[str, list[Any]]) ->
     assert first["states"] == second["states"]
     assert len(set(first["states"])) == STEPS
     assert first["losses"] == second["losses"]
+
+
+def test_the_scale_of_the_data_is_that_of_the_first_rank(
+    ranks: dict[str, list[Any]], bench: Bench, tmp_path: Path
+) -> None:
+    """Measured by itself, that of the other would be eleven times as large."""
+    first, second = (told["scale"] for told in ranks["scaled"])
+    with witnessed() as alone:
+        train(bench.argv(tmp_path, *SCALED, batch=4))
+    assert first == second == alone.scale
+    levels = [column(told, "level") for told in ranks["scaled"]]
+    assert sorted([*levels[0], *levels[1]]) == sorted(
+        column(json.loads(json.dumps(alone.__dict__)), "level")
+    )
 
 
 def test_no_sample_is_seen_by_both_ranks(ranks: dict[str, list[Any]]) -> None:

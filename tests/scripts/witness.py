@@ -19,6 +19,7 @@ import train_text_to_image_curriculum as text_to_image
 from diffusers_curriculum import Objective
 from diffusers_curriculum.randomness import gaussian
 from diffusers_curriculum.training.checkpoint.optimizer import optimizer_state
+from diffusers_curriculum.training.levels import data_scale
 from diffusers_curriculum.training.loop import job
 from tests.scripts.small_runs import loss_of, stage_of, tensor_hash
 
@@ -36,6 +37,7 @@ class Testimony:
         losses, lrs, stages: one entry per step.
         states: one hash per step, of sampler, weights and optimizer together.
         noise: the first numbers of each noise tensor, in order.
+        scale: standard deviation of the data, as the run has measured it.
     """
 
     seen: Any = field(default_factory=_nested)
@@ -44,6 +46,7 @@ class Testimony:
     stages: list[int] = field(default_factory=list)
     states: list[str] = field(default_factory=list)
     noise: list[float] = field(default_factory=list)
+    scale: float | None = None
 
 
 @contextmanager
@@ -51,7 +54,8 @@ def witnessed(skew: bool = False, script: ModuleType = text_to_image) -> Iterato
     """Note what every sample sees.
 
     Args:
-        skew: multiply the losses of every process but the first, as if its data were harder.
+        skew: multiply the losses of every process but the first, and the scale that it would
+            measure by itself, as if its data were harder.
     """
     told, training_step, make_update = Testimony(), script.training_step, job.make_update
 
@@ -74,6 +78,7 @@ def witnessed(skew: bool = False, script: ModuleType = text_to_image) -> Iterato
         return result
 
     def update(run: Any, step: int, *rest: Any) -> Any:
+        told.scale = run.levels.data_std
         told.stages.append(stage_of(run.sampler, step))
         result = make_update(run, step, *rest)
         told.losses.append(loss_of(result[0]))
@@ -86,6 +91,7 @@ def witnessed(skew: bool = False, script: ModuleType = text_to_image) -> Iterato
         mock.patch.object(script, "training_step", micro_step),
         mock.patch.object(job, "make_update", update),
         mock.patch.object(Objective, "loss", _skewed if skew else Objective.loss),
+        mock.patch.object(data_scale, "measure", _skewed_scale if skew else data_scale.measure),
     ):
         yield told
 
@@ -96,13 +102,21 @@ def _condition(batch: dict[str, Tensor]) -> Tensor:
     return batch.get("input_ids", batch.get("label", nothing))
 
 
-_loss = Objective.loss
+_loss, _measure = Objective.loss, data_scale.measure
 
 
 def _skewed(self: Objective, *args: Any) -> tuple[Tensor, Tensor]:
     loss, losses = _loss(self, *args)
-    factor = 1 + 10 * int(os.environ.get("RANK", "0"))
-    return loss * factor, losses * factor
+    return loss * _factor(), losses * _factor()
+
+
+def _skewed_scale(batches: Any) -> data_scale.DataScale:
+    scale = _measure(batches)
+    return scale._replace(std=scale.std * _factor())
+
+
+def _factor() -> int:
+    return 1 + 10 * int(os.environ.get("RANK", "0"))
 
 
 def state_hash(run: Any) -> str:

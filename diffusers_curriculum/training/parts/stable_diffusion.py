@@ -134,9 +134,10 @@ def open_base(args: Arguments) -> Base:
     """What the exported pipeline takes over from the base, read and opened now, as the folder may
     not be there at the end."""
     path = args.pretrained_model_name_or_path
+    kind: Any = diffusers.StableDiffusionPipeline
     with _loading(path, "parts"):
         folder = base_folder(args)
-        index = dict(diffusers.StableDiffusionPipeline.load_config(folder))
+        index = dict(kind.load_config(folder))
         names = [name for name in components(index) if name in FROZEN]
         return Base(index, {name: SavedPart(folder / name, args.variant) for name in names})
 

@@ -35,7 +35,7 @@ from diffusers_curriculum.training.process.stopping import Stopped
 
 logger = logging.getLogger(__name__)
 
-_OF_DATA = ("diffusers_curriculum.models.image_files", "diffusers_curriculum.training.data")
+_OWN = "diffusers_curriculum"
 _STATUS = {
     UsageError: ExitCode.USAGE,
     NonFiniteError: ExitCode.NONFINITE,
@@ -119,8 +119,8 @@ def _set_up_logging(accelerator: Accelerator) -> None:
     )
     for client in ("httpx", "httpx2"):
         logging.getLogger(client).setLevel(logging.WARNING)
-    for name in _OF_DATA:  # all processes read the data, and one says what is left out
-        logging.getLogger(name).setLevel(logging.NOTSET if main else logging.ERROR)
+    # all processes look at flags and data, and one says what is left out or without effect
+    logging.getLogger(_OWN).setLevel(logging.NOTSET if main else logging.ERROR)
     for library in (datasets, transformers, diffusers):
         quiet = library.utils.logging
         (quiet.set_verbosity_warning if main else quiet.set_verbosity_error)()
