@@ -265,7 +265,8 @@ def test_the_real_packages_decode(tmp_path: Path, suffix: str, module: str) -> N
     image_files.register_codecs()
     path = tmp_path / f"a.{suffix}"
     flat = Image.new("RGB", (16, 12), (90, 120, 30))
-    flat.save(path, **({"lossless": True} if suffix == "jxl" else {"quality": 100}))
+    best: dict[str, Any] = {"lossless": True} if suffix == "jxl" else {"quality": 100}
+    flat.save(path, **best)
     assert image_files.list_folder(tmp_path).images == [str(path)]
     for source in ({"path": str(path), "bytes": None}, cell(path.read_bytes())):
         found = np.asarray(decode_image(source)).astype(int)
