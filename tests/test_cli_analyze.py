@@ -127,6 +127,10 @@ def test_what_is_suggested_trains(
         sampler = TimestepSampler.from_config(json.loads(file.read_text("utf-8")))
         assert float(sampler.probabilities(0).sum()) == pytest.approx(1)
         assert main(["preview", str(file)]) == 0
+    file = output / "suggested" / "emergence_laplace" / "timestep_sampler_config.json"
+    bench.train(tmp_path / "again", "--max_train_steps", 2, "--timestep_sampler_config", file)
+    used = json.loads((tmp_path / "again" / "timestep_sampler_config.json").read_text("utf-8"))
+    assert used["density_args"] == found["emergence_laplace"]["config"]["density_args"]
 
 
 def test_a_scheduler_alone_is_analysed_by_its_data(
@@ -145,7 +149,7 @@ def test_a_scheduler_alone_is_analysed_by_its_data(
         f <= b * 1.001 for f, b in zip(rate["finite"]["value"], rate["bound"]["value"], strict=True)
     )
     assert [*found["suggestions"]] == [
-        f"emergence_{kind}" for kind in ("laplace", "table", "curriculum")
+        f"emergence_{kind}" for kind in ("laplace", "table", "moving", "curriculum")
     ]
     check_self_contained(output / "report.html")
 

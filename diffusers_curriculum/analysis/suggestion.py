@@ -18,12 +18,14 @@ from diffusers_curriculum.noise_levels import NoiseLevels
 from diffusers_curriculum.samplers import (
     CurriculumTimestepSampler,
     DensityTimestepSampler,
+    MovingTimestepSampler,
     TimestepSampler,
 )
 
 _LEAST_SCALE = 0.3  # of a fitted law: a narrower one hardly trains its neighbours
 _FLOOR = 0.1  # share of uniform draws in a suggested law
 _SIGNIFICANT = 2.0  # standard errors
+_MOST = (0.2, 0.8)  # of a profile, where a law that moves begins and ends
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,7 +153,8 @@ def suggest(scheduler: Any, profiles: list[Profile], clusters: int = 5) -> list[
     """Laws and a curriculum for each profile that speaks for any level, best founded first.
 
     A Laplace law with the profile's median and mean distance from it, the profile itself as a
-    table, and a curriculum over uniform timesteps whose clusters have equal parts of the profile.
+    table, a law that moves over the middle three fifths of it, and a curriculum over uniform
+    timesteps whose clusters have equal parts of it.
 
     Args:
         scheduler: the one that adds noise in training.
@@ -187,6 +190,24 @@ def _table(levels: NoiseLevels, profile: Profile) -> dict[str, list[float]]:
     }
 
 
+def _moving(scheduler: Any, profile: Profile, settings: dict[str, Any]) -> Iterator[Suggestion]:
+    """A law half as wide as the fitted one that moves over most of the profile by patience."""
+    start, end = (round(profile.quantile(share), 3) for share in _MOST)
+    if not start < end:
+        return
+    width = max(profile.laplace()["b"] / 2, _LEAST_SCALE)
+    sampler = MovingTimestepSampler(
+        scheduler,
+        location_start=start,
+        location_end=end,
+        scale_start=round(width, 3),
+        pacing="patience",
+        **settings,
+    )
+    way = f"from {start:.2f} to {end:.2f}, a fifth and four fifths of {profile.reason}"
+    yield Suggestion(f"{profile.name}_moving", f"a Laplace law that moves {way}", sampler)
+
+
 def _of(scheduler: Any, profile: Profile, clusters: int) -> Iterator[Suggestion]:
     levels = NoiseLevels.from_scheduler(scheduler)
     settings: dict[str, Any] = {"floor": _FLOOR, "continuous": levels.continuous}
@@ -202,6 +223,7 @@ def _of(scheduler: Any, profile: Profile, clusters: int) -> Iterator[Suggestion]
     yield Suggestion(f"{profile.name}_table", f"a law in proportion to {profile.reason}", own)
     uniform = DensityTimestepSampler(scheduler, "uniform", floor=0, continuous=levels.continuous)
     starts = cluster_starts(levels, profile, clusters)
+    yield from _moving(scheduler, profile, settings)
     if len(starts) > 1:
         curriculum = CurriculumTimestepSampler(
             uniform,

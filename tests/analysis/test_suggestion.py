@@ -25,6 +25,7 @@ from tests.analysis.known_denoisers import best, drawn, objective_of, two_dimens
 from tests.analysis.test_probes import Scale
 from tests.floors_fixtures import SCHEDULERS, levels_of
 
+KINDS = ("laplace", "table", "moving", "curriculum")
 AXIS = np.linspace(-8, 8, 161)
 
 
@@ -63,7 +64,7 @@ def test_directions_emerge_at_their_own_variance() -> None:
 def test_suggestions_train_from_their_files(name: str, tmp_path: Path) -> None:
     scheduler = SCHEDULERS[name]()
     found = suggest(scheduler, [laplace_profile(0.5, 1.0)], clusters=4)
-    assert [each.name for each in found] == ["test_laplace", "test_table", "test_curriculum"]
+    assert [each.name for each in found] == [f"test_{kind}" for kind in KINDS]
     for each in found:
         file = each.save(tmp_path)
         assert file.name == "timestep_sampler_config.json"
@@ -83,6 +84,20 @@ def test_clusters_have_equal_parts() -> None:
     inner = levels.log_snr[torch.tensor(starts[1:])].numpy()
     parts = np.interp(inner, profile.log_snr, profile.below)
     np.testing.assert_allclose(parts, [0.75, 0.5, 0.25], atol=0.02)
+
+
+def test_a_law_moves_over_the_middle_of_a_profile() -> None:
+    (moving,) = (
+        each.sampler
+        for each in suggest(SCHEDULERS["cosine"](), [laplace_profile(0.5, 1.0)])
+        if each.name.endswith("_moving")
+    )
+    # of a Laplace law four fifths lie below mu + b ln 2.5
+    reach = float(np.log(2.5))
+    config = moving.config
+    assert config["location_start"] == pytest.approx(0.5 - reach, abs=0.03)
+    assert config["location_end"] == pytest.approx(0.5 + reach, abs=0.03)
+    assert config["scale_start"] == pytest.approx(0.5, abs=0.03)
 
 
 def test_profiles_of_a_network_follow_its_statistics() -> None:
