@@ -25,7 +25,7 @@ class Comparison(NamedTuple):
     better: str
     worse: str
     statistic: str
-    tested: int
+    on: str
     ratio: Interval | None
 
 
@@ -131,7 +131,8 @@ def _compared(told: Mapping[str, Any], results: Results) -> Comparison:
             groups.append(statistic(better, worse, told.get("at", 1.0)))
     complete = len(groups) == len(told["on"])
     ratio = over_tasks(groups) if complete else None
-    return Comparison(told["better"], told["worse"], told["statistic"], len(groups), ratio)
+    on = ", ".join("/".join(pair) for pair in told["on"])
+    return Comparison(told["better"], told["worse"], told["statistic"], on, ratio)
 
 
 def _has(statistic: str, *results: Result) -> bool:

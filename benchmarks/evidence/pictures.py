@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,22 +17,31 @@ def draw(results: Results, pair: tuple[str, str], folder: Path) -> Path:
     from matplotlib.figure import Figure
 
     folder.mkdir(parents=True, exist_ok=True)
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.subplots()
-    for result in _telling(results.of_pair(*pair)):
-        means = [result.mean(result.quality, step) for step in result.steps]
-        style = {"color": "black", "linewidth": 2.5} if result.method == REFERENCE else {}
-        (line,) = axes.plot(result.steps, [m.value for m in means], label=result.method, **style)
-        low, high = [m.low for m in means], [m.high for m in means]
-        axes.fill_between(
-            result.steps, np.maximum(low, 1e-9), high, color=line.get_color(), alpha=0.15
-        )
-    axes.set(xscale="log", yscale="log", xlabel="optimizer steps", title=", ".join(pair))
-    axes.set_ylabel(f"{results.of_pair(*pair)[0].quality} (lower is better)")
-    axes.legend(fontsize=8)
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    by_steps, by_time = figure.subplots(1, 2, sharey=True)
+    found = _telling(results.of_pair(*pair))
+    for result in found:
+        batch = result.document["config"]["settings"]["batch"]
+        _curve(by_steps, result, [step * batch for step in result.steps])
+        _curve(by_time, result, [p["seconds"] / result.seeds for p in result.checkpoints])
+    by_steps.set(xlabel=f"images seen ({batch} for each step)", title=", ".join(pair))
+    by_steps.set_ylabel(f"{found[0].quality} (lower is better)")
+    by_time.set_xlabel("processor seconds of training, the law's own included")
+    by_steps.legend(fontsize=8)
     file = folder / f"{'-'.join(pair)}.svg"
     figure.savefig(file, metadata={"Date": None})
     return file
+
+
+def _curve(axes: Any, result: Result, places: list[float]) -> None:
+    """The mean of the measure that decides, and its band."""
+    means = [result.mean(result.quality, step) for step in result.steps]
+    style = {"color": "black", "linewidth": 2.5} if result.method == REFERENCE else {}
+    (line,) = axes.plot(places, [m.value for m in means], label=result.method, **style)
+    low, high = [m.low for m in means], [m.high for m in means]
+    least = 0.5 * min(m.value for m in means)  # a band below 0 has no place on this axis
+    axes.fill_between(places, np.maximum(low, least), high, color=line.get_color(), alpha=0.15)
+    axes.set(xscale="log", yscale="log")
 
 
 def _telling(found: list[Result]) -> list[Result]:

@@ -165,7 +165,7 @@ def _claims_table(verdicts: Iterable[Verdict]) -> list[str]:
     rows = []
     for verdict in verdicts:
         figures = [
-            f"{c.better} / {c.worse}, {c.statistic}: {c.ratio if c.ratio else 'not measured'}"
+            f"{c.better} / {c.worse}, {c.statistic} ({c.on}): {c.ratio or 'not measured'}"
             for c in verdict.comparisons
         ]
         told = "; ".join([*figures, *filter(None, [verdict.about])])
@@ -186,7 +186,9 @@ def _pairs(results: Results, pictures: dict[tuple[str, str], Path], place: Path)
         pairs = [p for p in results.pairs() if config("tasks", p[0])["held_out"] == aside]
         lines += ["## Tasks kept aside", ""] if aside and pairs else []
         for pair in pairs:
-            lines += [f"### {pair[0]}, {pair[1]}", "", *_pair_table(results.of_pair(*pair)), ""]
+            found = results.of_pair(*pair)
+            lines += [f"### {pair[0]}, {pair[1]}", "", *_pair_table(found), ""]
+            lines += ["At the end:", "", *_final_table(found), ""]
             if pictures[pair].is_relative_to(place):
                 lines += [f"![{' '.join(pair)}]({pictures[pair].relative_to(place)})", ""]
     return lines
@@ -204,11 +206,30 @@ def _pair_table(found: Sequence[Result]) -> list[str]:
         if reference is not None and result.name != reference.name:
             saved = str(over_tasks([step_ratios(reference, result)]))
             final = str(over_tasks([quality_ratios(reference, result)]))
-        name = result.name.split("/", 2)[2]
-        rows.append([name, *means, saved, final, f"{100 * result.law_share:.1f} %"])
+        rows.append([_name(result), *means, saved, final, f"{100 * result.law_share:.1f} %"])
     what = found[0].quality
     heads = [f"{what} after {steps[0]}", *map(str, steps[1:])]
     return table(["method", *heads, "steps saved", "final quality", "law's share of time"], rows)
+
+
+def _final_table(found: Sequence[Result]) -> list[str]:
+    """All measures, and under other guidance and numbers of sampling steps the one that decides."""
+    quality = found[0].quality
+    names = {m: None for r in found for m in r.checkpoints[-1]["metrics"] if m != quality}
+    shown = [m for m in names if "," not in m or m.startswith(quality)]
+    rows = []
+    for result in found:
+        known = result.checkpoints[-1]["metrics"]
+        rows.append([_name(result), *(_told(result, m) if m in known else "-" for m in shown)])
+    return table(["method", *shown], rows)
+
+
+def _told(result: Result, metric: str) -> str:
+    return _plus_minus(result.mean(metric))
+
+
+def _name(result: Result) -> str:
+    return result.name.split("/", 2)[2]
 
 
 def _plus_minus(mean: Interval) -> str:

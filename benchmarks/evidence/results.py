@@ -115,8 +115,8 @@ def step_ratios(reference: Result, method: Result) -> list[float]:
 def time_ratios(reference: Result, method: Result) -> list[float]:
     """The same in processor time: the law's own time counts, the network's does not differ, and is
     taken from the reference for both, as a busy machine would tell nothing else."""
-    slower = (1 - reference.law_share) / (1 - method.law_share)
-    return [ratio * slower for ratio in step_ratios(reference, method)]
+    quicker = (1 - method.law_share) / (1 - reference.law_share)
+    return [ratio * quicker for ratio in step_ratios(reference, method)]
 
 
 def quality_ratios(

@@ -6,8 +6,9 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import torch
@@ -84,7 +85,7 @@ def _attempt(work: Callable[[], Any]) -> str:
 
 def _pooled(cells: Sequence[Cell], output_dir: Path, processes: int) -> Done:
     """What several cells need is made first, once."""
-    with ProcessPoolExecutor(processes, get_context("spawn"), one_thread) as pool:
+    with ProcessPoolExecutor(processes, get_context("spawn"), start_worker) as pool:
         try:
             shared = [pool.submit(make_shared, cell, output_dir) for cell in with_shared(cells)]
             for future in shared:
@@ -100,6 +101,15 @@ def _pooled(cells: Sequence[Cell], output_dir: Path, processes: int) -> Done:
 
 def _result(future: Future[Any]) -> Callable[[], Any]:
     return future.result
+
+
+def start_worker() -> None:
+    """What a process of the pool starts with; it ends with the one that started it, however that
+    one ends."""
+    one_thread()
+    parent = parent_process()
+    if parent is not None:
+        Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def one_thread() -> None:

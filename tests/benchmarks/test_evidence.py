@@ -30,7 +30,7 @@ from benchmarks.evidence.judge import Judge, distances
 from benchmarks.evidence.measuring import prepare
 from benchmarks.evidence.mixtures import MixtureTask
 from benchmarks.evidence.network import StackedMlp, parameters_of
-from benchmarks.evidence.results import Result, Results
+from benchmarks.evidence.results import Result, Results, step_ratios, time_ratios
 from benchmarks.evidence.target import Target, for_run, seeded
 
 TINY = {"width": 16, "blocks": 2, "batch": 32, "steps": 6, "samples": 40, "sampling_steps": [3]}
@@ -306,6 +306,14 @@ def result(method: str, scale: float, *, spread: float = 0.02, seeds: int = 5) -
     told = {"task": "t", "target": "v", "method": method, "name": f"t/v/{method}", "group": ""}
     rest = {"held_out": False, "quality": "frechet", "log_snr": [4.0, -4.0]}
     return Result.of({"cell": told, "checkpoints": [start, *rows]} | rest)
+
+
+def test_a_law_that_costs_time_saves_less_of_it() -> None:
+    costly = result("fast", 500.0)
+    for point in costly.checkpoints:
+        point["law_seconds"] = 50.5
+    (steps, *_), (seconds, *_) = (f(SLOW, costly) for f in (step_ratios, time_ratios))
+    assert seconds == pytest.approx(steps / 2)
 
 
 FAST, SLOW, EVEN = result("fast", 500.0), result("slow", 1000.0), result("even", 1000.0, spread=0.4)
