@@ -28,8 +28,8 @@ def draw(results: Results, pair: tuple[str, str], folder: Path) -> Path:
     by_steps.set_ylabel(f"{found[0].quality} (lower is better)")
     by_time.set_xlabel("processor seconds of training, the law's own included")
     by_steps.legend(fontsize=8)
-    file = folder / f"{'-'.join(pair)}.svg"
-    figure.savefig(file, metadata={"Date": None})
+    file = folder / f"{'-'.join(pair)}.png"
+    figure.savefig(file, dpi=80)
     return file
 
 

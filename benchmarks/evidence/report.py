@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -33,7 +34,7 @@ def write_report(results: Results, planned: int, tier: str, output_dir: Path, fi
     text = "\n".join(
         [
             *_head(results, planned, tier),
-            *_in_words(found),
+            *in_words(found),
             *_summary_table(found),
             *_claims_table(verdicts),
             *_pairs(results, pictures, file.parent),
@@ -130,13 +131,15 @@ def _head(results: Results, planned: int, tier: str) -> list[str]:
     ]
 
 
-def _in_words(found: dict[str, dict[str, Interval]]) -> list[str]:
+def in_words(found: dict[str, dict[str, Interval]]) -> list[str]:
     """What helped, what did not, and what cannot be told."""
     steps = {method: row["steps"] for method, row in found.items() if "steps" in row}
     better = [f"{m} {steps[m]}" for m in _by_value(steps) if steps[m].low > 1]
     worse = [f"{m} {steps[m]}" for m in reversed(_by_value(steps)) if steps[m].high < 1]
-    open_ = [m for m in _by_value(steps) if not (steps[m].low > 1 or steps[m].high < 1)]
-    texts = (("Saved steps", better), ("Cost steps", worse), ("No difference beyond noise", open_))
+    even = [f"{m} {steps[m]}" for m in _by_value(steps) if steps[m].low <= 1 <= steps[m].high]
+    broken = [m for m, told in steps.items() if math.isnan(told.low)]
+    texts = [("Saved steps", better), ("Cost steps", worse), ("No difference beyond noise", even)]
+    texts += [("No interval, as a seed's samples were not finite", broken)] if broken else []
     return [f"- {what}: {', '.join(names) or 'nothing'}." for what, names in texts] + [""]
 
 

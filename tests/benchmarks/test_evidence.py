@@ -30,7 +30,8 @@ from benchmarks.evidence.judge import Judge, distances
 from benchmarks.evidence.measuring import prepare
 from benchmarks.evidence.mixtures import MixtureTask
 from benchmarks.evidence.network import StackedMlp, parameters_of
-from benchmarks.evidence.results import Result, Results, step_ratios, time_ratios
+from benchmarks.evidence.report import in_words
+from benchmarks.evidence.results import Result, Results, over_tasks, step_ratios, time_ratios
 from benchmarks.evidence.target import Target, for_run, seeded
 
 TINY = {"width": 16, "blocks": 2, "batch": 32, "steps": 6, "samples": 40, "sampling_steps": [3]}
@@ -61,7 +62,7 @@ def test_the_quick_tier_runs_goes_on_and_is_reported(
     report = ["report", "--tier", "quick", "--output_dir", str(tmp_path), "--results", str(text)]
     assert command.main(report) == 0
     assert "### digits_lora, linear_v" in text.read_text("utf-8")
-    assert (tmp_path / "digits-edm.svg").is_file()
+    assert (tmp_path / "digits-edm.png").is_file()
     assert command.main([*report, "--check"]) == 0
     text.write_text(text.read_text("utf-8") + "\nIt is 123.456 times as good.\n", "utf-8")
     assert command.main([*report, "--check"]) == 1
@@ -359,6 +360,13 @@ def test_the_ratio_of_a_claim_is_the_known_one() -> None:
     assert compared.ratio is not None
     assert compared.ratio.value == pytest.approx(2, rel=0.05)
     assert compared.ratio.low < compared.ratio.value < compared.ratio.high
+
+
+def test_a_seed_that_was_not_finite_is_told_in_words() -> None:
+    broken = result("broken", 500.0)
+    broken.checkpoints[-1]["metrics"]["frechet"][2] = None
+    found = {"broken": {"steps": over_tasks([step_ratios(SLOW, broken)])}}
+    assert "a seed's samples were not finite: broken." in "\n".join(in_words(found))
 
 
 def test_claims_name_methods_tasks_and_statistics_that_there_are() -> None:
