@@ -7,6 +7,7 @@ import pkgutil
 from importlib import import_module
 
 from diffusers_curriculum.samplers.adaptive import AdaptiveTimestepSampler
+from diffusers_curriculum.samplers.auto import AutoTimestepSampler
 from diffusers_curriculum.samplers.base import SAMPLERS, TimestepSample, TimestepSampler
 from diffusers_curriculum.samplers.curriculum import CurriculumTimestepSampler
 from diffusers_curriculum.samplers.density import DensityTimestepSampler
@@ -27,6 +28,7 @@ from diffusers_curriculum.samplers.sequence import SequenceTimestepSampler
 __all__ = [
     "SAMPLERS",
     "AdaptiveTimestepSampler",
+    "AutoTimestepSampler",
     "CurriculumTimestepSampler",
     "DensityTimestepSampler",
     "GradientNormTimestepSampler",

@@ -13,8 +13,8 @@ from torch import Tensor
 from diffusers_curriculum.checks import above_zero, checked, not_negative
 from diffusers_curriculum.samplers.adaptive import AdaptiveTimestepSampler
 from diffusers_curriculum.samplers.base import SAMPLERS
-from diffusers_curriculum.samplers.statistics import finite_widths
-from diffusers_curriculum.weighting.formulas import bounded, softplus, to_target
+from diffusers_curriculum.samplers.statistics import finite_widths, x0_scale
+from diffusers_curriculum.weighting.formulas import bounded, to_target
 
 logger = logging.getLogger(__name__)
 
@@ -71,8 +71,7 @@ class InformationRateTimestepSampler(AdaptiveTimestepSampler):
             self._warn_of_low_gate(self.gate)
 
     def _scale(self) -> Tensor:
-        log_snr, kind = self.levels.positions, self.levels.prediction_type
-        return (to_target(kind, log_snr, self.levels.sigma_data) + softplus(log_snr)).exp()
+        return x0_scale(self.levels)
 
     def _rule_tables(self) -> dict[str, Tensor]:
         log_snr, finite = bounded(self.levels.log_snr), self.levels.finite

@@ -15,6 +15,7 @@ from torch import Tensor
 from diffusers_curriculum.checks import one_of
 from diffusers_curriculum.clustering import log_snr_cells
 from diffusers_curriculum.noise_levels import NoiseLevels
+from diffusers_curriculum.weighting.formulas import softplus, to_target
 
 State = dict[str, Tensor]
 BINNINGS = ("quantile", "log_snr_width")
@@ -84,15 +85,9 @@ class BinnedMeans(Statistics):
         There are fewer ``bins`` where equal widths leave some without a level; the weights of
         ``neighbours`` fall linearly.
         """
-        cell = _cells(levels, bins, binning)
-        count = int(cell[-1]) + 1
-        starts = torch.searchsorted(cell, torch.arange(count)).tolist()
-        position = levels.positions.numpy()
-        centres = np.array([part.mean() for part in np.split(position, starts[1:])])
-        # np.interp wants a rising axis; beyond the outer centres it is constant
-        columns = [np.interp(-position, -centres, row) for row in np.eye(count)]
-        spread = np.stack(columns, axis=1) @ _smoothing(count, neighbours)
-        return cls(tuple(starts), cell, torch.from_numpy(spread), ema)
+        cell, starts, _, spread = binned(levels, bins, binning)
+        spread = spread @ torch.from_numpy(_smoothing(len(starts), neighbours))
+        return cls(starts, cell, spread, ema)
 
     def initial_state(self) -> State:
         names = ("sums", "counts", "total", "evidence")
@@ -177,6 +172,30 @@ class LastValues(Statistics):
     def profile(self, state: State) -> Tensor:
         known = state["count"][:-1].clamp(1, self.length)
         return state["history"][:-1].sum(1) / known
+
+
+def binned(
+    levels: NoiseLevels, bins: int, binning: str
+) -> tuple[Tensor, tuple[int, ...], Tensor, Tensor]:
+    """Bins of a schedule: the bin of each level (T,), the first level of each bin, the mean
+    log-SNR of each (K,), and the interpolation between those means, (T, K) with rows that sum to
+    1; constant beyond the outer ones."""
+    cell = _cells(levels, bins, binning)
+    count = int(cell[-1]) + 1
+    starts = torch.searchsorted(cell, torch.arange(count)).tolist()
+    position = levels.positions.numpy()
+    centres = np.array([part.mean() for part in np.split(position, starts[1:])])
+    # np.interp wants a rising axis
+    columns = [np.interp(-position, -centres, row) for row in np.eye(count)]
+    spread = torch.from_numpy(np.stack(columns, axis=1))
+    return cell, tuple(starts), torch.from_numpy(centres), spread
+
+
+def x0_scale(levels: NoiseLevels) -> Tensor:
+    """(T,) float64 what the unweighted loss of a target is times, to be (1 + S) times the squared
+    error of x0: that changes little within a bin, at either end."""
+    on_target = to_target(levels.prediction_type, levels.positions, levels.sigma_data)
+    return (on_target + softplus(levels.positions)).exp()
 
 
 def finite_widths(levels: NoiseLevels) -> Tensor:

@@ -177,6 +177,16 @@ CONFIG: dict[str, Any] = {
     "seed": 0,
 }
 OWN: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "auto": (
+        {"sharpness": 3.0, "bandwidth": 1.0, "max_x0_error": 1.0},
+        {
+            "refresh_every": 50,
+            "warm_up": 100,
+            "warm_up_density": "laplace",
+            "warm_up_density_args": {"mu": -0.5, "b": 1.0},
+            "importance_correction": "none",
+        },
+    ),
     "loss_second_moment": ({}, {"warm_up": 0}),
     "loss_proportional": ({"measure": "draw"}, {}),
     "information_rate": (

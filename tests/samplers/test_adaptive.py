@@ -394,7 +394,7 @@ def test_what_is_abstract_cannot_be_named_by_a_config() -> None:
 
 def test_every_adaptive_sampler_has_its_entry() -> None:
     kinds = learning_samplers()
-    assert len(kinds) == 4
+    assert len(kinds) == 5
     entries = [SAMPLERS.entry(name) for name in kinds]
     assert [entry.make for entry in entries] == list(kinds.values())
     assert all(entry.formula and entry.source and entry.note for entry in entries)
