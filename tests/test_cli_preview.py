@@ -225,10 +225,11 @@ def test_flags_mean_what_they_mean_in_training(pipeline: Path, tmp_path: Path) -
 def test_every_flag_of_the_groups_is_there() -> None:
     commands = build_parser()._subparsers._group_actions[0].choices  # type: ignore[union-attr]
     known = set(commands["preview"]._option_string_actions)  # type: ignore[index]
-    groups = {group.title: group for group in arguments.build_parser()._action_groups}
-    for title in ("timesteps", "curriculum", "curriculum pacing"):
-        wanted = {a.option_strings[0] for a in groups[title]._group_actions}
-        assert wanted - known <= {"--show_timesteps", "--timestep_plot_steps"}
+    titles = ("timesteps", "curriculum", "curriculum pacing")
+    groups = [g for g in arguments.build_parser()._action_groups if g.title in titles]
+    wanted = {a.option_strings[0] for group in groups for a in group._group_actions}
+    assert {"--recipe", "--data_scale", "--curriculum_patience"} <= wanted
+    assert wanted - known == {"--show_timesteps", "--timestep_plot_steps"}
 
 
 @pytest.mark.parametrize(

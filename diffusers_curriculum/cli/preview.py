@@ -6,10 +6,12 @@ import argparse
 import json
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffusers_curriculum.training.arguments.command_line import CommandLine
+from diffusers_curriculum.cli.recipe import CHANGES, RECIPES, check_recipe, settle_recipe
+from diffusers_curriculum.training.arguments.command_line import Arguments, CommandLine
 from diffusers_curriculum.training.arguments.curriculum import CURRICULUM, PACING
 from diffusers_curriculum.training.arguments.flag import LEVELS, Family, count
 from diffusers_curriculum.training.arguments.imports import IMPORT, import_modules
@@ -19,12 +21,15 @@ from diffusers_curriculum.training.arguments.run import RUN
 if TYPE_CHECKING:
     from diffusers_curriculum.analysis.preview import Preview
     from diffusers_curriculum.cli.source import Source
+    from diffusers_curriculum.samplers import TimestepSampler
 
 ENDINGS = (".png", ".svg", ".json")
 _SAMPLING = (TIMESTEPS, CURRICULUM, PACING)
 _LENGTH = Family("training", tuple(flag for flag in RUN.flags if flag.name == "max_train_steps"))
 TRAINING = CommandLine(
-    "What a preview knows of a training command.", (_LENGTH, PREDICTION, *_SAMPLING)
+    "What a preview knows of a training command.",
+    (_LENGTH, *RECIPES, PREDICTION, *_SAMPLING),
+    changes=CHANGES,
 )
 INFERENCE_STEPS = count(
     "inference_steps", 50, "sampling steps to check (default %(default)s)", most=LEVELS
@@ -96,6 +101,8 @@ def _preview(args: argparse.Namespace) -> tuple[str, int]:
     output = _checked_output(args.output)
     INFERENCE_STEPS.check(args.inference_steps)
     source = read_source(args.source)
+    by_recipe = [flag for flag in args.training_flags if flag[0] in ("--recipe", "--resolution")]
+    check_recipe(_parsed(by_recipe), args.source, source.training)
     if args.compare:
         return _compare(args, source, output), 0
     return show(_one(args, source, args.training_flags), str(output or TERMINAL)), 0
@@ -103,23 +110,32 @@ def _preview(args: argparse.Namespace) -> tuple[str, int]:
 
 def _one(args: argparse.Namespace, source: Source, flags: Sequence[Sequence[str]]) -> Preview:
     """The preview for one set of training flags; a sampler's config stands for them."""
-    from diffusers_curriculum.analysis.preview import make_preview
     from diffusers_curriculum.samplers import TimestepSampler
     from diffusers_curriculum.training.levels import timesteps
 
-    own = TRAINING.parse([word for flag in flags for word in flag], machine=False)
+    own = _parsed(flags, source.training)
     if own.data_scale == "auto":
         raise ValueError("--data_scale auto is measured by a run: give the number to see the law.")
-    made = {flag[0] for flag in flags} & _sampler_flags()
-    if source.sampler is not None and (not made or source.training is None):
-        if made:
-            raise ValueError(
-                f"{args.source} says which sampler it is, so {sorted(made)[0]} has no effect: drop "
-                "it, or give the scheduler instead."
-            )
-        sampler = TimestepSampler.from_config(source.sampler)
-    else:
-        sampler = timesteps.build_sampler(own, source.training, 0)
+    made = _sampler_flags() & {f"--{own.flag(name)}" for name in own.given}
+    if source.sampler is None or (made and source.training is not None):
+        return _shown(args, source, own, timesteps.build_sampler(own, source.training, 0))
+    if made:
+        by_hand = made & {flag[0] for flag in flags}
+        told = min(by_hand) if by_hand else f"--recipe {own.recipe}"
+        raise ValueError(
+            f"{args.source} says which sampler it is, so {told} has no effect: drop it, or give "
+            "the scheduler instead."
+        )
+    return _shown(args, source, own, TimestepSampler.from_config(source.sampler))
+
+
+def _shown(
+    args: argparse.Namespace, source: Source, own: Arguments, sampler: TimestepSampler
+) -> Preview:
+    """The preview of a sampler with what else the training flags say."""
+    from diffusers_curriculum.analysis.preview import make_preview
+    from diffusers_curriculum.training.levels import timesteps
+
     weights = timesteps.build_loss_weights(own, timesteps.build_objective(own, sampler))
     return make_preview(
         sampler,
@@ -130,6 +146,12 @@ def _one(args: argparse.Namespace, source: Source, flags: Sequence[Sequence[str]
         refusal=timesteps.length_fault(own, sampler, own.max_train_steps),
         data_std=None if own.data_scale == 1 else own.data_scale,
     )
+
+
+def _parsed(flags: Sequence[Sequence[str]], scheduler: Any = None) -> Arguments:
+    """Training flags as the training script takes them."""
+    words = [word for flag in flags for word in flag]
+    return TRAINING.parse(words, partial(settle_recipe, scheduler=scheduler), machine=False)
 
 
 def _compare(args: argparse.Namespace, source: Source, output: Path | None) -> str:
@@ -156,13 +178,15 @@ def _compare(args: argparse.Namespace, source: Source, output: Path | None) -> s
 def _compared(args: argparse.Namespace, source: Source, name: str) -> Preview:
     """The preview of one name of --compare."""
     from diffusers_curriculum.cli.source import read_source
+    from diffusers_curriculum.samplers import TimestepSampler
 
     if name.endswith(".json") or "/" in name:
         found = read_source(name)
         if found.sampler is None:
             raise ValueError(f"--compare {name}: this is no timestep_sampler_config.json.")
         other = [flag for flag in args.training_flags if flag[0] not in _sampler_flags()]
-        return _one(args, found._replace(inference=source.inference), other)
+        own = _parsed(other, source.training)
+        return _shown(args, source, own, TimestepSampler.from_config(found.sampler))
     if source.training is None:
         raise ValueError(f"--compare {name} needs a schedule: give the scheduler as SOURCE.")
     density, _, arguments = name.partition(":")

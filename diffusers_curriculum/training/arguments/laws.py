@@ -50,6 +50,20 @@ def settle_shift(args: Any) -> None:
     args.timestep_sampler, args.timestep_sampler_args = "shifted", moved | tokens | own
 
 
+def settle_log_normal(args: Any, sigma_data: float) -> None:
+    """EDM's law, without a floor, for data of standard deviation ``sigma_data``: both papers' laws
+    are for 0.5, and other data have other noise."""
+    if "timestep_sampler" not in args.by_recipe:
+        args.timestep_sampler = "edm"
+    p_mean = {"edm": -1.2, "edm2": -0.4}.get(args.timestep_sampler)
+    moved = "timestep_sampler_args" in args.given or args.data_scale != 1
+    if not moved and p_mean is not None:
+        shift = math.log(sigma_data / 0.5)
+        args.timestep_sampler_args = {"p_mean": float(f"{p_mean + shift:.6g}")} if shift else {}
+    if args.timestep_floor is None:
+        args.timestep_floor = 0.0
+
+
 def _scale(text: str) -> str | float:
     if text == "auto":
         return text

@@ -104,30 +104,44 @@ RECIPES = {
 }
 
 
-def _expand(args: Any) -> None:
-    """Put a recipe's settings where nothing was given, and say which of them give way."""
+def put_recipe(args: Any) -> None:
+    """Put a recipe's settings where nothing was given, and say which of them give way; those that
+    the command line has no flag for are left out."""
     if args.recipe is None:
         return
+    known = {flag.dest for flag in args.flags}
     settings = RECIPES[args.recipe].settings(args)
-    _refuse_foreign(args, settings)
-    taken = {name: value for name, value in settings.items() if _takes(args, name, value)}
+    taken = {k: v for k, v in settings.items() if k in known and _takes(args, k, v)}
     for name, value in taken.items():
         setattr(args, name, value)
     args.by_recipe = frozenset(taken)
     args.given |= args.by_recipe
 
 
-def _refuse_foreign(args: Any, settings: dict[str, Any]) -> None:
-    """Refuse a recipe for another kind of model than is trained."""
+def without_flag(args: Any) -> dict[str, Any]:
+    """The settings of the recipe, if any, that the command line has no flag for."""
+    if args.recipe is None:
+        return {}
     known = {flag.dest for flag in args.flags}
-    missing = [name for name in settings if name not in known]
+    return {k: v for k, v in RECIPES[args.recipe].settings(args).items() if k not in known}
+
+
+def _expand(args: Any) -> None:
+    if args.recipe is not None:
+        _refuse_foreign(args)
+        put_recipe(args)
+
+
+def _refuse_foreign(args: Any) -> None:
+    """Refuse a recipe for another kind of model than is trained."""
+    missing = [*without_flag(args)]
     if missing:
         raise UsageError(
             f"--recipe {args.recipe} sets --{missing[0]}, which this script has no flag for, as "
             "its noise levels are those of the model: use the class-conditional or the "
             "unconditional script, or give the other flags of the recipe (docs/differences.md)."
         )
-    wanted = settings.get("formulation")
+    wanted = RECIPES[args.recipe].settings(args).get("formulation")
     if "formulation" in args.given and wanted not in (None, args.formulation):
         raise UsageError(
             f"--recipe {args.recipe} is for --formulation {wanted}, and --formulation is "

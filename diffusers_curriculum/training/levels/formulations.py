@@ -28,7 +28,7 @@ FAMILIES = {"ddpm": "vp", "flow": "flow", "edm": "edm"}
 # whose scaling factor makes it about 1.
 SIGMA_DATA = {True: 0.5, False: 1.0}
 # The scheduler's setting for each flag.
-_SETTINGS = {
+SCHEDULE = {
     "ddpm": {"ddpm_num_steps": "num_train_timesteps", "ddpm_beta_schedule": "beta_schedule"},
     "flow": {"flow_shift": "shift"},
     "edm": {"sigma_min": "sigma_min", "sigma_max": "sigma_max", "sigma_data": "sigma_data"},
@@ -120,7 +120,7 @@ def _settings(args: Arguments, fresh: bool, pixels: bool) -> dict[str, Any]:
     """Settings of the training scheduler: all for a fresh one, else those that a flag gives."""
     settings = {
         name: args[flag]
-        for flag, name in _SETTINGS[args.formulation].items()
+        for flag, name in SCHEDULE[args.formulation].items()
         if fresh or flag in args.given
     }
     if args.formulation == "edm" and fresh:

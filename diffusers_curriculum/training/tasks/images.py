@@ -4,7 +4,6 @@ the latents of an autoencoder, with diffusion, flow matching or EDM."""
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import Tensor
 from diffusers_curriculum.models.latent_space import LatentSpace
 from diffusers_curriculum.models.networks import check_conditioning, null_class, takes_labels
 from diffusers_curriculum.training.arguments.command_line import Arguments
+from diffusers_curriculum.training.arguments.laws import settle_log_normal
 from diffusers_curriculum.training.cache.latents import CachedLatents, cache_latents
 from diffusers_curriculum.training.data.dataset import ImageDataset
 from diffusers_curriculum.training.data.decoding import MODES
@@ -90,7 +90,7 @@ class ImageTask(ImageLevelTask):
         by_flag = "timestep_sampler" in args.given - args.by_recipe
         by_flag = by_flag or args.timestep_bias_strategy != "none"
         if args.formulation == "edm" and not by_flag:
-            _settle_log_normal(args)
+            settle_log_normal(args, sigma_data_of(args))
 
     # -- what is trained on ----------------------------------------------------------------------
 
@@ -253,16 +253,3 @@ class ImageTask(ImageLevelTask):
             with self.published.averages.shown():
                 images = self.published.images(job.args.eval_num_inference_steps)
                 self.evaluator.evaluate(images, done)
-
-
-def _settle_log_normal(args: Arguments) -> None:
-    """Both papers' laws are for data of standard deviation 0.5; other data have other noise."""
-    if "timestep_sampler" not in args.by_recipe:
-        args.timestep_sampler = "edm"
-    p_mean = {"edm": -1.2, "edm2": -0.4}.get(args.timestep_sampler)
-    moved = "timestep_sampler_args" in args.given or args.data_scale != 1
-    if not moved and p_mean is not None:
-        shift = math.log(sigma_data_of(args) / 0.5)
-        args.timestep_sampler_args = {"p_mean": float(f"{p_mean + shift:.6g}")} if shift else {}
-    if args.timestep_floor is None:
-        args.timestep_floor = 0.0
