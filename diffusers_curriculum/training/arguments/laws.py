@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from diffusers_curriculum.training.arguments.flag import SIDE, Need, choice, count, tracked
@@ -20,6 +21,7 @@ SCALED_LAWS = dict.fromkeys(
     ),
     1.0,
 ) | {"edm": 0.5, "edm2": 0.5}
+_OF_LAWS = ("mixture", "truncated")  # which move as what they are made of does
 
 
 def is_file(timestep_sampler: str) -> bool:
@@ -77,12 +79,58 @@ def _scale(text: str) -> str | float:
 
 
 def check_scale(args: Any) -> None:
-    if args.data_scale != 1 and args.timestep_sampler not in SCALED_LAWS:
+    if args.data_scale != 1:
+        meant_for(args)
+
+
+def meant_for(args: Any) -> float:
+    """Standard deviation of the data that the law of --timestep_sampler is meant for.
+
+    Raises:
+        UsageError: it has none, or a part of it has none or another one: it cannot be moved.
+    """
+    whole = "--timestep_sampler", args.timestep_sampler, args.timestep_sampler_args
+    scales: dict[float, str] = {}
+    for where, name in _parts(*whole):
+        if name not in SCALED_LAWS:
+            raise UsageError(
+                f"--data_scale is {args.data_scale}, which moves a law that is meant for data of "
+                f"unit scale, and {where} is {name}: drop it, or draw from one of "
+                f"{', '.join(SCALED_LAWS)}, or a mixture or truncated part (low, high) of such."
+            )
+        scales[SCALED_LAWS[name]] = f"{where} is {name}"
+    if len(scales) > 1:
+        told = ", ".join(f"{part}, for data of {scale:g}" for scale, part in scales.items())
         raise UsageError(
-            f"--data_scale is {args.data_scale}, which moves a law that is meant for data of unit "
-            f"scale, and --timestep_sampler is {args.timestep_sampler}: drop it, or draw from one "
-            f"of {', '.join(SCALED_LAWS)}."
+            f"--data_scale is {args.data_scale}, which moves all of a law by one shift, and its "
+            f"parts are meant for different data ({told}): drop it, or give normal for edm and "
+            "edm2, with mean=-2 p_mean-2 ln 2 and std=2 p_std, which is meant for data of 1."
         )
+    return next(iter(scales), 1.0)
+
+
+def _parts(where: str, name: Any, own: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Where each law stands that one is made of, and its name; what is no law is left to those who
+    make it."""
+    limits = [limit for limit in ("min_timestep", "max_timestep") if own.get(limit) is not None]
+    if name not in _OF_LAWS:
+        yield where, name
+    elif name == "truncated" and limits:
+        yield where, f"truncated at {limits[0]}={own[limits[0]]}, which does not follow the data"
+    elif name == "truncated":
+        yield from _part(f"{where} {name} density", own)
+    else:
+        found = own.get("components")
+        for i, component in enumerate(found if isinstance(found, list) else ()):
+            yield from _part(f"{where} {name} components[{i}]", component)
+
+
+def _part(where: str, part: Any) -> Iterator[tuple[str, str]]:
+    if isinstance(part, Mapping) and isinstance(part.get("density"), str):
+        own = {k: v for k, v in part.items() if k not in ("density", "density_args")}
+        nested = part.get("density_args")
+        own |= nested if isinstance(nested, Mapping) else {}
+        yield from _parts(where, part["density"], own)
 
 
 _BY_TOKENS = Need(
@@ -106,8 +154,9 @@ MOVED = (
         "data_scale",
         _scale,
         1.0,
-        "standard deviation of the data, for a law that is meant for unit data (edm, edm2: 0.5): "
-        "it is moved by -2 ln of it; auto: as measured on the first samples",
+        "standard deviation of the data: a law that is meant for unit data (edm, edm2: 0.5), or a "
+        "mixture or truncated part of such, is moved by -2 ln of it; auto: as measured on the "
+        "first samples",
         metavar="auto|1|NUMBER",
     ),
 )

@@ -22,7 +22,7 @@ from diffusers_curriculum.samplers import (
     sampler_named,
 )
 from diffusers_curriculum.training.arguments.command_line import Arguments
-from diffusers_curriculum.training.arguments.laws import SCALED_LAWS, is_file
+from diffusers_curriculum.training.arguments.laws import is_file, meant_for
 from diffusers_curriculum.training.errors import UsageError, usage_errors
 from diffusers_curriculum.training.levels.sampler_file import sampler_of_file
 from diffusers_curriculum.weighting import loss_weights
@@ -97,7 +97,7 @@ def _base(args: Arguments, scheduler: Any, seed: int, continuous: bool = False) 
     if name == "two_phase":
         return SequenceTimestepSampler.two_phase(scheduler, **own, **given)
     if kind is not None and not issubclass(kind, AdaptiveTimestepSampler):
-        own = kind.of_run(_for_data(args, name, own), args.max_train_steps)
+        own = kind.of_run(_for_data(args, own), args.max_train_steps)
         return kind.from_scheduler(scheduler, **own, **given)
     if kind is not None and args.loss_weighting == UNCERTAINTY:
         raise UsageError(
@@ -129,12 +129,12 @@ def _scaled(args: Arguments, name: str, own: dict[str, Any]) -> dict[str, Any]:
     moves nothing until it is measured."""
     if args.data_scale == 1:
         return {"density": name, "density_args": own}
-    shift = _scale(args, SCALED_LAWS[name]) / SCALED_LAWS[name]
-    nested = {"density": name, "density_args": own, "shift": shift}
+    unmoved = meant_for(args)
+    nested = {"density": name, "density_args": own, "shift": _scale(args, unmoved) / unmoved}
     return {"density": "shifted", "density_args": nested}
 
 
-def _for_data(args: Arguments, name: str, own: dict[str, Any]) -> dict[str, Any]:
+def _for_data(args: Arguments, own: dict[str, Any]) -> dict[str, Any]:
     """The settings of a sampler that moves with the scale of the data, where that is asked for."""
     if args.data_scale == 1:
         return own
@@ -143,7 +143,7 @@ def _for_data(args: Arguments, name: str, own: dict[str, Any]) -> dict[str, Any]
             f"--data_scale is {args.data_scale} and --timestep_sampler_args has data_std="
             f"{own['data_std']!r}: both say the scale of the data; drop one of the two."
         )
-    return own | {"data_std": _scale(args, SCALED_LAWS[name])}
+    return own | {"data_std": _scale(args, meant_for(args))}
 
 
 def _scale(args: Arguments, unmoved: float) -> float:

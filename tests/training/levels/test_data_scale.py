@@ -16,7 +16,7 @@ from diffusers_curriculum import DensityTimestepSampler
 from diffusers_curriculum.analysis.preview import make_preview
 from diffusers_curriculum.analysis.terminal import render
 from diffusers_curriculum.cli import main
-from diffusers_curriculum.densities import DENSITIES
+from diffusers_curriculum.densities import DENSITIES, make_density
 from diffusers_curriculum.samplers import named_samplers
 from diffusers_curriculum.training.arguments.laws import SCALED_LAWS
 from diffusers_curriculum.training.errors import UsageError
@@ -84,6 +84,52 @@ def test_laws_for_data_of_a_half_are_where_they_were_at_a_half() -> None:
     torch.testing.assert_close(moved.cdf(x - 2 * math.log(2)), plain.cdf(x), atol=1e-9, rtol=0)
 
 
+def of_laws(shift: float) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Laws made of laws, with every place in log-SNR moved by hand."""
+    table = {"log_snr": [shift - 4, shift, shift + 3], "density": [0.0, 1.0, 0.5]}
+    components = [
+        {"density": "laplace", "weight": 3, "mu": shift - 1, "b": 0.7},
+        {"density": "normal", "weight": 1, "density_args": {"mean": shift + 4, "std": 0.5}},
+        {"density": "log_snr_uniform", "low": shift - 6, "high": shift + 2},
+        {"density": "spline", "points": [[shift - 5, 0], [shift + 1, 1], [shift + 5, 0.2]]},
+        {"density": "tabulated", "density_args": table},
+    ]
+    cut = {"density": "cauchy", "mu": shift + 1, "low": shift - 2, "high": shift + 3}
+    within = {"density": "mixture", "density_args": {"components": components}, "low": shift - 3}
+    twice = [{"density": "truncated", "density_args": cut}, components[1]]
+    edm = {"density": "edm", "p_mean": -1 - shift / 2, "high": shift + 3}
+    return {
+        "mixture": ("mixture", {"components": components}),
+        "truncated": ("truncated", cut),
+        "truncated mixture": ("truncated", within),
+        "mixture of truncated": ("mixture", {"components": twice}),
+        "truncated table": (
+            "truncated",
+            {"density": "tabulated", "density_args": table, "high": shift},
+        ),
+        "truncated edm": ("truncated", edm),
+    }
+
+
+@pytest.mark.parametrize("scale", [0.18215, 3.0])
+@pytest.mark.parametrize("kind", of_laws(0.0))
+def test_laws_made_of_laws_move_as_a_whole(kind: str, scale: float) -> None:
+    """As those whose parts and limits are all moved by hand; those of edm from 0.5 on."""
+    name, given = of_laws(0.0)[kind]
+    unit = 0.5 if "edm" in kind else 1.0
+    _, moved = of_laws(-2 * math.log(scale / unit))[kind]
+    args = parse("--data_scale", scale, *made_of(name, **given))
+    sampler = timesteps.build_sampler(args, SCHEDULERS["sd"](), 0)
+    by_hand = make_density(name, sampler.levels.edges, **moved)
+    x = torch.linspace(-12, 12, 241, dtype=torch.float64)
+    assert isinstance(sampler, DensityTimestepSampler)
+    torch.testing.assert_close(sampler.density.cdf(x), by_hand.cdf(x), atol=1e-12, rtol=0)
+    masses = [law.masses(sampler.levels.edges) for law in (sampler.density, by_hand)]
+    torch.testing.assert_close(masses[0], masses[1], atol=1e-12, rtol=0)
+    saved = DensityTimestepSampler.from_config(sampler.config)
+    assert torch.equal(saved.probabilities(), sampler.probabilities())
+
+
 def test_by_default_and_at_one_nothing_moves() -> None:
     for more in ((), ("--data_scale", 1)):
         args = parse("--timestep_sampler", "laplace", *more)
@@ -110,6 +156,15 @@ def test_a_law_that_moves_does_so_around_the_scale_of_the_data() -> None:
         timesteps.build_sampler(both, SCHEDULERS["sd"](), 0)
 
 
+LAPLACE = {"density": "laplace", "mu": 1.0}
+
+
+def made_of(name: str, **own: Any) -> tuple[str, ...]:
+    told = {k: v if isinstance(v, str) else json.dumps(v) for k, v in own.items()}
+    words = [f"{key}={value}" for key, value in told.items()]
+    return "--timestep_sampler", name, "--timestep_sampler_args", *words
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
@@ -117,11 +172,38 @@ def test_a_law_that_moves_does_so_around_the_scale_of_the_data() -> None:
         (("--timestep_sampler", "beta"), "--timestep_sampler is beta"),
         (("--timestep_sampler", "loss_proportional"), "is loss_proportional"),
         (("--timestep_sampler", "normal", "--timestep_shift_preset", "sd3"), "is shifted"),
+        (
+            made_of("mixture", components=[LAPLACE, {"density": "uniform"}]),
+            r"--timestep_sampler mixture components\[1\] is uniform: drop",
+        ),
+        (
+            made_of("truncated", density="mode", low=0),
+            "--timestep_sampler truncated density is mode",
+        ),
+        (
+            made_of("truncated", density="mixture", components=[{"density": "mode"}], low=0),
+            r"truncated density mixture components\[0\] is mode",
+        ),
+        (
+            made_of("truncated", density="laplace", max_timestep=500),
+            "truncated at max_timestep=500, which does not follow the data",
+        ),
+        (
+            made_of("mixture", components=[LAPLACE, {"density": "edm"}]),
+            r"\(.*\[0\] is laplace, for data of 1, .*\[1\] is edm, for data of 0\.5\)",
+        ),
     ],
 )
 def test_laws_without_a_scale_are_refused(more: Any, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         parse("--data_scale", 0.5, *more)
+
+
+def test_what_is_no_law_at_all_is_told_by_the_law() -> None:
+    for own, message in (({}, "components"), ({"components": [1]}, "names no density")):
+        args = parse("--data_scale", 0.5, *made_of("mixture", **own or {"components": []}))
+        with pytest.raises(UsageError, match=message):
+            timesteps.build_sampler(args, SCHEDULERS["sd"](), 0)
 
 
 @pytest.mark.parametrize("scale", ["0", "-1", "inf", "nan", "much"])
