@@ -121,7 +121,12 @@ def test_what_is_suggested_trains(
     argv = (run, "--train_data_dir", bench.images, "--cache_dir", tmp_path / "cache", *QUICK)
     assert analyze(*argv, "--output_dir", output) == 0
     found = numbers(output)["suggestions"]
-    assert {"emergence_laplace", "least_variance_table", "emergence_curriculum"} <= {*found}
+    assert {
+        "half_known_table",
+        "emergence_laplace",
+        "least_variance_table",
+        "emergence_curriculum",
+    } <= {*found}
     for name in found:
         file = output / "suggested" / name / "timestep_sampler_config.json"
         sampler = TimestepSampler.from_config(json.loads(file.read_text("utf-8")))
@@ -149,7 +154,9 @@ def test_a_scheduler_alone_is_analysed_by_its_data(
         f <= b * 1.001 for f, b in zip(rate["finite"]["value"], rate["bound"]["value"], strict=True)
     )
     assert [*found["suggestions"]] == [
-        f"emergence_{kind}" for kind in ("laplace", "table", "moving", "curriculum")
+        f"{name}_{kind}"
+        for name in ("half_known", "emergence")
+        for kind in ("laplace", "table", "moving", "curriculum")
     ]
     check_self_contained(output / "report.html")
 

@@ -20,6 +20,7 @@ from diffusers_curriculum.analysis.relative_entropy import (
     entropy_bound,
     gaussian_entropy,
     gaussian_rate,
+    principal_variances,
     rate_bound,
     spectrum,
 )
@@ -29,6 +30,8 @@ from diffusers_curriculum.analysis.suggestion import (
     Suggestion,
     beyond_linear,
     emergence,
+    half_known,
+    half_known_of_data,
     least_variance,
     progress,
     suggest,
@@ -46,7 +49,7 @@ class DataDifficulty:
     Attributes:
         samples, dimension: how many, and of how many numbers.
         std: standard deviation of all their numbers.
-        variances: (D,) eigenvalues of the covariance, or variances of the coordinates.
+        variances: (D,) along principal directions.
         entropy, rate: K and J by name: "gaussian" (covariance alone), "finite" (these very samples)
             and "bound" (the most there can be).
         finite_samples: how many samples "finite" is of.
@@ -92,10 +95,14 @@ class Difficulty:
         if earlier[0] is not None and last is not None:
             found.append(progress(last, earlier[0]))
         if last is not None:
+            found.append(half_known(last, float(self.data.variances.mean())))
             found.append(beyond_linear(last))
         if self.gradients is not None:
             found.append(least_variance(self.gradients))
-        found.append(emergence(self.data.grid.levels, self.data.variances))
+        levels, variances = self.data.grid.levels, self.data.variances
+        if last is None:
+            found.append(half_known_of_data(levels, variances))
+        found.append(emergence(levels, variances))
         return [profile for profile in found if not profile.empty]
 
     @cached_property
@@ -151,13 +158,7 @@ def analyse_data(
     """
     grid = make_grid(levels, bins)
     variances, squared_means = spectrum(samples)
-    flat = samples.flatten(1).double().cpu()
-    std = float(flat.std(unbiased=False))
-    if not std > 0:
-        raise ValueError(
-            f"all numbers of the {len(samples)} samples are {float(flat[0, 0]):.4g}: there is "
-            "nothing to learn."
-        )
+    flat, std = samples.flatten(1).double().cpu(), std_of(samples)
     finite = Mixture.of_samples(flat[:_FINITE])
     steps = grid.indices.clamp_min(1)  # the cleanest level ends no step
     mean_square = float(flat.square().sum(1).mean())
@@ -172,7 +173,7 @@ def analyse_data(
         samples=len(samples),
         dimension=dimension,
         std=std,
-        variances=known[0],
+        variances=principal_variances(samples),
         entropy={
             "gaussian": _exact(gaussian_entropy(levels, *known)[steps - 1]),
             "finite": entropy,
@@ -185,6 +186,17 @@ def analyse_data(
         },
         finite_samples=len(finite.means),
     )
+
+
+def std_of(samples: Tensor) -> float:
+    """Standard deviation of all numbers of samples (N, ...); ValueError where they are the same."""
+    flat = samples.flatten().double().cpu()
+    if not (std := float(flat.std(unbiased=False))) > 0:
+        raise ValueError(
+            f"all numbers of the {len(samples)} samples are {float(flat[0]):.4g}: there is "
+            "nothing to learn."
+        )
+    return std
 
 
 def _exact(values: Tensor) -> Estimate:

@@ -66,6 +66,8 @@ def plot_comparison(previews: Mapping[str, Preview]) -> Figure:
     where there are loss weights, a second row shows mass x weight. A ValueError comes from
     :func:`preview.check_comparable`."""
     check_comparable(previews)
+    known = {name: preview.training.how for name, preview in previews.items()}
+    previews = {f"{k} ({known[k]})" if known[k] else k: each for k, each in previews.items()}
     weighted = any(preview.weights is not None for preview in previews.values())
     schedule, columns = next(iter(previews.values())).schedule, _columns([*previews, _UNIFORM])
     rows = -(-(len(previews) + 1) // columns)

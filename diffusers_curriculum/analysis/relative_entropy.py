@@ -102,6 +102,29 @@ def spectrum(samples: Tensor) -> tuple[Tensor, Tensor]:
     return values.clamp_min(0), (vectors.T @ mean).square()
 
 
+def principal_variances(samples: Tensor) -> Tensor:
+    """(D,) variances of samples (N, ...) along their principal directions: as :func:`spectrum`; of
+    N < 4 D samples along the directions of every other one, measured with those between, and what
+    is left spread evenly. A predictor of each direction by itself has the error that these tell.
+
+    Raises:
+        ValueError: fewer than two samples.
+    """
+    known, count = spectrum(samples)[0].cpu(), len(samples)
+    if count >= 4 * len(known):
+        return known
+    centred = samples.flatten(1).float()
+    centred = (centred - centred.mean(0)) * (count / (count - 1)) ** 0.5
+    learned, held_out = centred[::2], centred[1::2]
+    sizes, mixed = torch.linalg.eigh(learned @ learned.T)
+    kept = sizes > 1e-5 * sizes[-1]
+    directions = learned.T @ (mixed[:, kept] / sizes[kept].sqrt())
+    along = (held_out @ directions).square().mean(0).double().cpu()
+    left = len(known) - len(along)
+    rest = float(held_out.square().sum(1).mean()) - float(along.sum())
+    return torch.cat([along, along.new_full((left,), max(0.0, rest) / max(1, left))])
+
+
 def _marginal(levels: NoiseLevels, variances: Tensor) -> Tensor:
     """(T, D) variances alpha^2 s + sigma^2."""
     data = levels.alpha.square()[:, None] * variances.double()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from diffusers_curriculum.samplers import (
     DensityTimestepSampler,
     MovingTimestepSampler,
     TimestepSampler,
+    auto,
 )
 
 _LEAST_SCALE = 0.3  # of a fitted law: a narrower one hardly trains its neighbours
@@ -102,13 +104,48 @@ def emergence(levels: NoiseLevels, variances: Tensor) -> Profile:
     """Where the data come out of the noise: sqrt(1 + S) times the slope of the sum over j of
     s_j S s_j / (1 + S s_j), the part of the variances s_j that a linear predictor knows at S; in
     the unit of :func:`progress`. For data of variance 1 half of it lies below S = 3."""
-    seen = variances.double().cpu()
-    finite = levels.log_snr[levels.finite]
-    at = torch.linspace(float(finite[-1]), float(finite[0]), 401, dtype=torch.float64)
+    seen, at = variances.double().cpu(), _axis(levels)
     known = torch.sigmoid(at[:, None] + seen.clamp_min(1e-30).log())
     weight = (seen * known * (1 - known)).mean(1) * (1 + at.exp()).sqrt()
     reason = "how fast the variance of the data comes out of the noise, times sqrt(1 + S)"
     return Profile("emergence", reason, at.numpy(), weight.numpy())
+
+
+def half_known(probe: Probe, variance: float) -> Profile:
+    """Where the network half knows the image: the law that ``auto`` finds while training, of a
+    network that is there. Logarithms of (1 + S) m are interpolated between levels.
+
+    Args:
+        variance: of the data, mean over its numbers; an epsilon network's m0, which ``auto`` takes
+            to be 1.
+    """
+    levels = probe.grid.levels
+    at = _axis(levels)
+    seen = probe.error("v").value.log().numpy()
+    between = torch.from_numpy(np.interp(at.numpy(), probe.grid.log_snr.numpy(), seen))
+    error = between.exp() / (1 + at.exp())
+    return _half_known(at, error, "the network half knows", levels.prediction_type, variance)
+
+
+def half_known_of_data(levels: NoiseLevels, variances: Tensor) -> Profile:
+    """The same before there is a network, of the best estimate of Gaussian data with the variances
+    s_j (D,): m = mean of s_j / (1 + S s_j). Equal ones make it cosh(l / 2 + ln(s) / 2)^-6."""
+    seen, at = variances.double().cpu(), _axis(levels)
+    error = torch.stack([(seen / (1 + snr * seen)).mean() for snr in at.exp()])
+    return _half_known(at, error, "mean and covariance half tell", "sample", 1.0)
+
+
+def _half_known(at: Tensor, error: Tensor, who: str, kind: str, variance: float) -> Profile:
+    normalised = at + math.log(max(variance, 1e-30))
+    weight = auto.half_known(error.flip(0), normalised.flip(0), kind, variance).flip(0)
+    reason = f"how nearly {who} the image, (h (1 - h))^3 of h = m / m0"
+    return Profile("half_known", reason, at.numpy(), weight.numpy())
+
+
+def _axis(levels: NoiseLevels) -> Tensor:
+    """(401,) increasing, over all levels of finite log-SNR."""
+    finite = levels.log_snr[levels.finite]
+    return torch.linspace(float(finite[-1]), float(finite[0]), 401, dtype=torch.float64)
 
 
 def beyond_linear(probe: Probe) -> Profile:
@@ -208,6 +245,21 @@ def _moving(scheduler: Any, profile: Profile, settings: dict[str, Any]) -> Itera
     yield Suggestion(f"{profile.name}_moving", f"a Laplace law that moves {way}", sampler)
 
 
+def tabulated(scheduler: Any, profile: Profile) -> Suggestion:
+    """The profile itself as a law, with a floor of a tenth of uniform draws."""
+    levels = NoiseLevels.from_scheduler(scheduler)
+    sampler = DensityTimestepSampler(
+        scheduler,
+        "tabulated",
+        _table(levels, profile),
+        importance_correction="full" if profile.name == "least_variance" else "none",
+        floor=_FLOOR,
+        continuous=levels.continuous,
+    )
+    reason = f"a law in proportion to {profile.reason}"
+    return Suggestion(f"{profile.name}_table", reason, sampler)
+
+
 def _of(scheduler: Any, profile: Profile, clusters: int) -> Iterator[Suggestion]:
     levels = NoiseLevels.from_scheduler(scheduler)
     settings: dict[str, Any] = {"floor": _FLOOR, "continuous": levels.continuous}
@@ -215,12 +267,7 @@ def _of(scheduler: Any, profile: Profile, clusters: int) -> Iterator[Suggestion]
     law = DensityTimestepSampler(scheduler, "laplace", fitted, **settings)
     told = f"centre {fitted['mu']:.2f} and width {fitted['b']:.2f}, fitted to {profile.reason}"
     yield Suggestion(f"{profile.name}_laplace", f"a Laplace law of {told}", law)
-    correction = "full" if profile.name == "least_variance" else "none"
-    table = _table(levels, profile)
-    own = DensityTimestepSampler(
-        scheduler, "tabulated", table, importance_correction=correction, **settings
-    )
-    yield Suggestion(f"{profile.name}_table", f"a law in proportion to {profile.reason}", own)
+    yield tabulated(scheduler, profile)
     uniform = DensityTimestepSampler(scheduler, "uniform", floor=0, continuous=levels.continuous)
     starts = cluster_starts(levels, profile, clusters)
     yield from _moving(scheduler, profile, settings)

@@ -94,7 +94,7 @@ def render(preview: Preview, characters: Characters = BLOCKS) -> str:
 
 def comparison_table(previews: Mapping[str, Preview]) -> str:
     """The samplers line by line: quantiles of log-SNR and of timesteps, of log-SNR under the loss
-    weight where there is one, then their warnings. A ValueError comes from
+    weight where there is one, then how they are known and their warnings. A ValueError comes from
     :func:`preview.check_comparable`."""
     check_comparable(previews)
     name = max(14, *(len(key) + 2 for key in previews))
@@ -111,6 +111,8 @@ def comparison_table(previews: Mapping[str, Preview]) -> str:
         rows = ((key, getattr(p.quantiles[law], field)) for key, p in previews.items())
         lines += [title, *(f"{key:<{name}}" + _numbers(row, form, 9) for key, row in rows), ""]
     for key, preview in previews.items():
+        if preview.training.how:
+            lines.append(textwrap.fill(f"{key}: {preview.training.how}", WIDTH))
         lines += [textwrap.fill(f"{key}: warning: {w}", WIDTH) for w in preview.warnings]
     return "\n".join(line.rstrip() for line in lines).rstrip()
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from diffusers_curriculum import __version__
 from diffusers_curriculum.cli.analyze import add_analyze
+from diffusers_curriculum.cli.calibrate import add_calibrate
 from diffusers_curriculum.cli.preview import add_preview
 from diffusers_curriculum.cli.reconstruct_ema import add_reconstruct_ema
 from diffusers_curriculum.training.arguments.imports import IMPORT, import_modules
@@ -49,6 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_verify(commands)
     add_preview(commands)
     add_analyze(commands)
+    add_calibrate(commands)
     add_reconstruct_ema(commands)
     return parser
 

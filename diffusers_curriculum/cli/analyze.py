@@ -105,7 +105,7 @@ ANALYSIS = CommandLine(
 )
 
 
-class _Found(NamedTuple):
+class Found(NamedTuple):
     """What SOURCE is: a scheduler, and the folder of a pipeline or a finished run."""
 
     scheduler: Any
@@ -140,10 +140,11 @@ def _analyze(args: argparse.Namespace) -> tuple[str, int]:
     from diffusers_curriculum.training.parts.study import measure
 
     own = ANALYSIS.parse([word for flag in args.training_flags for word in flag])
-    output, found = Path(args.output_dir).resolve(), _find(args.source)
+    output, found = Path(args.output_dir).resolve(), find_source(args.source)
     check_output(output, [])
-    _check(own, found)
-    device = _device(own.device)
+    check_useful(own, found)
+    _check_gradients(own)
+    device = device_of(own.device)
     analysed = load_analysed(own, found.folder, found.scheduler, device)
     difficulty = measure(own, analysed)
     _write(args, own, analysed, difficulty, output)
@@ -155,7 +156,7 @@ def _analyze(args: argparse.Namespace) -> tuple[str, int]:
     ), 0
 
 
-def _find(name: str) -> _Found:
+def find_source(name: str) -> Found:
     """The scheduler and, of a pipeline or run, the folder."""
     from diffusers_curriculum.training.storage.folders import checkpoints
 
@@ -172,12 +173,12 @@ def _find(name: str) -> _Found:
             f"{name} is a sampler's config: give the scheduler or pipeline whose noise levels it "
             "draws."
         )
-    return _Found(source.training, folder if whole else None)
+    return Found(source.training, folder if whole else None)
 
 
-def _check(own: Any, found: _Found) -> None:
-    """Refuse what has no effect."""
-    flags = {"samples", "gradient_samples", "most_checkpoints", "raw_weights"}
+def check_useful(own: Any, found: Found, *more: str) -> None:
+    """Refuse what has no effect on a scheduler alone, ``more`` besides what an analysis has."""
+    flags = {"samples", "gradient_samples", "most_checkpoints", "raw_weights", *more}
     flags |= {"convergence_steps", "batch_size"}
     useless = sorted(flags & own.given)
     if found.folder is None and useless:
@@ -187,6 +188,10 @@ def _check(own: Any, found: _Found) -> None:
         )
     if found.folder is None:
         own.samples = 0
+
+
+def _check_gradients(own: Any) -> None:
+    """Even numbers of samples, no more than are probed."""
     even = own.samples - own.samples % 2
     if "gradient_samples" in own.given and own.gradient_samples > even:
         raise ValueError(
@@ -196,7 +201,8 @@ def _check(own: Any, found: _Found) -> None:
     own.gradient_samples = min(own.gradient_samples, even)
 
 
-def _device(name: str | None) -> Any:
+def device_of(name: str | None) -> Any:
+    """The device of that name, by default a GPU where there is one; ValueError for none here."""
     import torch
 
     wanted = name or ("cuda" if torch.cuda.is_available() else "cpu")

@@ -100,17 +100,12 @@ class AutoTimestepSampler(AdaptiveTimestepSampler):
             "widths": finite_widths(self.levels),
             "log_snr": log_snr,
             "observed_per_x0": 1 + log_snr.exp(),
-            "explained": torch.sigmoid(log_snr),  # of unit normal data
         }
 
     def _rule(self, profile: Tensor, constants: Mapping[str, Tensor]) -> Tensor:
-        error = profile / constants["observed_per_x0"]
-        if self.levels.prediction_type == "epsilon":
-            half_known = error.clamp_max(self.max_x0_error) * constants["explained"]
-        else:
-            error = error.cummax(0).values  # it can only grow towards noise
-            half_known = error * (error[-1] - error)
-        return (half_known / half_known.max()).pow(self.sharpness) * constants["widths"]
+        error, kind = profile / constants["observed_per_x0"], self.levels.prediction_type
+        most, sharpness = self.max_x0_error, self.sharpness
+        return half_known(error, constants["log_snr"], kind, most, sharpness) * constants["widths"]
 
     def metrics(self) -> dict[str, Tensor]:
         """Those of every adaptive sampler, and the median log-SNR of the law."""
@@ -118,6 +113,29 @@ class AutoTimestepSampler(AdaptiveTimestepSampler):
         log_snr = self._present()[1]["log_snr"]
         below = (law.cumsum(0) < 0.5 * law.sum()).sum()
         return super().metrics() | {"law_median_log_snr": log_snr[below.clamp_max(len(law) - 1)]}
+
+
+def half_known(
+    error: Tensor,
+    log_snr: Tensor,
+    prediction_type: str,
+    max_x0_error: float = 1.0,
+    sharpness: float = 3.0,
+) -> Tensor:
+    """(T,) the law of :class:`AutoTimestepSampler` per unit of log-SNR, at most 1; not finite where
+    no level is half known.
+
+    Args:
+        error: (T,) mean squared errors of x0, cleanest level first.
+        log_snr: (T,) of data of unit scale; it and ``max_x0_error`` matter for "epsilon" only.
+        prediction_type: what the network predicts that they were measured with.
+    """
+    if prediction_type == "epsilon":
+        product = error.clamp_max(max_x0_error) * torch.sigmoid(log_snr)
+    else:
+        error = error.cummax(0).values  # it can only grow towards noise
+        product = error * (error[-1] - error)
+    return (product / product.max()).pow(sharpness)
 
 
 def _averages(centres: Tensor, bandwidth: float) -> Tensor:

@@ -205,14 +205,15 @@ class CurriculumTimestepSampler(TimestepSampler):
         return told | {"Curriculum": f"{own}; inside it {inner}" if inner else own}
 
     def report(self, step: int) -> Report:
-        """Stage and open range of log-SNR, and how far the pacing is."""
+        """Stage and open range of log-SNR, how far the pacing is, and the metrics of the base."""
         stage = self.stage(step)
         low, high = self.open_range(stage)
         told = {"stage": stage, "log_snr_low": low, "log_snr_high": high}
         told |= {name: float(value) for name, value in self.metrics().items()}
         since = int(self.opened_at[stage - 1])
+        of_base = {f"sampler/{name}": float(v) for name, v in self.base.metrics().items()}
         return Report(
-            {f"curriculum/{name}": value for name, value in told.items()},
+            {f"curriculum/{name}": value for name, value in told.items()} | of_base,
             {"stage": f"{stage}/{self.stages}", "log_snr": f"[{low:.1f}, {high:.1f}]"},
             stage,
             f"stage {stage} of {self.stages} since step {since}: log-SNR {low:.2f} to {high:.2f}",

@@ -10,6 +10,7 @@ from diffusers_curriculum import DensityTimestepSampler
 from diffusers_curriculum.analysis.plots import plot_comparison
 from diffusers_curriculum.analysis.preview import MOST, Preview, make_preview
 from diffusers_curriculum.analysis.terminal import comparison_table
+from diffusers_curriculum.samplers import AutoTimestepSampler
 from diffusers_curriculum.weighting import loss_weights
 from tests.floors_fixtures import SCHEDULERS
 
@@ -50,6 +51,16 @@ def test_the_table_holds_the_quantiles() -> None:
         assert "".join(f"{x:>9d}" for x in map(int, row.timestep)) in text
         assert "".join(f"{x:>z9.2f}" for x in one.quantiles["effective"].log_snr) in text
     assert max(map(len, text.splitlines())) <= 100
+
+
+def test_a_law_that_is_still_to_be_learned_is_told_to_be_so() -> None:
+    several = {
+        "auto": make_preview(AutoTimestepSampler(SCHEDULERS["sd"]())),
+        "x": preview("normal"),
+    }
+    how = "of the warm-up: nothing is learned yet"
+    assert f"auto: {how}" in comparison_table(several).splitlines()
+    assert {f"auto ({how})", "x"} <= {*curves(plot_comparison(several), 1)}
 
 
 def test_what_one_picture_cannot_hold() -> None:

@@ -23,6 +23,7 @@ from diffusers_curriculum.analysis.preview import (
     make_preview,
     quantiles,
 )
+from diffusers_curriculum.samplers import AdaptiveTimestepSampler, AutoTimestepSampler
 from diffusers_curriculum.samplers.sequence import SequenceTimestepSampler
 from diffusers_curriculum.weighting import loss_weights
 from tests.analysis.samplers import curriculum, laplace
@@ -157,13 +158,22 @@ def test_the_course_of_stages_of_phases_and_of_what_stays() -> None:
     assert [*make_preview(curriculum(stage_steps=10), None, 40).training.course] == [0, 10, 20, 30]
 
 
-def test_a_law_that_learns_says_whether_it_has() -> None:
+@pytest.mark.parametrize("kind", [LossProportionalTimestepSampler, AutoTimestepSampler])
+def test_a_law_that_learns_says_whether_it_has(kind: type[AdaptiveTimestepSampler]) -> None:
     soon: dict[str, Any] = {"bins": 4, "warm_up": 0, "refresh_every": 1, "min_observations": 1}
-    learning = LossProportionalTimestepSampler(SCHEDULERS["sd"](), **soon)
+    learning = kind(SCHEDULERS["sd"](), **soon)
+    warm_up = DensityTimestepSampler(
+        SCHEDULERS["sd"](),
+        learning.config["warm_up_density"],
+        learning.config["warm_up_density_args"],
+        floor=0.1,
+    )
+    np.testing.assert_allclose(make_preview(learning).mass, warm_up.probabilities(), rtol=1e-12)
     over = CurriculumTimestepSampler(learning, 4)
     assert make_preview(learning).training.how == "of the warm-up: nothing is learned yet"
     assert over.stage_starts(9)[1].endswith("; the base of the warm-up: nothing is learned yet")
-    learning.observe(torch.arange(1000), torch.rand(1000), 0)
+    learning.observe(torch.arange(1000), torch.linspace(0.1, 1, 1000), 0)
+    assert not np.allclose(make_preview(learning).mass, warm_up.probabilities(), rtol=0.1)
     assert make_preview(learning).training.how == "as learned so far"
     assert over.stage_starts(9)[1].endswith("; the base as learned so far")
 

@@ -19,6 +19,7 @@ from diffusers_curriculum.analysis.relative_entropy import (
     entropy_of_rate,
     gaussian_entropy,
     gaussian_rate,
+    principal_variances,
     rate_bound,
     spectrum,
 )
@@ -223,6 +224,29 @@ def test_one_round_component_is_gaussian_data(name: str) -> None:
     np.testing.assert_allclose(mixture_rate(levels, one, steps).value, rate, rtol=1e-6)
 
 
+@pytest.mark.parametrize("count", [2, 20, 100, 500])
+def test_few_samples_tell_a_predictor_that_is_no_better_than_the_best(count: int) -> None:
+    """Variances 1 / j in 128 directions: the error of x0 lies between that of the true ones and
+    that of coordinates, near the first where there are many samples."""
+    generator = torch.Generator().manual_seed(0)
+    axes, _ = torch.linalg.qr(torch.randn(128, 128, generator=generator))
+    true = 1 / torch.arange(1, 129, dtype=torch.float64)
+    true = true / true.mean()
+    samples = torch.randn(count, 128, generator=generator) * true.sqrt().float() @ axes.T
+    found, plain = principal_variances(samples), spectrum(samples)[0]
+    assert found.shape == (128,)
+    for snr in (0.1, 1.0, 10.0):
+        best, ours, apart = (
+            float((s / s.mean() / (1 + snr * s / s.mean())).mean()) for s in (true, found, plain)
+        )
+        if 20 <= count < 512:
+            assert ours < apart
+        if count == 500:
+            assert best < ours < best + 0.6 * (apart - best)
+    same = torch.ones(6, 5)
+    assert torch.equal(principal_variances(same), torch.zeros(5, dtype=torch.float64))
+
+
 def test_a_spectrum_is_that_of_the_covariance() -> None:
     generator = torch.Generator().manual_seed(0)
     raw = (
@@ -251,6 +275,7 @@ def test_the_best_denoiser_is_the_slope_of_the_log_density() -> None:
         (lambda: Mixture.of_samples(torch.zeros(3)[:0, None]), r"needs \(K,\), \(K, D\)"),
         (lambda: normals([0.5, 0.6], [0.0, 1.0], 0.1), "sum to 1.1"),
         (lambda: normals([0.5, 0.5], [0.0, 1.0], -0.1), "least variance is -0.1"),
+        (lambda: principal_variances(torch.zeros(1, 3)), "1 sample has no variance"),
         (lambda: spectrum(torch.zeros(1, 3)), "1 sample has no variance"),
     ],
 )

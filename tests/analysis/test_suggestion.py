@@ -11,17 +11,19 @@ import torch
 
 from diffusers_curriculum import TimestepSampler
 from diffusers_curriculum.analysis.gradients import gradient_statistics
-from diffusers_curriculum.analysis.probes import make_grid, probe
+from diffusers_curriculum.analysis.probes import Probe, make_grid, probe
 from diffusers_curriculum.analysis.suggestion import (
     Profile,
     beyond_linear,
     cluster_starts,
     emergence,
+    half_known,
+    half_known_of_data,
     least_variance,
     progress,
     suggest,
 )
-from tests.analysis.known_denoisers import best, drawn, objective_of, two_dimensional
+from tests.analysis.known_denoisers import MODELS, best, drawn, objective_of, two_dimensional
 from tests.analysis.test_probes import Scale
 from tests.floors_fixtures import SCHEDULERS, levels_of
 
@@ -58,6 +60,31 @@ def test_directions_emerge_at_their_own_variance() -> None:
     # a direction without variance has nothing to say
     with_none = emergence(levels, torch.tensor([1.0, 0.0]))
     assert with_none.laplace() == one
+
+
+@pytest.mark.parametrize("variance", [1.0, 0.1])
+@pytest.mark.parametrize("kind", [*MODELS, "data"])
+def test_the_law_of_what_is_half_known_is_that_of_auto(kind: str, variance: float) -> None:
+    """For normal data cosh((l + ln s) / 2)^-6, whatever the network predicts."""
+    levels = objective_of("sample" if kind == "data" else kind).levels
+    grid = make_grid(levels)
+    error = variance / (1 + variance * grid.log_snr.exp())
+    law = half_known_of_data(levels, torch.full((3,), variance))
+    if kind != "data":
+        law = half_known(Probe(grid, error[:, None].expand(-1, 2), error, 3), variance)
+    expected = np.cosh((law.log_snr + np.log(variance)) / 2) ** -6.0
+    ours = law.weight / law.weight.sum()
+    assert np.abs(ours - expected / expected.sum()).sum() / 2 < 0.02
+    (_, table, *_) = suggest(SCHEDULERS["linear"](), [law])
+    assert table.name == "half_known_table"
+    assert table.sampler.learns is False
+
+
+def test_where_nothing_is_half_known_nothing_is_suggested() -> None:
+    grid = make_grid(levels_of("flow"))
+    flat = torch.ones(len(grid.indices), 2, dtype=torch.float64)
+    assert half_known(Probe(grid, flat * 0, flat[:, 0], 3), 0.0).empty
+    assert half_known_of_data(grid.levels, torch.zeros(3)).empty
 
 
 @pytest.mark.parametrize("name", list(SCHEDULERS))

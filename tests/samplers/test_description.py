@@ -18,7 +18,7 @@ from diffusers_curriculum import (
     SequenceTimestepSampler,
     TimestepSampler,
 )
-from diffusers_curriculum.samplers import describe_config
+from diffusers_curriculum.samplers import AutoTimestepSampler, describe_config
 from diffusers_curriculum.samplers.description import plain_config
 from tests.floors_fixtures import SCHEDULERS, table
 
@@ -158,6 +158,21 @@ def test_a_report_without_a_curriculum_tells_the_metrics() -> None:
     assert told.metrics == {"sampler/law_is_learned": 0.0, "sampler/least_observations": 15.0}
     assert all(type(value) is float for value in told.metrics.values())
     assert (told.shown, told.stage) == ({}, 1)
+
+
+def test_the_median_of_auto_is_told_and_so_it_is_under_a_curriculum() -> None:
+    soon: dict[str, Any] = {"refresh_every": 1, "warm_up": 0, "min_observations": 1}
+    learning = AutoTimestepSampler(SCHEDULERS["sd"](), prediction_type="v_prediction", **soon)
+    over = CurriculumTimestepSampler(learning, 4, pacing="fixed", pacing_args={"stage_steps": 9})
+    before = learning.report(0).metrics["sampler/law_median_log_snr"]
+    assert before == pytest.approx(-0.5, abs=0.1)  # of the warm-up
+    over.observe(torch.arange(1000), torch.linspace(0.1, 1, 1000), 40)
+    own = learning.report(41).metrics
+    assert own["sampler/law_is_learned"] == 1
+    assert own["sampler/law_median_log_snr"] < -1
+    told = over.report(41).metrics
+    assert told["curriculum/stage"] == 4
+    assert own.items() <= told.items()
 
 
 def test_a_report_of_a_curriculum_tells_stage_range_and_pacing() -> None:

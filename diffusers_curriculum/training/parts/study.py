@@ -10,10 +10,12 @@ import torch
 from tqdm.auto import tqdm
 
 from diffusers_curriculum.analysis.convergence import Curves, Trial, convergence, starts_of
-from diffusers_curriculum.analysis.difficulty import Difficulty, analyse_data
+from diffusers_curriculum.analysis.difficulty import Difficulty, analyse_data, std_of
 from diffusers_curriculum.analysis.gradients import gradient_statistics
-from diffusers_curriculum.analysis.probes import Grid, Probe, probe
+from diffusers_curriculum.analysis.probes import Grid, Probe, make_grid, probe
+from diffusers_curriculum.analysis.relative_entropy import principal_variances
 from diffusers_curriculum.analysis.score_rate import score_rate
+from diffusers_curriculum.analysis.suggestion import Profile, half_known, half_known_of_data
 from diffusers_curriculum.training.parts.analysed import Analysed
 
 _RATE_SAMPLES = 16  # each takes two backward passes at each level
@@ -31,6 +33,32 @@ def measure(own: Any, analysed: Analysed) -> Difficulty:
         bar.total = 2 + len(data.grid.indices) * passes + _training_steps(own, data.grid)
         found = _of_networks(own, analysed, data.grid, networks, bar.update)
     return Difficulty(analysed.scheduler, data, clusters=own.clusters, **found)
+
+
+def half_known_by(own: Any, analysed: Analysed) -> Profile:
+    """How nearly the pipeline's network half knows its images at each noise level, or mean and
+    covariance where there is none, with a progress bar.
+
+    Raises:
+        ValueError: it is nowhere so: the samples are the same, or the network knows nothing.
+    """
+    std_of(analysed.samples)
+    levels, variances = analysed.objective.levels, principal_variances(analysed.samples)
+    networks, found = analysed.saved_networks(0), half_known_of_data(levels, variances)
+    if networks:
+        grid = make_grid(levels, own.bins)
+        total = len(grid.indices)
+        with tqdm(
+            desc="calibrating", file=sys.stderr, unit=" levels", disable=None, total=total
+        ) as bar:
+            probes, _ = _probes(own, analysed, grid, networks, bar.update)
+        found = half_known(probes["pipeline"], float(variances.mean()))
+    if found.empty:
+        raise ValueError(
+            f"at no noise level are these {len(analysed.samples)} images half known: the error of "
+            "x0 is the same at all of them. Give images that differ, and a trained network."
+        )
+    return found
 
 
 def _of_networks(

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from diffusers_curriculum.cli.analyze import ANALYSIS
+from diffusers_curriculum.cli.calibrate import CALIBRATION
 from diffusers_curriculum.training.arguments import curriculum, noise_levels
 from diffusers_curriculum.training.arguments import environment as environment_checks
 from diffusers_curriculum.training.arguments.command_line import CommandLine
@@ -281,7 +282,7 @@ def test_installed_looks_without_importing():
     assert not environment_checks.installed("no_such_package_at_all")
 
 
-@pytest.mark.parametrize("line", [*(task.command_line for task in TASKS), ANALYSIS])
+@pytest.mark.parametrize("line", [*(task.command_line for task in TASKS), ANALYSIS, CALIBRATION])
 def test_every_number_has_a_bound(line: CommandLine):
     numbers = [flag for flag in line.flags if flag.type in (int, float)]
     # the widths of power-function averages are checked together
