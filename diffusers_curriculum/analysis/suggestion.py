@@ -21,12 +21,13 @@ from diffusers_curriculum.samplers import (
     DensityTimestepSampler,
     MovingTimestepSampler,
     TimestepSampler,
-    auto,
 )
+from diffusers_curriculum.samplers.auto import shown_in_samples
 
 _LEAST_SCALE = 0.3  # of a fitted law: a narrower one hardly trains its neighbours
 _FLOOR = 0.1  # share of uniform draws in a suggested law
 _SIGNIFICANT = 2.0  # standard errors
+_HALF_KNOWN = 3.0  # power of h (1 - h)
 _MOST = (0.2, 0.8)  # of a profile, where a law that moves begins and ends
 
 
@@ -112,12 +113,12 @@ def emergence(levels: NoiseLevels, variances: Tensor) -> Profile:
 
 
 def half_known(probe: Probe, variance: float) -> Profile:
-    """Where the network half knows the image: the law that ``auto`` finds while training, of a
-    network that is there. Logarithms of (1 + S) m are interpolated between levels.
+    """Where the network half knows the image: (h (1 - h))^3, h = m / m0, m its squared error of
+    x0 and m0 the largest one; of an epsilon network m0 is the variance of the data, and 1 - h that
+    of normal data. Logarithms of (1 + S) m are interpolated between levels.
 
     Args:
-        variance: of the data, mean over its numbers; an epsilon network's m0, which ``auto`` takes
-            to be 1.
+        variance: of the data, mean over its numbers.
     """
     levels = probe.grid.levels
     at = _axis(levels)
@@ -137,7 +138,11 @@ def half_known_of_data(levels: NoiseLevels, variances: Tensor) -> Profile:
 
 def _half_known(at: Tensor, error: Tensor, who: str, kind: str, variance: float) -> Profile:
     normalised = at + math.log(max(variance, 1e-30))
-    weight = auto.half_known(error.flip(0), normalised.flip(0), kind, variance).flip(0)
+    if kind == "epsilon":
+        product = error.clamp_max(variance) * torch.sigmoid(normalised)
+    else:
+        product = shown_in_samples(error.flip(0), normalised.flip(0), kind).flip(0)
+    weight = (product / product.max()).pow(_HALF_KNOWN)
     reason = f"how nearly {who} the image, (h (1 - h))^3 of h = m / m0"
     return Profile("half_known", reason, at.numpy(), weight.numpy())
 

@@ -1,4 +1,4 @@
-"""`diffusers-curriculum calibrate`: the law of `auto` before training, as a sampler's config."""
+"""`diffusers-curriculum calibrate`: a law before training, as a sampler's config."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def add_calibrate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     parser = commands.add_parser(
         "calibrate",
         help="find the law of the noise levels at which images are half known, before training",
-        description="Find the law that --timestep_sampler auto would find, before training: draws"
+        description="Find a law of what is known before training: draws"
         " go to the noise levels at which the network half knows the images, or, of a scheduler"
         " alone, at which their mean and covariance half tell them. Writes a sampler's config for"
         " --timestep_sampler_config, which learns nothing and can be drawn from again.",

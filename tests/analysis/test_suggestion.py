@@ -64,7 +64,7 @@ def test_directions_emerge_at_their_own_variance() -> None:
 
 @pytest.mark.parametrize("variance", [1.0, 0.1])
 @pytest.mark.parametrize("kind", [*MODELS, "data"])
-def test_the_law_of_what_is_half_known_is_that_of_auto(kind: str, variance: float) -> None:
+def test_the_law_of_what_is_half_known(kind: str, variance: float) -> None:
     """For normal data cosh((l + ln s) / 2)^-6, whatever the network predicts."""
     levels = objective_of("sample" if kind == "data" else kind).levels
     grid = make_grid(levels)

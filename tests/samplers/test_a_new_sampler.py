@@ -178,8 +178,9 @@ CONFIG: dict[str, Any] = {
 }
 OWN: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "auto": (
-        {"sharpness": 3.0, "bandwidth": 1.0, "max_x0_error": 1.0},
+        {"sharpness": 1.0, "significance": 1.0, "least_progress": 1e-3, "bandwidth": 1.0},
         {
+            "floor": 0.5,
             "refresh_every": 50,
             "warm_up": 100,
             "warm_up_density": "laplace",

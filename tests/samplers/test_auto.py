@@ -15,7 +15,7 @@ from diffusers_curriculum.samplers import (
     CurriculumTimestepSampler,
     TimestepSampler,
 )
-from diffusers_curriculum.samplers.auto import GrowingMeans
+from diffusers_curriculum.samplers.auto import ProgressMeans
 from tests.floors_fixtures import SCHEDULERS
 from tests.samplers.test_adaptive_laws import PER_X0, x0_error
 
@@ -39,13 +39,16 @@ def _learn(
     sampler: AutoTimestepSampler, error: np.ndarray, steps: int = 3, noise: float = 0.0
 ) -> AutoTimestepSampler:
     """Show every level's loss for a squared x0 error (T,), times lognormal noise of mean 1."""
-    log_snr = sampler.levels.positions.numpy()
-    kind, rng = sampler.levels.prediction_type, np.random.default_rng(3)
+    rng = np.random.default_rng(3)
     for step in range(steps):
-        factor = rng.lognormal(-(noise**2) / 2, noise, len(log_snr))
-        losses = torch.tensor(PER_X0[kind](np.exp(log_snr)) * error * factor)
-        sampler.observe(torch.arange(len(log_snr)), losses, step)
+        _show(sampler, error * rng.lognormal(-(noise**2) / 2, noise, len(error)), step)
     return sampler
+
+
+def _show(sampler: AutoTimestepSampler, error: np.ndarray, step: int) -> None:
+    """One step at every level, with a squared x0 error (T,)."""
+    per_x0 = PER_X0[sampler.levels.prediction_type](np.exp(_log_snr(sampler)))
+    sampler.observe(torch.arange(len(error)), torch.tensor(per_x0 * error), step)
 
 
 def _log_snr(sampler: TimestepSampler) -> np.ndarray:
@@ -59,11 +62,13 @@ def _distance(law: Tensor, expected: Any) -> float:
 
 
 def _half_known(sampler: TimestepSampler, variance: float, sharpness: float) -> Tensor:
-    """The law in closed form for normal data: (s S / (1 + s S)^2)^k, as densities over log-SNR."""
+    """The law in closed form for normal data and equal progress: (s S / (1 + s S)^2)^k per unit of
+    log-SNR, of an epsilon prediction its root."""
     log_snr = sampler.levels.positions + np.log(variance)
     half_known = torch.sigmoid(log_snr) * torch.sigmoid(-log_snr)
     widths = -sampler.levels.edges.diff()
-    return half_known.pow(sharpness) * torch.where(widths.isfinite(), widths, 0.0)
+    power = sharpness / 2 if sampler.levels.prediction_type == "epsilon" else sharpness
+    return half_known.pow(power) * torch.where(widths.isfinite(), widths, 0.0)
 
 
 @pytest.mark.parametrize("sharpness", [1.0, 3.0])
@@ -81,27 +86,62 @@ def test_it_finds_the_scale_of_the_data(schedule: str, kind: str, variance: floa
     sampler = _build(schedule, bandwidth=0.01, bins=200, prediction_type=kind)
     law = _learn(sampler, x0_error(_log_snr(sampler), variance)).law(0, CPU)
     # the noisiest level knows nothing: that of SD's schedule does, of large data
-    assert _distance(law, _half_known(sampler, variance, 3.0)) < 0.05
+    assert _distance(law, _half_known(sampler, variance, 1.5)) < 0.05
 
 
-def test_the_centre_moves_as_the_network_learns() -> None:
-    """Errors that fall at coarse levels first: later draws go to finer ones."""
-    sampler = _build("flow", max_x0_error=1.0)
+def test_draws_go_where_there_is_progress() -> None:
+    for edge in (-2.0, 0.0, 2.0):
+        sampler = _build(bandwidth=0.1)
+        log_snr = _log_snr(sampler)
+        for step in range(200):
+            left = np.where(log_snr < edge, (step + 1.0) ** -0.5, 1.0)
+            _show(sampler, x0_error(log_snr, 1.0) * left, step)
+        below = sampler.levels.positions < edge
+        assert float(sampler.law(0, CPU)[below].sum()) > 0.9
+
+
+def test_the_law_moves_to_detail_once_coarse_levels_are_learned() -> None:
+    sampler = _build(bandwidth=0.1)
     log_snr = _log_snr(sampler)
-    medians = []
-    for edge in (1.0, 3.0):  # where the error has fallen to a half
-        fresh = _learn(_build("flow"), 0.1 / (1 + np.exp(log_snr - edge)))
-        medians.append(float(fresh.metrics()["law_median_log_snr"]))
-    assert medians[0] == pytest.approx(1.0, abs=0.3)
-    assert medians[1] == pytest.approx(3.0, abs=0.3)
+    begin = np.where(log_snr < 0, 0, 500)  # detail begins to be learned later
+    coarse = sampler.levels.positions < 0
+    shares = []
+    for step in range(1000):
+        left = (np.clip(step, begin, begin + 500) - begin + 1.0) ** -0.3
+        _show(sampler, x0_error(log_snr, 1.0) * left, step)
+        if step in (400, 999):
+            shares.append(float(sampler.law(0, CPU)[coarse].sum()))
+    assert shares[0] > 0.95
+    assert shares[1] < 0.1
 
 
-def test_scattered_losses_hardly_move_it() -> None:
-    sampler = _build("linear", prediction_type="v_prediction")
+@pytest.mark.parametrize("power", [0.25, 0.5, 0.8])
+@pytest.mark.parametrize("bottom", [0.0, 2.0])
+def test_the_progress_of_a_power_law(power: float, bottom: float) -> None:
+    """Of values bottom + n^-a the mean with weights (n / N)^k is bottom + N^-a (k+1) / (k+1-a)."""
+    statistics, _ = _build(bandwidth=0.01)._present()
+    assert isinstance(statistics, ProgressMeans)
+    steps, state, indices = 1000, statistics.initial_state(), torch.arange(1000)
+    for step in range(steps):
+        values = torch.full((1000,), bottom + (step + 1.0) ** -power, dtype=torch.float64)
+        statistics.add(state, indices, values, values > 0)
+        statistics.fold(state)
+    tail = steps**-power
+    older, recent = (bottom + tail * (k + 1) / (k + 1 - power) for k in (1.0, 4.0))
+    profile, (progress, _) = statistics.profile(state), statistics.progress(state)
+    torch.testing.assert_close(profile, torch.full_like(profile, recent), rtol=2e-3, atol=0)
+    expected = torch.full_like(progress, (older - recent) / recent)
+    torch.testing.assert_close(progress, expected, rtol=0.02, atol=2e-4)
+
+
+@pytest.mark.parametrize(("significance", "at_least", "at_most"), [(4, 0, 0.05), (0, 0.2, 1)])
+def test_noise_is_no_progress(significance: float, at_least: float, at_most: float) -> None:
+    """Losses that only scatter: the law is that of equal progress, not of where the dice fell."""
+    sampler = _build("linear", prediction_type="v_prediction", significance=significance)
     error = x0_error(_log_snr(sampler), 0.3)
-    calm = _learn(sampler, error).law(0, CPU)
-    scattered = _build("linear", prediction_type="v_prediction")
-    assert _distance(_learn(scattered, error, steps=30, noise=0.5).law(0, CPU), calm) < 0.1
+    law = _learn(sampler, error, steps=300, noise=0.5).law(0, CPU)
+    calm = _learn(_build("linear", prediction_type="v_prediction"), error).law(0, CPU)
+    assert at_least <= _distance(law, calm) <= at_most
 
 
 def test_a_dip_among_noisy_levels_is_not_believed() -> None:
@@ -114,31 +154,14 @@ def test_a_dip_among_noisy_levels_is_not_believed() -> None:
     assert float(law[torch.tensor((log_snr < -6.8) & (log_snr > -8.2))].sum()) < 1e-3
 
 
-def test_an_epsilon_error_says_little_of_x0_in_almost_pure_noise() -> None:
-    sampler = _build("linear", prediction_type="epsilon")
-    log_snr = _log_snr(sampler)
-    magnified = x0_error(log_snr, 1.0) * (1 + 0.02 * np.exp(-log_snr))
-    law = _learn(sampler, magnified).law(0, CPU)
-    assert float(law[torch.tensor(magnified > 3)].sum()) < 1e-3
-    assert _distance(law, _half_known(sampler, 1.0, 3.0)) < 0.1
-
-
-@pytest.mark.parametrize("power", [0.25, 0.8])
-@pytest.mark.parametrize("bottom", [0.0, 2.0])
-def test_the_memory_grows_with_the_run(power: float, bottom: float) -> None:
-    """Of values bottom + n^-a the mean with weights (n / N)^4 is bottom + N^-a 5 / (5 - a)."""
-    sampler, steps = _build(), 1000
-    statistics, _ = sampler._present()
-    assert isinstance(statistics, GrowingMeans)
-    state, cell = statistics.initial_state(), torch.arange(len(sampler.levels))
-    for step in range(steps):
-        values = torch.full((len(cell),), bottom + (step + 1.0) ** -power, dtype=torch.float64)
-        statistics.add(state, cell, values, values > 0)
-        statistics.fold(state)
-    expected = bottom + steps**-power * 5 / (5 - power)
-    torch.testing.assert_close(
-        statistics.profile(state), torch.full_like(values, expected), rtol=2e-3, atol=0
-    )
+def test_an_epsilon_prediction_is_trained_in_noise_too() -> None:
+    """Its law is of the size of errors, and half of the draws are uniform."""
+    sampler = AutoTimestepSampler(SCHEDULERS["linear"](prediction_type="epsilon"))
+    assert (sampler.config["sharpness"], sampler.floor) == (1.0, 0.5)
+    other = AutoTimestepSampler(SCHEDULERS["linear"](prediction_type="v_prediction"))
+    assert (other.config["sharpness"], other.floor) == (1.5, 0.1)
+    given = AutoTimestepSampler(SCHEDULERS["linear"](), sharpness=2.0, floor=0.2)
+    assert (given.config["sharpness"], given.floor) == (2.0, 0.2)
 
 
 def test_a_run_goes_on_bit_for_bit() -> None:
@@ -173,7 +196,7 @@ def test_under_a_curriculum_it_learns_from_the_open_levels() -> None:
         losses = PER_X0["flow"](np.exp(log_snr)) * x0_error(log_snr, 1.0)
         sampler.observe(levels, torch.tensor(losses)[levels], step)
     law = base.law(0, CPU)
-    assert _distance(law[levels], _half_known(base, 1.0, 3.0)[levels]) < 0.02
+    assert _distance(law[levels], _half_known(base, 1.0, 1.5)[levels]) < 0.02
     shut = slice(0, int(levels[0]) - 5)  # but for the bin that the cluster cuts
     torch.testing.assert_close(law[shut], _build("flow").law(0, CPU)[shut])
 
@@ -198,7 +221,8 @@ def test_the_warm_up_is_a_laplace_between_structure_and_noise() -> None:
     [
         ({"sharpness": 0.0}, "sharpness=0.0"),
         ({"bandwidth": 0.0}, "bandwidth=0.0"),
-        ({"max_x0_error": 0.0}, "max_x0_error=0.0"),
+        ({"significance": -1.0}, "significance=-1.0"),
+        ({"least_progress": 0.0}, "least_progress=0.0"),
         ({"floor": 0.0}, "floor=0.0"),
     ],
 )
