@@ -15,6 +15,7 @@ from benchmarks.evidence.results import Result, Results, over_tasks, quality_rat
 
 CLAIMS = Path(__file__).with_name("claims.json")
 REPRODUCED, NOT_REPRODUCED, NOT_TESTABLE = "reproduced", "not reproduced", "not testable here"
+NOT_MEASURED = "not measured yet"
 SMALLEST_DROP, LEFT = 0.05, 0.1
 Ratios = Sequence[float]
 
@@ -111,11 +112,14 @@ def judged(results: Results, file: Path = CLAIMS) -> list[Verdict]:
 
 
 def verdict_on(claim: Mapping[str, Any], results: Results) -> Verdict:
-    """Reproduced where the interval of each of its comparisons lies above 1; not testable where
-    there are none, or a cell of one is missing or without an interval; else not reproduced."""
+    """Reproduced where the interval of each of its comparisons lies above 1; not measured where a
+    cell of one is missing; not testable where there are none, or one has no interval; else not
+    reproduced."""
     compared = [_compared(each, results) for each in claim.get("comparisons", [])]
     ratios = [each.ratio for each in compared]
-    if not ratios or any(r is None or math.isnan(r.low) for r in ratios):
+    if any(ratio is None for ratio in ratios):
+        verdict = NOT_MEASURED
+    elif not ratios or any(ratio is None or math.isnan(ratio.low) for ratio in ratios):
         verdict = NOT_TESTABLE
     else:
         above = all(ratio is not None and ratio.low > 1 for ratio in ratios)

@@ -94,9 +94,12 @@ def _of_method(results: Results, method: str) -> dict[str, Interval]:
 
 
 def best_static(results: Results, pair: tuple[str, str]) -> Sequence[float]:
-    """Step ratios of the law of a density that saves most, in hindsight; empty without one."""
+    """Step ratios of the law of a density that saves most, in hindsight; empty where none but
+    uniform draws was measured."""
     reference = results.find(*pair, REFERENCE)
     found = [results.find(*pair, r.method) for r in results.of_pair(*pair) if _static(r)]
+    if all(result is reference for result in found):
+        return ()
     rows = [step_ratios(reference, r) for r in found if reference is not None and r is not None]
     return max(rows, key=lambda ratios: over_tasks([ratios]).value, default=())
 
