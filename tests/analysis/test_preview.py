@@ -166,7 +166,7 @@ def test_a_law_that_learns_says_whether_it_has(kind: type[AdaptiveTimestepSample
         SCHEDULERS["sd"](),
         learning.config["warm_up_density"],
         learning.config["warm_up_density_args"],
-        floor=0.1,
+        floor=learning.floor,
     )
     np.testing.assert_allclose(make_preview(learning).mass, warm_up.probabilities(), rtol=1e-12)
     over = CurriculumTimestepSampler(learning, 4)
