@@ -30,20 +30,18 @@ def training_step(
     run: TextToImageRun, step: int, slots: Slots, batch: dict[str, Tensor]
 ) -> LevelLosses:
     """One micro-batch, from images to gradients."""
-    args, models, device = run.args, run.models, run.accelerator.device
+    args, family, models, device = run.args, run.family, run.models, run.accelerator.device
     draw = partial(gaussian, seed=run.seed, step=step, slots=slots, device=device)
 
     # Encode images and captions
     with torch.no_grad():
         # copied, then cast: a cast on the way would be made on the host, from pinned to pageable
         pixels = batch["pixel_values"].to(device, non_blocking=True).to(models.vae.dtype)
-        posterior = models.vae.encode(pixels).latent_dist
-        mean, std = posterior.mean.float(), posterior.std.float()
-        latents = (mean + std * draw(mean.shape[1:], purpose="posterior")) * (
-            models.vae.config.scaling_factor
-        )
-        tokens = batch["input_ids"].to(device, non_blocking=True)
-        embeddings = models.text_encoder(tokens, return_dict=False)[0]
+        mean, std = family.posterior(models.vae, pixels)
+        encoded = mean + std * draw(mean.shape[1:], purpose="posterior")
+        latents = family.latents(models.vae, encoded)
+        tokens = {"input_ids": batch["input_ids"].to(device, non_blocking=True)}
+        conditioning = family.encode_text(models, tokens)
 
     # Draw noise and noise levels
     noise = draw(latents.shape[1:], purpose="noise")
@@ -68,14 +66,14 @@ def training_step(
             noise,
             noisy,
             target,
-            embeddings,
+            conditioning["encoder_hidden_states"],
             args.dream_detail_preservation,
         )
 
     # Predict; a model with dropout draws from the global generator
     torch.manual_seed(key(run.seed, step, slots.start, purpose="model") >> 65)
     inputs = run.objective.scale_input(noisy, drawn.at)
-    prediction = run.network(inputs, drawn.timesteps, embeddings, return_dict=False)[0]
+    prediction = family.predict(run.network, inputs, drawn.timesteps, conditioning)
 
     # Loss and gradients
     loss, losses = run.objective.loss(prediction, target, run.loss_weights(drawn))

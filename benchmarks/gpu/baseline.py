@@ -84,6 +84,6 @@ def _official_loss(run: TextToImageRun, batch: dict[str, Tensor], device: torch.
     levels = scheduler.config.num_train_timesteps
     drawn = torch.randint(0, levels, (len(latents),), device=device).long()
     noisy = scheduler.add_noise(latents, noise, drawn)
-    embeddings = models.text_encoder(tokens, return_dict=False)[0]
+    embeddings = models.encoders["text_encoder"](tokens, return_dict=False)[0]
     prediction = run.network(noisy, drawn, embeddings, return_dict=False)[0]
     return F.mse_loss(prediction.float(), noise.float(), reduction="mean")

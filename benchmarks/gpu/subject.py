@@ -22,8 +22,9 @@ from diffusers_curriculum.training.levels.levels import Levels
 from diffusers_curriculum.training.loop.guard import FiniteGuard
 from diffusers_curriculum.training.loop.run import LevelLosses, make_update
 from diffusers_curriculum.training.parts.averages import Averages
+from diffusers_curriculum.training.parts.components import Components
+from diffusers_curriculum.training.parts.families.base import families
 from diffusers_curriculum.training.parts.optimizers import build_lr_scheduler, build_optimizer
-from diffusers_curriculum.training.parts.stable_diffusion import Components
 from diffusers_curriculum.training.tasks.text_to_image import TextToImage, TextToImageRun
 from train_text_to_image_curriculum import training_step
 
@@ -64,7 +65,7 @@ def build_models(sizes: Sizes, device: torch.device, frozen_dtype: torch.dtype) 
     for frozen in (vae, text_encoder):
         frozen.requires_grad_(False).eval().to(frozen_dtype)
     unet.requires_grad_(True).train()
-    return Components(None, text_encoder, vae, unet)
+    return Components(unet, vae, {"text_encoder": text_encoder})
 
 
 def _unet(sizes: Sizes) -> Any:
@@ -146,10 +147,10 @@ def arguments(*flags: str) -> Arguments:
 def build_run(accelerator: Accelerator, models: Components, *flags: str) -> TextToImageRun:
     """What the script's job hands to its training step, for the given flags of its own."""
     args, scheduler = arguments(*flags), stable_diffusion_scheduler()
-    optimizer = build_optimizer(args, list(models.unet.parameters()), 1)
+    optimizer = build_optimizer(args, list(models.network.parameters()), 1)
     lr_scheduler = build_lr_scheduler(args, optimizer, 10**6)
-    averages = Averages(models.unet).with_ema(args, accelerator.device)
-    unet, optimizer = accelerator.prepare(models.unet, optimizer)
+    averages = Averages(models.network).with_ema(args, accelerator.device)
+    unet, optimizer = accelerator.prepare(models.network, optimizer)
     return TextToImageRun(
         args=args,
         accelerator=accelerator,
@@ -160,6 +161,7 @@ def build_run(accelerator: Accelerator, models: Components, *flags: str) -> Text
         guard=FiniteGuard(accelerator, optimizer),
         lr_scheduler=lr_scheduler,
         levels=Levels.of(args, scheduler, scheduler, 0),
+        family=families()["sd"],
         models=models,
     )
 

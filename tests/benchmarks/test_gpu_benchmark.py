@@ -248,7 +248,7 @@ def test_the_real_sizes_are_stable_diffusions() -> None:
     models = subject.build_models(subject.SD15, torch.device("meta"), torch.bfloat16)
     counts = [
         sum(p.numel() for p in model.parameters())
-        for model in (models.unet, models.vae, models.text_encoder)
+        for model in (models.network, models.vae, *models.encoders.values())
     ]
     # the published parameter counts of the three parts of Stable Diffusion 1.5
     assert counts == [859_520_964, 83_653_863, 123_060_480]

@@ -25,7 +25,7 @@ from diffusers_curriculum.training.data.sources import load_images
 from diffusers_curriculum.training.data.transforms import ImageTransform
 from diffusers_curriculum.training.errors import UsageError
 from diffusers_curriculum.training.loop import job
-from diffusers_curriculum.training.parts import stable_diffusion
+from diffusers_curriculum.training.parts.families.base import ModelFamily
 from tests.reliability.bad_corpus import (
     BLOCKS,
     COLOURS,
@@ -75,7 +75,7 @@ def watched() -> Iterator[list[str]]:
 
     with (
         mock.patch.object(
-            stable_diffusion, "load_components", noted("load", stable_diffusion.load_components)
+            ModelFamily, "load_components", noted("load", ModelFamily.load_components)
         ),
         mock.patch.object(script, "training_step", noted("train", script.training_step)),
     ):

@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from diffusers_curriculum import TimestepSampler
 from diffusers_curriculum.models.loading import load_pipeline
 from diffusers_curriculum.training.errors import HubError, UsageError
-from diffusers_curriculum.training.parts import stable_diffusion as components
+from diffusers_curriculum.training.parts.families.base import ModelFamily, families
 from diffusers_curriculum.training.process.foreign_code import refuse_foreign_code
 from diffusers_curriculum.training.publish import hub
 from diffusers_curriculum.training.storage.manifest import read_manifest, write_manifest
@@ -418,7 +418,7 @@ def test_no_remote_code(
     model = Path(shutil.copytree(bench.pipeline, tmp_path / "model"))
     attack(model, canary)
     argv = bench.argv(tmp_path / "out", "--max_train_steps", 1)
-    monkeypatch.setattr(components, "_model", lambda *a, **k: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(ModelFamily, "load_part", lambda *a, **k: pytest.fail("a model was loaded"))
     assert status([*argv, "--pretrained_model_name_or_path", str(model)]) == 2
     assert ATTACKS[attack] in capsys.readouterr().err
     assert not canary.exists()
@@ -437,7 +437,7 @@ def test_the_loaders_open_no_pickle_either(
     line = [*bench.argv(tmp_path), "--pretrained_model_name_or_path", str(model)]
     args = parse_args(line)
     with pytest.raises(UsageError, match=f"its {part} cannot be loaded"):
-        components.load_components(args, None, torch.device("cpu"), torch.float32)
+        families()["sd"].load_components(args, {}, torch.device("cpu"), torch.float32)
     with pytest.raises(ValueError, match="safetensors"):
         load_pipeline(StableDiffusionPipeline, model)
 
@@ -543,8 +543,8 @@ def test_a_missing_checkpoint_ends_at_once(
     out = Path(shutil.copytree(run, tmp_path / "out"))
     monkeypatch.chdir(out)
     loaded: list[str] = []
-    for name in ("load_tokenizer", "load_components", "load_schedulers"):
-        monkeypatch.setattr(components, name, lambda *a, n=name: loaded.append(n))
+    for name in ("load_tokenizers", "load_components", "load_schedulers"):
+        monkeypatch.setattr(ModelFamily, name, lambda *a, n=name: loaded.append(n))
     before, began = snapshot(tmp_path), time.monotonic()
     asked = request_.format(tmp=tmp_path)
     more = ("--max_train_steps", 3, "--resume_from_checkpoint", asked)

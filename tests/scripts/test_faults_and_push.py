@@ -54,7 +54,7 @@ def test_a_gradient_that_is_not_finite_ends_the_run(
     def failing(run: Any, number: int, *args: Any) -> Any:
         result = step(run, number, *args)
         if number == 1:
-            next(iter(run.models.unet.parameters())).grad[0] = torch.inf
+            next(iter(run.models.network.parameters())).grad[0] = torch.inf
         return result
 
     monkeypatch.setattr(script, "training_step", failing)

@@ -49,7 +49,7 @@ def first_step(bench: Bench, folder: Path, *more: object) -> Witness:
         return forward(self, sample, timestep, text, **kwargs)
 
     def stepped(run: Any, *args: Any) -> Any:
-        unet = run.models.unet
+        unet = run.models.network
         noted.update(weights={k: v.clone() for k, v in unet.state_dict().items()})
         result = step(run, *args)
         gradients = {k: p.grad.clone() for k, p in unet.named_parameters()}

@@ -13,7 +13,7 @@ from PIL import Image
 
 from diffusers_curriculum.training.data import sources
 from diffusers_curriculum.training.errors import UsageError
-from diffusers_curriculum.training.parts import stable_diffusion as components
+from diffusers_curriculum.training.parts.families.base import ModelFamily
 from diffusers_curriculum.training.process import runtime
 from diffusers_curriculum.training.tasks.text_to_image import TextToImage
 from tests.scripts.small_runs import Bench, status
@@ -30,8 +30,8 @@ def _nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
         return fail
 
     monkeypatch.setattr(sources, "load_images", forbidden("the data set"))
-    monkeypatch.setattr(components, "load_components", forbidden("a model"))
-    monkeypatch.setattr(components, "load_tokenizer", forbidden("the tokenizer"))
+    monkeypatch.setattr(ModelFamily, "load_components", forbidden("a model"))
+    monkeypatch.setattr(ModelFamily, "load_tokenizers", forbidden("the tokenizer"))
     monkeypatch.setattr(runtime, "make_accelerator", forbidden("the accelerator"))
 
 

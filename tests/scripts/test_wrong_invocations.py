@@ -16,7 +16,7 @@ import torch
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
 from diffusers_curriculum.training.arguments import environment as environment_checks
-from diffusers_curriculum.training.parts import stable_diffusion as components
+from diffusers_curriculum.training.parts.families.base import ModelFamily
 from tests.scripts.pipelines import SD, with_scheduler
 from tests.scripts.small_runs import Bench, status, train, write_images
 
@@ -210,7 +210,7 @@ def test_it_is_refused_with_value_and_remedy(
     is_installed = environment_checks.installed
     monkeypatch.setattr(environment_checks, "installed", installed)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(components, "load_components", loaded)
+    monkeypatch.setattr(ModelFamily, "load_components", loaded)
     monkeypatch.chdir(tmp_path)
     more, expected = WRONG[name]
     argv = command_line(bench, places, tmp_path / "out", more)
@@ -233,7 +233,7 @@ def test_a_right_invocation_passes_the_same_way(
     def loaded(*args: Any, **kwargs: Any) -> Any:
         raise LoadedError
 
-    monkeypatch.setattr(components, "load_components", loaded)
+    monkeypatch.setattr(ModelFamily, "load_components", loaded)
     with pytest.raises(LoadedError):
         status(bench.argv(tmp_path / "out", "--max_train_steps", 100))
 

@@ -6,8 +6,8 @@ position), so the number of loader workers, of ranks and of interruptions change
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -103,10 +103,10 @@ class ImageDataset(TorchDataset):
 
 
 class ImageCaptionDataset(ImageDataset):
-    """As :class:`ImageDataset`, with input_ids (L,) int64 of captions in place of classes.
+    """As :class:`ImageDataset`, with tokens of captions in place of classes.
 
     Args:
-        tokenizer: a transformers tokenizer.
+        tokenize: what it makes of a caption stands in the sample, such as input_ids (L,) int64.
         caption_dropout: probability that a caption is replaced by the empty one.
     """
 
@@ -114,7 +114,7 @@ class ImageCaptionDataset(ImageDataset):
         self,
         rows: Dataset,
         plan: BatchPlan,
-        tokenizer: Any,
+        tokenize: Callable[[str], dict[str, Tensor]],
         transform: ImageTransform,
         *,
         image_column: str = "image",
@@ -123,21 +123,15 @@ class ImageCaptionDataset(ImageDataset):
     ) -> None:
         super().__init__(rows, plan, transform, image_column=image_column)
         _check_dropout("caption", caption_dropout)
-        self.tokenizer, self.caption_dropout = tokenizer, caption_dropout
+        self.tokenize, self.caption_dropout = tokenize, caption_dropout
         self._captions = rows.select_columns([caption_column])
         self.caption_column = caption_column
 
     def _text(self, row: int, u_first: float, u_second: float) -> dict[str, Tensor]:
         dropped = u_second < self.caption_dropout
         caption = "" if dropped else self._captions[row][self.caption_column]
-        tokens = self.tokenizer(
-            caption if isinstance(caption, str) else caption[int(u_first * len(caption))],
-            max_length=self.tokenizer.model_max_length,
-            padding="max_length",
-            truncation=True,
-            return_tensors="pt",
-        )
-        return {"input_ids": tokens.input_ids[0]}
+        one = caption if isinstance(caption, str) else caption[int(u_first * len(caption))]
+        return self.tokenize(one)
 
 
 def _check_dropout(of: str, share: float) -> None:

@@ -12,18 +12,18 @@ import torch
 from PIL.Image import Image
 from torch import nn
 
+from diffusers_curriculum.training.arguments.command_line import Arguments
+from diffusers_curriculum.training.data.plan import BatchPlan
 from diffusers_curriculum.training.errors import UsageError, usage_errors
-from diffusers_curriculum.training.levels.sampling import sampling_fault, with_prediction_type
-from diffusers_curriculum.training.parts.stable_diffusion import (
-    Components,
-    open_base,
-    save_pipeline,
-)
+from diffusers_curriculum.training.levels.levels import Levels
+from diffusers_curriculum.training.levels.sampling import with_prediction_type
+from diffusers_curriculum.training.parts.components import Components
+from diffusers_curriculum.training.parts.families.base import ModelFamily
 from diffusers_curriculum.training.publish.pictures import evaluation_mode
 from diffusers_curriculum.training.publish.publisher import PipelinePublisher
 
-# training_utils and pipelines take seconds to import, which a wrong command line should not have to
-# wait for: they are imported where they are used.
+# training_utils takes seconds to import, which a wrong command line should not have to wait for: it
+# is imported where it is used.
 
 logger = logging.getLogger(__name__)
 
@@ -31,10 +31,13 @@ INFERENCE_STEPS = 20  # as in diffusers' train_text_to_image.py
 
 
 class TextToImagePublisher(PipelinePublisher):
-    """Publishes a Stable Diffusion pipeline; one picture for each validation prompt.
+    """Publishes a text-to-image pipeline; one picture for each validation prompt.
+
+    Args:
+        family: of the models; for the rest see :class:`PipelinePublisher`.
 
     Attributes:
-        models: put in once they are loaded; for the rest see :class:`PipelinePublisher`.
+        models: put in once they are loaded.
 
     Raises:
         HubError: the name or licence is not acceptable, or the Hub refused.
@@ -43,19 +46,30 @@ class TextToImagePublisher(PipelinePublisher):
 
     models: Components
 
+    def __init__(
+        self,
+        args: Arguments,
+        accelerator: Any,
+        levels: Levels,
+        plan: BatchPlan,
+        family: ModelFamily,
+    ) -> None:
+        self.family = family
+        super().__init__(args, accelerator, levels, plan)
+
     @property
     def captions(self) -> Sequence[str]:
         return self.args.validation_prompts or []
 
     def _check_sampling(self) -> None:
         with usage_errors("--prediction_type"):
-            scheduler = with_prediction_type(self.levels.inference, self._prediction_type)
-        fault = sampling_fault(scheduler)
+            scheduler = self._scheduler()
+        fault = self.family.sampling_fault(scheduler)
         if fault is None:
             return
         problem = (
             f"{type(scheduler).__name__}, the scheduler of --pretrained_model_name_or_path, cannot "
-            f"draw pictures for {self._prediction_type!r} in a StableDiffusionPipeline ({fault})"
+            f"draw pictures for {self._prediction_type!r} in a {self.family.pipeline} ({fault})"
         )
         if self.captions:
             raise UsageError(
@@ -68,21 +82,16 @@ class TextToImagePublisher(PipelinePublisher):
     def _prediction_type(self) -> str:
         return self.levels.objective.prediction_type
 
+    def _scheduler(self) -> Any:
+        """The pipeline's own, for what is predicted now."""
+        return with_prediction_type(self.levels.inference, self._prediction_type)
+
     def _validation_pipeline(self) -> Any:
-        models = self.models
-        return text_to_image_pipeline(
-            scheduler=self.levels.inference,
-            prediction_type=self._prediction_type,
-            vae=models.vae,
-            text_encoder=models.text_encoder,
-            tokenizer=models.tokenizer,
-            unet=self.network,
-        )
+        return self.family.pipeline_of(self.models, self.network, self._scheduler())
 
     def _save(self, folder: Path) -> Callable[[], Any]:
-        scheduler = with_prediction_type(self.levels.inference, self._prediction_type)
-        base = self.models.base or open_base(self.args)
-        return save_pipeline(base, self.network, scheduler, folder)
+        base = self.models.base or self.family.open_base(self.args)
+        return self.family.save_pipeline(base, self.network, self._scheduler(), folder)
 
     def _draw(self, build: Any) -> list[Image]:
         return validation_images(
@@ -92,19 +101,6 @@ class TextToImagePublisher(PipelinePublisher):
             device=self.accelerator.device,
             autocast=self.accelerator.autocast,
         )
-
-
-def text_to_image_pipeline(
-    *, scheduler: Any, prediction_type: str | None = None, **models: Any
-) -> Any:
-    """A pipeline around unwrapped models that are in memory already; nothing is loaded."""
-    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import (
-        StableDiffusionPipeline,
-    )
-
-    models |= {"scheduler": with_prediction_type(scheduler, prediction_type)}
-    models |= {"safety_checker": None, "feature_extractor": None}
-    return StableDiffusionPipeline(**models, requires_safety_checker=False)
 
 
 def validation_images(

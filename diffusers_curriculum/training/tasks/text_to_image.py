@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -40,9 +41,10 @@ from diffusers_curriculum.training.errors import UsageError
 from diffusers_curriculum.training.levels.levels import Levels
 from diffusers_curriculum.training.loop.run import LevelRun
 from diffusers_curriculum.training.loop.task import JobParts, Trained
-from diffusers_curriculum.training.parts import stable_diffusion
 from diffusers_curriculum.training.parts.averages import Averages
-from diffusers_curriculum.training.parts.fit import check_parts, check_tokenizer
+from diffusers_curriculum.training.parts.components import Components
+from diffusers_curriculum.training.parts.families.base import ModelFamily, families
+from diffusers_curriculum.training.parts.fit import check_parts, check_tokenizers
 from diffusers_curriculum.training.process.runtime import frozen_dtype
 from diffusers_curriculum.training.publish.text_to_image import TextToImagePublisher
 from diffusers_curriculum.training.storage.fingerprints import model_identity
@@ -109,11 +111,14 @@ _FAMILIAR = (*_INPUT, *_TRAINING, _VALIDATION, *OF_MACHINE, CHECKPOINTS)
 class TextToImageRun(LevelRun):
     """What the step works with."""
 
-    models: stable_diffusion.Components
+    family: ModelFamily
+    models: Components
 
 
 class TextToImage(ImageLevelTask):
     """Stable Diffusion, in the latents of its autoencoder, with captions."""
+
+    family: ModelFamily  # of the models, once levels are chosen
 
     command_line = CommandLine(
         "Fine-tune Stable Diffusion with a timestep curriculum and importance sampling.",
@@ -132,15 +137,20 @@ class TextToImage(ImageLevelTask):
         else:
             args.non_ema_revision = args.revision
 
+    def family_of(self, args: Arguments) -> ModelFamily:
+        """The family of the models that are trained."""
+        return families()["sd"]
+
     def choose(self, args: Arguments, seed: int) -> None:
-        check_parts(args)
+        family = self.family = self.family_of(args)
+        check_parts(family, args)
         super().choose(args, seed)
-        stable_diffusion.check_variant(args)
-        self.tokenizer = stable_diffusion.load_tokenizer(args)
-        check_tokenizer(args, self.tokenizer)
+        family.check_variant(args)
+        self.tokenizers = family.load_tokenizers(args)
+        check_tokenizers(family, args, self.tokenizers)
 
     def choose_levels(self, args: Arguments, seed: int) -> Levels:
-        levels = Levels.of(args, *stable_diffusion.load_schedulers(args), seed)
+        levels = Levels.of(args, *self.family_of(args).load_schedulers(args), seed)
         kind = levels.objective.prediction_type
         if args.dream_training and kind != "epsilon":
             raise UsageError(
@@ -164,36 +174,39 @@ class TextToImage(ImageLevelTask):
         return model_identity(args.pretrained_model_name_or_path, args.revision, args.variant)
 
     def publisher(self, job: JobParts) -> TextToImagePublisher:
-        self.published = TextToImagePublisher(job.args, job.accelerator, self.levels, job.plan)
+        self.published = TextToImagePublisher(
+            job.args, job.accelerator, self.levels, job.plan, self.family
+        )
         return self.published
 
     def load(self, job: JobParts) -> Trained:
-        args, device = job.args, job.accelerator.device
+        args, device, family = job.args, job.accelerator.device, self.family
         if job.accelerator.is_main_process:
-            warn_of_long_captions(job.rows, args.caption_column, self.tokenizer)
+            longest = max(self.tokenizers.values(), key=lambda each: each.model_max_length)
+            warn_of_long_captions(job.rows, args.caption_column, longest)
         dtype = frozen_dtype(job.accelerator)
-        self.models = stable_diffusion.load_components(args, self.tokenizer, device, dtype)
-        unet = self.models.unet
-        source = stable_diffusion.averaged_unet(args) if args.use_ema else None
-        averages = Averages(unet).with_ema(args, device, source)
+        self.models = family.load_components(args, self.tokenizers, device, dtype)
+        network = self.models.network
+        source = family.load_averaged(args) if args.use_ema else None
+        averages = Averages(network).with_ema(args, device, source)
         self.published.models, self.published.averages = self.models, averages
-        return Trained(unet, "unet", averages)
+        return Trained(network, family.network, averages)
 
     def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
-        vae = self.models.vae
+        vae, family = self.models.vae, self.family
         with torch.no_grad():
-            posterior = vae.encode(pixels.to(vae.dtype)).latent_dist
-        scale = vae.config.scaling_factor
-        return posterior.mean.float() * scale, posterior.std.float() * scale
+            mean, std = family.posterior(vae, pixels)
+            zero = family.latents(vae, torch.zeros_like(std))
+            return family.latents(vae, mean), family.latents(vae, std) - zero
 
     def make_run(self, job: JobParts, **common: Any) -> TextToImageRun:
-        return TextToImageRun(**common, levels=self.levels, models=self.models)
+        return TextToImageRun(**common, levels=self.levels, family=self.family, models=self.models)
 
     def dataset(self, job: JobParts) -> ImageCaptionDataset:
         return ImageCaptionDataset(
             job.rows,
             job.plan,
-            self.tokenizer,
+            partial(self.family.tokenize, self.tokenizers),
             self.transform(),
             image_column=job.args.image_column,
             **self.text_columns,

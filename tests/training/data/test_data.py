@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 from multiprocessing.reduction import ForkingPickler
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,13 +22,9 @@ from diffusers_curriculum.training.errors import UsageError
 class Letters:
     """A tokenizer of six letters: code points, cut and padded with zeros."""
 
-    model_max_length = 6
-
-    def __call__(self, text, *, max_length, padding, truncation, return_tensors):
-        assert (padding, truncation, return_tensors) == ("max_length", True, "pt")
-        ids = [ord(letter) for letter in text][:max_length]
-        ids += [0] * (max_length - len(ids))
-        return SimpleNamespace(input_ids=torch.tensor([ids]))
+    def __call__(self, text):
+        ids = [ord(letter) for letter in text][:6]
+        return {"input_ids": torch.tensor(ids + [0] * (6 - len(ids)))}
 
 
 def text_of(input_ids: torch.Tensor) -> str:

@@ -165,11 +165,11 @@ def test_a_law_that_never_learns_is_told_inside_a_curriculum_too(parse: Any) -> 
 def test_a_noise_offset_beside_the_information_rate_is_told(
     parse: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from diffusers_curriculum.training.parts import stable_diffusion
+    from diffusers_curriculum.training.parts.families.base import ModelFamily
     from diffusers_curriculum.training.tasks.text_to_image import TextToImage
 
     pair = SCHEDULERS["sd"](), SCHEDULERS["sd"]()
-    monkeypatch.setattr(stable_diffusion, "load_schedulers", lambda args: pair)
+    monkeypatch.setattr(ModelFamily, "load_schedulers", lambda family, args: pair)
     for offset in (0, 0.1):
         args = parse("--timestep_sampler", "information_rate", "--noise_offset", offset)
         with caplog.at_level(logging.WARNING):

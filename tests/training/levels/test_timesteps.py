@@ -23,7 +23,7 @@ from diffusers_curriculum.training.errors import UsageError, usage_errors
 from diffusers_curriculum.training.levels import timesteps
 from diffusers_curriculum.training.levels.guards import learning_warnings
 from diffusers_curriculum.training.levels.levels import Levels
-from diffusers_curriculum.training.parts import stable_diffusion
+from diffusers_curriculum.training.parts.families.base import ModelFamily
 from diffusers_curriculum.training.tasks.text_to_image import TextToImage
 from diffusers_curriculum.weighting import loss_weights
 from tests.floors_fixtures import SCHEDULERS
@@ -417,7 +417,7 @@ def test_impossible_objectives(
     parse: Any, more: tuple[str, ...], scheduler: str, told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     args, own = parse(*more), SCHEDULERS[scheduler]()
-    monkeypatch.setattr(stable_diffusion, "load_schedulers", lambda args: (own, own))
+    monkeypatch.setattr(ModelFamily, "load_schedulers", lambda family, args: (own, own))
     with pytest.raises(UsageError, match=told):
         TextToImage().choose_levels(args, 3)
 

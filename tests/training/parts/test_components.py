@@ -26,11 +26,13 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from diffusers_curriculum.models.tiny import TinySizes, make_tiny_pipeline
 from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.errors import UsageError
-from diffusers_curriculum.training.parts import stable_diffusion as components
+from diffusers_curriculum.training.parts.components import Components
+from diffusers_curriculum.training.parts.families.base import families
 from diffusers_curriculum.training.tasks.text_to_image import TextToImage
 from tests.training.command_lines import parse_args
 from tests.training.fake_accelerator import FakeAccelerator
 
+FAMILY = families()["sd"]
 CPU = torch.device("cpu")
 SIZES = TinySizes((8, 8), (8, 8), text_width=8, text_length=8, groups=4)
 
@@ -47,8 +49,8 @@ def arguments(path: Path | str, *more: str) -> Arguments:
     return parse_args(["--pretrained_model_name_or_path", str(path), *more], machine=False)
 
 
-def load(args: Arguments, dtype: torch.dtype = torch.float32) -> components.Components:
-    return components.load_components(args, components.load_tokenizer(args), CPU, dtype)
+def load(args: Arguments, dtype: torch.dtype = torch.float32) -> Components:
+    return FAMILY.load_components(args, FAMILY.load_tokenizers(args), CPU, dtype)
 
 
 def with_config(pipeline: Path, folder: Path, config: dict[str, Any]) -> Path:
@@ -83,7 +85,7 @@ def test_two_schedulers_with_the_settings_of_the_pipeline(
 ) -> None:
     own.save_pretrained(tmp_path / "scheduler")
     with_index(tmp_path, type(own).__name__)
-    adding, sampling = components.load_schedulers(arguments(tmp_path))
+    adding, sampling = FAMILY.load_schedulers(arguments(tmp_path))
     assert type(adding) is training
     assert type(sampling) is type(own)
     for name, value in own.config.items():
@@ -96,7 +98,7 @@ def test_two_schedulers_with_the_settings_of_the_pipeline(
 def test_a_class_that_is_no_scheduler(pipeline: Path, tmp_path: Path, name: str) -> None:
     folder = with_config(pipeline, tmp_path, {"_class_name": name})
     with pytest.raises(UsageError, match=f"{name!r}, which is no scheduler of diffusers"):
-        components.load_schedulers(arguments(folder))
+        FAMILY.load_schedulers(arguments(folder))
 
 
 # -- models ----------------------------------------------------------------------------------------
@@ -107,10 +109,10 @@ def test_the_unet_trains_in_float32_and_the_rest_is_frozen(
     pipeline: Path, dtype: torch.dtype
 ) -> None:
     models = load(arguments(pipeline), dtype)
-    assert {p.dtype for p in models.unet.parameters()} == {torch.float32}
-    assert all(p.requires_grad for p in models.unet.parameters())
-    assert models.unet.training
-    for frozen in (models.vae, models.text_encoder):
+    assert {p.dtype for p in models.network.parameters()} == {torch.float32}
+    assert all(p.requires_grad for p in models.network.parameters())
+    assert models.network.training
+    for frozen in (models.vae, *models.encoders.values()):
         assert {p.dtype for p in frozen.parameters()} == {dtype}
         assert not any(p.requires_grad for p in frozen.parameters())
         assert not frozen.training
@@ -119,16 +121,17 @@ def test_the_unet_trains_in_float32_and_the_rest_is_frozen(
 def test_the_models_are_those_of_the_folder(pipeline: Path) -> None:
     models = load(arguments(pipeline))
     saved = StableDiffusionPipeline.from_pretrained(pipeline)
-    for name in ("unet", "vae", "text_encoder"):
-        ours, theirs = (x.state_dict() for x in (getattr(models, name), getattr(saved, name)))
+    loaded = {"unet": models.network, "vae": models.vae, **models.encoders}
+    for name, part in loaded.items():
+        ours, theirs = (x.state_dict() for x in (part, getattr(saved, name)))
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[key], theirs[key]) for key in ours)
-    assert models.tokenizer("a b").input_ids == saved.tokenizer("a b").input_ids
+    assert models.tokenizers["tokenizer"]("a b").input_ids == saved.tokenizer("a b").input_ids
 
 
 def test_gradient_checkpointing_is_switched_on(pipeline: Path) -> None:
-    assert load(arguments(pipeline, "--gradient_checkpointing")).unet.is_gradient_checkpointing
-    assert not load(arguments(pipeline)).unet.is_gradient_checkpointing
+    assert load(arguments(pipeline, "--gradient_checkpointing")).network.is_gradient_checkpointing
+    assert not load(arguments(pipeline)).network.is_gradient_checkpointing
 
 
 def test_xformers_is_switched_on_for_the_unet(
@@ -182,7 +185,7 @@ def test_a_missing_part_is_named(pipeline: Path, tmp_path: Path, part: str) -> N
     args = arguments(folder)
     told = rf"broken'.*its {part} cannot be loaded.*--revision"
     with pytest.raises(UsageError, match=told):
-        components.load_schedulers(args) if part == "scheduler" else load(args)
+        FAMILY.load_schedulers(args) if part == "scheduler" else load(args)
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
@@ -194,8 +197,8 @@ def test_a_tokenizer_without_words_or_length_is_refused(
     shutil.copytree(pipeline, folder)
     (folder / "tokenizer" / name).unlink()
     with pytest.raises(UsageError, match=r"its tokenizer cannot be loaded .*is missing"):
-        components.load_tokenizer(arguments(folder))
-    assert len(components.load_tokenizer(arguments(pipeline))) > 500
+        FAMILY.load_tokenizers(arguments(folder))
+    assert len(FAMILY.load_tokenizers(arguments(pipeline))["tokenizer"]) > 500
 
 
 # -- the average -----------------------------------------------------------------------------------
@@ -205,7 +208,7 @@ def averaged(args: Arguments) -> tuple[Any, EMAModel | None]:
     """The UNet that a run loads, and its average."""
     task = TextToImage()
     task.published = SimpleNamespace()  # type: ignore[assignment]
-    task.tokenizer = components.load_tokenizer(args)
+    task.family, task.tokenizers = FAMILY, FAMILY.load_tokenizers(args)
     job: Any = SimpleNamespace(args=args, accelerator=FakeAccelerator(False))
     trained = task.load(job)
     return trained.network, trained.averages.ema
@@ -255,8 +258,8 @@ def exported(pipeline: Path, folder: Path, *more: str) -> Any:
     models = load(args, torch.bfloat16)
     scheduler = DDPMScheduler(prediction_type="v_prediction")
     assert models.base is not None
-    final = components.save_pipeline(models.base, models.unet, scheduler, folder)()
-    assert final.unet is models.unet
+    final = FAMILY.save_pipeline(models.base, models.network, scheduler, folder)()
+    assert final.unet is models.network
     return final
 
 
@@ -323,7 +326,7 @@ def test_the_parts_of_a_base_on_the_hub_are_fetched(
 
     monkeypatch.setattr(StableDiffusionPipeline, "download", download)
     args = arguments("some/pipeline", "--revision", "abc")
-    assert components.base_folder(args) == pipeline
+    assert FAMILY.base_folder(args) == pipeline
     assert asked == [("some/pipeline", "abc", None)]
 
 

@@ -17,7 +17,8 @@ from transformers import CLIPTokenizer
 from diffusers_curriculum.models.tiny import TinySizes, make_tiny_pipeline
 from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.errors import UsageError
-from diffusers_curriculum.training.parts import stable_diffusion
+from diffusers_curriculum.training.parts import components
+from diffusers_curriculum.training.parts.families.base import families
 from diffusers_curriculum.training.tasks.text_to_image import TextToImage
 from tests.training.command_lines import parse_args
 
@@ -36,7 +37,7 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def copied(pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy to change; its weights may not be loaded."""
-    monkeypatch.setattr(stable_diffusion, "load_whole", lambda *a, **k: pytest.fail("loaded"))
+    monkeypatch.setattr(components, "load_whole", lambda *a, **k: pytest.fail("loaded"))
     return Path(shutil.copytree(pipeline, tmp_path / "copy"))
 
 
@@ -161,10 +162,11 @@ def test_a_variant_that_only_the_unet_has(pipeline: Path, tmp_path: Path) -> Non
     add_variant(folder, "unet", "non_ema")
     args = arguments(folder, "--variant", "non_ema")
     choose(folder, "--variant", "non_ema")
-    cpu, tokenizer = torch.device("cpu"), stable_diffusion.load_tokenizer(args)
-    models = stable_diffusion.load_components(args, tokenizer, cpu, torch.float32)
-    plain = stable_diffusion.load_components(arguments(folder), tokenizer, cpu, torch.float32)
-    pairs = zip(models.unet.parameters(), plain.unet.parameters(), strict=True)
+    cpu, family = torch.device("cpu"), families()["sd"]
+    models, plain = (
+        family.load_components(each, {}, cpu, torch.float32) for each in (args, arguments(folder))
+    )
+    pairs = zip(models.network.parameters(), plain.network.parameters(), strict=True)
     assert all(torch.equal(ours, 2 * theirs) for ours, theirs in pairs)
     pairs = zip(models.vae.parameters(), plain.vae.parameters(), strict=True)
     assert all(torch.equal(ours, theirs) for ours, theirs in pairs)

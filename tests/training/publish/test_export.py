@@ -20,7 +20,8 @@ from diffusers_curriculum.training.data.plan import BatchPlan
 from diffusers_curriculum.training.errors import HubError, UsageError
 from diffusers_curriculum.training.levels.levels import Levels
 from diffusers_curriculum.training.parts.averages import Averages
-from diffusers_curriculum.training.parts.stable_diffusion import Base, Components
+from diffusers_curriculum.training.parts.components import Base, Components
+from diffusers_curriculum.training.parts.families.base import ModelFamily, families
 from diffusers_curriculum.training.publish import publisher as publishing
 from diffusers_curriculum.training.publish import text_to_image as export
 from diffusers_curriculum.training.publish.hub import files_to_upload
@@ -58,7 +59,7 @@ def publisher(
     objective = Objective(sampler.levels.with_prediction_type(kind))
     levels = Levels(None, inference, sampler, objective, ("none", {}), None, None)
     accelerator: Any = FakeAccelerator(main)
-    return export.TextToImagePublisher(args, accelerator, levels, plan)
+    return export.TextToImagePublisher(args, accelerator, levels, plan, families()["sd"])
 
 
 def due(args: Arguments, plan: BatchPlan, steps: int) -> list[int]:
@@ -123,14 +124,17 @@ class FakePipeline:
 def noted(monkeypatch: pytest.MonkeyPatch) -> Noted:
     noted = Noted()
     monkeypatch.setattr(export, "validation_images", noted)
-    monkeypatch.setattr(export, "text_to_image_pipeline", FakePipeline)
 
-    def save(base: Base, unet: Any, scheduler: Any, folder: Path) -> Any:
+    def pipeline_of(family: ModelFamily, models: Components, unet: Any, scheduler: Any) -> Any:
+        return FakePipeline(unet=unet)
+
+    def save(family: ModelFamily, base: Base, unet: Any, scheduler: Any, folder: Path) -> Any:
         pipeline = FakePipeline(unet=unet)
         pipeline.save_pretrained(folder)
         return lambda: pipeline
 
-    monkeypatch.setattr(export, "save_pipeline", save)
+    monkeypatch.setattr(ModelFamily, "pipeline_of", pipeline_of)
+    monkeypatch.setattr(ModelFamily, "save_pipeline", save)
     return noted
 
 
@@ -140,7 +144,7 @@ def put_models(made: export.TextToImagePublisher, averaged: bool) -> torch.nn.Li
     torch.nn.init.constant_(unet.weight, 2.0)
     ema = EMAModel(unet.parameters()) if averaged else None
     torch.nn.init.constant_(unet.weight, 1.0)
-    made.models = Components("t", "e", "v", unet, Base({}, {}))
+    made.models = Components(unet, "v", base=Base(None, {}, {}))
     made.averages = Averages(unet, ema)
     return unet
 

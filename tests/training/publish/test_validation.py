@@ -24,6 +24,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from diffusers_curriculum.training.levels.sampling import with_prediction_type
+from diffusers_curriculum.training.parts.components import Components
+from diffusers_curriculum.training.parts.families.base import families
 from diffusers_curriculum.training.publish import pictures as validation
 from diffusers_curriculum.training.publish.pictures import (
     captions,
@@ -31,10 +33,7 @@ from diffusers_curriculum.training.publish.pictures import (
     image_grid,
     log_images,
 )
-from diffusers_curriculum.training.publish.text_to_image import (
-    text_to_image_pipeline,
-    validation_images,
-)
+from diffusers_curriculum.training.publish.text_to_image import validation_images
 
 PROMPTS = ("a b", "b a a")
 
@@ -83,13 +82,19 @@ def components() -> dict[str, Any]:
         }
 
 
+def pipeline_of(components: dict[str, Any], prediction_type: str | None = None) -> Any:
+    names = ("text_encoder", "tokenizer")
+    encoders, tokenizers = ({name: components[name]} for name in names)
+    models = Components(components["unet"], components["vae"], encoders, tokenizers)
+    scheduler = with_prediction_type(components["scheduler"], prediction_type)
+    return families()["sd"].pipeline_of(models, models.network, scheduler)
+
+
 def sample(components: dict[str, Any], prompts: Any = PROMPTS, **options: Any) -> list[np.ndarray]:
     prediction_type = options.pop("prediction_type", None)
     settings = {"seed": 3, "device": "cpu", "steps": 2} | options
     images = validation_images(
-        lambda: text_to_image_pipeline(**components, prediction_type=prediction_type),
-        prompts,
-        **settings,
+        lambda: pipeline_of(components, prediction_type), prompts, **settings
     )
     assert all(image.size == (16, 16) for image in images)
     return [np.asarray(image) for image in images]
@@ -132,7 +137,7 @@ def test_twenty_steps_unless_told_otherwise(components: dict[str, Any]) -> None:
     calls = []
     handle = components["unet"].register_forward_hook(lambda *_: calls.append(1))
     try:
-        validation_images(lambda: text_to_image_pipeline(**components), ["a"], seed=0, device="cpu")
+        validation_images(lambda: pipeline_of(components), ["a"], seed=0, device="cpu")
     finally:
         handle.remove()
     assert len(calls) == 20
@@ -204,7 +209,7 @@ def test_memory_is_freed_even_after_an_error(
 def test_the_prediction_type_of_the_run_is_used(components: dict[str, Any]) -> None:
     unet = components["unet"]
     assert not same(sample(components), sample(components, prediction_type="v_prediction"))
-    pipeline = text_to_image_pipeline(**components, prediction_type="v_prediction")
+    pipeline = pipeline_of(components, "v_prediction")
     assert pipeline.scheduler.config["prediction_type"] == "v_prediction"
     assert components["scheduler"].config["prediction_type"] == "epsilon"
     assert pipeline.unet is unet
