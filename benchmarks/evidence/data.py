@@ -5,9 +5,10 @@ from __future__ import annotations
 import gzip
 import io
 import pickle  # noqa: TID251  (below, an unpickler that lets numpy's arrays through and nothing else)
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from functools import cache
-from importlib import resources
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +20,8 @@ from torch import Tensor
 from benchmarks.evidence.cells import ConfigError
 
 ANIMALS = "pip install --no-deps animal-mnist==0.4"
+ICONS = "pip install --no-deps mkdocs-material==9.8.2 resvg-py==0.5.0"
+WORDS = 64  # of captions: the commonest
 ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
 FONTS = (
     *(f"DejaVuSans{face}" for face in ("", "-Bold", "-Oblique", "-BoldOblique")),
@@ -31,18 +34,20 @@ _NUMPY = {("numpy", "ndarray"), ("numpy", "dtype")}
 
 
 class Pictures(NamedTuple):
-    """Rows (N, pixels) in float32 of mean 0 and standard deviation 1 over all, classes (N,)."""
+    """Rows (N, pixels) in float32 of mean 0 and standard deviation 1 over all, classes (N,); where
+    the classes are captions, (classes, W) is 1 for the words of each."""
 
     rows: Tensor
     labels: Tensor
     classes: int
+    words: Tensor | None = None
 
     def of(self, labels: list[int] | None) -> Pictures:
         """Those of some classes, which keep their numbers and scale."""
         if labels is None:
             return self
         kept = torch.isin(self.labels, torch.tensor(labels))
-        return Pictures(self.rows[kept], self.labels[kept], self.classes)
+        return self._replace(rows=self.rows[kept], labels=self.labels[kept])
 
 
 def _normalised(pixels: Any, labels: Any) -> Pictures:
@@ -63,12 +68,9 @@ def silhouettes() -> Pictures:
     """animal-mnist's 10,000 silhouettes of ten animals, 28 x 28, pooled to 14 x 14.
 
     Raises:
-        ConfigError: the package is missing.
+        ConfigError: the package is missing, or of another version.
     """
-    try:
-        folder = resources.files("animal_mnist") / "data" / "Animal_MNIST"
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"the silhouettes are in a package that is missing: {ANIMALS}") from error
+    folder = _package_of(ANIMALS) / "animal_mnist" / "data" / "Animal_MNIST"
     pixels, labels = (
         _Arrays(io.BytesIO(gzip.decompress((folder / f"animal_{what}_version_3.gz").read_bytes())))
         for what in ("data", "label")
@@ -86,6 +88,54 @@ class _Arrays(pickle.Unpickler):
         if (module, name) not in _NUMPY:
             raise pickle.UnpicklingError(f"{module}.{name} is no part of an array")
         return getattr(np, name)
+
+
+def _package_of(command: str) -> Path:
+    """Where the first package is that a command of pip installs, once all of them are there."""
+    places = []
+    for name, version in (each.split("==") for each in command.split() if "==" in each):
+        try:
+            package = metadata.distribution(name)
+        except metadata.PackageNotFoundError as error:
+            raise ConfigError(f"{name} {version} is missing: {command}") from error
+        if package.version != version:
+            raise ConfigError(f"pictures need {name} {version}, not {package.version}: {command}")
+        places.append(Path(str(package.locate_file(""))))
+    return places[0]
+
+
+def icons() -> Pictures:
+    """The icons of Material Design in mkdocs-material, 16 x 16, with their names as captions.
+
+    Raises:
+        ConfigError: a package is missing, or of another version.
+    """
+    folder = _package_of(ICONS) / "material" / "templates" / ".icons" / "material"
+    files = sorted(folder.glob("*.svg"))
+    return captioned([_rendered(file, 16) for file in files], [file.stem for file in files])
+
+
+def _rendered(file: Path, size: int) -> np.ndarray:
+    """(size, size) how much of each pixel a drawing covers."""
+    import resvg_py  # type: ignore[import-not-found]
+    from PIL import Image
+
+    drawn = resvg_py.svg_to_bytes(
+        svg_path=str(file), width=size, height=size, skip_system_fonts=True
+    )
+    return np.asarray(Image.open(io.BytesIO(drawn)).getchannel("A"))
+
+
+def captioned(pixels: Sequence[np.ndarray], names: Sequence[str]) -> Pictures:
+    """Pictures (H, W) by names such as "airplane-landing": those with a word that is among the
+    :data:`WORDS` commonest; what is left of their names is the caption."""
+    found = [{*name.split("-")} for name in names]
+    counts = Counter(sorted(word for words in found for word in words))
+    common = [word for word, _ in counts.most_common(WORDS)]
+    bags = torch.tensor([[float(word in words) for word in common] for words in found])
+    known = bags.any(1)
+    words, labels = bags[known].unique(dim=0, return_inverse=True)
+    return _normalised(np.stack(pixels)[known.numpy()], labels)._replace(words=words)
 
 
 def glyphs() -> Pictures:
@@ -121,6 +171,7 @@ DATA: dict[str, Callable[[], Pictures]] = {
     "digits": digits,
     "silhouettes": silhouettes,
     "glyphs": glyphs,
+    "icons": icons,
 }
 
 

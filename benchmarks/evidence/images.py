@@ -12,7 +12,7 @@ from torch import Tensor
 
 from benchmarks.evidence.cells import VERSION, digest
 from benchmarks.evidence.data import Pictures, pictures
-from benchmarks.evidence.judge import distances, judge_of, keep
+from benchmarks.evidence.judge import distances, judge_of, keep, spread
 from benchmarks.evidence.network import StackedMlp
 from benchmarks.evidence.sampling import generate, generators
 from benchmarks.evidence.target import Target
@@ -22,7 +22,7 @@ UNIFORM = {"sampler": {"density": "uniform"}}
 
 
 class ImageTask:
-    """A data set, class-conditional.
+    """A data set, by classes or captions.
 
     Attributes:
         quality: the measure that decides, lower is better.
@@ -46,7 +46,8 @@ class ImageTask:
 
     def new_network(self, seeds: Sequence[int]) -> StackedMlp:
         shape = {name: self.settings[name] for name in ("width", "blocks")}
-        return StackedMlp(seeds, size=self.size, classes=self.everything.classes, **shape)
+        shape |= {"classes": self.everything.classes, "words": self.everything.words}
+        return StackedMlp(seeds, size=self.size, **shape)
 
     def start(self, seeds: Sequence[int], target: Target, told: Mapping[str, Any]) -> StackedMlp:
         """The network that training starts from; ``told`` is the target's config."""
@@ -87,8 +88,7 @@ class ImageTask:
         fewer: int = 1,
     ) -> Values:
         real, count = of or self.pictures, max(self.settings["samples"] // fewer, 2)
-        classes = real.labels.unique()
-        labels = classes[torch.arange(count) % len(classes)]
+        labels = asked(real, count)
         rows = [torch.randn(count, self.size, generator=g) for g in generators(seeds, "samples")]
         made = generate(network, target, torch.stack(rows), labels, steps=steps, guidance=guidance)
         judge = judge_of(self.config["data"], self.cache_dir)
@@ -132,6 +132,14 @@ class FineTuningTask(ImageTask):
             network, seeds, target, steps=steps, guidance=guidance, of=before, fewer=2
         )
         return found | {"forgetting": old["frechet"]}
+
+
+def asked(real: Pictures, count: int) -> Tensor:
+    """The classes of ``count`` samples: each class as often as any other, captions as often as they
+    are found among the pictures."""
+    found = real.labels[spread(len(real.labels), count)]
+    labels = real.labels.unique() if real.words is None else found
+    return labels[torch.arange(count) % len(labels)]
 
 
 def by_name(rows: Any) -> Values:

@@ -23,6 +23,17 @@ FEATURES, WIDTH, STEPS, BATCH = 64, 256, 800, 256
 FEW = 1000  # of each kind, for what compares each with each
 
 
+class Captions(nn.Linear):
+    """Scores of captions (N, C) from features (N, 64): the sums of those of their words (C, W)."""
+
+    def __init__(self, words: Tensor) -> None:
+        super().__init__(FEATURES, words.shape[1])
+        self.words = words
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) @ self.words.T
+
+
 class Judge:
     """A classifier trained on all of a data set, and the features of its real pictures."""
 
@@ -35,7 +46,8 @@ class Judge:
                 nn.Linear(WIDTH, FEATURES),
                 nn.SiLU(),
             )
-            self.head = nn.Linear(FEATURES, data.classes)
+            words = data.words
+            self.head = nn.Linear(FEATURES, data.classes) if words is None else Captions(words)
         self.network = nn.Sequential(self.features, self.head)
         if state is None:
             self._train(data)
@@ -86,7 +98,8 @@ def keep(file: Path, tensors: dict[str, Tensor]) -> None:
 
 def distances(judge: Judge, real: Pictures, rows: Tensor, labels: Tensor) -> dict[str, float]:
     """Of generated pictures (N, pixels) that were asked for as classes (N,): Frechet and kernel
-    distance, precision, recall, and the share whose class the judge agrees with.
+    distance, precision, recall, and the share whose class the judge agrees with: of captions, that
+    for which its own is the nearest of all.
 
     Not finite where the pictures are not."""
     names = ("frechet", "kernel", "precision", "recall", "agreement")

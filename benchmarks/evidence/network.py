@@ -56,19 +56,36 @@ class StackedMlp(nn.Module):
         width: of the layers.
         blocks: their number.
         classes: 0 for none; class number ``classes`` means that none is told.
+        words: (classes, W) where classes are captions, which are told as the sum of their words.
+
+    Attributes:
+        nothing: the class that tells none.
     """
 
     frequencies: Tensor
+    words: Tensor | None
 
     def __init__(
-        self, seeds: Sequence[int], *, size: int, width: int, blocks: int, classes: int
+        self,
+        seeds: Sequence[int],
+        *,
+        size: int,
+        width: int,
+        blocks: int,
+        classes: int,
+        words: Tensor | None = None,
     ) -> None:
         super().__init__()
-        self.seeds = count = len(seeds)
+        self.seeds, self.nothing = len(seeds), classes
+        count, told = self.seeds, classes if words is None else words.shape[1]
+        # "none is told" is a word of its own
+        self.register_buffer(
+            "words", None if words is None else torch.block_diag(words, torch.ones(1))
+        )
         self.register_buffer("frequencies", torch.logspace(-3, -0.5, FREQUENCIES))
         self.entry = StackedLinear(count, size, width)
         self.level = StackedLinear(count, 2 * FREQUENCIES, width)
-        self.labels = nn.Parameter(torch.empty(count, classes + 1, width)) if classes else None
+        self.labels = nn.Parameter(torch.empty(count, told + 1, width)) if classes else None
         self.firsts = nn.ModuleList(StackedLinear(count, width, width) for _ in range(blocks))
         self.lasts = nn.ModuleList(StackedLinear(count, width, width) for _ in range(blocks))
         self.exit = StackedLinear(count, width, size)
@@ -97,11 +114,17 @@ class StackedMlp(nn.Module):
         told = log_snr.float().clamp(LOWEST, HIGHEST)[..., None] * self.frequencies
         known = self.level(torch.cat([told.sin(), told.cos()], -1))
         if self.labels is not None and labels is not None:
-            known = known + self.labels[torch.arange(len(labels))[:, None], labels]
+            known = known + self._told(self.labels, labels)
         known, h = F.silu(known), self.entry(x)
         for first, last in zip(self.firsts, self.lasts, strict=True):
             h = h + last(F.silu(first(h + known)))
         return self.exit(h)
+
+    def _told(self, vectors: Tensor, labels: Tensor) -> Tensor:
+        """(S, N, width) what classes or captions (S, N) add."""
+        if self.words is None:
+            return vectors[torch.arange(len(labels))[:, None], labels]
+        return torch.bmm(self.words[labels], vectors)
 
 
 def parameters_of(network: nn.Module) -> list[nn.Parameter]:

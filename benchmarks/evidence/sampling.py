@@ -55,7 +55,7 @@ def _chunk(
         given = scheduler.scale_model_input(x, t) if target.levels.family == "edm" else x
         output = network(given, told, labels)
         if guidance != 1 and labels is not None and network.labels is not None:
-            nothing = torch.full_like(labels, network.labels.shape[1] - 1)
+            nothing = torch.full_like(labels, network.nothing)
             without = network(given, told, nothing)
             output = without + guidance * (output - without)
         x = scheduler.step(output, t, x, return_dict=False)[0]

@@ -139,8 +139,9 @@ class Trainer:
             return clean, None
         labels = torch.stack([classes for _, classes in parts if classes is not None])
         dropped = torch.stack([torch.rand(count, generator=g) for g in self.data])
-        nothing = self.network.labels.shape[1] - 1
-        return clean, labels.masked_fill(dropped < self.settings["class_dropout"], nothing)
+        return clean, labels.masked_fill(
+            dropped < self.settings["class_dropout"], self.network.nothing
+        )
 
     def _update_average(self, number: int) -> None:
         """The decay of diffusers' EMAModel: it rises as (1 + n) / (10 + n) up to its bound."""

@@ -15,7 +15,7 @@ from scipy.linalg import sqrtm
 
 from benchmarks.evidence import __main__ as command
 from benchmarks.evidence import data, images, running
-from benchmarks.evidence.cells import SETTINGS, Cell, ConfigError, cells_of, config, names
+from benchmarks.evidence.cells import SETTINGS, Cell, cells_of, config, names
 from benchmarks.evidence.claims import (
     CLAIMS,
     NOT_MEASURED,
@@ -111,15 +111,6 @@ def test_what_cannot_be_is_told(
 ) -> None:
     assert command.main([*argv, "--output_dir", str(tmp_path)]) == 2
     assert message in capsys.readouterr().err
-
-
-def test_a_missing_package_is_told_with_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(_: str) -> None:
-        raise ModuleNotFoundError
-
-    monkeypatch.setattr(data.resources, "files", missing)
-    with pytest.raises(ConfigError, match=r"pip install --no-deps animal-mnist==0\.4"):
-        data.silhouettes()
 
 
 def test_every_config_file_can_be_built_and_every_tier_read() -> None:
