@@ -59,7 +59,7 @@ class ImageTask:
 
     def measure(
         self, network: StackedMlp, seeds: Sequence[int], target: Target, last: bool
-    ) -> Values:
+    ) -> dict[str, Any]:
         """Distances of samples, for each seed: with the first number of sampling steps and the
         first guidance, and at the last checkpoint with each of the others too."""
         (steps, *other_steps), (guidance, *others) = (
@@ -67,14 +67,14 @@ class ImageTask:
         )
         found = self._sampled(network, seeds, target, steps=steps, guidance=guidance)
         if not last:
-            return found
+            return {"metrics": found}
         for other in others:
             told = self._sampled(network, seeds, target, steps=steps, guidance=other)
             found |= {f"{name}, guidance {other:g}": value for name, value in told.items()}
         for other in other_steps:
             told = self._sampled(network, seeds, target, steps=other, guidance=guidance)
             found |= {f"{name}, {other} sampling steps": value for name, value in told.items()}
-        return found
+        return {"metrics": found}
 
     def _sampled(
         self,
@@ -123,7 +123,7 @@ class FineTuningTask(ImageTask):
 
     def measure(
         self, network: StackedMlp, seeds: Sequence[int], target: Target, last: bool
-    ) -> Values:
+    ) -> dict[str, Any]:
         """Those of the new classes, and the Frechet distance of the old ones as ``forgetting``."""
         found = super().measure(network, seeds, target, last)
         before = self.everything.of(self.config["before"])
@@ -131,7 +131,8 @@ class FineTuningTask(ImageTask):
         old = self._sampled(
             network, seeds, target, steps=steps, guidance=guidance, of=before, fewer=2
         )
-        return found | {"forgetting": old["frechet"]}
+        found["metrics"]["forgetting"] = old["frechet"]
+        return found
 
 
 def asked(real: Pictures, count: int) -> Tensor:

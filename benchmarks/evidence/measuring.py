@@ -46,10 +46,8 @@ def measure(cell: Cell, cache_dir: Path, tick: Callable[[], None] = lambda: None
         if step + 1 in wanted:
             with trainer.averaged() as network:
                 last = step + 1 == wanted[-1]
-                values = task.measure(network, seeds, trainer.target, last)
-            rows.append(
-                {"step": step + 1, "metrics": values} | spent(trainer) | levels_now(trainer)
-            )
+                told = task.measure(network, seeds, trainer.target, last)
+            rows.append({"step": step + 1} | told | spent(trainer) | levels_now(trainer))
             tick()
     return {
         "cell": {

@@ -51,9 +51,9 @@ class MixtureTask:
 
     def measure(
         self, network: StackedMlp, seeds: Sequence[int], target: Target, last: bool
-    ) -> Values:
+    ) -> dict[str, Any]:
         """The excess, that of the noisier and the cleaner half of the log-SNRs, and the sliced
-        Wasserstein distance of samples, for each seed."""
+        Wasserstein distance of samples, for each seed; and the excess at each log-SNR."""
         levels, excess = self.excess(network, target)
         noisy = levels <= 0
         values: Values = {"excess": _integral(levels, excess).tolist()}
@@ -63,7 +63,7 @@ class MixtureTask:
         noise = [torch.randn(count, self.size, generator=g) for g in generators(seeds, "samples")]
         made = generate(network, target, torch.stack(noise), None, steps=steps, guidance=1.0)
         values["sliced"] = [sliced_distance(self.mixture, rows) for rows in made]
-        return values
+        return {"metrics": values, "excess": _by_level(levels, excess)}
 
     @torch.no_grad()
     def excess(self, network: Any, target: Target) -> tuple[Tensor, Tensor]:
@@ -88,6 +88,10 @@ class MixtureTask:
             for each in predictions
         ]
         return (1 + log_snr.exp()) * torch.stack(errors)
+
+
+def _by_level(levels: Tensor, excess: Tensor) -> dict[str, Any]:
+    return {"log_snr": levels.tolist(), "of_seeds": excess.tolist()}
 
 
 def _integral(x: Tensor, y: Tensor) -> Tensor:

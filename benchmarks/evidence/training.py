@@ -41,8 +41,9 @@ class Task(Protocol):
 
     def measure(
         self, network: StackedMlp, seeds: Sequence[int], target: Target, last: bool
-    ) -> Values:
-        """Measures of a network, for each seed; more of them at the last checkpoint."""
+    ) -> dict[str, Any]:
+        """What a checkpoint tells of a network: measures of each seed as ``metrics``, more of them
+        at the last one, and what else the task knows."""
         ...
 
 

@@ -28,7 +28,7 @@ from benchmarks.evidence.claims import (
 from benchmarks.evidence.curves import mean_interval, ratio_interval, steps_ratio, steps_to
 from benchmarks.evidence.entropy import entropy_ratios
 from benchmarks.evidence.judge import Judge, distances
-from benchmarks.evidence.measuring import prepare
+from benchmarks.evidence.measuring import measure, prepare
 from benchmarks.evidence.mixtures import MixtureTask
 from benchmarks.evidence.network import StackedMlp, parameters_of
 from benchmarks.evidence.report import in_words
@@ -217,6 +217,21 @@ def test_the_excess_of_the_exact_denoiser_is_zero(target: str, tmp_path: Path) -
     assert float(excess.max()) < 1e-4
     _, worse = task.excess(_Exact(task, at, wrong=0.1), at)
     assert float(worse.min()) > 1e-5
+
+
+def test_a_checkpoint_tells_the_excess_at_each_level(tmp_path: Path) -> None:
+    """Its integral is the measure that decides; results without it are results as before."""
+    one = cell("mixture_2", seeds=2, steps=2, first_checkpoint=1)
+    for point in measure(one, tmp_path)["checkpoints"][1:]:
+        told, metrics = point["excess"], point["metrics"]
+        assert len(told["log_snr"]) > 25
+        integral = np.trapezoid(told["of_seeds"], told["log_snr"])
+        assert integral == pytest.approx(metrics["excess"], rel=1e-4)
+        assert len(metrics["sliced"]) == 2
+    before = [c for c in cells_of("small") if c.method == "uniform" and c.task == "mixture_64"]
+    (old,) = Results.of(before, command.OUTPUT_DIR).all
+    assert old.steps[-1] == 2000
+    assert "excess" not in old.checkpoints[-1]
 
 
 class _Exact:
