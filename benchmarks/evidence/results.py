@@ -13,6 +13,7 @@ from benchmarks.evidence.cells import Cell
 from benchmarks.evidence.curves import Curve, Interval, mean_interval, ratio_interval, steps_ratio
 
 REFERENCE = "uniform"
+BY_SAMPLES = {"excess": "sliced"}  # what samples are judged by where an exact loss decides
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,11 @@ class Result:
     def quality(self) -> str:
         """The measure that decides."""
         return self.document["quality"]
+
+    @property
+    def by_samples(self) -> str:
+        """The measure that would decide if samples alone were looked at."""
+        return BY_SAMPLES.get(self.quality, self.quality)
 
     @property
     def checkpoints(self) -> list[dict[str, Any]]:
@@ -106,10 +112,10 @@ class Results:
         return sorted(found, key=lambda r: (r.method != REFERENCE, r.name))
 
 
-def step_ratios(reference: Result, method: Result) -> list[float]:
-    """Paired by seed, see :func:`curves.steps_ratio`."""
+def step_ratios(reference: Result, method: Result, metric: str | None = None) -> list[float]:
+    """Paired by seed, see :func:`curves.steps_ratio`; of the measure that decides by default."""
     shared = range(min(reference.seeds, method.seeds))
-    return [steps_ratio(reference.curve(seed), method.curve(seed)) for seed in shared]
+    return [steps_ratio(reference.curve(s, metric), method.curve(s, metric)) for s in shared]
 
 
 def time_ratios(reference: Result, method: Result) -> list[float]:

@@ -31,7 +31,7 @@ from benchmarks.evidence.judge import Judge, distances
 from benchmarks.evidence.measuring import measure, prepare
 from benchmarks.evidence.mixtures import MixtureTask
 from benchmarks.evidence.network import StackedMlp, parameters_of
-from benchmarks.evidence.report import in_words
+from benchmarks.evidence.report import _pair_table, _summary_table, in_words, summary
 from benchmarks.evidence.results import Result, Results, over_tasks, step_ratios, time_ratios
 from benchmarks.evidence.target import Target, for_run, seeded
 
@@ -374,6 +374,40 @@ def test_a_seed_that_was_not_finite_is_told_in_words() -> None:
     broken.checkpoints[-1]["metrics"]["frechet"][2] = None
     found = {"broken": {"steps": over_tasks([step_ratios(SLOW, broken)])}}
     assert "a seed's samples were not finite: broken." in "\n".join(in_words(found))
+
+
+def of_mixture(method: str, excess: float, sliced: float) -> Result:
+    """A method whose loss and whose samples tell different things."""
+    told, name = result(method, excess).document, f"mixture_2/v/{method}"
+    points = zip(told["checkpoints"][1:], result(method, sliced).checkpoints, strict=True)
+    for point, other in points:
+        point["metrics"] = {
+            "excess": point["metrics"]["frechet"],
+            "sliced": other["metrics"]["frechet"],
+        }
+    cell = told["cell"] | {"task": "mixture_2", "name": name}
+    return Result.of(told | {"cell": cell, "quality": "excess"} | {"config": {"method": {"a": 1}}})
+
+
+def test_samples_alone_are_told_beside_the_loss_that_decides() -> None:
+    """A law that costs steps by the loss of all levels and saves them by what is drawn."""
+    mixture = [of_mixture("uniform", 1000.0, 1000.0), of_mixture("fast", 2000.0, 500.0)]
+    found = summary(Results(mixture))["fast"]
+    assert found["steps"].value == pytest.approx(0.5, rel=0.05)
+    assert found["samples"].value == pytest.approx(2, rel=0.05)
+    heads, _, _, row = _pair_table(mixture)
+    told = dict(zip(heads.split(" | "), row.split(" | "), strict=True))
+    assert told["steps saved"] == str(found["steps"])
+    assert told["steps saved, by sliced"] == str(found["samples"])
+    overall = _summary_table({"fast": found})
+    told = dict(zip(overall[2].split(" | "), overall[4].split(" | "), strict=True))
+    assert told["steps saved, by samples alone"] == str(found["samples"])
+    assert told["steps saved, by samples alone, tasks kept aside"] == "-"
+
+
+def test_images_are_judged_by_samples_already() -> None:
+    assert FAST.by_samples == FAST.quality == "frechet"
+    assert "steps saved, by" not in "".join(_pair_table([SLOW, FAST]))
 
 
 def test_claims_name_methods_tasks_and_statistics_that_there_are() -> None:
