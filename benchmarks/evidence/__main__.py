@@ -8,10 +8,21 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from benchmarks.evidence.cells import ConfigError, cells_of, chosen, names
 from benchmarks.evidence.report import missing_figures, write_report
 from benchmarks.evidence.results import Results
-from benchmarks.evidence.running import Failed, cores, missing, one_thread, run, seconds_of
+from benchmarks.evidence.running import (
+    SPEEDS,
+    Failed,
+    cores,
+    missing,
+    one_thread,
+    quiet,
+    run,
+    seconds_of,
+)
 
 ROOT = Path(__file__).parents[2]
 OUTPUT_DIR = ROOT / "benchmarks" / "results" / "evidence"
@@ -39,8 +50,12 @@ def _parser() -> argparse.ArgumentParser:
         "--tier", choices=names("tiers"), default="small", help="of the report, default %(default)s"
     )
     parser.add_argument(
-        "--processes", type=_count, default=cores(), help="default: one for each core"
+        "--device",
+        choices=SPEEDS,
+        default="cpu",
+        help="default %(default)s; with cuda one process trains all seeds of a cell at once",
     )
+    parser.add_argument("--processes", type=_count, help="default: one for each core, one for cuda")
     parser.add_argument("--only", metavar="GLOB", help="cells by name: digits/linear_v/*")
     parser.add_argument(
         "--held_out", action="store_true", help="measure the tasks that are kept aside too"
@@ -64,16 +79,20 @@ def _count(text: str) -> int:
 
 
 def _measure(args: argparse.Namespace) -> int:
-    one_thread()
+    gpu = args.device == "cuda"
+    if gpu and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: torch finds no CUDA GPU here; leave it out for the CPU.")
+    quiet() if gpu else one_thread()
+    processes = args.processes or (1 if gpu else cores())
     cells = chosen(cells_of(args.what), args.only, args.held_out)
-    left = missing(cells, args.output_dir)
-    seconds = sum(seconds_of(cell) for cell in left)
-    minutes = seconds / 60 / args.processes
+    left = missing(cells, args.output_dir, args.device)
+    seconds = sum(seconds_of(cell, args.device) for cell in left)
     print(
         f"{len(cells)} cells, {len(cells) - len(left)} of them done; the others take some "
-        f"{seconds:.0f} core seconds, {minutes:.0f} minutes with {args.processes} processes."
+        f"{seconds:.0f} {'GPU' if gpu else 'core'} seconds, {seconds / 60 / processes:.0f} minutes "
+        f"with {processes} processes."
     )
-    run(left, args.output_dir, args.processes)
+    run(left, args.output_dir, processes, args.device)
     return 0
 
 

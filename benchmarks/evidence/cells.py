@@ -70,6 +70,8 @@ class Cell:
     def config(self) -> dict[str, Any]:
         """Everything the result depends on."""
         parts = {kind: config(f"{kind}s", getattr(self, kind)) for kind in _PARTS}
+        if "network" in parts["task"]:
+            parts["network"] = config("networks", parts["task"]["network"])
         learned = sources(parts["method"]["sampler"])
         return {"version": VERSION, **parts, "settings": dict(self.settings), "sources": learned}
 

@@ -7,7 +7,7 @@ import io
 import pickle  # noqa: TID251  (below, an unpickler that lets numpy's arrays through and nothing else)
 from collections import Counter
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -104,15 +104,15 @@ def _package_of(command: str) -> Path:
     return places[0]
 
 
-def icons() -> Pictures:
-    """The icons of Material Design in mkdocs-material, 16 x 16, with their names as captions.
+def icons(size: int) -> Pictures:
+    """The icons of Material Design in mkdocs-material, size x size, their names as captions.
 
     Raises:
         ConfigError: a package is missing, or of another version.
     """
     folder = _package_of(ICONS) / "material" / "templates" / ".icons" / "material"
     files = sorted(folder.glob("*.svg"))
-    return captioned([_rendered(file, 16) for file in files], [file.stem for file in files])
+    return captioned([_rendered(file, size) for file in files], [file.stem for file in files])
 
 
 def _rendered(file: Path, size: int) -> np.ndarray:
@@ -171,7 +171,8 @@ DATA: dict[str, Callable[[], Pictures]] = {
     "digits": digits,
     "silhouettes": silhouettes,
     "glyphs": glyphs,
-    "icons": icons,
+    "icons": partial(icons, 16),
+    "icons_64": partial(icons, 64),
 }
 
 

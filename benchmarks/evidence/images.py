@@ -13,7 +13,8 @@ from torch import Tensor
 from benchmarks.evidence.cells import VERSION, digest
 from benchmarks.evidence.data import Pictures, pictures
 from benchmarks.evidence.judge import distances, judge_of, keep, spread
-from benchmarks.evidence.network import StackedMlp
+from benchmarks.evidence.large import SeveralNetworks
+from benchmarks.evidence.network import SeededNetwork, StackedMlp
 from benchmarks.evidence.sampling import generate, generators
 from benchmarks.evidence.target import Target
 from benchmarks.evidence.training import Trainer, Values
@@ -44,12 +45,14 @@ class ImageTask:
         rows = torch.randint(len(self.pictures.rows), (count,), generator=generator)
         return self.pictures.rows[rows], self.pictures.labels[rows]
 
-    def new_network(self, seeds: Sequence[int]) -> StackedMlp:
-        shape = {name: self.settings[name] for name in ("width", "blocks")}
-        shape |= {"classes": self.everything.classes, "words": self.everything.words}
-        return StackedMlp(seeds, size=self.size, **shape)
+    def new_network(self, seeds: Sequence[int]) -> Any:
+        told: dict[str, Any] = {"classes": self.everything.classes, "words": self.everything.words}
+        if "network" in self.config:
+            return SeveralNetworks(seeds, size=self.size, name=self.config["network"], **told)
+        told |= {name: self.settings[name] for name in ("width", "blocks")}
+        return StackedMlp(seeds, size=self.size, **told)
 
-    def start(self, seeds: Sequence[int], target: Target, told: Mapping[str, Any]) -> StackedMlp:
+    def start(self, seeds: Sequence[int], target: Target, told: Mapping[str, Any]) -> SeededNetwork:
         """The network that training starts from; ``told`` is the target's config."""
         return self.new_network(seeds)
 
@@ -58,7 +61,7 @@ class ImageTask:
         return self.batch(count, torch.Generator().manual_seed(0))
 
     def measure(
-        self, network: StackedMlp, seeds: Sequence[int], target: Target, last: bool
+        self, network: SeededNetwork, seeds: Sequence[int], target: Target, last: bool
     ) -> dict[str, Any]:
         """Distances of samples, for each seed: with the first number of sampling steps and the
         first guidance, and at the last checkpoint with each of the others too."""
@@ -78,7 +81,7 @@ class ImageTask:
 
     def _sampled(
         self,
-        network: StackedMlp,
+        network: SeededNetwork,
         seeds: Sequence[int],
         target: Target,
         *,
@@ -90,7 +93,9 @@ class ImageTask:
         real, count = of or self.pictures, max(self.settings["samples"] // fewer, 2)
         labels = asked(real, count)
         rows = [torch.randn(count, self.size, generator=g) for g in generators(seeds, "samples")]
-        made = generate(network, target, torch.stack(rows), labels, steps=steps, guidance=guidance)
+        noise = torch.stack(rows).to(network.device)
+        told = labels.to(network.device)
+        made = generate(network, target, noise, told, steps=steps, guidance=guidance).cpu()
         judge = judge_of(self.config["data"], self.cache_dir)
         return by_name(distances(judge, real, each, labels) for each in made)
 
@@ -99,7 +104,7 @@ class FineTuningTask(ImageTask):
     """The classes of ``classes``, by a network that was trained on those of ``before`` alone, with
     uniform draws; all weights, or adapters of rank ``rank`` and the classes' vectors."""
 
-    def start(self, seeds: Sequence[int], target: Target, told: Mapping[str, Any]) -> StackedMlp:
+    def start(self, seeds: Sequence[int], target: Target, told: Mapping[str, Any]) -> SeededNetwork:
         settings = {**self.settings, "steps": self.config["steps_before"]}
         names = ("steps", "batch", "learning_rate", "average", "class_dropout", "width", "blocks")
         base = {"data": self.config["data"], "classes": self.config["before"]}
@@ -122,7 +127,7 @@ class FineTuningTask(ImageTask):
         return network
 
     def measure(
-        self, network: StackedMlp, seeds: Sequence[int], target: Target, last: bool
+        self, network: SeededNetwork, seeds: Sequence[int], target: Target, last: bool
     ) -> dict[str, Any]:
         """Those of the new classes, and the Frechet distance of the old ones as ``forgetting``."""
         found = super().measure(network, seeds, target, last)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Callable
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -17,7 +16,7 @@ from torch import Tensor
 import diffusers_curriculum
 from benchmarks.evidence.cells import Cell, config
 from benchmarks.evidence.kinds import task_of
-from benchmarks.evidence.network import StackedMlp
+from benchmarks.evidence.network import SeededNetwork, predicted
 from benchmarks.evidence.target import Target
 from benchmarks.evidence.training import Trainer
 
@@ -25,20 +24,20 @@ PROBES, LOWEST, HIGHEST, LEVELS = 256, -8.0, 8.0, 17  # losses by noise level
 QUANTILES = (0.1, 0.5, 0.9)
 
 
-def prepare(cell: Cell, cache_dir: Path) -> Trainer:
+def prepare(cell: Cell, cache_dir: Path, device: str = "cpu") -> Trainer:
     """Everything that stands before the first step; what several cells share is kept."""
     task = task_of(config("tasks", cell.task), cell.settings, cache_dir)
     told = config("targets", cell.target)
     target, first = Target(told), cell.settings["first_seed"]
     seeds = range(first, first + cell.settings["seeds"])
-    network = task.start(seeds, target, told)
+    network = task.start(seeds, target, told).to(device)
     method = config("methods", cell.method)
     return Trainer(network, seeds, task, target, method, cell.settings)
 
 
-def measure(cell: Cell, cache_dir: Path, tick: Callable[[], None] = lambda: None) -> dict[str, Any]:
-    """Train the cell and measure it at its checkpoints; ``tick`` is called at each."""
-    trainer, first = prepare(cell, cache_dir), cell.settings["first_seed"]
+def measure(cell: Cell, cache_dir: Path, device: str = "cpu") -> dict[str, Any]:
+    """Train the cell on a device and measure it at its checkpoints."""
+    trainer, first = prepare(cell, cache_dir, device), cell.settings["first_seed"]
     seeds, task = range(first, first + cell.settings["seeds"]), trainer.task
     wanted, rows = cell.checkpoints(), [{"step": 0} | levels_now(trainer)]
     for step in range(cell.settings["steps"]):
@@ -48,7 +47,6 @@ def measure(cell: Cell, cache_dir: Path, tick: Callable[[], None] = lambda: None
                 last = step + 1 == wanted[-1]
                 told = task.measure(network, seeds, trainer.target, last)
             rows.append({"step": step + 1} | told | spent(trainer) | levels_now(trainer))
-            tick()
     return {
         "cell": {
             name: getattr(cell, name) for name in ("task", "target", "method", "name", "group")
@@ -56,14 +54,14 @@ def measure(cell: Cell, cache_dir: Path, tick: Callable[[], None] = lambda: None
         "held_out": cell.held_out,
         "quality": task.quality,
         "config": cell.config(),
-        "made_with": made_with(),
+        "made_with": made_with(device),
         "log_snr": trainer.target.levels.log_snr[grid(trainer)].tolist(),
         "checkpoints": rows,
     }
 
 
 def spent(trainer: Trainer) -> dict[str, float]:
-    """Processor seconds of training so far, of all seeds, and those of the law among them."""
+    """Seconds of training so far, of all seeds, and those of the law among them."""
     return {
         "seconds": round(trainer.total.seconds, 3),
         "law_seconds": round(trainer.overhead.seconds, 3),
@@ -83,7 +81,7 @@ def levels_now(trainer: Trainer) -> dict[str, Any]:
     return {"loss": torch.stack(losses, 1).tolist(), "law": law_now(trainer)}
 
 
-def _loss_at(trainer: Trainer, network: StackedMlp, index: Tensor) -> Tensor:
+def _loss_at(trainer: Trainer, network: SeededNetwork, index: Tensor) -> Tensor:
     objective, levels = trainer.target.objective, trainer.target.levels
     clean, labels = trainer.task.probe(PROBES)
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(1))
@@ -91,7 +89,7 @@ def _loss_at(trainer: Trainer, network: StackedMlp, index: Tensor) -> Tensor:
     noisy, wanted = objective.add_noise(clean, noise, at), objective.target(clean, noise, at)
     given = objective.scale_input(noisy, at).expand(seeds, -1, -1)
     told = None if labels is None else labels.expand(seeds, -1)
-    predictions = network(given, levels.log_snr[index].expand(seeds, 1), told)
+    predictions = predicted(network, given, levels.log_snr[index].expand(seeds, 1), told)
     return torch.stack([objective.loss(each, wanted)[0] for each in predictions])
 
 
@@ -107,15 +105,22 @@ def law_now(trainer: Trainer) -> list[float]:
 
 
 @cache
-def made_with() -> dict[str, str]:
+def made_with(device: str = "cpu") -> dict[str, str]:
     """Versions, and the kind of machine."""
     packages = ("torch", "diffusers", "numpy", "scikit-learn", "torchmetrics")
     return {
         "diffusers_curriculum": diffusers_curriculum.__version__,
         "python": platform.python_version(),
         **{name: metadata.version(name) for name in packages},
-        "machine": f"{processor()}, {os.cpu_count()} cores, one thread for each process",
+        "machine": machine(device),
     }
+
+
+def machine(device: str) -> str:
+    """What it was measured on."""
+    if device == "cuda":
+        return f"{torch.cuda.get_device_name()}, networks of diffusers in bfloat16"
+    return f"{processor()}, {os.cpu_count()} cores, one thread for each process"
 
 
 def processor() -> str:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.evidence.mixture import Mixture, sliced_distance
-from benchmarks.evidence.network import StackedMlp
+from benchmarks.evidence.network import SeededNetwork, StackedMlp, predicted
 from benchmarks.evidence.sampling import generate, generators
 from benchmarks.evidence.target import Target
 from benchmarks.evidence.training import Values
@@ -50,7 +50,7 @@ class MixtureTask:
         return self.batch(count, torch.Generator().manual_seed(0))
 
     def measure(
-        self, network: StackedMlp, seeds: Sequence[int], target: Target, last: bool
+        self, network: SeededNetwork, seeds: Sequence[int], target: Target, last: bool
     ) -> dict[str, Any]:
         """The excess, that of the noisier and the cleaner half of the log-SNRs, and the sliced
         Wasserstein distance of samples, for each seed; and the excess at each log-SNR."""
@@ -82,7 +82,7 @@ class MixtureTask:
         noisy, log_snr = objective.add_noise(clean, noise, at), levels.log_snr[at[0]]
         exact = self.mixture.denoised(noisy, levels.alpha[at], levels.sigma[at])
         given = objective.scale_input(noisy, at).expand(network.seeds, -1, -1)
-        predictions = network(given, log_snr.expand(network.seeds, 1), None)
+        predictions = predicted(network, given, log_snr.expand(network.seeds, 1), None)
         errors = [
             (objective.denoised(each.double(), noisy.double(), at) - exact).square().mean()
             for each in predictions

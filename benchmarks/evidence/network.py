@@ -47,7 +47,24 @@ class StackedLinear(nn.Module):
         self.up = nn.Parameter(torch.zeros(seeds, rank, outputs))
 
 
-class StackedMlp(nn.Module):
+class SeededNetwork(nn.Module):
+    """Networks of several seeds: (S, N, size) from x, log-SNRs (S, N) or (S, 1), classes (S, N).
+
+    Attributes:
+        seeds: how many.
+        nothing: the class that tells none; 0 where there are no classes.
+    """
+
+    def __init__(self, seeds: int, nothing: int) -> None:
+        super().__init__()
+        self.seeds, self.nothing = seeds, nothing
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+
+class StackedMlp(SeededNetwork):
     """What is trained: ``blocks`` residual blocks of two layers, told the log-SNR and the class.
 
     Args:
@@ -57,9 +74,6 @@ class StackedMlp(nn.Module):
         blocks: their number.
         classes: 0 for none; class number ``classes`` means that none is told.
         words: (classes, W) where classes are captions, which are told as the sum of their words.
-
-    Attributes:
-        nothing: the class that tells none.
     """
 
     frequencies: Tensor
@@ -75,13 +89,9 @@ class StackedMlp(nn.Module):
         classes: int,
         words: Tensor | None = None,
     ) -> None:
-        super().__init__()
-        self.seeds, self.nothing = len(seeds), classes
+        super().__init__(len(seeds), classes)
         count, told = self.seeds, classes if words is None else words.shape[1]
-        # "none is told" is a word of its own
-        self.register_buffer(
-            "words", None if words is None else torch.block_diag(words, torch.ones(1))
-        )
+        self.register_buffer("words", None if words is None else with_nothing(words))
         self.register_buffer("frequencies", torch.logspace(-3, -0.5, FREQUENCIES))
         self.entry = StackedLinear(count, size, width)
         self.level = StackedLinear(count, 2 * FREQUENCIES, width)
@@ -123,8 +133,20 @@ class StackedMlp(nn.Module):
     def _told(self, vectors: Tensor, labels: Tensor) -> Tensor:
         """(S, N, width) what classes or captions (S, N) add."""
         if self.words is None:
-            return vectors[torch.arange(len(labels))[:, None], labels]
+            return vectors[torch.arange(len(labels), device=labels.device)[:, None], labels]
         return torch.bmm(self.words[labels], vectors)
+
+
+def with_nothing(words: Tensor) -> Tensor:
+    """(C + 1, W + 1) the words of captions (C, W); the last one, that none is told, is of a caption
+    of its own."""
+    return torch.block_diag(words, torch.ones(1))
+
+
+def predicted(network: SeededNetwork, x: Tensor, log_snr: Tensor, labels: Tensor | None) -> Tensor:
+    """What the network gives for tensors that need not be where it is, at the place of ``x``."""
+    told = None if labels is None else labels.to(network.device)
+    return network(x.to(network.device), log_snr.to(network.device), told).to(x.device)
 
 
 def parameters_of(network: nn.Module) -> list[nn.Parameter]:

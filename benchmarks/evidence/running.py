@@ -9,57 +9,77 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from threading import Thread
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from tqdm.auto import tqdm
 
 from benchmarks.evidence.cells import Cell, config
 from benchmarks.evidence.data import pictures
+from benchmarks.evidence.large import forward_flops
 from benchmarks.evidence.network import flops
+from benchmarks.evidence.sampling import CHUNK
 
-# Of one core of the machine of RESULTS.md: what the estimate reckons with.
-TRAINING_FLOPS, SAMPLING_FLOPS = 7e10, 9e10
-PER_SEED_STEP = 6e-4  # seconds besides the matrices: draws, noise, the optimizer
-PER_CHECKPOINT = 0.25  # seconds for a seed: distances
+
+class Speed(NamedTuple):
+    """What the estimate reckons with.
+
+    Attributes:
+        training, sampling: floating point operations in a second.
+        seed_step: seconds of a seed's step besides the matrices: draws, noise, the optimizer.
+        launches: seconds of a way forward of a network of diffusers, however few its samples.
+        checkpoint: seconds for a seed: distances.
+    """
+
+    training: float
+    sampling: float
+    seed_step: float
+    launches: float
+    checkpoint: float
+
+
+# Of one core of the machine of RESULTS.md; of a large GPU guessed, as no run on one was made yet.
+SPEEDS = {"cpu": Speed(7e10, 9e10, 6e-4, 0.0, 0.25), "cuda": Speed(1e14, 1e14, 1e-3, 5e-3, 0.3)}
 
 
 class Failed(RuntimeError):
     """Cells that ended with an error; the others are done."""
 
 
-def seconds_of(cell: Cell) -> float:
-    """A core's seconds for a cell, as far as one knows before."""
-    told, s = config("tasks", cell.task), cell.settings
+def seconds_of(cell: Cell, device: str = "cpu") -> float:
+    """Seconds of a core or a GPU for a cell, as far as one knows before."""
+    told, s, speed = config("tasks", cell.task), cell.settings, SPEEDS[device]
     size = told["dimensions"] if "dimensions" in told else pictures(told["data"]).rows.shape[1]
-    cost, points = flops(s, size), len(cell.checkpoints())
-    training = s["steps"] * (PER_SEED_STEP + 3 * cost * s["batch"] / TRAINING_FLOPS)
+    cost, launches, points = flops(s, size), 0.0, len(cell.checkpoints())
+    if "network" in told:
+        cost, launches = forward_flops(told["network"], size), speed.launches
+    training = s["steps"] * (speed.seed_step + 3 * (launches + cost * s["batch"] / speed.training))
     rounds = points * s["sampling_steps"][0]
     rounds += sum(s["sampling_steps"][1:]) + 2 * s["sampling_steps"][0] * len(s["guidance"][1:])
     if told["kind"] == "fine_tuning":
         rounds *= 1.5
-    sampling = rounds * s["samples"] * cost / SAMPLING_FLOPS
-    return s["seeds"] * (training + sampling + points * PER_CHECKPOINT)
+    sampling = rounds * (launches * s["samples"] / CHUNK + s["samples"] * cost / speed.sampling)
+    return s["seeds"] * (training + sampling + points * speed.checkpoint)
 
 
-def missing(cells: Sequence[Cell], output_dir: Path) -> list[Cell]:
+def missing(cells: Sequence[Cell], output_dir: Path, device: str = "cpu") -> list[Cell]:
     """Cells without a result, the longest first."""
     left = [cell for cell in cells if not (output_dir / cell.file()).is_file()]
-    return sorted(left, key=seconds_of, reverse=True)
+    return sorted(left, key=lambda cell: seconds_of(cell, device), reverse=True)
 
 
-def run(cells: Sequence[Cell], output_dir: Path, processes: int) -> None:
-    """Measure the cells and write each result as soon as it is there.
+def run(cells: Sequence[Cell], output_dir: Path, processes: int, device: str = "cpu") -> None:
+    """Measure the cells on a device and write each result as soon as it is there.
 
     Raises:
         Failed: cells that ended with an error, each named with it.
     """
     faults: list[str] = []
-    total = round(sum(seconds_of(cell) for cell in cells))
+    total = round(sum(seconds_of(cell, device) for cell in cells))
     done = _inline if processes == 1 else _pooled
-    with tqdm(total=total, unit="s", desc="core seconds", smoothing=0.05) as bar:
-        for cell, fault in done(cells, output_dir, processes):
-            bar.update(round(seconds_of(cell)))
+    with tqdm(total=total, unit="s", desc=f"{device} seconds", smoothing=0.05) as bar:
+        for cell, fault in done(cells, output_dir, processes, device):
+            bar.update(round(seconds_of(cell, device)))
             if fault:
                 faults.append(f"{cell.name}: {fault}")
                 bar.write(faults[-1])
@@ -70,9 +90,9 @@ def run(cells: Sequence[Cell], output_dir: Path, processes: int) -> None:
 Done = Iterator[tuple[Cell, str]]
 
 
-def _inline(cells: Sequence[Cell], output_dir: Path, processes: int) -> Done:
+def _inline(cells: Sequence[Cell], output_dir: Path, processes: int, device: str) -> Done:
     for cell in cells:
-        yield cell, _attempt(lambda cell=cell: make(cell, output_dir))
+        yield cell, _attempt(lambda cell=cell: make(cell, output_dir, device))
 
 
 def _attempt(work: Callable[[], Any]) -> str:
@@ -83,14 +103,14 @@ def _attempt(work: Callable[[], Any]) -> str:
     return ""
 
 
-def _pooled(cells: Sequence[Cell], output_dir: Path, processes: int) -> Done:
+def _pooled(cells: Sequence[Cell], output_dir: Path, processes: int, device: str) -> Done:
     """What several cells need is made first, once."""
     with ProcessPoolExecutor(processes, get_context("spawn"), start_worker) as pool:
         try:
             shared = [pool.submit(make_shared, cell, output_dir) for cell in with_shared(cells)]
             for future in shared:
                 future.exception()  # told by the cells that need it
-            waiting = {pool.submit(make, cell, output_dir): cell for cell in cells}
+            waiting = {pool.submit(make, cell, output_dir, device): cell for cell in cells}
             while waiting:
                 ended, _ = wait(waiting, return_when=FIRST_COMPLETED)
                 for future in ended:
@@ -113,9 +133,14 @@ def start_worker() -> None:
 
 
 def one_thread() -> None:
-    """What a process that measures starts with. A law without a floor is told of in the logs of
-    the library for each seed; here it is what the method's file says."""
+    """What a process that measures on a core starts with."""
     torch.set_num_threads(1)
+    quiet()
+
+
+def quiet() -> None:
+    """A law without a floor is told of in the logs of the library for each seed; here it is what
+    the method's file says."""
     logging.getLogger("diffusers_curriculum").setLevel(logging.ERROR)
 
 
@@ -140,12 +165,12 @@ def make_shared(cell: Cell, output_dir: Path) -> None:
     prepare(cell, cache_of(output_dir))
 
 
-def make(cell: Cell, output_dir: Path) -> Path:
+def make(cell: Cell, output_dir: Path, device: str = "cpu") -> Path:
     """Measure a cell and write its result."""
     from benchmarks.evidence.measuring import measure, write
 
     file = output_dir / cell.file()
-    write(file, measure(cell, cache_of(output_dir)))
+    write(file, measure(cell, cache_of(output_dir), device))
     return file
 
 

@@ -7,23 +7,29 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from benchmarks.evidence.network import StackedMlp
+from benchmarks.evidence.network import SeededNetwork, predicted
 from benchmarks.evidence.target import Target
 from diffusers_curriculum.randomness import key
 
 CHUNK = 200  # samples of a seed at a time: what fits the processor's cache
 
 
-def generators(seeds: Sequence[int], purpose: str) -> list[torch.Generator]:
+def generators(
+    seeds: Sequence[int], purpose: str, device: torch.device | str = "cpu"
+) -> list[torch.Generator]:
     """One for each seed; the same for every method."""
-    return [
-        torch.Generator().manual_seed(key(s, purpose=f"evidence {purpose}") >> 65) for s in seeds
-    ]
+    keys = [key(seed, purpose=f"evidence {purpose}") >> 65 for seed in seeds]
+    return [torch.Generator(device).manual_seed(each) for each in keys]
+
+
+def normal(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Standard normal numbers, where the generator is."""
+    return torch.randn(shape, generator=generator, device=generator.device)
 
 
 @torch.no_grad()
 def generate(
-    network: StackedMlp,
+    network: SeededNetwork,
     target: Target,
     noise: Tensor,
     labels: Tensor | None,
@@ -41,7 +47,7 @@ def generate(
 
 
 def _chunk(
-    network: StackedMlp,
+    network: SeededNetwork,
     target: Target,
     x: Tensor,
     labels: Tensor | None,
@@ -51,12 +57,12 @@ def _chunk(
     scheduler, log_snrs = target.start_sampling(steps)
     x = x * scheduler.init_noise_sigma if target.levels.family == "edm" else x
     for t, log_snr in zip(scheduler.timesteps, log_snrs, strict=True):
-        told = log_snr.expand(len(x), 1)
+        told = log_snr.to(x.device).expand(len(x), 1)
         given = scheduler.scale_model_input(x, t) if target.levels.family == "edm" else x
-        output = network(given, told, labels)
-        if guidance != 1 and labels is not None and network.labels is not None:
+        output = predicted(network, given, told, labels)
+        if guidance != 1 and labels is not None and network.nothing:
             nothing = torch.full_like(labels, network.nothing)
-            without = network(given, told, nothing)
+            without = predicted(network, given, told, nothing)
             output = without + guidance * (output - without)
         x = scheduler.step(output, t, x, return_dict=False)[0]
     return x

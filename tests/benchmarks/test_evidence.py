@@ -156,6 +156,8 @@ def test_a_seed_does_not_depend_on_those_beside_it(method: str, tmp_path: Path) 
 def test_a_seed_that_becomes_infinite_is_told_and_leaves_the_others(tmp_path: Path) -> None:
     sound = prepare(cell(seeds=2), tmp_path)
     broken = prepare(cell(seeds=2), tmp_path)
+    assert isinstance(broken.network, StackedMlp)
+    assert isinstance(broken.network, StackedMlp)
     with torch.no_grad():
         broken.network.entry.weight[1].fill_(float("nan"))
     for step in range(3):
@@ -237,7 +239,7 @@ def test_a_checkpoint_tells_the_excess_at_each_level(tmp_path: Path) -> None:
 class _Exact:
     """A network that predicts what the exact denoiser amounts to, or that much more."""
 
-    seeds = 1
+    seeds, device = 1, torch.device("cpu")
 
     def __init__(self, task: MixtureTask, target: Target, wrong: float = 0.0) -> None:
         self.task, self.target, self.wrong = task, target, wrong

@@ -42,8 +42,8 @@ def pictures() -> data.Pictures:
     ("read", "command", "name", "version"),
     [
         (data.silhouettes, data.ANIMALS, "animal-mnist", "0.4"),
-        (data.icons, data.ICONS, "mkdocs-material", "9.8.2"),
-        (data.icons, data.ICONS, "resvg-py", "0.5.0"),
+        (data.DATA["icons"], data.ICONS, "mkdocs-material", "9.8.2"),
+        (data.DATA["icons"], data.ICONS, "resvg-py", "0.5.0"),
     ],
 )
 def test_a_package_that_is_missing_or_of_another_version_is_told_with_its_command(
@@ -146,7 +146,7 @@ def test_a_cell_of_captions_is_measured(
 def test_the_icons_are_as_they_are_drawn() -> None:
     """Only where the packages are installed."""
     try:
-        icons = data.icons()
+        icons = data.icons(16)
     except ConfigError as error:
         pytest.skip(str(error))
     assert icons.words is not None
