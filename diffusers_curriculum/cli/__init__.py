@@ -6,6 +6,7 @@ import argparse
 import math
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from diffusers_curriculum import __version__
 from diffusers_curriculum.cli.analyze import add_analyze
@@ -58,42 +59,61 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_make_tiny(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "make-tiny",
-        help="build a small but real Stable Diffusion pipeline, to try training anywhere",
+        help="build a small but real text-to-image pipeline, to try training anywhere",
         description="Build a small Stable Diffusion pipeline from configs. The autoencoder is"
         " trained briefly on the images, the tokenizer's words come from their captions; the text"
-        " encoder and the U-Net start random. Nothing is downloaded.",
+        " encoder and the U-Net start random. Another --type has random weights throughout."
+        " Nothing is downloaded.",
         formatter_class=ShowDefaults,
     )
     add = parser.add_argument
+    add("--type", default="sd", help="family of models, such as sdxl (docs/adding_a_family.md)")
     add(
         "--train_data_dir",
         help="image folder, captions in metadata.jsonl (default: none, and random weights)",
     )
     add("--output_dir", required=True, help="where the pipeline is saved")
-    add("--resolution", type=int, default=32, help="side of the images in pixels")
+    add("--resolution", type=int, help="side of the images in pixels (default: 32)")
     add("--vae_steps", type=int, help="training steps of the autoencoder (default: 250 on images)")
-    add("--prediction_type", default="epsilon", help="epsilon, v_prediction or sample")
+    add("--prediction_type", help="epsilon, v_prediction or sample (default: epsilon)")
     add("--seed", type=int, default=0, help="seed of all random weights and draws")
     parser.set_defaults(handler=_make_tiny)
 
 
 def _make_tiny(args: argparse.Namespace) -> tuple[str, int]:
     """Build the pipeline; imported here so that `--help` need not wait for torch."""
+    if args.type != "sd":
+        return _make_tiny_family(args)
     from diffusers_curriculum.models.tiny import make_tiny_pipeline
 
     report = make_tiny_pipeline(
         args.train_data_dir,
         args.output_dir,
-        resolution=args.resolution,
+        resolution=32 if args.resolution is None else args.resolution,
         vae_steps=args.vae_steps,
         seed=args.seed,
-        prediction_type=args.prediction_type,
+        prediction_type=args.prediction_type or "epsilon",
         progress=True,
     )
     text = f"images={report.images} scaling_factor={report.scaling_factor:.4f}"
     if not math.isnan(report.reconstruction_error):  # of an autoencoder that was trained
         text += f" reconstruction_mse={report.reconstruction_error:.4f}"
     return f"{report.output_dir}: {text}", 0
+
+
+def _make_tiny_family(args: argparse.Namespace) -> tuple[str, int]:
+    """Build a pipeline of random weights; a ValueError tells an unknown family or an idle flag."""
+    from diffusers_curriculum.training.parts.families.base import family_named
+
+    family = family_named(args.type)
+    for name in ("train_data_dir", "resolution", "vae_steps", "prediction_type"):
+        value = vars(args)[name]
+        if value is not None:
+            raise ValueError(f"--{name} {value} has no effect with --type {args.type}: drop it.")
+    if Path(args.output_dir).is_file():
+        raise ValueError(f"{args.output_dir!r} is a file: give a folder to save in")
+    family.save_tiny(Path(args.output_dir), args.seed)
+    return f"{args.output_dir}: {family.pipeline} of random weights", 0
 
 
 def _add_verify(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -140,7 +140,7 @@ def _as_diffusers(weights: Tensor, levels: NoiseLevels, kind: str, gamma: float 
         return weights
     alpha, sigma = (x.square().float().sqrt() for x in (levels.alpha, levels.sigma))
     snr = (alpha / sigma) ** 2
-    divisor = {"epsilon": snr, "v_prediction": snr + 1}.get(kind)
+    divisor = {"epsilon": snr, "v_prediction": snr + 1, "sample": 1}.get(kind)
     if divisor is None:
         return weights
     exact = snr.clamp_max(min(gamma, torch.finfo(snr.dtype).max)) / divisor

@@ -22,12 +22,14 @@ from diffusers_curriculum.training.loop.task import Task
 from diffusers_curriculum.training.tasks.class_conditional import ClassConditional
 from diffusers_curriculum.training.tasks.levels import LevelTask
 from diffusers_curriculum.training.tasks.text_to_image import TextToImage
+from diffusers_curriculum.training.tasks.text_to_image_sdxl import TextToImageSDXL
 from diffusers_curriculum.training.tasks.unconditional import Unconditional
 from tests.docs.test_documents import ROOT, TEXTS, blocks
 from tests.floors_fixtures import SD
 
 TASKS: dict[str, type[Task]] = {
     "train_text_to_image_curriculum": TextToImage,
+    "train_text_to_image_sdxl_curriculum": TextToImageSDXL,
     "train_class_conditional_curriculum": ClassConditional,
     "train_unconditional_curriculum": Unconditional,
 }
@@ -134,7 +136,7 @@ def test_a_training_would_start(name: str, pipeline: Path, monkeypatch: pytest.M
         monkeypatch.syspath_prepend(ROOT / "examples" / "autoencoder")
         importlib.import_module("vqgan_task").VQGAN().parse(words, machine=False)
         return
-    if script == "train_text_to_image_curriculum":
+    if script.startswith("train_text_to_image"):
         words[words.index("--pretrained_model_name_or_path") + 1] = str(pipeline)
     task = TASKS[script]()
     assert isinstance(task, LevelTask)

@@ -17,12 +17,14 @@ from diffusers_curriculum.training.errors import UsageError
 from diffusers_curriculum.training.loop import job
 from diffusers_curriculum.training.loop.guard import FiniteGuard
 from diffusers_curriculum.training.loop.job import Job
+from diffusers_curriculum.training.parts.families.base import families
 from tests.scripts.small_runs import reset_accelerate
 
 ROOT = Path(__file__).parents[2]
 FIXTURES = ROOT / "tests" / "fixtures" / "script_checkpoints"
 SCRIPTS = {
     "text_to_image": "train_text_to_image_curriculum",
+    "text_to_image_sdxl": "examples.text_to_image.train_text_to_image_sdxl_curriculum",
     "class_conditional": "examples.class_conditional.train_class_conditional_curriculum",
     "unconditional": "examples.unconditional.train_unconditional_curriculum",
     "vit_vqgan": "train_vit_vqgan",
@@ -37,6 +39,18 @@ _OWN_JOB = (
     *("--curriculum_clusters", "5", "--curriculum_patience", "1", "--curriculum_max_share", "9"),
     *("--use_ema", "--ema_decay", "0.9"),
 )
+
+_SDXL = (
+    *("--pretrained_model_name_or_path", "{tiny}", "--train_data_dir", "{captions}"),
+    *("--cache_dir", "{cache}", "--output_dir", "{output}", "--resolution", "8", "--seed", "7"),
+    *("--train_batch_size", "2", "--gradient_accumulation_steps", "2", "--learning_rate", "0.001"),
+    *("--lr_scheduler", "cosine", "--lr_warmup_steps", "3", "--max_train_steps", "10"),
+    *("--checkpointing_steps", "5", "--log_every", "1", "--random_flip", "--use_ema"),
+    *("--timestep_sampler", "laplace", "--curriculum", "difficulty", "--curriculum_clusters", "5"),
+    *("--curriculum_patience", "1", "--curriculum_max_share", "9", "--ema_decay", "0.9"),
+    *("--proportion_empty_prompts", "0.2", "--noise_offset", "0.1", "--snr_gamma", "5"),
+)
+_WORDS = {"own_job": _OWN_JOB, "text_to_image_sdxl": _SDXL}  # of those without a fixture
 
 
 class Reached(Exception):
@@ -56,16 +70,20 @@ class Script:
         self.name, self.work, self.output = name, work, work / "run"
         if name in _FOUND_AS_SCRIPTS:
             patch.syspath_prepend(str(ROOT / _FOUND_AS_SCRIPTS[name]))
+        if name == "text_to_image_sdxl":
+            families()["sdxl"].save_tiny(work / "tiny")
         self.module = importlib.import_module(SCRIPTS[name])
 
     def argv(self, *more: object) -> list[str]:
         """A command line; later arguments win."""
-        words: Sequence[str] = _OWN_JOB
-        if self.name != "own_job":
+        words: Sequence[str] = _WORDS.get(self.name, ())
+        if not words:
             words = json.loads((FIXTURES / self.name / "argv.json").read_text())
         places = {
             "{pipeline}": FIXTURES / self.name / "pipeline",
             "{images}": FIXTURES / self.name / "images",
+            "{captions}": FIXTURES / "text_to_image" / "images",
+            "{tiny}": self.work / "tiny",
             "{cache}": self.work / "cache",
             "{output}": self.output,
         }
@@ -93,7 +111,7 @@ class Script:
     def stopped(self) -> None:
         """Leave the checkpoint of a run that was stopped after five steps."""
         name = f"checkpoint-{STOPPED}"
-        if self.name == "own_job":
+        if self.name in _WORDS:
             self.main("--max_train_steps", STOPPED)
         else:
             shutil.copytree(FIXTURES / self.name / name, self.output / name)

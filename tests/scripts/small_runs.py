@@ -24,6 +24,7 @@ from diffusers_curriculum.models.tiny import TinySizes, make_tiny_pipeline
 from diffusers_curriculum.samplers import CurriculumTimestepSampler
 from diffusers_curriculum.training.loop import job
 from diffusers_curriculum.training.loop.monitor import LevelMonitor
+from diffusers_curriculum.training.parts.families.base import families
 from diffusers_curriculum.training.process import runtime
 from tests.training.fake_accelerator import TIMED
 
@@ -160,6 +161,19 @@ def make_class_bench(folder: Path) -> Bench:
     )
 
 
+def make_sdxl_bench(folder: Path) -> Bench:
+    """The same for Stable Diffusion XL."""
+    families()["sdxl"].save_tiny(folder / "pipeline")
+    return Bench(
+        folder / "pipeline",
+        write_images(folder / "images", SAMPLES),
+        folder / "cache",
+        "examples.text_to_image.train_text_to_image_sdxl_curriculum",
+        words={"--caption_dropout": "--proportion_empty_prompts", "--validation_prompts": None},
+        draws=frozenset({"noise", "noise_offset", "posterior"}),
+    )
+
+
 def make_unconditional_bench(folder: Path) -> Bench:
     """Write a data set and the config of a U-Net."""
     return Bench(
@@ -190,6 +204,7 @@ def write_json(path: Path, content: object) -> Path:
 # Every training script of the project; the tests of the training envelope run over all of them.
 BENCHES: dict[str, Callable[[Path], Bench]] = {
     "text_to_image": make_bench,
+    "text_to_image_sdxl": make_sdxl_bench,
     "class_conditional": make_class_bench,
     "unconditional": make_unconditional_bench,
 }

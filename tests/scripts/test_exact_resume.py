@@ -144,7 +144,7 @@ def test_a_finished_run_makes_no_step_and_still_exports(
     assert record.steps == []
     assert hashes(folder / bench.trained) == hashes(reference.folder / bench.trained)
     expected = {"model_index.json", "README.md", "timesteps.png"}
-    expected |= set() if "--no_pictures" in bench.more else {"val_imgs_grid.png"}
+    expected |= {"val_imgs_grid.png"} if bench.words.get("--validation_prompts", True) else set()
     assert expected <= {path.name for path in folder.iterdir()}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from diffusers_curriculum.training.arguments import environment
@@ -285,6 +285,8 @@ _OURS |= {
 _OURS |= {"overwrite_output_dir", "lr_num_cycles", "lr_power", "lr_end"}
 
 
-def official(families: Sequence[Family]) -> str:
-    """Names of the flags that diffusers' scripts have, of families that are named as there."""
-    return " ".join(f.name for family in families for f in family.flags if f.name not in _OURS)
+def official(families: Sequence[Family], *, without: Collection[str] = ()) -> str:
+    """Names of the flags that diffusers' scripts have, of families that are named as there, but for
+    those that one script lacks."""
+    ours = {*_OURS, *without}
+    return " ".join(f.name for family in families for f in family.flags if f.name not in ours)

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from diffusers_curriculum.randomness import host_generator
 from diffusers_curriculum.training.errors import CheckpointError, UsageError
 from diffusers_curriculum.training.storage.fingerprints import flattened
 from diffusers_curriculum.training.storage.manifest import MANIFEST, find_faults, read_manifest
@@ -54,12 +55,27 @@ class CachedLatents:
         Raises:
             IndexError: there is no such row.
         """
+        variant = self._variant(row, u_crop, u_flip)
+        deviation = None if self.std is None else _tensor(self.std[variant])
+        return _tensor(self.mean[variant]), deviation
+
+    def draws(self, row: int, u_crop: float, u_flip: float) -> tuple[float, float, float]:
+        """The uniforms by which an ``ImageTransform`` made the variant that :meth:`read` gives."""
+        _, crop, mirrored = self._variant(row, u_crop, u_flip)
+        top, left = crop_draws(self.fingerprint["seed"], row * self.mean.shape[1] + crop)
+        return top, left, 0.0 if mirrored else 1.0
+
+    def _variant(self, row: int, u_crop: float, u_flip: float) -> tuple[int, int, int]:
         count, crops, flips = self.mean.shape[:3]
         if not 0 <= row < count:
             raise IndexError(f"row {row} is not in the latent cache, which has {count} rows.")
-        variant = row, int(u_crop * crops), int(flips == 2 and u_flip < 0.5)
-        deviation = None if self.std is None else _tensor(self.std[variant])
-        return _tensor(self.mean[variant]), deviation
+        return row, int(u_crop * crops), int(flips == 2 and u_flip < 0.5)
+
+
+def crop_draws(seed: int | None, crop: int) -> tuple[float, float]:
+    """The two uniforms, from top and from left, of a crop; they are counted on over the rows."""
+    u_top, u_left = host_generator(seed or 0, crop, purpose="latent_crop").random(2).tolist()
+    return u_top, u_left
 
 
 def open_cache(

@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from diffusers_curriculum.randomness import host_generator
-from diffusers_curriculum.training.cache.files import CachedLatents, open_cache
+from diffusers_curriculum.training.cache.files import CachedLatents, crop_draws, open_cache
 from diffusers_curriculum.training.cache.filling import DTYPES, LatentWriter, Layout, WorkFolder
 from diffusers_curriculum.training.data.checks import decoded
 from diffusers_curriculum.training.data.decoding import RGB
@@ -56,8 +55,8 @@ class _Variants:
 
     def _image(self, picture: Any, image: int) -> Tensor:
         crop, flip = divmod(image, self.flips)  # crop counts on over the rows
-        u_top, u_left = host_generator(self.seed, crop, purpose="latent_crop").random(2)
-        return replace(self.transform, random_flip=bool(flip))(picture, u_top, u_left, 0.0)
+        draws = crop_draws(self.seed, crop)
+        return replace(self.transform, random_flip=bool(flip))(picture, *draws, 0.0)
 
 
 def cache_latents(

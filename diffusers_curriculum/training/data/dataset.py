@@ -7,7 +7,7 @@ position), so the number of loader workers, of ranks and of interruptions change
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -16,8 +16,9 @@ from torch.utils.data import Dataset as TorchDataset
 
 from diffusers_curriculum.randomness import host_generator
 from diffusers_curriculum.training.data.checks import decoded
+from diffusers_curriculum.training.data.decoding import upright_size
 from diffusers_curriculum.training.data.plan import BatchPlan
-from diffusers_curriculum.training.data.transforms import ImageTransform
+from diffusers_curriculum.training.data.transforms import Crop, ImageTransform
 from diffusers_curriculum.training.errors import UsageError
 from diffusers_curriculum.training.process.stopping import ignore_stop_signals
 
@@ -26,10 +27,14 @@ if TYPE_CHECKING:
 
 
 class Latents(Protocol):
-    """Images that were encoded before, by row."""
+    """Images that were encoded before, by row; a variant is selected by two uniforms in [0, 1)."""
 
     def read(self, row: int, u_crop: float, u_flip: float) -> tuple[Tensor, Tensor | None]:
-        """Mean and deviation (C, h, w) of the variant that two uniforms in [0, 1) select."""
+        """Mean and deviation (C, h, w) of a variant."""
+        ...
+
+    def draws(self, row: int, u_crop: float, u_flip: float) -> tuple[float, float, float]:
+        """The uniforms by which an :class:`ImageTransform` made a variant."""
         ...
 
 
@@ -46,6 +51,7 @@ class ImageDataset(TorchDataset):
         null_label: the class that stands for none.
         latents: what to read instead of the images, which were encoded before.
         precise: keep the precision of 16-bit images.
+        tell_crop: what it makes of where a sample was cut out stands in the sample.
 
     Raises:
         UsageError: at construction for a dropout outside [0, 1]; on reading for an image that does
@@ -64,12 +70,13 @@ class ImageDataset(TorchDataset):
         null_label: int = 0,
         latents: Latents | None = None,
         precise: bool = False,
+        tell_crop: Callable[[Crop], dict[str, Tensor]] | None = None,
     ) -> None:
         _check_dropout("label", label_dropout)
         self.rows, self.plan, self.transform = rows, plan, transform
         self.image_column, self.label_column = image_column, label_column
         self.label_dropout, self.null_label, self.latents = label_dropout, null_label, latents
-        self.precise = precise
+        self.precise, self.tell_crop = precise, tell_crop
         # apart, as reading a whole row reads its image, too
         self._labels = None if label_column is None else rows.select_columns([label_column])
 
@@ -86,12 +93,27 @@ class ImageDataset(TorchDataset):
         cell = self.rows[row][self.image_column]
         if self.precise:
             pixels = decoded(cell, row, self.transform.decode_precisely)
-            return {"pixel_values": self.transform.precise(pixels, *draws)}
-        return {"pixel_values": self.transform(decoded(cell, row, self.transform.decode), *draws)}
+            size = pixels.shape[1], pixels.shape[0]
+            return {
+                "pixel_values": self.transform.precise(pixels, *draws),
+                **self._crop(size, *draws),
+            }
+        image = decoded(cell, row, self.transform.decode)
+        return {"pixel_values": self.transform(image, *draws), **self._crop(image.size, *draws)}
 
     def _latents(self, row: int, u_crop: float, u_flip: float) -> dict[str, Tensor]:
-        mean, std = self.latents.read(row, u_crop, u_flip)  # pyright: ignore
-        return {"mean": mean} if std is None else {"mean": mean, "std": std}
+        latents: Any = self.latents
+        mean, std = latents.read(row, u_crop, u_flip)
+        item = {"mean": mean} if std is None else {"mean": mean, "std": std}
+        if self.tell_crop is not None:
+            size = decoded(self.rows[row][self.image_column], row, upright_size)
+            item |= self._crop(size, *latents.draws(row, u_crop, u_flip))
+        return item
+
+    def _crop(self, size: tuple[int, int], *draws: float) -> dict[str, Tensor]:
+        if self.tell_crop is None:
+            return {}
+        return self.tell_crop(self.transform.crop_of(size, *draws))
 
     def _text(self, row: int, u_first: float, u_second: float) -> dict[str, Tensor]:
         """What stands beside the image of a row, by two uniforms in [0, 1)."""
@@ -108,6 +130,7 @@ class ImageCaptionDataset(ImageDataset):
     Args:
         tokenize: what it makes of a caption stands in the sample, such as input_ids (L,) int64.
         caption_dropout: probability that a caption is replaced by the empty one.
+        options: further ones of :class:`ImageDataset`.
     """
 
     def __init__(
@@ -120,8 +143,9 @@ class ImageCaptionDataset(ImageDataset):
         image_column: str = "image",
         caption_column: str = "text",
         caption_dropout: float = 0.0,
+        **options: Any,
     ) -> None:
-        super().__init__(rows, plan, transform, image_column=image_column)
+        super().__init__(rows, plan, transform, image_column=image_column, **options)
         _check_dropout("caption", caption_dropout)
         self.tokenize, self.caption_dropout = tokenize, caption_dropout
         self._captions = rows.select_columns([caption_column])

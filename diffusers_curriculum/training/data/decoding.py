@@ -18,6 +18,8 @@ MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # PIL's, by their channels
 _PNG = b"\x89PNG\r\n\x1a\n"
 _BESIDE = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")  # chunks that no pixel depends on
 _ORIENTATION = 0x0112  # EXIF's tag
+_LYING = (5, 6, 7, 8)  # its values by which width and height change places
+_TOLD_BY_HEAD = ("JPEG", "PNG", "WEBP")
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,21 @@ def decode_precisely(cell: dict[str, Any], pixels: Pixels = RGB) -> np.ndarray:
     if pixels.mode == "RGBA":
         deep[:, :, 3] = 1.0
     return deep
+
+
+def upright_size(cell: dict[str, Any]) -> tuple[int, int]:
+    """(width, height) of what :func:`decode_image` makes of a cell, of the file's head alone where
+    that tells it."""
+    content, path = cell.get("bytes"), cell.get("path")
+    try:
+        with Image.open(path if content is None else io.BytesIO(content)) as image:  # pyright: ignore
+            if image.format in _TOLD_BY_HEAD:
+                width, height = image.size
+                lies = image.getexif().get(_ORIENTATION, 1) in _LYING
+                return (height, width) if lies else (width, height)
+    except Exception:  # as above: told by the pixels, then
+        pass
+    return decode_image(cell).size
 
 
 def refuse_bomb(width: int, height: int) -> None:

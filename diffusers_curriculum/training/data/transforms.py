@@ -7,7 +7,7 @@ PIL images, which the official script uses; torchvision itself is not needed.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,6 +28,18 @@ def resized_size(width: int, height: int, resolution: int) -> tuple[int, int]:
     longer / shorter), as torchvision's Resize has it."""
     longer = int(resolution * max(width, height) / min(width, height))
     return (longer, resolution) if width >= height else (resolution, longer)
+
+
+class Crop(NamedTuple):
+    """Where a training image lies in the one that it was cut out of, in pixels.
+
+    Attributes:
+        original: (height, width) of the upright image as it is stored.
+        top_left: (y, x) of its corner, once that image has been resized, and mirrored if it is.
+    """
+
+    original: tuple[int, int]
+    top_left: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -74,7 +86,7 @@ class ImageTransform:
     def __call__(self, image: Image.Image, u_top: float, u_left: float, u_flip: float) -> Tensor:
         """Return the (C, R, R) float32 tensor in [-1, 1] that three uniforms in [0, 1) select."""
         image = self._cropped(image, u_top, u_left)
-        if self.random_flip and u_flip < 0.5:
+        if self._mirrors(u_flip):
             image = ImageOps.mirror(image)
         return to_tensor(image)
 
@@ -84,9 +96,17 @@ class ImageTransform:
         channels = (Image.fromarray(np.ascontiguousarray(plane)) for plane in planes)
         cropped = [np.array(self._cropped(channel, u_top, u_left)) for channel in channels]
         stacked = torch.from_numpy(np.stack(cropped))
-        if self.random_flip and u_flip < 0.5:
+        if self._mirrors(u_flip):
             stacked = stacked.flip(-1)
         return stacked.sub_(0.5).div_(0.5)
+
+    def crop_of(self, size: tuple[int, int], u_top: float, u_left: float, u_flip: float) -> Crop:
+        """Where the square lies that a call cuts out of an image of (width, height)."""
+        width, height = resized_size(*size, self.resolution)
+        left, top = self._offset(width, u_left), self._offset(height, u_top)
+        if self._mirrors(u_flip):
+            left = width - self.resolution - left
+        return Crop((size[1], size[0]), (top, left))
 
     def _cropped(self, image: Image.Image, u_top: float, u_left: float) -> Image.Image:
         size = resized_size(*image.size, self.resolution)
@@ -94,6 +114,9 @@ class ImageTransform:
             image = image.resize(size, INTERPOLATIONS[self.interpolation])
         left, top = self._offset(size[0], u_left), self._offset(size[1], u_top)
         return image.crop((left, top, left + self.resolution, top + self.resolution))
+
+    def _mirrors(self, u_flip: float) -> bool:
+        return self.random_flip and u_flip < 0.5
 
     def _offset(self, side: int, u: float) -> int:
         slack = side - self.resolution

@@ -35,6 +35,7 @@ class Source:
     variant: str | None
     subfolder: str | None
     flag: str = "pretrained_model_name_or_path"
+    kind: str | None = None  # what the flag asks for, where that is no pipeline of the family
 
     @contextmanager
     def loading(self, part: str, kind: str) -> Iterator[None]:
@@ -44,7 +45,7 @@ class Source:
         except (OSError, RuntimeError, *OF_CONFIGS) as error:
             raise UsageError(
                 f"--{self.flag} {self.path!r}: its {part} cannot be loaded ({error}). "
-                f"Give {kind}'s folder or Hub id, and check --revision, --variant."
+                f"Give {self.kind or kind}'s folder or Hub id, and check --revision, --variant."
             ) from error
 
     def load(self, kind: Any, dtype: torch.dtype) -> Any:

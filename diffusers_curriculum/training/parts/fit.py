@@ -22,7 +22,7 @@ def check_parts(family: ModelFamily, args: Arguments) -> None:
     path, index = args.pretrained_model_name_or_path, pipeline_index(args)
     faults = list(_class_faults(family, index))
     if not faults:
-        configs = {part: _config(family, args, part) for part in family.weighted}
+        configs = {part: part_config(family, args, part) for part in family.weighted}
         family.check_resolution(args, configs)
         faults = list(family.misfits(configs))
     if faults:
@@ -41,7 +41,7 @@ def check_tokenizers(family: ModelFamily, args: Arguments, tokenizers: Mapping[s
     """
     for name, tokenizer in tokenizers.items():
         part = name.replace("tokenizer", "text_encoder")
-        encoder = text_config(_config(family, args, part))
+        encoder = text_config(part_config(family, args, part))
         source = family.source(args, part)
         fault = _token_fault(name, tokenizer, part, encoder)
         if fault:
@@ -76,7 +76,8 @@ def _class_faults(family: ModelFamily, index: Config) -> Iterator[str]:
             yield f"its {name} is a {listed[name][1]}, and this script takes a {allowed[0]}"
 
 
-def _config(family: ModelFamily, args: Arguments, part: str) -> Config:
+def part_config(family: ModelFamily, args: Arguments, part: str) -> Config:
+    """The config.json of a part."""
     source = family.source(args, part)
     name = "/".join(word for word in (source.subfolder, "config.json") if word)
     return read_json_file(source.path, source.revision, name)

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from PIL.Image import Image
@@ -28,6 +28,7 @@ from diffusers_curriculum.training.publish.publisher import PipelinePublisher
 logger = logging.getLogger(__name__)
 
 INFERENCE_STEPS = 20  # as in diffusers' train_text_to_image.py
+ONE_PROMPT_STEPS = 25  # as in diffusers' train_text_to_image_sdxl.py
 
 
 class TextToImagePublisher(PipelinePublisher):
@@ -44,6 +45,7 @@ class TextToImagePublisher(PipelinePublisher):
         UsageError: pictures are wanted that the pipeline's scheduler cannot draw.
     """
 
+    prompt_flag: ClassVar[str] = "validation_prompts"
     models: Components
 
     def __init__(
@@ -74,7 +76,7 @@ class TextToImagePublisher(PipelinePublisher):
         if self.captions:
             raise UsageError(
                 f"{problem}: save the pipeline with another scheduler, or leave out "
-                "--validation_prompts."
+                f"--{self.prompt_flag}."
             )
         logger.warning("%s; the saved pipeline will need another one", problem)
 
@@ -103,6 +105,28 @@ class TextToImagePublisher(PipelinePublisher):
         )
 
 
+class OnePromptPublisher(TextToImagePublisher):
+    """Publishes a text-to-image pipeline; several pictures for the one validation prompt."""
+
+    prompt_flag = "validation_prompt"
+
+    @property
+    def captions(self) -> Sequence[str]:
+        prompt = self.args.validation_prompt
+        return [] if prompt is None else [prompt]
+
+    def _draw(self, build: Any) -> list[Image]:
+        return validation_images(
+            build,
+            self.captions,
+            seed=self.args.seed,
+            device=self.accelerator.device,
+            steps=ONE_PROMPT_STEPS,
+            images=self.args.num_validation_images,
+            autocast=self.accelerator.autocast,
+        )
+
+
 def validation_images(
     build_pipeline: Callable[[], Any],
     prompts: Sequence[str],
@@ -110,9 +134,10 @@ def validation_images(
     seed: int | None,
     device: torch.device | str,
     steps: int = INFERENCE_STEPS,
+    images: int = 1,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> list[Image]:
-    """Sample a picture for every prompt; then let go of the pipeline, and free memory.
+    """Sample ``images`` pictures for every prompt; then let go of the pipeline, and free memory.
 
     Every prompt starts from the same noise, drawn on the CPU, so that a picture depends neither on
     the other prompts nor on the device; with no seed the noise is fresh each time.
@@ -123,13 +148,15 @@ def validation_images(
     pipeline.set_progress_bar_config(disable=True)
     noise_seed = torch.Generator().seed() if seed is None else seed
     modules = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
-    images: list[Image] = []
+    drawn: list[Image] = []
     try:
         with evaluation_mode(*modules), autocast():
             for prompt in prompts:
                 generator = torch.Generator().manual_seed(noise_seed)
-                images += pipeline(prompt, generator=generator, num_inference_steps=steps).images
+                for _ in range(images):
+                    told = pipeline(prompt, generator=generator, num_inference_steps=steps)
+                    drawn += told.images
     finally:
         del pipeline, modules
         free_memory()
-    return images
+    return drawn

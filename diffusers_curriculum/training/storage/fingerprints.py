@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 # What a checkpoint does not hold, and a step depends on; the scheduler has a digest of its own.
-FROZEN_PARTS = ("text_encoder", "tokenizer", "vae")
+_TEXT = ("text_encoder", "tokenizer")
+FROZEN_PARTS = (*_TEXT, "vae", *(f"{name}_{number}" for number in (2, 3) for name in _TEXT))
 
 
 def dataset_digest(

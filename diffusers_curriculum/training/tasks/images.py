@@ -17,7 +17,6 @@ from diffusers_curriculum.models.latent_space import LatentSpace
 from diffusers_curriculum.models.networks import check_conditioning, null_class, takes_labels
 from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.arguments.laws import settle_log_normal
-from diffusers_curriculum.training.cache.latents import CachedLatents, cache_latents
 from diffusers_curriculum.training.data.dataset import ImageDataset
 from diffusers_curriculum.training.data.decoding import MODES
 from diffusers_curriculum.training.data.transforms import ImageTransform
@@ -39,12 +38,8 @@ from diffusers_curriculum.training.parts import images as parts
 from diffusers_curriculum.training.parts.averages import Averages
 from diffusers_curriculum.training.process.runtime import frozen_dtype
 from diffusers_curriculum.training.publish.images import ImagePublisher
-from diffusers_curriculum.training.storage.fingerprints import dataset_digest
 from diffusers_curriculum.training.tasks.levels import ImageLevelTask, check_slowed
 from diffusers_curriculum.weighting.variational import VariationalBound
-
-LATENTS_FOLDER = "latents"
-CROP_SEED = 0  # of cached crops, so that runs of other seeds may share a cache
 
 
 @dataclass(kw_only=True)
@@ -171,33 +166,6 @@ class ImageTask(ImageLevelTask):
         network = self.models.network
         return null_class(network) if takes_labels(network) else None
 
-    def _cached_latents(self, job: JobParts) -> CachedLatents:
-        args, accelerator = job.args, job.accelerator
-        folder = args.train_data_dir if args.dataset_name is None else None
-        label_column = self.text_columns.get("label_column")
-        fingerprint = {
-            "autoencoder": parts.autoencoder_identity(args),
-            "data": dataset_digest(job.rows, args.image_column, label_column, folder),
-        }
-        return cache_latents(
-            job.rows,
-            self.models.space,
-            self.transform(),
-            fingerprint=fingerprint,
-            folder=args.latent_cache_dir or Path(args.output_dir, LATENTS_FOLDER),
-            image_column=args.image_column,
-            crops=args.latent_crops,
-            flip=args.random_flip,
-            seed=CROP_SEED,
-            batch_size=args.train_batch_size,
-            device=accelerator.device,
-            dtype=args.latent_cache_dtype,
-            progress=accelerator.is_local_main_process,
-            rank=accelerator.process_index,
-            world_size=accelerator.num_processes,
-            wait=accelerator.wait_for_everyone,
-        )
-
     def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
         return self.models.space.encode(pixels)
 
@@ -211,7 +179,10 @@ class ImageTask(ImageLevelTask):
 
     def dataset(self, job: JobParts) -> ImageDataset:
         """Encodes for the cache only now: all that is quicker to fail has been made."""
-        latents = self._cached_latents(job) if job.args.cache_latents else None
+        latents = None
+        if job.args.cache_latents:
+            autoencoder = parts.autoencoder_identity(job.args)
+            latents = self.cached_latents(job, self.models.space, autoencoder)
         return ImageDataset(
             job.rows,
             job.plan,

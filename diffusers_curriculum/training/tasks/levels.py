@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from diffusers_curriculum.analysis.advice import laplace_betas
 from diffusers_curriculum.analysis.preview import quantiles
 from diffusers_curriculum.training.arguments.command_line import Arguments
+from diffusers_curriculum.training.cache.latents import CachedLatents, cache_latents
 from diffusers_curriculum.training.checkpoint.record import recorded_facts
 from diffusers_curriculum.training.checkpoint.same_run import dataset_facts, level_facts, run_facts
 from diffusers_curriculum.training.data.bad_samples import usable_images
@@ -26,8 +28,12 @@ from diffusers_curriculum.training.levels.levels import Levels
 from diffusers_curriculum.training.levels.timesteps import check_length, length_fault
 from diffusers_curriculum.training.loop.monitor import LevelMonitor
 from diffusers_curriculum.training.loop.task import JobParts, Task
+from diffusers_curriculum.training.storage.fingerprints import dataset_digest
 
 logger = logging.getLogger(__name__)
+
+LATENTS_FOLDER = "latents"
+CROP_SEED = 0  # of cached crops, so that runs of other seeds may share a cache
 
 
 def check_slowed(args: Arguments, levels: Levels) -> None:
@@ -203,6 +209,39 @@ class ImageLevelTask(LevelTask):
             places = range(start, min(count, start + args.train_batch_size))
             pixels = torch.stack([samples[place]["pixel_values"] for place in places])
             yield self.encode(pixels.to(job.accelerator.device))
+
+    def cached_latents(self, job: JobParts, space: Any, autoencoder: Any) -> CachedLatents:
+        """The latents of all images, encoded now unless they are there; every process calls it.
+
+        Args:
+            space: ``encode(pixels) -> (mean, std or None)``.
+            autoencoder: what tells it, as plain data.
+        """
+        args, accelerator = job.args, job.accelerator
+        folder = args.train_data_dir if args.dataset_name is None else None
+        label_column = self.text_columns.get("label_column")
+        fingerprint = {
+            "autoencoder": autoencoder,
+            "data": dataset_digest(job.rows, args.image_column, label_column, folder),
+        }
+        return cache_latents(
+            job.rows,
+            space,
+            self.transform(),
+            fingerprint=fingerprint,
+            folder=args.latent_cache_dir or Path(args.output_dir, LATENTS_FOLDER),
+            image_column=args.image_column,
+            crops=args.latent_crops,
+            flip=args.random_flip,
+            seed=CROP_SEED,
+            batch_size=args.train_batch_size,
+            device=accelerator.device,
+            dtype=args.latent_cache_dtype,
+            progress=accelerator.is_local_main_process,
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
+            wait=accelerator.wait_for_everyone,
+        )
 
     def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
         """Mean and deviation of what is trained on, of images (B, 3, H, W) on the device."""

@@ -6,23 +6,14 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from diffusers_curriculum.training.arguments import environment
 from diffusers_curriculum.training.arguments.command_line import Arguments, CommandLine
 from diffusers_curriculum.training.arguments.curriculum import NOISE_LEVELS
-from diffusers_curriculum.training.arguments.flag import (
-    NOT_NEGATIVE,
-    SHARE,
-    Family,
-    Need,
-    count,
-    place,
-    tracked,
-)
+from diffusers_curriculum.training.arguments.flag import NOT_NEGATIVE, Family, Need, count, tracked
 from diffusers_curriculum.training.arguments.noise_levels import PREDICTION, SLOWED
 from diffusers_curriculum.training.arguments.run import (
     CHECKPOINTS,
@@ -35,6 +26,8 @@ from diffusers_curriculum.training.arguments.run import (
     SOURCE,
     official,
 )
+from diffusers_curriculum.training.arguments.text_to_image import CAPTIONS, DROPOUT, MODEL, NOISE
+from diffusers_curriculum.training.cache.latents import CachedLatents
 from diffusers_curriculum.training.data.columns import warn_of_long_captions
 from diffusers_curriculum.training.data.dataset import ImageCaptionDataset
 from diffusers_curriculum.training.errors import UsageError
@@ -52,33 +45,16 @@ from diffusers_curriculum.training.tasks.levels import ImageLevelTask, check_slo
 
 logger = logging.getLogger(__name__)
 
-_WANTED = "a folder of images and a metadata file (metadata.jsonl or metadata.csv) of captions"
 _DREAMING = Need("--dream_training", lambda a: a.dream_training)
 _PROMPTED = Need("--validation_prompts", lambda a: bool(a.validation_prompts))
 
-_MODEL = Family.of(
+_UNET = Family.of(
     "model",
-    place(
-        "pretrained_model_name_or_path",
-        help="pipeline to fine-tune: a repository on the Hub or a local folder",
-        required=True,
-    ),
-    tracked("revision", str, help="branch, tag or commit of that repository"),
-    tracked("variant", str, help="variant of its weight files, such as fp16"),
     tracked("non_ema_revision", str, help="deprecated: revision of the UNet; see --variant"),
     setting="model",
-    check_machine=lambda args: environment.check_folder(
-        args, "pretrained_model_name_or_path", "a saved pipeline"
-    ),
 )
-_CAPTIONS = Family.of(
-    "data",
-    tracked("caption_column", str, "text", "column with the captions", setting="dataset"),
-    check_machine=lambda args: environment.check_data(args, _WANTED),
-)
-_NOISE = Family.of(
+_PERTURBED = Family.of(
     "objective",
-    tracked("noise_offset", float, 0, "scale of noise shared by a channel", bound=NOT_NEGATIVE),
     tracked("input_perturbation", float, 0, "scale of noise on the input only", bound=NOT_NEGATIVE),
     tracked("dream_training", help="train with DREAM (arXiv 2312.00210)"),
     tracked(
@@ -96,14 +72,8 @@ _VALIDATION = Family.of(
     tracked("validation_prompts", str, help="prompts drawn from time to time", nargs="+"),
     count("validation_epochs", 5, "epochs between validations"),
 )
-_DROPOUT = Family.of(
-    "further options",
-    tracked(
-        "caption_dropout", float, 0.0, "share of captions left empty", bound=SHARE, setting="images"
-    ),
-)
-_INPUT = (_MODEL, SOURCE, _CAPTIONS, *OF_IMAGES)
-_TRAINING = (RUN, OPTIMIZER, PREDICTION, _NOISE, EMA)
+_INPUT = (MODEL, _UNET, SOURCE, CAPTIONS, *OF_IMAGES)
+_TRAINING = (RUN, OPTIMIZER, PREDICTION, NOISE, _PERTURBED, EMA)
 _FAMILIAR = (*_INPUT, *_TRAINING, _VALIDATION, *OF_MACHINE, CHECKPOINTS)
 
 
@@ -114,28 +84,20 @@ class TextToImageRun(LevelRun):
     family: ModelFamily
     models: Components
 
+    def encoded(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Mean and deviation of the latents of a batch that is on the device, as the autoencoder
+        gives them: encoded now, or taken from the cache."""
+        if "pixel_values" in batch:
+            return self.family.posterior(self.models.vae, batch["pixel_values"])
+        return batch["mean"], batch["std"]
 
-class TextToImage(ImageLevelTask):
-    """Stable Diffusion, in the latents of its autoencoder, with captions."""
+
+class FamilyTask(ImageLevelTask):
+    """Any family of text-to-image models, in the latents of its autoencoder, with captions."""
 
     family: ModelFamily  # of the models, once levels are chosen
-
-    command_line = CommandLine(
-        "Fine-tune Stable Diffusion with a timestep curriculum and importance sampling.",
-        (*_FAMILIAR, *NOISE_LEVELS, SLOWED, _DROPOUT, LOOP),
-        official=official(_FAMILIAR),
-        changes={
-            "output_dir": {"default": "sd-model-finetuned"},
-            "tracker_project_name": {"default": "text2image-fine-tune"},
-            "validation_steps": {"needs": (_PROMPTED,)},
-        },
-    )
-
-    def check(self, args: Arguments) -> None:
-        if "non_ema_revision" in args.given:
-            logger.warning("--non_ema_revision is deprecated: use --variant=non_ema instead.")
-        else:
-            args.non_ema_revision = args.revision
+    models: Components  # once they are loaded
+    is_adapted: ClassVar[bool] = False  # whether an adapter is trained, and the network is frozen
 
     def family_of(self, args: Arguments) -> ModelFamily:
         """The family of the models that are trained."""
@@ -151,12 +113,6 @@ class TextToImage(ImageLevelTask):
 
     def choose_levels(self, args: Arguments, seed: int) -> Levels:
         levels = Levels.of(args, *self.family_of(args).load_schedulers(args), seed)
-        kind = levels.objective.prediction_type
-        if args.dream_training and kind != "epsilon":
-            raise UsageError(
-                f"--dream_training needs an epsilon model, and this one predicts {kind!r}: leave "
-                "it out or pass --prediction_type epsilon."
-            )
         check_slowed(args, levels)
         if args.timestep_sampler == "information_rate" and args.noise_offset:
             logger.warning(
@@ -185,12 +141,19 @@ class TextToImage(ImageLevelTask):
             longest = max(self.tokenizers.values(), key=lambda each: each.model_max_length)
             warn_of_long_captions(job.rows, args.caption_column, longest)
         dtype = frozen_dtype(job.accelerator)
-        self.models = family.load_components(args, self.tokenizers, device, dtype)
-        network = self.models.network
-        source = family.load_averaged(args) if args.use_ema else None
-        averages = Averages(network).with_ema(args, device, source)
+        self.models = family.load_components(
+            args, self.tokenizers, device, dtype, frozen=self.is_adapted
+        )
+        folder, averages = self.averages(job)
         self.published.models, self.published.averages = self.models, averages
-        return Trained(network, family.network, averages)
+        return Trained(self.models.network, folder, averages)
+
+    def averages(self, job: JobParts) -> tuple[str, Averages]:
+        """The name of what is trained in checkpoints, and its averages, once models are loaded."""
+        args, family = job.args, self.family
+        source = family.load_averaged(args) if args.use_ema else None
+        averages = Averages(self.models.network)
+        return family.network, averages.with_ema(args, job.accelerator.device, source)
 
     def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
         vae, family = self.models.vae, self.family
@@ -211,4 +174,41 @@ class TextToImage(ImageLevelTask):
             image_column=job.args.image_column,
             **self.text_columns,
             caption_dropout=job.args.caption_dropout,
+            latents=self.latents(job),
+            tell_crop=partial(self.family.size_conditioning, resolution=job.args.resolution),
         )
+
+    def latents(self, job: JobParts) -> CachedLatents | None:
+        """What is read instead of images; None where they are encoded as they come."""
+        return None
+
+
+class TextToImage(FamilyTask):
+    """All of a Stable Diffusion UNet."""
+
+    command_line = CommandLine(
+        "Fine-tune Stable Diffusion with a timestep curriculum and importance sampling.",
+        (*_FAMILIAR, *NOISE_LEVELS, SLOWED, DROPOUT, LOOP),
+        official=official(_FAMILIAR),
+        changes={
+            "output_dir": {"default": "sd-model-finetuned"},
+            "tracker_project_name": {"default": "text2image-fine-tune"},
+            "validation_steps": {"needs": (_PROMPTED,)},
+        },
+    )
+
+    def check(self, args: Arguments) -> None:
+        if "non_ema_revision" in args.given:
+            logger.warning("--non_ema_revision is deprecated: use --variant=non_ema instead.")
+        else:
+            args.non_ema_revision = args.revision
+
+    def choose_levels(self, args: Arguments, seed: int) -> Levels:
+        levels = super().choose_levels(args, seed)
+        kind = levels.objective.prediction_type
+        if args.dream_training and kind != "epsilon":
+            raise UsageError(
+                f"--dream_training needs an epsilon model, and this one predicts {kind!r}: leave "
+                "it out or pass --prediction_type epsilon."
+            )
+        return levels

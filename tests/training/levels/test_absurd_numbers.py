@@ -31,6 +31,7 @@ from diffusers_curriculum.training.parts.optimizers import (
 )
 from diffusers_curriculum.training.tasks.class_conditional import ClassConditional
 from diffusers_curriculum.training.tasks.text_to_image import TextToImage
+from diffusers_curriculum.training.tasks.text_to_image_sdxl import TextToImageSDXL
 from diffusers_curriculum.training.tasks.unconditional import Unconditional
 from diffusers_curriculum.weighting import WEIGHTINGS
 from diffusers_curriculum.weighting.learned import LearnedLossWeights
@@ -88,6 +89,7 @@ def task_of(name: str, patch: pytest.MonkeyPatch) -> Any:
     patch.syspath_prepend(str(ROOT / "examples" / "recipes"))
     own = {
         "text_to_image": TextToImage,
+        "text_to_image_sdxl": TextToImageSDXL,
         "class_conditional": ClassConditional,
         "unconditional": Unconditional,
     }

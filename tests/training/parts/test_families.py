@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import inspect
+import re
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import pytest
+import torch
 import transformers
 
+from diffusers_curriculum.cli import main
 from diffusers_curriculum.training.parts.families import base
 from diffusers_curriculum.training.parts.families.base import FAMILIES, ModelFamily, families
 
@@ -56,6 +60,44 @@ def test_what_a_family_names_is_there(name: str) -> None:
     assert "vae" in family.parts
     pairs = [tokenizer.replace("tokenizer", "text_encoder") for tokenizer in family.tokenizers]
     assert pairs == [*family.encoders]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_tiny_one_is_loaded_and_draws_in_plain_diffusers(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = torch.get_rng_state()
+    for folder in ("one", "two"):
+        words = ["make-tiny", "--type", name, "--output_dir", str(tmp_path / folder)]
+        assert main([*words, "--seed", "3"]) == 0
+    assert torch.equal(torch.get_rng_state(), state)
+    assert str(tmp_path / "one") in capsys.readouterr().out
+    files = [path for path in (tmp_path / "one").rglob("*") if path.suffix == ".safetensors"]
+    assert len(files) == len(families()[name].weighted)
+    for path in files:
+        other = tmp_path / "two" / path.relative_to(tmp_path / "one")
+        assert path.read_bytes() == other.read_bytes()
+    pipeline: Any = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "one")
+    assert type(pipeline) is families()[name].pipeline_class
+    pipeline.set_progress_bar_config(disable=True)
+    image = pipeline("a bird", num_inference_steps=1, output_type="pt").images[0]
+    assert bool(image.isfinite().all())
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("sdlx",), "family of models 'sdlx' is unknown.*is 'sdxl' meant"),
+        (("sdxl", "--resolution", "32"), "--resolution 32 has no effect with --type sdxl: drop it"),
+        (("sdxl", "--vae_steps", "0"), "--vae_steps 0 has no effect"),
+    ],
+)
+def test_what_no_tiny_one_can_be_made_of(
+    tmp_path: Path, words: tuple[str, ...], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["make-tiny", "--output_dir", str(tmp_path / "x"), "--type", *words]) == 2
+    assert re.search(told, capsys.readouterr().err)
+    assert not (tmp_path / "x").exists()
 
 
 @pytest.mark.parametrize("name", NAMES)

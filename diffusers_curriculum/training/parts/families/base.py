@@ -13,95 +13,32 @@ from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any, ClassVar
 
-import diffusers
-import torch
-import transformers
 from torch import Tensor
 
 from diffusers_curriculum.catalogue import Catalogue
 from diffusers_curriculum.training.arguments.command_line import Arguments
+from diffusers_curriculum.training.data.transforms import Crop
 from diffusers_curriculum.training.errors import UsageError
 from diffusers_curriculum.training.levels.sampling import sampling_fault
 from diffusers_curriculum.training.parts.components import (
-    Base,
     Components,
-    Source,
     check_variant,
     load_schedulers,
 )
-from diffusers_curriculum.training.process.pipeline_files import components, variants
-from diffusers_curriculum.training.storage.components import SavedPart
+from diffusers_curriculum.training.parts.pipeline_parts import PipelineParts
 
 Config = Mapping[str, Any]
 Conditioning = dict[str, Tensor]  # what a network is told besides, each with a first axis of B
 
 
-class ModelFamily:
+class ModelFamily(PipelineParts):
     """One family of text-to-image models. It has no state; names are those of diffusers.
 
     Attributes:
-        title: in messages, after "Give": "a Stable Diffusion pipeline".
-        pipeline: class of diffusers, which is exported and draws pictures.
-        network: folder of the network that is trained.
-        parts: classes that are trained with, by the names of parts; the first one is loaded. Those
-            of text begin with "text_encoder" and "tokenizer".
-        optional: parts of the pipeline that play no part in training; copied where it has them.
-        settings: of the pipeline's model_index.json, which an export keeps.
-        absent: arguments of the pipeline class for parts that pictures do without.
         lora_targets: modules of the network that get adapters unless a flag names others.
-        shift: of flow matching timesteps that the family is trained with; None: the scheduler's.
     """
 
-    title: ClassVar[str]
-    pipeline: ClassVar[str]
-    network: ClassVar[str]
-    parts: ClassVar[Mapping[str, tuple[str, ...]]]
-    optional: ClassVar[tuple[str, ...]] = ()
-    settings: ClassVar[tuple[str, ...]] = ()
-    absent: ClassVar[Mapping[str, Any]] = {}
     lora_targets: ClassVar[tuple[str, ...]] = ()
-    shift: ClassVar[float | None] = None
-
-    # -- what its parts are ----------------------------------------------------------------------
-
-    @property
-    def encoders(self) -> tuple[str, ...]:
-        """Names of the text encoders."""
-        return tuple(name for name in self.parts if name.startswith("text_encoder"))
-
-    @property
-    def tokenizers(self) -> tuple[str, ...]:
-        """Names of the tokenizers."""
-        return tuple(name for name in self.parts if name.startswith("tokenizer"))
-
-    @property
-    def weighted(self) -> tuple[str, ...]:
-        """Names of the parts with weights."""
-        return (self.network, "vae", *self.encoders)
-
-    @property
-    def frozen(self) -> tuple[str, ...]:
-        """Names of the parts that an export takes over from the base."""
-        trained = (self.network, "scheduler")
-        return tuple(name for name in (*self.parts, *self.optional) if name not in trained)
-
-    @property
-    def pipeline_class(self) -> Any:
-        """The pipeline's class; its import takes seconds."""
-        return getattr(diffusers, self.pipeline)
-
-    def part_class(self, part: str) -> Any:
-        """The class of a part."""
-        library: Any = diffusers if part in (self.network, "vae") else transformers
-        return getattr(library, self.parts[part][0])
-
-    def source(self, args: Arguments, part: str) -> Source:
-        """Where a part's files are."""
-        path, revision = args.pretrained_model_name_or_path, args.revision
-        variant = None
-        if part in self.weighted:
-            variant = variants(path, revision, args.variant, self.weighted)[part]
-        return Source(path, revision, variant, part)
 
     # -- before anything is loaded ---------------------------------------------------------------
 
@@ -189,6 +126,11 @@ class ModelFamily:
         Here ``encoded * scaling_factor``."""
         return encoded * vae.config.scaling_factor
 
+    def size_conditioning(self, crop: Crop, resolution: int) -> dict[str, Tensor]:
+        """What the network is told of where a sample was cut out, without an axis of the batch; on
+        the CPU, in the loader's workers. Here nothing."""
+        return {}
+
     # -- the network -----------------------------------------------------------------------------
 
     def predict(
@@ -197,75 +139,6 @@ class ModelFamily:
         """The network's prediction for noisy latents at timesteps (B,), in the terms of the run's
         :class:`~diffusers_curriculum.Objective`: shape and sign are those of its target."""
         raise NotImplementedError
-
-    # -- models and pipelines --------------------------------------------------------------------
-
-    def load_part(self, args: Arguments, part: str, dtype: torch.dtype = torch.float32) -> Any:
-        """The model of a part, on the CPU.
-
-        Raises:
-            UsageError: it cannot be loaded, or lacks weights.
-        """
-        source = self.source(args, part)
-        with source.loading(part, self.title):
-            return source.load(self.part_class(part), dtype)
-
-    def load_components(
-        self,
-        args: Arguments,
-        tokenizers: dict[str, Any],
-        device: torch.device,
-        frozen_dtype: torch.dtype,
-    ) -> Components:
-        """Load the models onto ``device``; the network trains in float32, the rest is frozen.
-
-        Raises:
-            UsageError: a part cannot be loaded.
-        """
-        encoders = {name: self.load_part(args, name, frozen_dtype) for name in self.encoders}
-        vae = self.load_part(args, "vae", frozen_dtype)
-        network = self.load_part(args, self.network)
-        for frozen in (*encoders.values(), vae):
-            frozen.requires_grad_(False).eval().to(device)
-        network.requires_grad_(True).train().to(device)
-        if args.enable_xformers_memory_efficient_attention:
-            network.enable_xformers_memory_efficient_attention()
-        if args.gradient_checkpointing:
-            network.enable_gradient_checkpointing()
-        return Components(network, vae, encoders, tokenizers, self.open_base(args))
-
-    def load_averaged(self, args: Arguments) -> Any:
-        """The network whose weights an average starts from; None: the one that is trained."""
-        return None
-
-    def base_folder(self, args: Arguments) -> Path:
-        """The folder of the base pipeline; one of the Hub is fetched, but for its network."""
-        path = args.pretrained_model_name_or_path
-        if Path(path).is_dir():
-            return Path(path)
-        where = {"revision": args.revision, "variant": args.variant, "use_safetensors": True}
-        return Path(self.pipeline_class.download(path, **{self.network: None}, **where))
-
-    def open_base(self, args: Arguments) -> Base:
-        """What the exported pipeline takes over from the base, read and opened now, as the folder
-        may not be there at the end."""
-        with self.source(args, self.network).loading("parts", self.title):
-            kind, folder = self.pipeline_class, self.base_folder(args)
-            index = dict(kind.load_config(folder))
-            names = [name for name in components(index) if name in self.frozen]
-            frozen = {name: SavedPart(folder / name, args.variant) for name in names}
-            return Base(kind, index, frozen, tuple(n for n in self.frozen if n not in names))
-
-    def pipeline_of(self, models: Components, network: Any, scheduler: Any) -> Any:
-        """A pipeline around models that are in memory already; nothing is loaded."""
-        told = {} if models.base is None else models.base.settings(self.settings)
-        parts = {**models.encoders, **models.tokenizers, "vae": models.vae, self.network: network}
-        return self.pipeline_class(**parts, scheduler=scheduler, **(told | dict(self.absent)))
-
-    def save_pipeline(self, base: Base, network: Any, scheduler: Any, output: Path) -> Any:
-        """Write the pipeline to keep, see :meth:`Base.save`."""
-        trained = {self.network: network, "scheduler": scheduler}
-        return base.save(trained, output, self.settings)
 
 
 FAMILIES: Catalogue[type[ModelFamily]] = Catalogue("family of models")
@@ -277,6 +150,17 @@ def families() -> Mapping[str, ModelFamily]:
     for module in iter_modules([str(Path(__file__).parent)]):
         import_module(f"{__package__}.{module.name}")
     return {name: kind() for name, kind in FAMILIES.items()}
+
+
+def family_named(name: str) -> ModelFamily:
+    """A family by its name.
+
+    Raises:
+        ValueError: there is none; the message lists them.
+    """
+    families()
+    FAMILIES.entry(name)
+    return families()[name]
 
 
 def text_config(encoder: Config) -> Config:

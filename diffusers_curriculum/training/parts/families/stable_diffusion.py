@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from diffusers_curriculum.models.tiny import MINUSCULE, make_tiny_pipeline
 from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.parts.components import Components, Source, check_variant
 from diffusers_curriculum.training.parts.families.base import (
@@ -81,6 +83,9 @@ class StableDiffusion(ModelFamily):
     ) -> Tensor:
         text = conditioning["encoder_hidden_states"]
         return network(noisy, timesteps, text, return_dict=False)[0]
+
+    def save_tiny(self, folder: Path, seed: int = 0) -> None:
+        make_tiny_pipeline(None, folder, resolution=16, seed=seed, sizes=MINUSCULE)
 
     def load_averaged(self, args: Arguments) -> Any:
         if args.non_ema_revision == args.revision:

@@ -1,0 +1,154 @@
+"""Stable Diffusion XL: a UNet told of captions by two CLIPs, and of sizes and crop of the image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import diffusers
+import torch
+import transformers
+from huggingface_hub import hf_hub_download
+from torch import Tensor
+
+from diffusers_curriculum.models import tiny_parts
+from diffusers_curriculum.training.arguments.command_line import Arguments
+from diffusers_curriculum.training.data.transforms import Crop
+from diffusers_curriculum.training.parts.components import Components, Source
+from diffusers_curriculum.training.parts.families.base import (
+    FAMILIES,
+    Conditioning,
+    Config,
+    ModelFamily,
+)
+from diffusers_curriculum.training.parts.families.stable_diffusion import (
+    wants,
+    wrong_latents,
+    wrong_width,
+)
+from diffusers_curriculum.training.parts.images import autoencoder_source
+from diffusers_curriculum.training.storage.components import SavedPart
+
+_UNTOLD = ("encoder_hid_dim_type", "class_embed_type", "num_class_embeds")
+_SIZES = 6  # numbers of the time ids: original size, corner of the crop, size of the crop
+_VAE_FLAG = "pretrained_vae_model_name_or_path"
+
+
+@FAMILIES.register("sdxl")
+class StableDiffusionXL(ModelFamily):
+    """Stable Diffusion XL, the base model; the autoencoder may come from elsewhere, and works in
+    float32, as its latents overflow in float16."""
+
+    title = "a Stable Diffusion XL pipeline"
+    pipeline, network = "StableDiffusionXLPipeline", "unet"
+    parts: ClassVar = {
+        "unet": ("UNet2DConditionModel",),
+        "vae": ("AutoencoderKL",),
+        "text_encoder": ("CLIPTextModel",),
+        "text_encoder_2": ("CLIPTextModelWithProjection",),
+        "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
+        "tokenizer_2": ("CLIPTokenizer", "CLIPTokenizerFast"),
+    }
+    optional = ("feature_extractor", "image_encoder")
+    settings = ("force_zeros_for_empty_prompt",)
+    lora_targets = ("to_k", "to_q", "to_v", "to_out.0")  # of train_text_to_image_lora_sdxl.py
+    precise_vae = True
+
+    # -- what its parts are ----------------------------------------------------------------------
+
+    def source(self, args: Arguments, part: str) -> Source:
+        if part != "vae" or args[_VAE_FLAG] is None:
+            return super().source(args, part)
+        path, subfolder = autoencoder_source(args) or (args[_VAE_FLAG], None)
+        return Source(path, None, None, subfolder, _VAE_FLAG, "a saved AutoencoderKL")
+
+    def saved_part(self, args: Arguments, folder: Path, name: str) -> SavedPart:
+        if name != "vae" or args[_VAE_FLAG] is None:
+            return super().saved_part(args, folder, name)
+        source = self.source(args, name)
+        own = Path(source.path, source.subfolder or "")
+        if not own.is_dir():
+            config = hf_hub_download(source.path, "config.json", subfolder=source.subfolder)
+            own = Path(config).parent
+        return SavedPart(own)
+
+    def misfits(self, configs: Mapping[str, Config]) -> Iterator[str]:
+        unet, vae = configs["unet"], configs["vae"]
+        kind = vae.get("_class_name", "AutoencoderKL")
+        if kind != "AutoencoderKL":
+            yield f"its vae is a {kind}, and this script takes an AutoencoderKL"
+        yield from wrong_latents(unet, vae)
+        yield from wants(unet, dict.fromkeys(_UNTOLD, (None,)))
+        widths = [configs[name].get("hidden_size", 512) for name in self.encoders]
+        yield from wrong_width(unet, sum(widths), "its two text encoders give")
+        if unet.get("addition_embed_type") != "text_time":
+            yield f"its unet's addition_embed_type is {unet.get('addition_embed_type')!r}"
+            return
+        pooled = configs["text_encoder_2"].get("projection_dim", 512)
+        taken = unet.get("projection_class_embeddings_input_dim")
+        given = pooled + _SIZES * (unet.get("addition_time_embed_dim") or 0)
+        if taken != given:  # a refiner's are another five sizes
+            yield (
+                f"its unet takes {taken} numbers of sizes and pooled captions, and is given {given}"
+            )
+
+    # -- what the network is told ----------------------------------------------------------------
+
+    def encode_text(self, models: Components, tokens: Mapping[str, Tensor]) -> Conditioning:
+        """Of both encoders the states before the last layer, side by side; of the second one the
+        pooled and projected state (arXiv 2307.01952, section 2.1)."""
+        told = [
+            encoder(
+                tokens[name.replace("text_encoder", "input_ids")],
+                output_hidden_states=True,
+                return_dict=False,
+            )
+            for name, encoder in models.encoders.items()
+        ]
+        states = torch.cat([each[-1][-2] for each in told], dim=-1)
+        return {"encoder_hidden_states": states, "text_embeds": told[-1][0]}
+
+    def size_conditioning(self, crop: Crop, resolution: int) -> dict[str, Tensor]:
+        """time_ids (6,): original size, corner of the crop, and its size, as (y, x) each."""
+        sizes = (*crop.original, *crop.top_left, resolution, resolution)
+        return {"time_ids": torch.tensor(sizes, dtype=torch.float32)}
+
+    def predict(
+        self, network: Any, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning
+    ) -> Tensor:
+        added = {name: conditioning[name] for name in ("text_embeds", "time_ids")}
+        text = conditioning["encoder_hidden_states"]
+        return network(noisy, timesteps, text, added_cond_kwargs=added, return_dict=False)[0]
+
+    def tiny(self) -> dict[str, Any]:
+        tokenizer, sizes = tiny_parts.clip_tokenizer(), 8
+        layout: dict[str, Any] = {
+            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+            "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+            "block_out_channels": (8, 16),
+            "attention_head_dim": (2, 4),
+            "transformer_layers_per_block": (1, 2),
+        }
+        unet = diffusers.UNet2DConditionModel(
+            **layout,
+            sample_size=8,
+            layers_per_block=1,
+            norm_num_groups=4,
+            cross_attention_dim=2 * tiny_parts.WIDTH,
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=sizes,
+            projection_class_embeddings_input_dim=tiny_parts.WIDTH + _SIZES * sizes,
+        )
+        return {
+            "unet": unet,
+            "scheduler": diffusers.EulerDiscreteScheduler(
+                beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1
+            ),
+            "vae": tiny_parts.autoencoder(scaling_factor=0.13025),
+            "text_encoder": tiny_parts.clip(transformers.CLIPTextModel, tokenizer),
+            "text_encoder_2": tiny_parts.clip(transformers.CLIPTextModelWithProjection, tokenizer),
+            "tokenizer": tokenizer,
+            "tokenizer_2": tokenizer,
+        }

@@ -1,0 +1,297 @@
+"""Stable Diffusion XL: the official step bit for bit, the crop that is told, and what is left."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers.training_utils import compute_snr
+from PIL import Image
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+from diffusers_curriculum.objective import Objective
+from diffusers_curriculum.training.publish.text_to_image import OnePromptPublisher
+from examples.text_to_image import train_text_to_image_sdxl_curriculum as script
+from tests.scripts.small_runs import Bench, hashes, make_sdxl_bench, status, write_images
+
+CACHED = ("--cache_latents", "--latent_crops", 2, "--random_flip")
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    """A tiny pipeline, and images that are wider than high."""
+    torch.set_num_threads(1)
+    return make_sdxl_bench(tmp_path_factory.mktemp("sdxl"))
+
+
+@pytest.fixture(scope="module")
+def wide(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images of which crops are cut out at different places."""
+    folder = write_images(tmp_path_factory.mktemp("wide") / "images", 8)
+    for number, path in enumerate(sorted(folder.glob("*.png"))):
+        with Image.open(path) as image:
+            image.resize((24 + 4 * number, 12)).save(path)
+    return folder
+
+
+# -- the step --------------------------------------------------------------------------------------
+
+
+@dataclass
+class Witness:
+    """What a step was given, and what it computed."""
+
+    batch: dict[str, Tensor]
+    latents: Tensor
+    noise: Tensor
+    posterior: Tensor
+    timesteps: Tensor
+    told: dict[str, Tensor]
+    weights: dict[str, Tensor]
+    config: dict[str, Any]
+    loss: Tensor
+    gradients: dict[str, Tensor]
+
+
+def first_step(bench: Bench, folder: Path, *more: object) -> Witness:
+    """Run one micro-batch of the script, and note everything about it."""
+    noted: dict[str, Any] = {}
+    forward, add_noise = UNet2DConditionModel.forward, Objective.add_noise
+    gaussian, step = script.gaussian, script.training_step
+
+    def drawing(shape: Any, **told: Any) -> Tensor:
+        drawn = gaussian(shape, **told)
+        noted[told["purpose"]] = drawn.clone()
+        return drawn
+
+    def added(self: Objective, sample: Tensor, noise: Tensor, indices: Tensor) -> Tensor:
+        noted.update(latents=sample.clone(), noise=noise.clone())
+        return add_noise(self, sample, noise, indices)
+
+    def predicted(self: Any, sample: Tensor, timestep: Tensor, text: Tensor, **more: Any) -> Any:
+        told = {"encoder_hidden_states": text.clone(), **more["added_cond_kwargs"]}
+        noted.update(timesteps=timestep.clone(), told=told)
+        return forward(self, sample, timestep, text, **more)
+
+    def stepped(run: Any, number: int, slots: Any, batch: dict[str, Tensor]) -> Any:
+        unet = run.models.network
+        noted.update(weights={k: v.clone() for k, v in unet.state_dict().items()}, batch=batch)
+        result = step(run, number, slots, batch)
+        gradients = {k: p.grad.clone() for k, p in unet.named_parameters()}
+        noted.update(loss=result[2][0], gradients=gradients, config=dict(unet.config))
+        return result
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(script, "gaussian", drawing)
+        patch.setattr(Objective, "add_noise", added)
+        patch.setattr(UNet2DConditionModel, "forward", predicted)
+        patch.setattr(script, "training_step", stepped)
+        bench.train(folder, *more, "--max_train_steps", 1, batch=4)
+    return Witness(**{name: noted[name] for name in Witness.__annotations__})
+
+
+def official_conditions(folder: Path, witness: Witness) -> dict[str, Tensor]:
+    """What diffusers' script tells the network of the same captions."""
+    kinds = {"": CLIPTextModel, "_2": CLIPTextModelWithProjection}
+    embeds, pooled = [], torch.empty(0)
+    for suffix, kind in kinds.items():
+        encoder: Any = kind.from_pretrained(folder, subfolder=f"text_encoder{suffix}")
+        encoder.requires_grad_(False)
+        tokens = witness.batch[f"input_ids{suffix}"]
+        with torch.no_grad():
+            found = encoder(tokens, output_hidden_states=True, return_dict=False)
+        pooled = found[0]
+        embeds.append(found[-1][-2])
+    return {"encoder_hidden_states": torch.concat(embeds, dim=-1), "text_embeds": pooled}
+
+
+def official_latents(folder: Path, witness: Witness) -> Tensor:
+    """The latents of diffusers' script of the same images, for the same draw."""
+    vae: Any = AutoencoderKL.from_pretrained(folder, subfolder="vae")
+    vae.requires_grad_(False)  # which changes the last bits
+    with torch.no_grad():
+        posterior = vae.encode(witness.batch["pixel_values"]).latent_dist
+    return (posterior.mean + posterior.std * witness.posterior) * vae.config.scaling_factor
+
+
+def official_step(
+    folder: Path, witness: Witness, kind: str, gamma: float | None
+) -> tuple[Tensor, Any]:
+    """Loss and gradients by the formulas of diffusers' script, through diffusers' own functions;
+    of a network that predicts x0 without that script's subtraction of the noise."""
+    scheduler: Any = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
+    scheduler.register_to_config(prediction_type=kind)
+    x0, noise, t, told = witness.latents, witness.noise, witness.timesteps, dict(witness.told)
+    unet: Any = UNet2DConditionModel.from_config(witness.config)
+    unet.load_state_dict(witness.weights)
+    noisy = scheduler.add_noise(x0, noise, t)
+    velocity = scheduler.get_velocity(x0, noise, t)
+    target = {"epsilon": noise, "v_prediction": velocity, "sample": x0}[kind]
+    text = told.pop("encoder_hidden_states")
+    output = unet(noisy, t, text, added_cond_kwargs=told, return_dict=False)[0]
+    if gamma is None:
+        loss = F.mse_loss(output.float(), target.float(), reduction="mean")
+    else:
+        snr = compute_snr(scheduler, t)
+        weight = torch.stack([snr, gamma * torch.ones_like(t)], dim=1).min(dim=1)[0]
+        if kind != "sample":
+            weight = weight / (snr if kind == "epsilon" else snr + 1)
+        each = F.mse_loss(output.float(), target.float(), reduction="none")
+        loss = (each.mean(dim=list(range(1, len(each.shape)))) * weight).mean()
+    loss.backward()
+    return loss.detach(), {name: p.grad for name, p in unet.named_parameters()}
+
+
+CASES = [("epsilon", None), ("epsilon", 5.0), ("v_prediction", 5.0), ("sample", None)]
+CASES += [("sample", 5.0)]
+
+
+@pytest.mark.parametrize(("kind", "gamma"), CASES)
+def test_the_step_equals_diffusers(
+    bench: Bench, tmp_path: Path, kind: str, gamma: float | None
+) -> None:
+    more = ("--prediction_type", kind, *(() if gamma is None else ("--snr_gamma", gamma)))
+    witness = first_step(bench, tmp_path, *more)
+    for name, value in official_conditions(bench.pipeline, witness).items():
+        assert torch.equal(witness.told[name], value)
+    assert torch.equal(witness.latents, official_latents(bench.pipeline, witness))
+    loss, gradients = official_step(bench.pipeline, witness, kind, gamma)
+    assert torch.equal(witness.loss, loss)
+    assert witness.gradients.keys() == gradients.keys()
+    assert [k for k, g in gradients.items() if not torch.equal(witness.gradients[k], g)] == []
+    assert sum(float(g.abs().sum()) for g in gradients.values()) > 0
+
+
+def test_the_comparison_can_fail(bench: Bench, tmp_path: Path) -> None:
+    witness = first_step(bench, tmp_path, "--snr_gamma", 5)
+    right = official_step(bench.pipeline, witness, "epsilon", 5.0)
+    assert torch.equal(right[0], witness.loss)
+    witness.told["time_ids"] = witness.told["time_ids"] + 1
+    loss, gradients = official_step(bench.pipeline, witness, "epsilon", 5.0)
+    assert not torch.equal(loss, witness.loss)
+    assert any(not torch.equal(g, witness.gradients[k]) for k, g in gradients.items())
+
+
+# -- the crop that is told -------------------------------------------------------------------------
+
+
+def test_each_sample_is_told_its_own_crop(bench: Bench, wide: Path, tmp_path: Path) -> None:
+    witness = first_step(bench, tmp_path, "--train_data_dir", wide, "--random_flip")
+    ids = witness.told["time_ids"]
+    assert ids.shape == (4, 6)
+    assert set(ids[:, 0].tolist()) == {12.0}
+    assert ids[:, 1].min() >= 24
+    assert len({tuple(row) for row in ids[:, 2:4].tolist()}) > 1
+    assert ids[:, 4:].tolist() == [[8.0, 8.0]] * 4
+
+
+def test_cached_latents_are_those_of_the_crops_that_are_told(
+    bench: Bench, wide: Path, tmp_path: Path
+) -> None:
+    more = ("--train_data_dir", wide, "--image_interpolation_mode", "nearest", *CACHED)
+    witness = first_step(bench, tmp_path, *more)
+    assert {"mean", "std", "time_ids"} < witness.batch.keys()
+    vae: Any = AutoencoderKL.from_pretrained(bench.pipeline, subfolder="vae")
+    found = 0
+    for mean, ids in zip(witness.batch["mean"], witness.told["time_ids"], strict=True):
+        found += any(torch.allclose(mean, one, atol=1e-5) for one in encoded(vae, wide, ids))
+    assert found == 4
+
+
+def encoded(vae: Any, folder: Path, ids: Tensor) -> list[Tensor]:
+    """Of every image, as it is and mirrored, the latents of the crop that is told."""
+    _, width, top, left = (int(value) for value in ids[:4])
+    variants = []
+    for path in sorted(folder.glob("*.png")):
+        with Image.open(path) as image:
+            if image.width != width:
+                continue
+            small = image.resize((int(8 * width / 12), 8), Image.Resampling.NEAREST)
+        for one in (small, small.transpose(Image.Transpose.FLIP_LEFT_RIGHT)):
+            pixels = torch.from_numpy(np.array(one.crop((left, top, left + 8, top + 8))))
+            pixels = (pixels.permute(2, 0, 1).float() / 255 - 0.5) / 0.5
+            with torch.no_grad():
+                variants.append(vae.encode(pixels[None]).latent_dist.mean[0])
+    return variants
+
+
+# -- what is left ----------------------------------------------------------------------------------
+
+
+def test_a_run_with_cached_latents_is_resumed_bit_for_bit(
+    bench: Bench, wide: Path, tmp_path: Path
+) -> None:
+    more = ("--train_data_dir", wide, *CACHED, "--max_train_steps", 4, "--use_ema")
+    more += ("--checkpointing_steps", 2, "--curriculum", "difficulty", "--curriculum_patience", 1)
+    more += ("--curriculum_max_share", 9, "--latent_cache_dir", tmp_path / "cache")
+    whole = bench.train(tmp_path / "whole", *more)
+    shutil.copytree(tmp_path / "whole" / "checkpoint-2", tmp_path / "again" / "checkpoint-2")
+    rest = bench.train(tmp_path / "again", *more, "--resume_from_checkpoint", "latest")
+    assert rest.steps == whole.steps[2:]
+    for name in ("checkpoint-4", "unet"):
+        assert hashes(tmp_path / "again" / name) == hashes(tmp_path / "whole" / name)
+
+
+# Without the package, draw what the folder on the command line holds.
+ELSEWHERE = """
+import sys
+sys.modules["diffusers_curriculum"] = None  # importing it fails
+import torch
+from diffusers import DiffusionPipeline
+pipeline = DiffusionPipeline.from_pretrained(sys.argv[1])
+pipeline.set_progress_bar_config(disable=True)
+generator = torch.Generator().manual_seed(7)
+for number in range(2):
+    image = pipeline(sys.argv[2], generator=generator, num_inference_steps=25).images[0]
+    image.save(f"{sys.argv[3]}/{number}.png")
+try:
+    import diffusers_curriculum
+except ImportError:
+    print("without the package")
+"""
+
+
+def test_the_export_draws_the_pictures_of_the_run_in_plain_diffusers(
+    bench: Bench, tmp_path: Path
+) -> None:
+    keep, prompt, in_memory = OnePromptPublisher.keep, "picture number 3", list[Any]()
+
+    def keeping(self: OnePromptPublisher, final: bool = False) -> None:
+        with self.averages.shown():
+            in_memory.extend(self._draw(self._validation_pipeline))
+        keep(self, final)
+
+    more = ("--validation_prompt", prompt, "--num_validation_images", 2, "--use_ema")
+    with mock.patch.object(OnePromptPublisher, "keep", keeping):
+        bench.train(tmp_path / "run", *more, "--max_train_steps", 2)
+    command = [sys.executable, "-c", ELSEWHERE, str(tmp_path / "run"), prompt, str(tmp_path)]
+    hidden = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(command, cwd=tmp_path, env=hidden, capture_output=True, text=True)
+    assert "without the package" in done.stdout, done.stderr
+    there = [np.asarray(Image.open(tmp_path / f"{number}.png")) for number in range(2)]
+    assert all(map(np.array_equal, there, map(np.asarray, in_memory)))
+    assert not np.array_equal(there[0], there[1])
+    with Image.open(tmp_path / "run" / "val_imgs_grid.png") as grid:
+        assert np.array_equal(np.asarray(grid), np.concatenate(there, axis=1))
+
+
+def test_a_pipeline_of_another_family_is_refused(
+    bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import train_text_to_image_curriculum as other
+
+    argv = bench.argv(tmp_path)
+    assert status(argv, other.__name__) == 2
+    assert "its unet's addition_embed_type is 'text_time'" in capsys.readouterr().err
