@@ -138,6 +138,8 @@ def test_what_is_in_effect_is_recorded(script: Script, monkeypatch: pytest.Monke
     (session,) = json.loads((script.output / "run.json").read_text())["sessions"]
     found = session["in_effect"]
     assert (found["mixed_precision"], found["device"], found["num_processes"]) == ("bf16", "cpu", 1)
+    attention = None if script.name in ("vit_vqgan", "own_job") else "sdpa"
+    assert found.get("attention") == attention
     wanted = session["arguments"]["gradient_accumulation_steps"]
     assert found["gradient_accumulation_steps"] == wanted
 

@@ -198,13 +198,25 @@ def check_8bit(args: Any) -> None:
         raise UsageError("--use_8bit_adam needs bitsandbytes: pip install it, or drop the flag.")
 
 
-def check_xformers(args: Any) -> None:
-    """Refuse xformers' attention without the package or without a CUDA device."""
-    flag = "--enable_xformers_memory_efficient_attention"
-    if not args.enable_xformers_memory_efficient_attention:
+def check_attention(args: Any) -> None:
+    """Refuse two flags that name different attentions."""
+    if args.enable_xformers_memory_efficient_attention and args.attention not in (None, "xformers"):
+        raise UsageError(
+            f"--enable_xformers_memory_efficient_attention and --attention {args.attention} both "
+            "say what computes attention: drop one of the two."
+        )
+
+
+def check_kernels(args: Any) -> None:
+    """Refuse an attention without its package or without a CUDA device."""
+    flag, name = f"--attention {args.attention}", args.attention
+    if args.enable_xformers_memory_efficient_attention:
+        flag, name = "--enable_xformers_memory_efficient_attention", "xformers"
+    if name in (None, "sdpa", "math", "flex"):  # which are everywhere
         return
-    if not installed("xformers"):
-        raise UsageError(f"{flag} needs xformers: pip install xformers, or drop the flag.")
+    package = {"xformers": "xformers", "flash": "flash-attn"}.get(name)
+    if package is not None and not installed(package.replace("-", "_")):
+        raise UsageError(f"{flag} needs {package}: pip install {package}, or drop the flag.")
     import torch
 
     if not torch.cuda.is_available():

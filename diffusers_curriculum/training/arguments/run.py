@@ -46,6 +46,7 @@ POLICIES = ("raise", "skip")  # for what is not finite
 # for samples that cannot be used: all images are looked at, or a sample of them, or none
 SAMPLE_POLICIES = (*POLICIES, "sample", "off")
 MIXED_PRECISIONS = ("no", "fp16", "bf16")
+ATTENTIONS = ("sdpa", "xformers", "flash", "cudnn", "efficient", "math", "flex")
 
 _OF_A_DATA_SET = Need("--dataset_name", lambda a: a.dataset_name is not None)
 _AVERAGED = Need("--use_ema", lambda a: a.use_ema)
@@ -212,7 +213,15 @@ KERNELS = Family.of(
         "enable_xformers_memory_efficient_attention",
         help="attention by xformers (needs a CUDA device)",
     ),
-    check_machine=environment.check_xformers,
+    choice(
+        "attention",
+        ATTENTIONS,
+        help="what the network's attention is computed by: PyTorch's own (sdpa) or xformers; in "
+        "transformers of flow matching also the flash-attn package, one of PyTorch's kernels or "
+        "flex attention (default: sdpa)",
+    ),
+    check=environment.check_attention,
+    check_machine=environment.check_kernels,
 )
 OUTPUT = Family.of(
     "output",
@@ -275,6 +284,7 @@ OF_IMAGES = (IMAGES, LOADING, SAMPLES)
 OF_MACHINE = (PRECISION, KERNELS, OUTPUT, HUB)
 _OURS = {flag.name for flag in SAMPLES.flags}
 _OURS |= {
+    "attention",
     "train_split",
     "background",
     "ema_decay",

@@ -135,7 +135,7 @@ class Job(JobParts):
             checkpoint,
             changed,
             self.accelerator.is_main_process,
-            in_effect(self.accelerator),
+            in_effect(self.accelerator, self.network),
         )
         self.saver = Saver(args, self.accelerator, state, self.monitor.guard, facts, self.stop)
 
@@ -196,7 +196,7 @@ class Job(JobParts):
             **self.task.described(self),
             "batch per update": self.plan.total,
             "seed": self.seed,
-            **in_effect(self.accelerator),
+            **in_effect(self.accelerator, self.network),
             "updates": args.max_train_steps,
             "first update": self.start,
         }

@@ -25,6 +25,7 @@ from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.data.decoding import MODES
 from diffusers_curriculum.training.errors import OF_CONFIGS, UsageError, usage_errors
 from diffusers_curriculum.training.levels.formulations import pipeline_index
+from diffusers_curriculum.training.process.attention import choose_attention
 from diffusers_curriculum.training.process.pipeline_files import variants
 from diffusers_curriculum.training.storage.components import SavedPart
 from diffusers_curriculum.training.storage.fingerprints import hash_config, hash_lines
@@ -197,8 +198,7 @@ def _check_pretrained(args: Arguments, channels: int, side: int, classes: int | 
 def ready(args: Arguments, network: Any, device: torch.device) -> Any:
     """Put the network on ``device``, in training mode, with the kernels asked for."""
     network.requires_grad_(True).train().to(device)
-    if args.enable_xformers_memory_efficient_attention:
-        network.enable_xformers_memory_efficient_attention()
+    choose_attention(args, network)
     if args.gradient_checkpointing:
         network.enable_gradient_checkpointing()
     return network

@@ -13,6 +13,7 @@ import transformers
 from diffusers_curriculum.models.saving import share_weights
 from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.parts.components import Base, Components, Source
+from diffusers_curriculum.training.process.attention import choose_attention
 from diffusers_curriculum.training.process.pipeline_files import components, variants
 from diffusers_curriculum.training.storage.components import SavedPart
 
@@ -117,8 +118,7 @@ class PipelineParts:
         for part in (*encoders.values(), vae):
             part.requires_grad_(False).eval().to(device)
         network.requires_grad_(not frozen).train().to(device)
-        if args.enable_xformers_memory_efficient_attention:
-            network.enable_xformers_memory_efficient_attention()
+        choose_attention(args, network)
         if args.gradient_checkpointing:
             network.enable_gradient_checkpointing()
         return Components(network, vae, encoders, tokenizers, self.open_base(args))

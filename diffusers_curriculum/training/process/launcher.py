@@ -15,6 +15,7 @@ import torch
 from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.arguments.run import MIXED_PRECISIONS
 from diffusers_curriculum.training.errors import UsageError
+from diffusers_curriculum.training.process.attention import attention_of
 
 ACCUMULATION = "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
 PRECISION = "ACCELERATE_MIXED_PRECISION"
@@ -87,9 +88,12 @@ def check_in_effect(args: Arguments, accelerator: Any) -> None:
         )
 
 
-def in_effect(accelerator: Any) -> dict[str, Any]:
-    """What a run computes with, as it is after everything was set up; plain data."""
-    return {
+def in_effect(accelerator: Any, network: Any = None) -> dict[str, Any]:
+    """What a run computes with, as it is after everything was set up; plain data. Of a network,
+    what its attention is computed by, where it tells."""
+    attention = None if network is None else attention_of(network)
+    told = {} if attention is None else {"attention": attention}
+    return told | {
         "device": str(accelerator.device),
         "distributed_type": accelerator.distributed_type.value,
         "num_processes": accelerator.num_processes,

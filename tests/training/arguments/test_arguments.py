@@ -121,6 +121,7 @@ def test_every_new_flag_is_reachable_by_its_full_name():
 
 
 NEW_DEFAULTS = {
+    "attention": None,
     "untrained_timestep": None,
     "timestep_sampler": "uniform",
     "timestep_sampler_args": {},

@@ -20,6 +20,7 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
+from diffusers.models.attention_processor import AttnProcessor2_0
 from diffusers.training_utils import EMAModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -28,6 +29,7 @@ from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.errors import UsageError
 from diffusers_curriculum.training.parts.components import Components
 from diffusers_curriculum.training.parts.families.base import families
+from diffusers_curriculum.training.process.attention import attention_of
 from diffusers_curriculum.training.tasks.text_to_image import TextToImage
 from tests.training.command_lines import parse_args
 from tests.training.fake_accelerator import FakeAccelerator
@@ -137,11 +139,19 @@ def test_gradient_checkpointing_is_switched_on(pipeline: Path) -> None:
 def test_xformers_is_switched_on_for_the_unet(
     pipeline: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    class XFormersAttnProcessor(AttnProcessor2_0):
+        """Stands for the one of that name."""
+
+    def enable(self: UNet2DConditionModel) -> None:
+        asked.append(type(self))
+        self.set_attn_processor(XFormersAttnProcessor())  # pyright: ignore[reportArgumentType]
+
     asked: list[type] = []
     name = "enable_xformers_memory_efficient_attention"
-    monkeypatch.setattr(UNet2DConditionModel, name, lambda self: asked.append(type(self)))
-    load(arguments(pipeline, f"--{name}"))
+    monkeypatch.setattr(UNet2DConditionModel, name, enable)
+    models = load(arguments(pipeline, f"--{name}"))
     assert asked == [UNet2DConditionModel]
+    assert attention_of(models.network) == "xformers"
 
 
 def test_all_parts_come_from_one_revision_and_variant(
