@@ -13,9 +13,10 @@ from importlib import import_module
 from typing import Any
 
 import numpy as np
+import torch
 from diffusers.utils import make_image_grid
 from PIL.Image import Image
-from torch import nn
+from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +32,19 @@ def evaluation_mode(*models: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+def decoding_precisely(pipeline: Any) -> Any:
+    """Let a pipeline decode in the precision of its autoencoder under any autocast: some overflow
+    in float16, and the pictures are black."""
+    vae = pipeline.vae
+
+    def decode(latents: Tensor, *args: Any, **options: Any) -> Any:
+        with torch.autocast(latents.device.type, enabled=False):
+            return type(vae).decode(vae, latents.to(vae.dtype), *args, **options)
+
+    vae.decode = decode
+    return pipeline
 
 
 def image_grid(images: Sequence[Image], prompts: Sequence[str]) -> Image:

@@ -19,7 +19,7 @@ from diffusers_curriculum.training.levels.levels import Levels
 from diffusers_curriculum.training.levels.sampling import with_prediction_type
 from diffusers_curriculum.training.parts.components import Components
 from diffusers_curriculum.training.parts.families.base import ModelFamily
-from diffusers_curriculum.training.publish.pictures import evaluation_mode
+from diffusers_curriculum.training.publish.pictures import decoding_precisely, evaluation_mode
 from diffusers_curriculum.training.publish.publisher import PipelinePublisher
 
 # training_utils takes seconds to import, which a wrong command line should not have to wait for: it
@@ -46,6 +46,7 @@ class TextToImagePublisher(PipelinePublisher):
     """
 
     prompt_flag: ClassVar[str] = "validation_prompts"
+    steps: ClassVar[int] = INFERENCE_STEPS  # of denoising
     models: Components
 
     def __init__(
@@ -95,12 +96,19 @@ class TextToImagePublisher(PipelinePublisher):
         base = self.models.base or self.family.open_base(self.args)
         return self.family.save_pipeline(base, self.network, self._scheduler(), folder)
 
+    @property
+    def pictures(self) -> int:
+        """How many there are of each caption."""
+        return 1
+
     def _draw(self, build: Any) -> list[Image]:
         return validation_images(
-            build,
+            (lambda: decoding_precisely(build())) if self.family.precise_vae else build,
             self.captions,
             seed=self.args.seed,
             device=self.accelerator.device,
+            steps=self.steps,
+            images=self.pictures,
             autocast=self.accelerator.autocast,
         )
 
@@ -108,23 +116,16 @@ class TextToImagePublisher(PipelinePublisher):
 class OnePromptPublisher(TextToImagePublisher):
     """Publishes a text-to-image pipeline; several pictures for the one validation prompt."""
 
-    prompt_flag = "validation_prompt"
+    prompt_flag, steps = "validation_prompt", ONE_PROMPT_STEPS
 
     @property
     def captions(self) -> Sequence[str]:
         prompt = self.args.validation_prompt
         return [] if prompt is None else [prompt]
 
-    def _draw(self, build: Any) -> list[Image]:
-        return validation_images(
-            build,
-            self.captions,
-            seed=self.args.seed,
-            device=self.accelerator.device,
-            steps=ONE_PROMPT_STEPS,
-            images=self.args.num_validation_images,
-            autocast=self.accelerator.autocast,
-        )
+    @property
+    def pictures(self) -> int:
+        return self.args.num_validation_images
 
 
 def validation_images(

@@ -29,6 +29,7 @@ from diffusers_curriculum.training.parts.families.base import families
 from diffusers_curriculum.training.publish import pictures as validation
 from diffusers_curriculum.training.publish.pictures import (
     captions,
+    decoding_precisely,
     evaluation_mode,
     image_grid,
     log_images,
@@ -192,6 +193,24 @@ def test_autocast_surrounds_the_sampling(components: dict[str, Any]) -> None:
         handle.remove()
     assert dtypes == {torch.bfloat16}
     assert len(entered) == 1
+
+
+def test_an_autoencoder_may_decode_in_its_own_precision(components: dict[str, Any]) -> None:
+    vae, seen = components["vae"], []
+
+    def autocast() -> Any:
+        return torch.autocast("cpu", torch.bfloat16)
+
+    handle = vae.decoder.conv_in.register_forward_hook(lambda _m, _i, out: seen.append(out.dtype))
+    try:
+        build = lambda: decoding_precisely(pipeline_of(components))  # noqa: E731
+        for _ in range(2):  # the same models, pipeline after pipeline
+            validation_images(build, ["a"], seed=0, device="cpu", steps=1, autocast=autocast)
+    finally:
+        handle.remove()
+        del vae.decode
+    assert seen == [torch.float32] * 2
+    sample(components, ["a"], autocast=autocast, steps=1)
 
 
 def test_memory_is_freed_even_after_an_error(
