@@ -21,6 +21,7 @@ from diffusers_curriculum.models.networks import build_network
 from diffusers_curriculum.models.vit_vq import ViTVQModel
 from diffusers_curriculum.pipelines import ClassConditionalPipeline, UnconditionalPipeline
 from diffusers_curriculum.training.loop import job
+from diffusers_curriculum.training.parts.families.base import families
 from diffusers_curriculum.training.process import runtime
 from tests.metrics.tiny_networks import save as save_vision_model
 from tests.scripts.image_runs import make_materials
@@ -30,6 +31,7 @@ pytestmark = pytest.mark.reliability
 AUTOENCODER = Path(__file__).parents[2] / "examples" / "autoencoder"
 SCRIPTS = {
     "text_to_image": "train_text_to_image_curriculum",
+    "text_to_image_sdxl": "examples.text_to_image.train_text_to_image_sdxl_curriculum",
     "class_conditional": "examples.class_conditional.train_class_conditional_curriculum",
     "unconditional": "examples.unconditional.train_unconditional_curriculum",
     "vit_vqgan": "train_vit_vqgan",
@@ -51,9 +53,10 @@ def _vision(*flags: str) -> tuple[str, ...]:
     return ("--eval_feature_model", "{}/vision", *metrics, *flags)
 
 
-SD, IMAGES, PLAIN = (
-    ("--pretrained_model_name_or_path", f"{{}}/{name}") for name in ("sd", "classes", "plain")
+SD, XL, IMAGES, PLAIN = (
+    ("--pretrained_model_name_or_path", f"{{}}/{name}") for name in ("sd", "xl", "classes", "plain")
 )
+OWN_VAE = (*XL, "--pretrained_vae_model_name_or_path", "{}/AutoencoderKL")
 DIT = ("--model_config", "{}/dit.json", "--pretrained_vae_model_name_or_path")
 VQGAN = ("--pretrained_model_name_or_path", "{}/ViTVQModel")
 LOOK = ("--perceptual_model", "{}/vision", "--model_config", "{}/ViTVQModel/config.json")
@@ -61,6 +64,10 @@ PLACES = {
     "sd-unet": Place("text_to_image", SD, "sd/unet", "mid_block.attentions"),
     "sd-vae": Place("text_to_image", SD, "sd/vae", "decoder.conv_in"),
     "sd-text_encoder": Place("text_to_image", SD, "sd/text_encoder", "layers.0"),
+    "xl-unet": Place("text_to_image_sdxl", XL, "xl/unet", "add_embedding"),
+    "xl-text_encoder": Place("text_to_image_sdxl", XL, "xl/text_encoder", "layers.0"),
+    "xl-text_encoder_2": Place("text_to_image_sdxl", XL, "xl/text_encoder_2", "text_projection"),
+    "xl-AutoencoderKL": Place("text_to_image_sdxl", OWN_VAE, "AutoencoderKL", "quant_conv"),
     "class-unet": Place("class_conditional", IMAGES, "classes/unet", "conv_out"),
     "class-vae": Place("class_conditional", IMAGES, "classes/vae", "decoder.conv_in"),
     "class-AutoencoderKL": Place(
@@ -82,6 +89,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("models")
     make_materials(root)
     shutil.copytree(make_bench(root / "bench").pipeline, root / "sd")
+    families()["sdxl"].save_tiny(root / "xl")
     save_vision_model("vit_bare", root / "vision")
     sizes: dict[str, Any] = {"channels": 4, "sample_size": 4}
     unet = build_network(str(root / "unet.json"), num_classes=3, **sizes)

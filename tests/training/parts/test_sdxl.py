@@ -176,6 +176,7 @@ MISFITS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "pooled": (edited(SECOND, projection_dim=24), "takes 64 numbers .*, and is given 72"),
     "width": (edited(SECOND, hidden_size=8), "is 32, and its two text encoders give 24"),
+    "bert": (edited(SECOND, model_type="bert"), "its text_encoder_2/config.json is one of 'bert'"),
     "embedding": (edited(UNET, addition_embed_type="text"), "addition_embed_type is 'text'"),
     "inpainting": (edited(UNET, in_channels=9), "its unet takes 9 channels"),
     "image": (edited(UNET, encoder_hid_dim_type="image_proj"), "it wants more than a caption"),

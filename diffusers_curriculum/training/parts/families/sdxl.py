@@ -23,6 +23,7 @@ from diffusers_curriculum.training.parts.families.base import (
     ModelFamily,
 )
 from diffusers_curriculum.training.parts.families.stable_diffusion import (
+    no_clip,
     wants,
     wrong_latents,
     wrong_width,
@@ -80,6 +81,10 @@ class StableDiffusionXL(ModelFamily):
             yield f"its vae is a {kind}, and this script takes an AutoencoderKL"
         yield from wrong_latents(unet, vae)
         yield from wants(unet, dict.fromkeys(_UNTOLD, (None,)))
+        strange = [fault for name in self.encoders for fault in no_clip(name, configs[name])]
+        yield from strange
+        if strange:
+            return
         widths = [configs[name].get("hidden_size", 512) for name in self.encoders]
         yield from wrong_width(unet, sum(widths), "its two text encoders give")
         if unet.get("addition_embed_type") != "text_time":

@@ -63,12 +63,11 @@ class StableDiffusion(ModelFamily):
         unet, encoder = configs["unet"], configs["text_encoder"]
         yield from wrong_latents(unet, configs["vae"])
         yield from wants(unet, _ALLOWED)
-        kind = encoder.get("model_type", "clip_text_model")
-        if kind not in ("clip_text_model", "clip"):
-            yield f"its text_encoder/config.json is one of {kind!r}, and this script takes a CLIP"
-            return
-        width = text_config(encoder).get("hidden_size", 512)
-        yield from wrong_width(unet, width, "its text_encoder gives")
+        strange = list(no_clip("text_encoder", encoder))
+        yield from strange
+        if not strange:
+            width = text_config(encoder).get("hidden_size", 512)
+            yield from wrong_width(unet, width, "its text_encoder gives")
 
     def check_variant(self, args: Arguments) -> None:
         check_variant(args, {args.revision, args.non_ema_revision}, self.weighted)
@@ -101,6 +100,13 @@ def wrong_latents(unet: Config, vae: Config) -> Iterator[str]:
     for name, does in (("in_channels", "takes"), ("out_channels", "gives")):
         if unet.get(name, 4) != latent:
             yield f"its unet {does} {unet[name]} channels, and its vae's latents have {latent}"
+
+
+def no_clip(part: str, encoder: Config) -> Iterator[str]:
+    """Whether the config of a text encoder is that of something else than a CLIP."""
+    kind = encoder.get("model_type", "clip_text_model")
+    if kind not in ("clip_text_model", "clip"):
+        yield f"its {part}/config.json is one of {kind!r}, and this script takes a CLIP"
 
 
 def wants(unet: Config, allowed: Mapping[str, tuple[Any, ...]]) -> Iterator[str]:
