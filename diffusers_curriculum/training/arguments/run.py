@@ -283,16 +283,8 @@ FAMILIES = (LOADING, RUN, OPTIMIZER, EMA, PRECISION, OUTPUT, CHECKPOINTS, LOOP)
 OF_IMAGES = (IMAGES, LOADING, SAMPLES)
 OF_MACHINE = (PRECISION, KERNELS, OUTPUT, HUB)
 _OURS = {flag.name for flag in SAMPLES.flags}
-_OURS |= {
-    "attention",
-    "train_split",
-    "background",
-    "ema_decay",
-    "ema_interval",
-    "license",
-    "allow_config_change",
-}
-_OURS |= {"overwrite_output_dir", "lr_num_cycles", "lr_power", "lr_end"}
+_OURS |= {"attention", "train_split", "background", "ema_decay", "ema_interval", "license"}
+_OURS |= {"allow_config_change", "overwrite_output_dir", "lr_num_cycles", "lr_power", "lr_end"}
 
 
 def official(families: Sequence[Family], *, without: Collection[str] = ()) -> str:
