@@ -162,6 +162,12 @@ def find_source(name: str) -> Found:
 
     folder = Path(name).expanduser()
     whole = (folder / "model_index.json").is_file()
+    if (folder / "pytorch_lora_weights.safetensors").is_file() and not whole:
+        raise ValueError(
+            f"{name} holds an adapter, and no network: load it into its pipeline by diffusers, "
+            "call pipeline.fuse_lora() and pipeline.unload_lora_weights(), and give the pipeline "
+            "that pipeline.save_pretrained() leaves."
+        )
     if not whole and checkpoints(folder):
         raise ValueError(
             f"{name} is a run that has not finished: it has checkpoints, and no pipeline yet. Let "

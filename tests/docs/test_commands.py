@@ -22,6 +22,7 @@ from diffusers_curriculum.training.loop.task import Task
 from diffusers_curriculum.training.tasks.class_conditional import ClassConditional
 from diffusers_curriculum.training.tasks.levels import LevelTask
 from diffusers_curriculum.training.tasks.text_to_image import TextToImage
+from diffusers_curriculum.training.tasks.text_to_image_lora import TextToImageLora
 from diffusers_curriculum.training.tasks.text_to_image_sdxl import TextToImageSDXL
 from diffusers_curriculum.training.tasks.unconditional import Unconditional
 from tests.docs.test_documents import ROOT, TEXTS, blocks
@@ -30,6 +31,7 @@ from tests.floors_fixtures import SD
 TASKS: dict[str, type[Task]] = {
     "train_text_to_image_curriculum": TextToImage,
     "train_text_to_image_sdxl_curriculum": TextToImageSDXL,
+    "train_text_to_image_lora_curriculum": TextToImageLora,
     "train_class_conditional_curriculum": ClassConditional,
     "train_unconditional_curriculum": Unconditional,
 }

@@ -54,6 +54,7 @@ def script_parsers() -> dict[str, Any]:
     from diffusers_curriculum.training.tasks.text_to_image_sdxl import TextToImageSDXL
     from tests.training.command_lines import (
         build_class_parser,
+        build_lora_parser,
         build_parser,
         build_unconditional_parser,
     )
@@ -61,6 +62,7 @@ def script_parsers() -> dict[str, Any]:
     return {
         "train_text_to_image_curriculum": build_parser(),
         "train_text_to_image_sdxl_curriculum": TextToImageSDXL.command_line.parser(),
+        "train_text_to_image_lora_curriculum": build_lora_parser(),
         "train_class_conditional_curriculum": build_class_parser(),
         "train_unconditional_curriculum": build_unconditional_parser(),
     }

@@ -1,8 +1,9 @@
 """Every training script goes on from a checkpoint that it wrote before, as it went on then.
 
-Each folder in tests/fixtures/script_checkpoints holds all that a run needs: images, models, flags
-(argv.json), a checkpoint, and what the steps after it computed (expected.json). Draws must be the
-same everywhere; losses to 1e-4; every bit where versions and processor are those of the record.
+Each folder in tests/fixtures/script_checkpoints holds all that a run needs, or for an adapter uses
+what another one holds: images, models, flags (argv.json), a checkpoint, and what the steps after it
+computed (expected.json). Draws must be the same everywhere; losses to 1e-4; every bit where
+versions and processor are those of the record.
 Only what a run tells and leaves is looked at, so that the inside of the scripts may change.
 """
 
@@ -37,6 +38,7 @@ SCRIPTS = {
     "unconditional": "examples.unconditional.train_unconditional_curriculum",
     "vit_vqgan": "train_vit_vqgan",
     "text_to_image": "train_text_to_image_curriculum",
+    "text_to_image_lora": "examples.text_to_image.train_text_to_image_lora_curriculum",
 }
 STOPPED, STEPS = 5, 10  # the checkpoint that is kept, and the length of the run
 LARGEST = 700_000  # bytes of a folder
@@ -64,6 +66,7 @@ def command(name: str, work: Path) -> list[str]:
     paths = {
         "{pipeline}": FIXTURES / name / "pipeline",
         "{images}": FIXTURES / name / "images",
+        "{checkpoints}": FIXTURES,
         "{cache}": work / "cache",
         "{output}": work / "run",
     }
@@ -168,6 +171,8 @@ def _reset_accelerate() -> None:
 def resumed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Resumed:
     """One script's run, gone on with."""
     name = request.param
+    if name.endswith("lora"):
+        pytest.importorskip("peft")
     wanted = json.loads((FIXTURES / name / "expected.json").read_text())
     work = tmp_path_factory.mktemp(name)
     return Resumed(name, wanted, resume(name, work), work / "run")

@@ -169,7 +169,7 @@ def test_nonfinite_is_never_saved(bench: Bench, tmp_path: Path, value: float) ->
         assert status(argv, bench.script) == 3
     assert checkpoint_names(tmp_path) == {"checkpoint-2"}
     verify_checkpoint(tmp_path / "checkpoint-2")
-    assert not (tmp_path / "model_index.json").exists()
+    assert not (tmp_path / bench.index).exists()
 
 
 @pytest.fixture(scope="module")

@@ -50,7 +50,7 @@ class Campaign:
     """What many killed runs did, beside one that was left alone."""
 
     reference: Life
-    trained: str
+    bench: Bench
     lives: list[Life] = field(default_factory=list)
 
     @property
@@ -71,7 +71,7 @@ class Campaign:
 
     def figures(self) -> dict[str, int]:
         """What is quoted from this test."""
-        names = {"checkpoint bits": f"checkpoint-{STEPS}", "exported bits": self.trained}
+        names = {"checkpoint bits": f"checkpoint-{STEPS}", "exported bits": self.bench.exported}
         made = [step["step"] for start in self.starts for step in start.steps]
         return {
             "runs": len(self.lives),
@@ -117,7 +117,7 @@ def moments(seed: int) -> Iterator[Kill]:
 def campaign(bench: Bench, folder: Path, variant: str, kills: int, inside: int) -> Campaign:
     """Run and kill until there were so many kills, so many of them inside a save."""
     argv = bench.argv(folder, *VARIANTS[variant])
-    done = Campaign(live(folder / "reference", argv, script=bench.script), bench.trained)
+    done = Campaign(live(folder / "reference", argv, script=bench.script), bench)
     plan = moments(seed=kills)
     while done.kills < kills or done.inside < inside:
         assert len(done.lives) < 2 * kills, "the kills come too late"
@@ -155,15 +155,17 @@ def test_sigkill_resume_bits(
         assert sorted(life.steps) == list(range(STEPS))
         assert checkpoint_names(life.folder) == {f"checkpoint-{STEPS}"}
         assert not [path for path in life.folder.iterdir() if path.name.startswith(".")]
-    _has_something_to_lose(done.reference, variant, bench.trained)
+    _has_something_to_lose(done.reference, variant, bench)
 
 
-def _has_something_to_lose(reference: Life, variant: str, trained: str) -> None:
+def _has_something_to_lose(reference: Life, variant: str, bench: Bench) -> None:
     """No state is trivial, and the curriculum is under way while runs are killed."""
     files = hashes(reference.folder / f"checkpoint-{STEPS}")
-    models = [trained, f"{trained}_ema"][: 1 + (variant == "everything")]
-    weights = {f"{model}/diffusion_pytorch_model" for model in models}
-    assert {f"{name}.safetensors" for name in STATES[variant] | weights} <= files.keys()
+    weights = {f"{bench.trained}/{bench.weights}"}
+    if variant == "everything":
+        weights.add(f"{bench.trained}_ema/diffusion_pytorch_model.safetensors")
+    assert weights | {f"{name}.safetensors" for name in STATES[variant]} <= files.keys()
+    assert hashes(reference.folder / bench.exported)
     assert len({step["loss"] for step in reference.steps.values()}) == STEPS
     opened = [step["stage"] for step in reference.steps.values()]
     assert variant == "full" or len(set(opened[4:-4])) >= 3

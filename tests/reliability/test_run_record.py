@@ -27,6 +27,7 @@ from diffusers_curriculum.training.checkpoint.same_run import (
     check_same_run,
     conflicts,
     renewed_parts,
+    run_facts,
 )
 from diffusers_curriculum.training.data.plan import BatchPlan
 from diffusers_curriculum.training.data.sources import load_images
@@ -39,6 +40,7 @@ from diffusers_curriculum.training.storage.fingerprints import (
 )
 from diffusers_curriculum.training.storage.manifest import read_manifest
 from diffusers_curriculum.training.tasks.text_to_image import TextToImage
+from diffusers_curriculum.training.tasks.text_to_image_lora import TextToImageLora
 from tests.scripts.small_runs import Bench, make_bench, status, write_images
 from tests.scripts.small_runs import train as run_script
 from tests.training.command_lines import parse_args
@@ -217,7 +219,34 @@ def test_every_setting_can_conflict(facts_of: Any, images: Path, tmp_path: Path)
     }
     for setting, facts in others.items():
         assert {d.setting for d in conflicts(facts_of(), facts)} == {setting}
-    assert {setting for setting, *_ in CHANGES} | others.keys() == SETTINGS.keys()
+    settings = {setting for setting, *_ in CHANGES} | others.keys()
+    assert settings | {"adapter"} == SETTINGS.keys()
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (("--rank", 8), "adapter.rank is 8, was 4"),
+        (("--lora_alpha", 2), "adapter.lora_alpha is 2.0, was 4.0"),
+        (("--lora_target_modules", "to_q"), "adapter.lora_target_modules is "),
+        (("--use_dora",), "adapter.use_dora is True, was False"),
+    ],
+)
+def test_another_adapter_is_another_run(
+    images: Path, more: tuple[object, ...], told: str, caplog: Any
+) -> None:
+    def facts(*more: object) -> dict[str, Any]:
+        line = ["--pretrained_model_name_or_path", "m", "--train_data_dir", images, *more]
+        args = TextToImageLora().parse(list(map(str, line)), machine=False)
+        return run_facts(args, BatchPlan(6, 4, 1, 1, 0, seed=0), {}, {})
+
+    with pytest.raises(UsageError) as refusal:
+        check_same_run(facts(*more), facts())
+    assert told in str(refusal.value)
+    assert "--allow_config_change adapter," in str(refusal.value)
+    changed = check_same_run(facts(*more), facts(), ["adapter"])
+    assert {difference.setting for difference in changed} >= {"adapter"}
+    assert SETTINGS["adapter"] in caplog.text
 
 
 def test_all_differences_are_named_together(facts_of: Any) -> None:

@@ -81,14 +81,14 @@ def undisturbed(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Finis
     return finish(bench, folder, *EVERYTHING, *EVERY_STEP, batch=1)
 
 
-def check_same_bits(job: Finished, undisturbed: Finished, trained: str) -> None:
+def check_same_bits(job: Finished, undisturbed: Finished, exported: str) -> None:
     """All that both ranks saw, computed and held in every step made, and all that they left."""
     for rank in range(2):
         seen, expected = job.outcome.saw(rank), undisturbed.outcome.saw(rank)
         first = min(seen)
         assert sorted(seen) == list(range(first, STEPS))
         assert seen == {step: expected[step] for step in seen}
-    for name in (f"checkpoint-{STEPS}", trained):
+    for name in (f"checkpoint-{STEPS}", exported):
         left = hashes(job.output / name)
         assert left
         assert left == hashes(undisturbed.output / name)
@@ -122,7 +122,7 @@ def test_ddp_resume_bits(bench: Bench, undisturbed: Finished, tmp_path: Path, st
     folder = with_checkpoint(tmp_path, undisturbed, stopped)
     job = finish(bench, folder, *EVERYTHING, *LATEST, "--checkpointing_steps", STEPS, batch=1)
     assert [min(job.outcome.saw(rank)) for rank in range(2)] == [stopped, stopped]
-    check_same_bits(job, undisturbed, bench.trained)
+    check_same_bits(job, undisturbed, bench.exported)
 
 
 # -- R7: a killed rank -----------------------------------------------------------------------------
@@ -157,7 +157,7 @@ def test_ddp_kill_one_rank(
     for number in range(2):  # what was computed before the kill too
         seen, expected = killed.saw(number), undisturbed.outcome.saw(number)
         assert seen == {step: expected[step] for step in seen}
-    check_same_bits(job, undisturbed, bench.trained)
+    check_same_bits(job, undisturbed, bench.exported)
 
 
 def check_ended(killed: Outcome, kill: Kill, output: Path) -> None:
@@ -208,7 +208,7 @@ def test_torchrun_ends_when_a_rank_is_killed(
     assert seconds < DEADLINE
     assert not Path(f"/proc/{other}").exists()
     assert bool(check_whole(output)) == (moment != "start")
-    check_same_bits(finish(bench, tmp_path, *OFTEN, batch=1), undisturbed, bench.trained)
+    check_same_bits(finish(bench, tmp_path, *OFTEN, batch=1), undisturbed, bench.exported)
 
 
 def wait_for(job: subprocess.Popen[bytes], look: Any, seconds: float = 120) -> Any:
@@ -256,7 +256,7 @@ def test_sigterm_to_one_rank_saves_exact_step(
     assert check_whole(output)[-1] == f"checkpoint-{done[0]}"
     job = finish(bench, tmp_path, *OFTEN, batch=1)
     assert job.outcome.ranks[0].resumed_at == done[0]
-    check_same_bits(job, undisturbed, bench.trained)
+    check_same_bits(job, undisturbed, bench.exported)
 
 
 FAULTS = [
@@ -281,7 +281,7 @@ def test_nonfinite_loss_on_one_rank_raises_on_both(
     assert job.statuses == [3, 3], job.said()
     assert made[0] == made[1]
     assert check_whole(output) == ["checkpoint-3"]  # from before the fault
-    check_same_bits(finish(bench, tmp_path, *OFTEN, batch=1), undisturbed, bench.trained)
+    check_same_bits(finish(bench, tmp_path, *OFTEN, batch=1), undisturbed, bench.exported)
 
 
 @pytest.mark.slow

@@ -25,6 +25,7 @@ FIXTURES = ROOT / "tests" / "fixtures" / "script_checkpoints"
 SCRIPTS = {
     "text_to_image": "train_text_to_image_curriculum",
     "text_to_image_sdxl": "examples.text_to_image.train_text_to_image_sdxl_curriculum",
+    "text_to_image_lora": "examples.text_to_image.train_text_to_image_lora_curriculum",
     "class_conditional": "examples.class_conditional.train_class_conditional_curriculum",
     "unconditional": "examples.unconditional.train_unconditional_curriculum",
     "vit_vqgan": "train_vit_vqgan",
@@ -68,6 +69,8 @@ class Script:
 
     def __init__(self, name: str, work: Path, patch: pytest.MonkeyPatch) -> None:
         self.name, self.work, self.output = name, work, work / "run"
+        if name.endswith("lora"):
+            pytest.importorskip("peft")
         if name in _FOUND_AS_SCRIPTS:
             patch.syspath_prepend(str(ROOT / _FOUND_AS_SCRIPTS[name]))
         if name == "text_to_image_sdxl":
@@ -84,6 +87,7 @@ class Script:
             "{images}": FIXTURES / self.name / "images",
             "{captions}": FIXTURES / "text_to_image" / "images",
             "{tiny}": self.work / "tiny",
+            "{checkpoints}": FIXTURES,
             "{cache}": self.work / "cache",
             "{output}": self.output,
         }

@@ -8,13 +8,14 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 from unittest import mock
 
 import numpy as np
+import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
@@ -40,12 +41,14 @@ class Bench:
     Attributes:
         pipeline: the pipeline to fine-tune, or the config of the network to train.
         script: module with a ``main(argv)`` and a ``training_step``.
-        trained: folder of the trained model in pipelines and checkpoints.
+        trained: folder of the trained model in checkpoints, and in pipelines unless ``left`` is
+            where a run leaves it.
         model: the flag that ``pipeline`` is given by.
         words: what a flag of the text-to-image script is called here; None where there is no such
             flag, and it is left out with its values.
         more: arguments of every run.
         draws: purposes that the step draws for, whose values a witness notes.
+        weights: file name of trained weights.
     """
 
     pipeline: Path
@@ -57,6 +60,18 @@ class Bench:
     words: Mapping[str, str | None] = field(default_factory=dict)
     more: tuple[str, ...] = ()
     draws: frozenset[str] = frozenset({"noise"})
+    left: str = ""
+    weights: str = "diffusion_pytorch_model.safetensors"
+
+    @property
+    def exported(self) -> str:
+        """Where a run leaves the trained weights, in its output folder."""
+        return self.left or self.trained
+
+    @property
+    def index(self) -> str:
+        """The file that tells plain diffusers what a run left."""
+        return self.left or "model_index.json"
 
     @property
     def module(self) -> ModuleType:
@@ -194,6 +209,24 @@ def make_unconditional_bench(folder: Path) -> Bench:
     )
 
 
+def make_lora_bench(folder: Path) -> Bench:
+    """Write a data set and a pipeline for an adapter."""
+    return adapted(make_bench(folder))
+
+
+def adapted(bench: Bench) -> Bench:
+    """The same pipeline and data set for an adapter."""
+    pytest.importorskip("peft")
+    return replace(
+        bench,
+        script="examples.text_to_image.train_text_to_image_lora_curriculum",
+        trained="lora",
+        left="pytorch_lora_weights.safetensors",
+        weights="pytorch_lora_weights.safetensors",
+        words={"--validation_prompts": None},
+    )
+
+
 def write_json(path: Path, content: object) -> Path:
     """Write a file, with its folders, and return its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -205,6 +238,7 @@ def write_json(path: Path, content: object) -> Path:
 BENCHES: dict[str, Callable[[Path], Bench]] = {
     "text_to_image": make_bench,
     "text_to_image_sdxl": make_sdxl_bench,
+    "text_to_image_lora": make_lora_bench,
     "class_conditional": make_class_bench,
     "unconditional": make_unconditional_bench,
 }
@@ -315,8 +349,8 @@ def stage_of(sampler: Any, step: int) -> int:
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file below ``folder`` that holds state, by relative path."""
-    files = [p for p in folder.rglob("*") if p.suffix in (".safetensors", ".json")]
+    """SHA-256 of every file below ``folder`` that holds state, or of it, by relative path."""
+    files = [p for p in (folder, *folder.rglob("*")) if p.suffix in (".safetensors", ".json")]
     return {
         str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
         for p in files

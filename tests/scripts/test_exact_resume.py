@@ -83,9 +83,10 @@ def test_the_reference_has_something_to_lose(bench: Bench, reference: Reference)
     assert len({step.lr for step in reference.record.steps}) > STEPS // 2
     assert checkpoint_names(reference.folder) == {f"checkpoint-{k + 1}" for k in range(STEPS)}
     saved = hashes(reference.folder / f"checkpoint-{STEPS}")
-    weights = "diffusion_pytorch_model.safetensors"
-    expected = {f"{bench.trained}/{weights}", "optimizer.safetensors"}
-    expected |= {f"{bench.trained}_ema/{weights}", "sampler.safetensors"}
+    averaged = f"{bench.trained}_ema/diffusion_pytorch_model.safetensors"
+    expected = {f"{bench.trained}/{bench.weights}", "optimizer.safetensors"}
+    expected |= {averaged, "sampler.safetensors"}
+    assert hashes(reference.folder / bench.exported)
     assert expected < saved.keys()
     assert len({saved[name] for name in expected}) == len(expected)
 
@@ -104,7 +105,7 @@ def test_resume_from_every_step_bits(
     assert record.numbers == list(range(stopped, STEPS))
     assert record.steps == reference.record.steps[stopped:]
     assert hashes(folder / LAST) == hashes(reference.folder / LAST)
-    assert hashes(folder / bench.trained) == hashes(reference.folder / bench.trained)
+    assert hashes(folder / bench.exported) == hashes(reference.folder / bench.exported)
     # The reports do not notice either: a window that was open when the run stopped goes on.
     later = [entry for entry in reference.record.logged if entry[0] > stopped]
     assert record.logged == later
@@ -142,8 +143,8 @@ def test_a_finished_run_makes_no_step_and_still_exports(
     more = ("--resume_from_checkpoint", "latest", "--validation_prompts", "a", "b")
     record = bench.train(folder, *EVERYTHING, *more, pictures=True)
     assert record.steps == []
-    assert hashes(folder / bench.trained) == hashes(reference.folder / bench.trained)
-    expected = {"model_index.json", "README.md", "timesteps.png"}
+    assert hashes(folder / bench.exported) == hashes(reference.folder / bench.exported)
+    expected = {bench.index, "README.md", "timesteps.png"}
     expected |= {"val_imgs_grid.png"} if bench.words.get("--validation_prompts", True) else set()
     assert expected <= {path.name for path in folder.iterdir()}
 
@@ -156,7 +157,7 @@ def test_a_run_past_its_end_makes_no_step(
     record = bench.train(folder, *arguments, "--resume_from_checkpoint", "latest")
     assert record.steps == []
     assert checkpoint_names(folder) == {"checkpoint-8"}
-    assert (folder / "model_index.json").is_file()
+    assert (folder / bench.index).is_file()
 
 
 # -- the number of steps ---------------------------------------------------------------------------
@@ -231,7 +232,7 @@ def test_resume_path_is_literal(
     name = "./checkpoint-10" if relative else str(reference.folder / "checkpoint-10")
     record = bench.train(tmp_path / "new", *EVERYTHING, "--resume_from_checkpoint", name)
     assert record.steps == reference.record.steps[10:]
-    assert hashes(tmp_path / "new" / bench.trained) == hashes(reference.folder / bench.trained)
+    assert hashes(tmp_path / "new" / bench.exported) == hashes(reference.folder / bench.exported)
     assert hashes(reference.folder) == before  # the other run is only read
 
 

@@ -14,10 +14,9 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 from diffusers.training_utils import compute_snr
 from torch import Tensor
 
-import train_text_to_image_curriculum as script
 from diffusers_curriculum import Objective
 from diffusers_curriculum.training.loop import job
-from tests.scripts.small_runs import Bench, train
+from tests.scripts.small_runs import Bench, adapted, train
 
 
 @dataclass
@@ -38,7 +37,7 @@ def first_step(bench: Bench, folder: Path, *more: object) -> Witness:
     """Run one micro-batch of the script, and note everything about it."""
     noted: dict[str, Any] = {}
     forward, add_noise = UNet2DConditionModel.forward, Objective.add_noise
-    step = script.training_step
+    step = bench.module.training_step
 
     def added(self: Objective, sample: Tensor, noise: Tensor, indices: Tensor) -> Tensor:
         noted.update(latents=sample.clone(), noise=noise.clone())
@@ -52,15 +51,15 @@ def first_step(bench: Bench, folder: Path, *more: object) -> Witness:
         unet = run.models.network
         noted.update(weights={k: v.clone() for k, v in unet.state_dict().items()})
         result = step(run, *args)
-        gradients = {k: p.grad.clone() for k, p in unet.named_parameters()}
+        gradients = {k: p.grad.clone() for k, p in unet.named_parameters() if p.requires_grad}
         noted.update(loss=result[2][0], gradients=gradients, config=dict(unet.config))
         return result
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Objective, "add_noise", added)
         patch.setattr(UNet2DConditionModel, "forward", predicted)
-        patch.setattr(script, "training_step", stepped)
-        train(bench.argv(folder, *more, "--max_train_steps", 1, batch=4))
+        patch.setattr(bench.module, "training_step", stepped)
+        bench.train(folder, *more, "--max_train_steps", 1, batch=4)
     return Witness(**noted)
 
 
@@ -69,6 +68,8 @@ def official(witness: Witness, scheduler: Any, gamma: float | None) -> tuple[Ten
     kind = scheduler.config.prediction_type
     x0, noise, t = witness.latents, witness.noise, witness.timesteps
     unet: Any = UNet2DConditionModel.from_config(witness.config)
+    if any("lora_A" in name for name in witness.weights):
+        official_adapter(unet)
     unet.load_state_dict(witness.weights)
     noisy = scheduler.add_noise(x0, noise, t)
     target = noise if kind == "epsilon" else scheduler.get_velocity(x0, noise, t)
@@ -82,7 +83,22 @@ def official(witness: Witness, scheduler: Any, gamma: float | None) -> tuple[Ten
         each = F.mse_loss(output.float(), target.float(), reduction="none").mean(dim=(1, 2, 3))
         loss = (each * weight).mean()
     loss.backward()
-    return loss.detach(), {name: p.grad for name, p in unet.named_parameters()}
+    return loss.detach(), {n: p.grad for n, p in unet.named_parameters() if p.requires_grad}
+
+
+def official_adapter(unet: Any) -> None:
+    """Freeze the UNet, and put diffusers' adapter into it, but for its alpha."""
+    from peft import LoraConfig  # pyright: ignore[reportMissingImports]
+
+    targets = ["to_k", "to_q", "to_v", "to_out.0"]
+    unet.requires_grad_(False)
+    unet.add_adapter(
+        LoraConfig(r=4, lora_alpha=6, init_lora_weights="gaussian", target_modules=targets)
+    )
+
+
+# Updates that are not zero, as the gradient of half of an adapter would be then.
+ADAPTER = ("--rank", 4, "--lora_alpha", 6, "--init_lora_weights", "orthogonal")
 
 
 def scheduler_of(bench: Bench, kind: str) -> Any:
@@ -94,17 +110,19 @@ def scheduler_of(bench: Bench, kind: str) -> Any:
 @pytest.mark.reliability
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("gamma", [None, 5.0, 1.0])
+@pytest.mark.parametrize("trained", ["all", "adapter"])
 def test_script_step_equals_diffusers(
-    bench: Bench, tmp_path: Path, kind: str, gamma: float | None
+    bench: Bench, tmp_path: Path, kind: str, gamma: float | None, trained: str
 ) -> None:
-    more = () if gamma is None else ("--snr_gamma", gamma)
+    bench, more = (adapted(bench), ADAPTER) if trained == "adapter" else (bench, ())
+    more = more if gamma is None else (*more, "--snr_gamma", gamma)
     witness = first_step(bench, tmp_path, "--prediction_type", kind, *more)
     loss, gradients = official(witness, scheduler_of(bench, kind), gamma)
     assert torch.equal(witness.loss, loss)
     assert witness.gradients.keys() == gradients.keys()
     different = [k for k, g in gradients.items() if not torch.equal(witness.gradients[k], g)]
     assert different == []
-    assert sum(float(g.abs().sum()) for g in gradients.values()) > 0
+    assert all(float(g.abs().sum()) > 0 for g in gradients.values())
 
 
 def test_the_comparison_can_fail(bench: Bench, tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ PARSERS = ("run", "noise_levels", "curriculum", "images", "evaluation", "command
 SCRIPTS = (
     "train_text_to_image_curriculum.py",
     "examples/text_to_image/train_text_to_image_sdxl_curriculum.py",
+    "examples/text_to_image/train_text_to_image_lora_curriculum.py",
     "examples/class_conditional/train_class_conditional_curriculum.py",
     "examples/unconditional/train_unconditional_curriculum.py",
     "examples/autoencoder/train_vit_vqgan.py",

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.tasks.class_conditional import ClassConditional
 from diffusers_curriculum.training.tasks.text_to_image import TextToImage
+from diffusers_curriculum.training.tasks.text_to_image_lora import TextToImageLora
 from diffusers_curriculum.training.tasks.unconditional import Unconditional
 
 build_parser = TextToImage.command_line.parser
+build_lora_parser = TextToImageLora.command_line.parser
 build_class_parser = ClassConditional.command_line.parser
 build_unconditional_parser = Unconditional.command_line.parser
 

@@ -198,6 +198,12 @@ def check_8bit(args: Any) -> None:
         raise UsageError("--use_8bit_adam needs bitsandbytes: pip install it, or drop the flag.")
 
 
+def check_peft(args: Any) -> None:
+    """Refuse an adapter without the package that makes it."""
+    if not installed("peft"):
+        raise UsageError("an adapter needs peft: pip install 'diffusers-curriculum[lora]'.")
+
+
 def check_attention(args: Any) -> None:
     """Refuse two flags that name different attentions."""
     if args.enable_xformers_memory_efficient_attention and args.attention not in (None, "xformers"):

@@ -22,6 +22,7 @@ SETTINGS = {
     "global_batch": "another place in the data: samples of this epoch may repeat or be left out",
     "dataset": "another order of the data: samples of this epoch may repeat or be left out",
     "model": "the network comes from the checkpoint, the frozen models from the new base model",
+    "adapter": "its weights come from the checkpoint, and must fit; the new numbers hold from here",
     "schedule": "the network meets other noise levels; sampler and loss statistics start afresh",
     "prediction_type": "the network has to learn another target",
     "sampler": "the new sampler starts afresh, a curriculum at its first stage",

@@ -53,6 +53,7 @@ _TEXTS = {
     "dataset.rows": "number of training samples",
     "dataset.sha256": "digest of captions or classes, file names and sizes",
     "model.files": "digest of the base model's file names and sizes",
+    "model.weights": "digest of the base model's frozen network",
     "schedule.sha256": "digest of the noise levels",
 }
 
@@ -67,8 +68,7 @@ class Difference:
     new: Any  # this run's
 
     def __str__(self) -> str:
-        label = _TEXTS.get(self.name)
-        text = f"{self.setting}: {label}" if label else self.name
+        text = f"{self.setting}: {_TEXTS[self.name]}" if self.name in _TEXTS else self.name
         return f"{text} is {_short(self.new)}, was {_short(self.old)}"
 
 
@@ -89,13 +89,13 @@ def run_facts(
         "dataset": dict(dataset),
         "model": dict(model),
     }
-    names = map(module_name, args.imports)
-    facts["imports"] = {name: module_identity(sys.modules[name]) for name in names}
+    facts["imports"] = {n: module_identity(sys.modules[n]) for n in map(module_name, args.imports)}
     flags = {name: args.of_setting(name) for name in _OF_FLAGS}
+    if adapter := args.of_setting("adapter"):
+        flags["adapter"] = adapter
     for told in flags.values():
-        for name in _LATER:
-            if told.get(name, 0) is None:
-                del told[name]
+        for name in [name for name in _LATER if told.get(name, 0) is None]:
+            del told[name]
     return plain(facts | flags)
 
 

@@ -118,6 +118,7 @@ class Job(JobParts):
 
         # Models
         self.network, folder, averages = task.load(self)
+        self.weights = averages.network
         facts |= task.measured(self)
         self._prepare_run(averages)
         self.monitor = task.monitor(self)
@@ -158,7 +159,7 @@ class Job(JobParts):
 
     def _prepare_run(self, averages: Any) -> None:
         args, accelerator = self.args, self.accelerator
-        parameters = list(self.network.parameters())
+        parameters = list(self.weights.parameters())
         optimizer = build_optimizer(args, parameters, accelerator.num_processes)
         lr_scheduler = build_lr_scheduler(args, optimizer, args.max_train_steps)
         prepared, optimizer = accelerator.prepare(self.network, optimizer)
@@ -179,7 +180,7 @@ class Job(JobParts):
         sampler, run = parts.pop("sampler", None), self.run
         trackers = self.monitor.stateful | {"guard": run.guard} | run.averages.trackers | parts
         return TrainingState(
-            self.network,
+            self.weights,
             run.optimizer.optimizer,
             run.lr_scheduler,
             sampler,

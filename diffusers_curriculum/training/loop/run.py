@@ -56,6 +56,12 @@ class Run:
     guard: FiniteGuard
     lr_scheduler: Any
 
+    @property
+    def weights(self) -> Any:
+        """What is trained, averaged and saved: the network without accelerate's wrappers, or an
+        adapter in it."""
+        return self.averages.network
+
     def update(self, step: int, observed: Sequence[Outcome], norm: Tensor | None) -> None:
         """Update the weights from gradients that are complete, unless they are not finite.
 
@@ -135,7 +141,7 @@ def make_update(
         with accelerator.accumulate(run.network):
             observed.append(training_step(run, step, plan.slots(micro), next(batches)))
             if accelerator.sync_gradients:
-                parameters = run.network.parameters()
+                parameters = run.weights.parameters()
                 norm = accelerator.clip_grad_norm_(parameters, run.args.max_grad_norm)
                 run.update(step, observed, norm)
             run.optimizer.zero_grad()

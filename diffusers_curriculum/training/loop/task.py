@@ -28,6 +28,7 @@ class JobParts:
     rows: Any  # the samples
     plan: BatchPlan  # which sample is seen when
     network: Any  # what is trained, without accelerate's wrappers
+    weights: Any  # what of it is trained and saved: itself, or an adapter in it
     run: Run  # what the step works with
     start: int  # the first optimizer step
 
@@ -36,8 +37,8 @@ class Trained(NamedTuple):
     """The network that is trained."""
 
     network: Any  # on its device, without accelerate's wrappers
-    folder: str  # its name in pipelines and checkpoints, such as "unet"
-    averages: Averages  # of its weights
+    folder: str  # the name of its weights in pipelines and checkpoints, such as "unet"
+    averages: Averages  # of its weights, or of those of an adapter in it: what is trained of it
 
 
 class Publisher(Protocol):
@@ -66,7 +67,7 @@ class NetworkPublisher:
         job = self.job
         if job.accelerator.is_main_process:
             with job.run.averages.shown():
-                job.network.save_pretrained(job.args.output_dir)
+                job.weights.save_pretrained(job.args.output_dir)
             share_weights(job.args.output_dir, "*.safetensors")
             logger.info("network in %s", job.args.output_dir)
         job.accelerator.wait_for_everyone()

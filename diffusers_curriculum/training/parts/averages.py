@@ -25,7 +25,7 @@ _SNAPSHOTS = 64  # unless a flag says how often
 class Averages:
     """The averages of a network's weights, each of which there may be or not."""
 
-    network: Any  # whose weights are averaged, without accelerate's wrappers
+    network: Any  # whose weights are averaged, without accelerate's wrappers; or an adapter
     ema: EMAModel | None = None  # diffusers', updated every ``interval`` steps
     interval: int = 1
     offload: bool = False  # keep it on the host

@@ -61,8 +61,9 @@ class CardFacts:
         versions: of the libraries that the pipeline was made with.
         license: the user's word; by default that of the base model's card.
         prompts_title: what the list of prompts is called.
-        usage: Python code that draws a picture, with ``{repo_id}`` and ``{prompt}`` where their
-            literals belong.
+        title: what the model is called; by default a fine-tuned or trained pipeline.
+        usage: Python code that draws a picture, with ``{repo_id}``, ``{base}`` and ``{prompt}``
+            where their literals belong.
     """
 
     repo_id: str
@@ -77,6 +78,7 @@ class CardFacts:
     license: str | None = None
     tags: tuple[str, ...] = TEXT_TO_IMAGE_TAGS
     prompts_title: str = "Validation prompts"
+    title: str = ""
     usage: str = _USAGE
 
 
@@ -135,12 +137,17 @@ def shown_name(name: str) -> str:
 
 def _body(facts: CardFacts) -> str:
     prompt = facts.prompts[0] if facts.prompts else "a prompt of yours"
+    made = "Fine-tuned pipeline" if facts.base_model else "Trained pipeline"
     parts = [
-        f"# {'Fine-tuned' if facts.base_model else 'Trained'} pipeline: {plain(facts.repo_id)}",
+        f"# {facts.title or made}: {plain(facts.repo_id)}",
         _introduction(facts),
         _samples(facts),
         "## Usage",
-        facts.usage.format(repo_id=_literal(facts.repo_id), prompt=_literal(prompt)),
+        facts.usage.format(
+            repo_id=_literal(facts.repo_id),
+            base=_literal(shown_name(facts.base_model or "")),
+            prompt=_literal(prompt),
+        ),
         "## Training",
         _bullets(facts.training),
     ]

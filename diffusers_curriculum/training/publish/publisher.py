@@ -131,7 +131,8 @@ class PipelinePublisher:
             folder = Path(self.args.output_dir)
             with self.averages.shown():
                 build = self._save(folder)
-                share_weights(folder, "*/*.safetensors")
+                for pattern in ("*.safetensors", "*/*.safetensors"):
+                    share_weights(folder, pattern)
                 images = self._drawn_if_it_can(build) if final and self.captions else []
             self.levels.sampler.save_pretrained(str(folder))
             self._save_card(images, folder)

@@ -77,6 +77,27 @@ def model_identity(name: str, revision: str | None, variant: str | None) -> dict
     return {"files": hash_lines(map(str, listed)), "variant": variant}
 
 
+def weights_identity(name: str, part: str) -> dict[str, Any]:
+    """What tells a network of the base model that stays frozen, too: sizes and samples of its
+    weight files, as two of one architecture differ in nothing else, but there almost everywhere.
+    Of a model on the Hub, :func:`model_identity` tells it."""
+    if not os.path.isdir(name):
+        return {}
+    files = sorted(Path(name, part).glob("*.safetensors"))
+    return {"weights": hash_lines(f"{file.name} {_sampled(file)}" for file in files)}
+
+
+def _sampled(file: Path, pieces: int = 64, length: int = 2**16) -> str:
+    """SHA-256 of pieces at equal distances, and of the end; of a short file, all of it."""
+    size, digest = file.stat().st_size, hashlib.sha256()
+    step = max(length, size // pieces)
+    with file.open("rb") as content:
+        for place in (*range(0, size, step), max(0, size - length)):
+            content.seek(place)
+            digest.update(content.read(length))
+    return f"{size} {digest.hexdigest()}"
+
+
 def schedule_identity(levels: NoiseLevels) -> dict[str, Any]:
     """Family, number, range and digest of the noise levels, and EDM's sigma_data.
 

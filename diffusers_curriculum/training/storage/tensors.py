@@ -19,12 +19,28 @@ from diffusers_curriculum.training.errors import CheckpointError
 _TENSOR, _TUPLE, _FLOAT, _DICT = "$tensor", "$tuple", "$float", "$dict"
 
 
-def save_tensors(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
+def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], **told: str) -> None:
     """Write named tensors to a safetensors file, from any device, with any strides.
 
     Tensors that share memory are written once each: what is loaded shares nothing.
+
+    Args:
+        told: what the file tells of itself besides, as text.
     """
-    save_file(_separate(tensors), path, metadata={"format": "pt"})
+    save_file(_separate(tensors), path, metadata={"format": "pt", **told})
+    if told:
+        _order_header(Path(path))
+
+
+def _order_header(file: Path) -> None:
+    """Write the header of a safetensors file in the order of its keys: safetensors has what is told
+    in any order, and two files of the same content would differ."""
+    with file.open("r+b") as content:
+        size = int.from_bytes(content.read(8), "little")
+        header = json.loads(content.read(size))
+        text = json.dumps(header, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        content.seek(8)
+        content.write(text.encode().ljust(size))
 
 
 def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -11,23 +11,31 @@ from typing import Any
 import pytest
 
 from diffusers_curriculum.training.errors import UsageError
+from diffusers_curriculum.training.tasks.text_to_image import TextToImage
+from diffusers_curriculum.training.tasks.text_to_image_lora import TextToImageLora
 from tests.training import command_lines as arguments
 
 FIXTURE = Path(__file__).parents[2] / "fixtures" / "official_flags.json"
-OFFICIAL: list[dict[str, Any]] = json.loads(FIXTURE.read_text())["train_text_to_image.py"]
+Facts = list[dict[str, Any]]
+FACTS: dict[str, Facts] = json.loads(FIXTURE.read_text())
+SCRIPTS = {
+    "train_text_to_image.py": TextToImage.command_line,
+    "train_text_to_image_lora.py": TextToImageLora.command_line,
+}
+OFFICIAL = FACTS["train_text_to_image.py"]
 TYPES = {"int": int, "float": float, "str": str, None: None}
 BASE = ("--pretrained_model_name_or_path", "some/model", "--dataset_name", "some/data")
 CURRICULUM = (*BASE, "--curriculum", "difficulty")
 
 
-def actions() -> dict[str, argparse.Action]:
-    return {action.option_strings[-1]: action for action in arguments.build_parser()._actions}
+def actions(script: str = "train_text_to_image.py") -> dict[str, argparse.Action]:
+    return {action.option_strings[-1]: action for action in SCRIPTS[script].parser()._actions}
 
 
-def official_parser() -> argparse.ArgumentParser:
+def official_parser(facts: Facts) -> argparse.ArgumentParser:
     """The official command line, built from its recorded facts by argparse alone."""
     parser = argparse.ArgumentParser()
-    for fact in OFFICIAL:
+    for fact in facts:
         if fact["action"] == "store_true":
             parser.add_argument(fact["flag"], action="store_true")
         else:
@@ -42,13 +50,20 @@ def official_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def test_the_fixture_holds_the_57_official_flags():
-    assert len({fact["flag"] for fact in OFFICIAL}) == 57
+@pytest.mark.parametrize(
+    ("script", "count"), [("train_text_to_image.py", 57), ("train_text_to_image_lora.py", 51)]
+)
+def test_the_fixture_holds_the_official_flags(script: str, count: int):
+    assert len({fact["flag"] for fact in FACTS[script]}) == count
 
 
-@pytest.mark.parametrize("fact", OFFICIAL, ids=lambda fact: fact["flag"])
-def test_official_flag_is_kept(fact: dict[str, Any]):
-    action = actions()[fact["flag"]]
+@pytest.mark.parametrize(
+    ("script", "fact"),
+    [(script, fact) for script in SCRIPTS for fact in FACTS[script]],
+    ids=lambda value: value if isinstance(value, str) else value["flag"],
+)
+def test_official_flag_is_kept(script: str, fact: dict[str, Any]):
+    action = actions(script)[fact["flag"]]
     is_switch = isinstance(action, argparse._StoreTrueAction)
     assert is_switch == (fact["action"] == "store_true")
     assert action.default == fact["default"]
@@ -70,20 +85,21 @@ def words(fact: dict[str, Any]) -> list[str]:
     return {"int": ["7"], "float": ["0.25"], "str": ["a word"]}[fact["type"]]
 
 
-def official_abbreviations() -> list[tuple[str, list[str]]]:
-    flags = [fact["flag"] for fact in OFFICIAL] + ["--help"]
+def official_abbreviations(facts: Facts) -> list[tuple[str, list[str]]]:
+    flags = [fact["flag"] for fact in facts] + ["--help"]
     return [
         (fact["flag"][:length], words(fact))
-        for fact in OFFICIAL
+        for fact in facts
         for length in range(3, len(fact["flag"]) + 1)
         if fact["flag"][:length] in flags
         or sum(flag.startswith(fact["flag"][:length]) for flag in flags) == 1
     ]
 
 
-def test_every_official_abbreviation_means_what_it_meant():
-    ours, theirs = arguments.build_parser(), official_parser()
-    abbreviations = official_abbreviations()
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_official_abbreviation_means_what_it_meant(script: str):
+    ours, theirs = SCRIPTS[script].parser(), official_parser(FACTS[script])
+    abbreviations = official_abbreviations(FACTS[script])
     assert len(abbreviations) > 500
     for prefix, values in abbreviations:
         base = [] if "pretrained".startswith(prefix[2:6]) else list(BASE[:2])

@@ -9,6 +9,7 @@ import pytest
 from diffusers_curriculum.training.loop.task import Task
 from diffusers_curriculum.training.tasks.class_conditional import ClassConditional
 from diffusers_curriculum.training.tasks.text_to_image import TextToImage
+from diffusers_curriculum.training.tasks.text_to_image_lora import TextToImageLora
 from diffusers_curriculum.training.tasks.unconditional import Unconditional
 from tests.training import command_lines as arguments
 
@@ -29,7 +30,7 @@ def test_an_argument_that_is_not_declared_is_not_tracked():
     assert "password" not in args.tracked()
 
 
-@pytest.mark.parametrize("task", [TextToImage, ClassConditional, Unconditional])
+@pytest.mark.parametrize("task", [TextToImage, TextToImageLora, ClassConditional, Unconditional])
 def test_every_argument_is_either_tracked_or_left_out_on_purpose(task: type[Task]):
     untracked = {flag.name for flag in task.command_line.flags if not flag.tracked}
     assert untracked == UNTRACKED

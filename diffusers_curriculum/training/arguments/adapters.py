@@ -1,0 +1,80 @@
+"""Flags of low-rank adapters (LoRA, arXiv 2106.09685), named as peft's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from diffusers_curriculum.training.arguments import environment
+from diffusers_curriculum.training.arguments.flag import (
+    DECAY,
+    POSITIVE,
+    Family,
+    choice,
+    count,
+    sharing,
+    tracked,
+)
+from diffusers_curriculum.training.errors import UsageError
+
+# Those of peft that leave the weights of the base as they are: an adapter is loaded onto a base
+# that nobody has changed.
+INITIAL_WEIGHTS = ("gaussian", "kaiming", "orthogonal")
+SAVE_FORMATS = ("diffusers", "kohya")
+
+
+def _settle(args: Any) -> None:
+    if args.lora_alpha is None:
+        args.lora_alpha = float(args.rank)
+
+
+def _check(args: Any) -> None:
+    if args.use_dora and args.save_format == "kohya":
+        raise UsageError(
+            "--use_dora with --save_format kohya: diffusers reads no lengths of rows from kohya's "
+            "names, and the weights would draw other pictures; use --save_format diffusers."
+        )
+
+
+LORA = Family.of(
+    "adapter",
+    *sharing(
+        count("rank", 4, "rank of the update matrices", most=2**16),
+        tracked(
+            "lora_alpha",
+            float,
+            help="updates are multiplied by alpha / rank (default: the rank)",
+            bound=POSITIVE,
+        ),
+        tracked("lora_dropout", float, 0.0, "dropout before the update matrices", bound=DECAY),
+        tracked(
+            "lora_target_modules",
+            str,
+            help="modules that get an update, by the ends of their names (default: queries, keys, "
+            "values and outputs of attention)",
+            nargs="+",
+            metavar="MODULE",
+        ),
+        tracked(
+            "use_dora", help="learn the length of each weight row by itself (arXiv 2402.09353)"
+        ),
+        tracked("use_rslora", help="multiply by alpha / sqrt(rank) instead (arXiv 2312.03732)"),
+        setting="adapter",
+    ),
+    choice(
+        "init_lora_weights",
+        INITIAL_WEIGHTS,
+        "gaussian",
+        "first weights, whose update is zero: gaussian as in diffusers' scripts, kaiming as is "
+        "peft's default",
+    ),
+    choice(
+        "save_format",
+        SAVE_FORMATS,
+        "diffusers",
+        "names of the saved weights: diffusers', or those of kohya's trainer, which other programs "
+        "read; diffusers loads both",
+    ),
+    settle=_settle,
+    check=_check,
+    check_machine=environment.check_peft,
+)

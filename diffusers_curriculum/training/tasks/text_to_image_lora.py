@@ -1,0 +1,94 @@
+"""Fine-tuning Stable Diffusion by LoRA: diffusers' train_text_to_image_lora.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from diffusers_curriculum.training.arguments.adapters import LORA
+from diffusers_curriculum.training.arguments.command_line import Arguments, CommandLine
+from diffusers_curriculum.training.arguments.curriculum import NOISE_LEVELS
+from diffusers_curriculum.training.arguments.noise_levels import PREDICTION, SLOWED
+from diffusers_curriculum.training.arguments.run import (
+    CHECKPOINTS,
+    EMA,
+    LOOP,
+    OF_IMAGES,
+    OF_MACHINE,
+    OPTIMIZER,
+    RUN,
+    SOURCE,
+    official,
+)
+from diffusers_curriculum.training.arguments.text_to_image import (
+    CAPTIONS,
+    DROPOUT,
+    MODEL,
+    NOISE,
+    PICTURES,
+    PROMPTED,
+)
+from diffusers_curriculum.training.loop.task import JobParts
+from diffusers_curriculum.training.parts.adapters import (
+    FOLDER,
+    Adapter,
+    add_adapter,
+    check_adapter,
+    lora_config,
+)
+from diffusers_curriculum.training.parts.averages import Averages
+from diffusers_curriculum.training.parts.fit import part_config
+from diffusers_curriculum.training.publish.adapters import AdapterPublisher
+from diffusers_curriculum.training.storage.fingerprints import weights_identity
+from diffusers_curriculum.training.tasks.text_to_image import FamilyTask
+
+_INPUT = (MODEL, SOURCE, CAPTIONS, *OF_IMAGES)
+_FAMILIAR = (*_INPUT, RUN, OPTIMIZER, PREDICTION, NOISE, PICTURES, *OF_MACHINE, CHECKPOINTS)
+
+_NOT_OFFICIAL = ("tracker_project_name", "untrained_timestep")
+
+
+class AdapterTask(FamilyTask):
+    """An adapter in the network of any family, which stays as it is."""
+
+    is_adapted = True
+
+    def choose(self, args: Arguments, seed: int) -> None:
+        super().choose(args, seed)
+        family = self.family
+        args.lora_target_modules = args.lora_target_modules or list(family.lora_targets)
+        kind, config = family.part_class(family.network), part_config(family, args, family.network)
+        check_adapter(args, kind, config)
+
+    def model_facts(self, args: Arguments) -> dict[str, Any]:
+        base = weights_identity(args.pretrained_model_name_or_path, self.family.network)
+        return super().model_facts(args) | base
+
+    def publisher(self, job: JobParts) -> AdapterPublisher:
+        self.published = AdapterPublisher(
+            job.args, job.accelerator, self.levels, job.plan, self.family
+        )
+        return self.published
+
+    def averages(self, job: JobParts) -> tuple[str, Averages]:
+        args, family, network = job.args, self.family, self.models.network
+        add_adapter(network, lora_config(args, args.lora_target_modules), job.seed)
+        averages = Averages(Adapter({family.network: network}))
+        return FOLDER, averages.with_ema(args, job.accelerator.device)
+
+
+class TextToImageLora(AdapterTask):
+    """An adapter in a Stable Diffusion UNet."""
+
+    command_line = CommandLine(
+        "Fine-tune Stable Diffusion by LoRA with a timestep curriculum and importance sampling.",
+        (*_FAMILIAR, LORA, EMA, *NOISE_LEVELS, SLOWED, DROPOUT, LOOP),
+        official=f"{official(_FAMILIAR, without=_NOT_OFFICIAL)} rank",
+        changes={
+            "output_dir": {"default": "sd-model-finetuned-lora"},
+            "tracker_project_name": {"default": "text2image-fine-tune"},
+            "validation_steps": {"needs": (PROMPTED,)},
+        },
+    )
+
+    def check(self, args: Arguments) -> None:
+        args.non_ema_revision = args.revision  # the script has no flag for it

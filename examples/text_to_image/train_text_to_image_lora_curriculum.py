@@ -1,0 +1,80 @@
+#!/usr/bin/env python
+"""Fine-tune Stable Diffusion by LoRA on image and caption pairs, spending the steps on the noise
+levels that teach the model most.
+
+It takes every flag of diffusers' train_text_to_image_lora.py, and --timestep_sampler, --curriculum
+and --loss_weighting besides; `--help` lists them. Only the adapter is trained, in float32, averaged
+and written into checkpoints; a stopped run goes on bit for bit.
+
+    accelerate launch examples/text_to_image/train_text_to_image_lora_curriculum.py \
+        --pretrained_model_name_or_path stable-diffusion-v1-5/stable-diffusion-v1-5 \
+        --train_data_dir my_images --rank 16 --curriculum difficulty --timestep_sampler laplace
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from diffusers_curriculum import Slots
+from diffusers_curriculum.randomness import gaussian, key
+from diffusers_curriculum.training.loop.job import Job, run_script
+from diffusers_curriculum.training.loop.run import LevelLosses
+from diffusers_curriculum.training.tasks.text_to_image import TextToImageRun
+from diffusers_curriculum.training.tasks.text_to_image_lora import TextToImageLora
+
+
+def training_step(
+    run: TextToImageRun, step: int, slots: Slots, batch: dict[str, Tensor]
+) -> LevelLosses:
+    """One micro-batch, from images to gradients."""
+    args, family, models, device = run.args, run.family, run.models, run.accelerator.device
+    draw = partial(gaussian, seed=run.seed, step=step, slots=slots, device=device)
+
+    # Encode images and captions
+    with torch.no_grad():
+        # copied, then cast: a cast on the way would be made on the host, from pinned to pageable
+        pixels = batch["pixel_values"].to(device, non_blocking=True).to(models.vae.dtype)
+        mean, std = family.posterior(models.vae, pixels)
+        encoded = mean + std * draw(mean.shape[1:], purpose="posterior")
+        latents = family.latents(models.vae, encoded)
+        tokens = {"input_ids": batch["input_ids"].to(device, non_blocking=True)}
+        conditioning = family.encode_text(models, tokens)
+
+    # Draw noise and noise levels
+    noise = draw(latents.shape[1:], purpose="noise")
+    if args.noise_offset:
+        offset = draw((latents.shape[1], 1, 1), purpose="noise_offset")
+        noise = noise + args.noise_offset * offset
+    drawn = run.sampler.sample(slots, step=step, device=device)
+
+    # Add the noise
+    noisy = run.objective.add_noise(latents, noise, run.input_levels(drawn.at, draw))
+    target = run.objective.target(latents, noise, drawn.at)
+
+    # Predict; dropout of the adapter draws from the global generator
+    torch.manual_seed(key(run.seed, step, slots.start, purpose="model") >> 65)
+    inputs = run.objective.scale_input(noisy, drawn.at)
+    prediction = family.predict(run.network, inputs, drawn.timesteps, conditioning)
+
+    # Loss and gradients, of the adapter alone
+    loss, losses = run.objective.loss(prediction, target, run.loss_weights(drawn))
+    run.accelerator.backward(loss)
+    return LevelLosses(drawn.indices, losses, loss.detach().reshape(1))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train from a command line (default: the program's own), from loading to the upload.
+
+    Raises:
+        UsageError: bad arguments, data or checkpoint; before any model is loaded.
+        NonFiniteError: a loss or gradient was not finite.
+    """
+    Job(TextToImageLora(), argv).train(training_step)
+
+
+if __name__ == "__main__":
+    run_script(main)
