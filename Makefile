@@ -1,4 +1,5 @@
 # make demo  installs into .venv, then fine-tunes a small Stable Diffusion on scanned digits
+# make demo-lora  pretrains one on digits 0 to 4, and teaches it 5 to 9 by LoRA
 # make demo-class  the same for classes: a small DiT, in the latents of a small autoencoder
 # make test  installs into .venv, then runs the linter, the type checker and the tests
 # A bare machine with Python 3.11 or newer is enough. TORCH_INDEX passes pip options for torch.
@@ -17,7 +18,7 @@ export HF_HUB_OFFLINE = 1
 export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 
-.PHONY: install demo demo-class test test-reliability lint clean
+.PHONY: install demo demo-lora demo-class test test-reliability lint clean
 .DEFAULT_GOAL := test
 
 install: $(STAMP)
@@ -30,6 +31,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: install
 	$(BIN)/python examples/text_to_image/demo.py
+
+demo-lora: install
+	$(BIN)/python examples/text_to_image/demo_lora.py
 
 demo-class: install
 	$(BIN)/python examples/class_conditional/demo.py

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,8 +67,9 @@ def to_scan(image: Image.Image) -> np.ndarray:
     return np.asarray(small, dtype=np.float64) * (INK / 255.0)
 
 
-def export(output_dir: str | Path, resolution: int) -> int:
-    """Write the training scans as PNG files with `metadata.jsonl`, and return their number.
+def export(output_dir: str | Path, resolution: int, digits: Collection[int] = range(10)) -> int:
+    """Write the training scans of some digits as PNG files with `metadata.jsonl`, and return their
+    number.
 
     Raises ValueError if `resolution` is not a positive multiple of 8.
     """
@@ -77,6 +79,8 @@ def export(output_dir: str | Path, resolution: int) -> int:
     train, _ = split()
     rows = []
     for index, (scan, label) in enumerate(zip(train.scans, train.labels, strict=True)):
+        if label not in digits:
+            continue
         name = f"{index:04d}.png"
         to_image(scan, resolution).save(folder / name)
         rows.append({"file_name": name, "text": caption(int(label), index)})
@@ -118,12 +122,19 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Export digits as a captioned image folder.")
     parser.add_argument("--output_dir", required=True)
     parser.add_argument("--resolution", type=int, default=32)
+    parser.add_argument("--digits", type=int, nargs="+", default=[*range(10)], help="those alone")
     parser.add_argument("--by_class", action="store_true", help="a folder per digit, no captions")
     parser.add_argument("--held_out_dir", help="export the scans kept apart, too")
     args = parser.parse_args(argv)
+    if not {*args.digits} <= {*range(10)}:
+        parser.error(f"--digits {' '.join(map(str, args.digits))}: take digits from 0 to 9")
+    if args.by_class and len({*args.digits}) < 10:
+        parser.error("--digits goes with captions: leave out --by_class")
     try:
-        write = export_by_class if args.by_class else export
-        count = write(args.output_dir, args.resolution)
+        if args.by_class:
+            count = export_by_class(args.output_dir, args.resolution)
+        else:
+            count = export(args.output_dir, args.resolution, args.digits)
         if args.held_out_dir:
             export_by_class(args.held_out_dir, args.resolution, held_out=True)
     except ValueError as error:

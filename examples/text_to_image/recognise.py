@@ -1,8 +1,9 @@
 """Generate digits with pipelines, and count how many a classifier of real scans recognises.
 
-Prints one line, `recognised before=.. after=.. uniform=.. n=.. classifier=..`, and writes one
-picture per pipeline: a row per digit, a column per sample, the prompts above, a red frame around
-what was not recognised as the digit that the prompt asked for.
+Prints one line, `recognised before=.. after=.. uniform=.. n=.. classifier=..`, with --learned one
+more for those digits and one for the others, and writes one picture per pipeline: a row per digit,
+a column per sample, the prompts above, a red frame around what was not recognised as the digit that
+the prompt asked for. A folder of an adapter is loaded into the pipeline of --before.
 
     python examples/text_to_image/recognise.py --before tiny-sd --after sd-digits \
         --uniform sd-digits-uniform --output_dir pictures
@@ -11,6 +12,7 @@ what was not recognised as the digit that the prompt asked for.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from diffusers_curriculum.models.loading import load_pipeline
 from diffusers_curriculum.training.process.quiet import without_torchvision_lines
 
 CELL = 56  # side of one sample in the picture, in pixels
+INDEX, ADAPTER = "model_index.json", "pytorch_lora_weights.safetensors"  # of folders
 LEFT, TOP = 64, 28  # room for the words beside the rows and above the columns
 
 
@@ -40,12 +43,25 @@ class Samples:
         """Return the share of images that were recognised."""
         return float(self.recognised.mean())
 
+    def share_of(self, digits: Collection[int]) -> float:
+        """Return the share among those of some digits."""
+        return float(self.recognised.reshape(10, -1)[sorted(digits)].mean())
 
-def generate(pipeline_dir: str, prompts: list[str], *, steps: int, seed: int) -> list[Image.Image]:
-    """Return one image per prompt, all in one batch."""
+
+def is_adapter(folder: str) -> bool:
+    """Return whether a folder holds an adapter, and no pipeline of its own."""
+    return Path(folder, ADAPTER).is_file() and not Path(folder, INDEX).is_file()
+
+
+def generate(
+    folder: str, prompts: list[str], *, base: str, steps: int, seed: int
+) -> list[Image.Image]:
+    """Return one image per prompt, all in one batch, by a pipeline or by an adapter in the base."""
     from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline  # takes seconds
 
-    pipeline = load_pipeline(StableDiffusionPipeline, pipeline_dir)
+    pipeline = load_pipeline(StableDiffusionPipeline, base if is_adapter(folder) else folder)
+    if is_adapter(folder):
+        pipeline.load_lora_weights(folder)
     pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
     pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
     pipeline.set_progress_bar_config(disable=True)
@@ -104,14 +120,26 @@ def recognise(args: argparse.Namespace) -> str:
     prompts = [caption(digit, k // group) for digit in range(10) for k in range(args.samples)]
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    shares = {}
+    drawn: dict[str, Samples] = {}
     for name, pipeline_dir in pipelines(args).items():
-        images = generate(pipeline_dir, prompts, steps=args.num_inference_steps, seed=args.seed)
-        samples = judge(images, classifier)
-        picture(samples).save(folder / f"digits_{name}.png")
-        shares[name] = samples.share
-    told = " ".join(f"{name}={share:.2f}" for name, share in shares.items())
-    return f"recognised {told} n={len(prompts)} classifier={right:.2f}"
+        settings = {"steps": args.num_inference_steps, "seed": args.seed}
+        images = generate(pipeline_dir, prompts, base=args.before, **settings)
+        drawn[name] = judge(images, classifier)
+        picture(drawn[name]).save(folder / f"digits_{name}.png")
+    told = " ".join(f"{name}={samples.share:.2f}" for name, samples in drawn.items())
+    line = f"recognised {told} n={len(prompts)} classifier={right:.2f}"
+    return "\n".join([line, *by_part(drawn, args.learned or ())])
+
+
+def by_part(drawn: Mapping[str, Samples], learned: Collection[int]) -> list[str]:
+    """Return a line for the digits that were learned, and one for those that may be forgotten."""
+    parts = {"learned": learned, "other": {*range(10)} - {*learned}} if learned else {}
+    return [
+        f"of the {part} digits "
+        + " ".join(f"{name}={samples.share_of(digits):.2f}" for name, samples in drawn.items())
+        for part, digits in parts.items()
+        if digits
+    ]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -121,6 +149,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--before", required=True, help="folder of the pipeline before training")
     parser.add_argument("--after", required=True, help="folder of the pipeline after training")
     parser.add_argument("--uniform", help="folder of one trained on uniform timesteps")
+    parser.add_argument(
+        "--learned", type=int, nargs="+", choices=range(10), help="digits that were new to --after"
+    )
     parser.add_argument("--output_dir", required=True, help="where the pictures go")
     parser.add_argument("--samples", type=int, default=20, help="samples per digit")
     parser.add_argument("--num_inference_steps", type=int, default=20)
@@ -129,8 +160,8 @@ def main(argv: list[str] | None = None) -> int:
     if args.samples < 1 or args.samples % len(PHRASINGS):
         parser.error(f"--samples {args.samples}: take a multiple of {len(PHRASINGS)}")
     for folder in pipelines(args).values():
-        if not (Path(folder) / "model_index.json").is_file():
-            parser.error(f"{folder!r} is not a pipeline folder: it has no model_index.json")
+        if not Path(folder, INDEX).is_file() and (folder == args.before or not is_adapter(folder)):
+            parser.error(f"{folder!r} is not a pipeline folder: it has no {INDEX}")
     print(recognise(args))
     return 0
 

@@ -31,11 +31,25 @@ def run_all(commands: Iterable[list[str]]) -> None:
         run(command, *([twin] if twin else []))
 
 
+def changed(command: list[str], **flags: list[str] | None) -> list[str]:
+    """Return a command with other words after some flags, those at its end that it lacks, and
+    without those for which there is None."""
+    given = {f"--{name}": words for name, words in flags.items()}
+    kept = [group for group in _groups(command) if group[0] not in given]
+    more = [[flag, *words] for flag, words in given.items() if words is not None]
+    return [word for group in [*kept, *more] for word in group]
+
+
+def _groups(command: list[str]) -> list[list[str]]:
+    """Each flag with its words, after the words before the first."""
+    starts = [i for i, word in enumerate(command) if word.startswith("--")]
+    return [command[i:j] for i, j in zip([0, *starts], [*starts, len(command)], strict=True)]
+
+
 def uniform_twin(command: list[str]) -> list[str] | None:
     """Return a training command with uniform timesteps and all else the same, its results in a
     folder of its own; None for a command that does not choose timesteps."""
-    starts = [i for i, word in enumerate(command) if word.startswith("--")]
-    groups = [command[i:j] for i, j in zip([0, *starts], [*starts, len(command)], strict=True)]
+    groups = _groups(command)
     kept = [g for g in groups if not (g and g[0].startswith(("--timestep_", "--curriculum")))]
     if kept == groups:
         return None

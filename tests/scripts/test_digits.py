@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from diffusers_curriculum.training.tasks.text_to_image_lora import TextToImageLora
 from tests.training.command_lines import parse_args
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "text_to_image"
@@ -211,6 +212,125 @@ def test_the_twin_differs_in_its_timesteps_alone(
     assert twin["max_train_steps"] == demo.TRAIN_STEPS
 
 
+# -- LoRA ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def demo_lora(demo: ModuleType) -> ModuleType:
+    """Return the example that teaches digits by LoRA, and runs parts of the other one."""
+    return importlib.import_module("demo_lora")
+
+
+def test_some_digits_alone_are_exported(digits: ModuleType, tmp_path: Path) -> None:
+    parts = ["0 1 2 3 4", "5 6 7 8 9"]
+    for number, part in enumerate(parts):
+        words = ["--output_dir", str(tmp_path / str(number)), "--resolution", "8", "--digits"]
+        digits.main([*words, *part.split()])
+    train, _ = digits.split()
+    old, new = ({row["file_name"] for row in _rows(tmp_path / str(k))} for k in range(2))
+    assert len(old) == (train.labels < 5).sum()
+    assert len(new) == (train.labels >= 5).sum()
+    assert not old & new
+    texts = " ".join(row["text"] for row in _rows(tmp_path / "1"))
+    assert "seven" in texts
+    assert "three" not in texts
+
+
+@pytest.mark.parametrize(
+    ("more", "told"), [(("--digits", "10"), "--digits 10"), (("--by_class",), "--by_class")]
+)
+def test_digits_that_are_none_are_refused(
+    digits: ModuleType, tmp_path: Path, more: tuple[str, ...], told: str, capsys: Any
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        digits.main(["--output_dir", str(tmp_path), "--digits", "1", *more])
+    assert stop.value.code == 2
+    assert told in capsys.readouterr().err
+
+
+def test_the_adapter_is_trained_on_what_the_base_has_not_seen(
+    demo_lora: ModuleType, shell: ModuleType, tmp_path: Path
+) -> None:
+    commands = demo_lora.commands(tmp_path, 900, 700, 250)
+    _, old, new, tiny, train, adapt, compare = commands
+    twins = [shell.uniform_twin(command) for command in commands]
+    assert [twin is not None for twin in twins] == [False] * 5 + [True, False]
+    assert old[old.index("--digits") + 1 :] == list("01234")
+    assert new[new.index("--digits") + 1 :] == list("56789")
+    folder = {
+        name: Path(words[words.index("--output_dir") + 1])
+        for name, words in {
+            "old": old,
+            "new": new,
+            "tiny": tiny,
+            "base": train,
+            "lora": adapt,
+        }.items()
+    }
+    for name in ("old", "new", "tiny", "base"):
+        folder[name].mkdir()
+        (folder[name] / "metadata.jsonl").touch()
+    base = parse_args(train[train.index(demo_lora.demo.SCRIPT.name) + 1 :])
+    assert (base.train_data_dir, base.output_dir) == (str(folder["old"]), str(folder["base"]))
+    assert (base.max_train_steps, base.timestep_sampler, base.curriculum) == (
+        900,
+        "uniform",
+        "none",
+    )
+    args = TextToImageLora().parse(adapt[_script(adapt) + 1 :], machine=False)
+    assert args.pretrained_model_name_or_path == str(folder["base"])
+    assert (args.train_data_dir, args.max_train_steps) == (str(folder["new"]), 700)
+    assert (args.timestep_sampler, args.curriculum, args.rank) == ("laplace", "difficulty", 16)
+    expected = (args.curriculum_clusters - 1) * 1.7811 * args.curriculum_patience
+    assert expected < 0.3 * args.max_train_steps
+    twin = TextToImageLora().parse(twins[5][_script(twins[5]) + 1 :], machine=False)
+    assert (twin.timestep_sampler, twin.curriculum, twin.rank) == ("uniform", "none", 16)
+    given = {words[0]: words[1:] for words in shell._groups(compare)[1:]}
+    assert given["--before"] == [str(folder["base"])]
+    assert given["--after"] + given["--uniform"] == [args.output_dir, twin.output_dir]
+    assert given["--learned"] == list("56789")
+
+
+def _script(command: list[str]) -> int:
+    (place,) = [i for i, word in enumerate(command) if "train_text_to_image" in word]
+    return place
+
+
+def test_a_changed_command_has_what_was_asked_for(shell: ModuleType) -> None:
+    command = ["python", "x.py", "--a", "1", "2", "--b", "--c", "3"]
+    changed = shell.changed(command, a=["4"], b=None, d=["5", "6"])
+    assert changed == ["python", "x.py", "--c", "3", "--a", "4", "--d", "5", "6"]
+    assert shell.changed(command) == command
+
+
+def test_shares_of_the_new_and_of_the_old_digits(recognise: ModuleType) -> None:
+    blank = [Image.new("L", (8, 8))] * 20
+    right = np.repeat([True, False], [10, 10])  # two of each: 0 to 4 are right, the others not
+    right[18] = True  # one nine
+    drawn = {"after": recognise.Samples(blank, right)}
+    lines = recognise.by_part(drawn, [5, 6, 7, 8, 9])
+    assert lines == ["of the learned digits after=0.10", "of the other digits after=1.00"]
+    assert recognise.by_part(drawn, ()) == []
+
+
+@pytest.mark.reliability
+def test_an_adapter_draws_in_its_base(recognise: ModuleType, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    from tests.training.parts.test_adapters import PIPELINE, adapted, trained
+
+    adapter = trained(adapted(rank=2))
+    adapter.save_pretrained(tmp_path)
+    (tmp_path / "empty").mkdir()
+    assert recognise.is_adapter(str(tmp_path))
+    assert not recognise.is_adapter(str(PIPELINE))
+    assert not recognise.is_adapter(str(tmp_path / "empty"))
+    settings: dict[str, Any] = {"base": str(PIPELINE), "steps": 2, "seed": 0}
+    with_it, without = (
+        recognise.generate(str(folder), ["picture"], **settings) for folder in (tmp_path, PIPELINE)
+    )
+    assert np.abs(np.asarray(with_it[0], int) - np.asarray(without[0], int)).max() > 3
+
+
 @pytest.mark.parametrize("uniform", [False, True])
 def test_the_figures_of_the_baseline_stand_beside_the_others(
     recognise: ModuleType, digits: ModuleType, tmp_path: Path, uniform: bool, monkeypatch: Any
@@ -221,6 +341,7 @@ def test_the_figures_of_the_baseline_stand_beside_the_others(
     drawn = {"b": right[5:] + right[:5], "a": right, "u": right[:25] + right[30:] + right[25:30]}
     monkeypatch.setattr(recognise, "generate", lambda folder, *a, **k: drawn[folder])
     given = argparse.Namespace(before="b", after="a", uniform="u" if uniform else None)
+    given.learned = None
     given.output_dir, given.samples, given.num_inference_steps, given.seed = tmp_path, 5, 1, 0
     told = recognise.recognise(given)
     baseline = "uniform=0.50 " if uniform else ""
