@@ -52,7 +52,14 @@ def cells(notebook: Path, kind: str = "code") -> list[dict[str, Any]]:
 
 def test_every_recipe_is_looked_at() -> None:
     found = {path.name for path in RECIPES.iterdir() if path.is_file()}
-    scripts = {"own_loop.py", "own_density.py", "own_pacing.py", "with_peft.py", JOB}
+    scripts = {
+        "own_loop.py",
+        "own_density.py",
+        "own_pacing.py",
+        "with_peft.py",
+        "rank_by_noise.py",
+        JOB,
+    }
     assert found == scripts | {NOTEBOOK.name}
 
 
@@ -93,6 +100,32 @@ def test_lora_by_peft_learns(tmp_path: Path) -> None:
     losses = json.loads(run("-c", program, folder=tmp_path))
     assert len(losses) == 64
     assert falls(losses), losses
+
+
+def test_the_rank_falls_with_the_noise(tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    program = (
+        "import json, torch, rank_by_noise as recipe, with_peft; torch.manual_seed(0)\n"
+        "seen, kept = [], []\n"
+        "def prepare(model):\n"
+        "    seen.append(model); kept.append(recipe.RankByNoise(model)); return kept[0]\n"
+        "losses = with_peft.train(steps=64, batch=16, prepare=prepare)\n"
+        "(model,), (rank,), used = seen, kept, {}\n"
+        "for t in (999, 500, 0):\n"
+        "    at = torch.full((2,), t); rank(at); model.zero_grad()\n"
+        "    model(torch.ones(2, 1, 8, 8), at, torch.tensor([1, 2]))[0].square().sum().backward()\n"
+        "    for name, p in model.named_parameters():\n"
+        "        if 'lora_A' in name:\n"
+        "            rows = p.grad.flatten(1).abs().sum(1).nonzero().flatten().tolist()\n"
+        "            used.setdefault(t, []).append(rows)\n"
+        "print(json.dumps([losses, used]))"
+    )
+    losses, used = json.loads(run("-c", program, folder=tmp_path))
+    assert falls(losses), losses
+    wanted = {"999": 1, "500": 4, "0": 8}  # 1 + 7 (1 - t / 999), rounded to even
+    for timestep, count in wanted.items():
+        assert len(used[timestep]) > 6
+        assert all(rows == list(range(count)) for rows in used[timestep])
 
 
 def test_losses_that_do_not_fall_are_seen() -> None:
