@@ -106,6 +106,8 @@ PARAMETERS: dict[str, Strategy] = {
             lambda args: {"strategy": "range", "multiplier": 3.0, **args}
         ),
     ),
+    "scheme_logit_normal": some_of(mean=number(-3, 3), std=WIDTH),
+    "scheme_mode": some_of(scale=number(-1, 1.7)),
     "truncated": st.one_of(
         st.fixed_dictionaries({"low": number(-8, 0)}, optional={"high": number(-2, 8)}),
         st.fixed_dictionaries(

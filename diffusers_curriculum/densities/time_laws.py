@@ -1,4 +1,4 @@
-"""Laws of the time fraction by name: B-TTDM, SpeeD and the timestep bias of diffusers' scripts."""
+"""Laws of the time fraction by name: B-TTDM, SpeeD, and those of diffusers' scripts."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from diffusers_curriculum.checks import checked, inside, one_of, whole
-from diffusers_curriculum.densities.base import positive, register
+from diffusers_curriculum.densities.base import largest, positive, register
 from diffusers_curriculum.densities.time_fraction import PiecewiseTime, TimeDensity
 
 _LARGEST = 1000.0
 _ROUNDS = 2000  # about 5 sqrt(max(a, b)) are needed
 _TINY = 1e-300
+MODE_SCALES = (-1.0, 2 / (math.pi - 2))  # where the mode law's quantile function is monotone
 
 
 @register(
@@ -146,6 +147,63 @@ class TimestepBias(PiecewiseTime):
         pieces = [(begin, 1.0), (end, float(self.multiplier)), (1.0, 1.0)]
         starts = [0.0, begin, end]
         return [piece for start, piece in zip(starts, pieces, strict=True) if piece[0] > start]
+
+
+@register(
+    "scheme_logit_normal",
+    formula="tau = sig(N(-mean, std^2))",
+    source="diffusers' --weighting_scheme logit_normal (arXiv 2403.03206)",
+    families="flow",
+    note="Timesteps have the very probabilities that diffusers' flow-matching scripts give them: "
+    "mean > 0 favours clean ones, contrary to logit_normal.",
+)
+@dataclass(frozen=True, eq=False)
+class SchemeLogitNormal(TimeDensity):
+    """A normal logit of tau; its numbers are those of ``--logit_mean`` and ``--logit_std``."""
+
+    mean: float = 0.0
+    std: float = positive(1.0)
+
+    def time_pdf(self, tau: Tensor) -> Tensor:
+        bell = torch.exp(-self._normal(tau).square() / 2) / math.sqrt(2 * math.pi)
+        within = (tau > 0) & (tau < 1)
+        return torch.where(within, bell / (self.std * tau * (1 - tau)), 0.0)
+
+    def time_cdf(self, tau: Tensor) -> Tensor:
+        return torch.special.ndtr(self._normal(tau))
+
+    def time_sf(self, tau: Tensor) -> Tensor:
+        return torch.special.ndtr(-self._normal(tau))
+
+    def _normal(self, tau: Tensor) -> Tensor:
+        return (torch.logit(tau) + self.mean) / self.std
+
+
+@register(
+    "scheme_mode",
+    formula="tau = w + scale (cos^2(pi w / 2) - 1 + w), w uniform in (0, 1)",
+    source="diffusers' --weighting_scheme mode (arXiv 2403.03206)",
+    families="flow",
+    note="Timesteps have the very probabilities that diffusers' flow-matching scripts give them.",
+)
+@dataclass(frozen=True, eq=False)
+class SchemeMode(TimeDensity):
+    """SD3's law with a mode in the middle; ``scale`` is that of ``--mode_scale``. Beyond [-1, 2 /
+    (pi - 2)], where tau would leave [0, 1], a ValueError is raised."""
+
+    scale: float = checked(inside, *MODE_SCALES, default=1.29)
+
+    def time_pdf(self, tau: Tensor) -> Tensor:
+        w = self.time_cdf(tau)
+        return 1 / (1 + self.scale * (1 - math.pi / 2 * torch.sin(math.pi * w)))
+
+    def time_cdf(self, tau: Tensor) -> Tensor:
+        low, high = torch.zeros_like(tau), torch.ones_like(tau)
+        return largest(lambda w: self.time_icdf(w) <= tau, low, high)
+
+    def time_icdf(self, probability: Tensor) -> Tensor:
+        w = probability
+        return w + self.scale * (torch.cos(math.pi * w / 2).square() - 1 + w)
 
 
 # -- the regularised incomplete beta function, which torch does not have ---------------------------

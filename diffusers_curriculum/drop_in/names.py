@@ -13,12 +13,12 @@ from torch import Tensor
 
 from diffusers_curriculum.catalogue import Catalogue
 from diffusers_curriculum.densities import DENSITIES
+from diffusers_curriculum.densities.time_laws import MODE_SCALES
 from diffusers_curriculum.noise_levels import NoiseLevels
 from diffusers_curriculum.weighting import WEIGHTINGS, loss_weights
 
 OFFICIAL_DENSITIES = ("logit_normal", "mode")
 OFFICIAL_WEIGHTINGS = ("sigma_sqrt", "cosmap")
-MODE_SCALES = (-1.0, 2 / (math.pi - 2))  # where the mode law's quantile function is monotone
 
 _CATALOGUES: dict[str, Catalogue[Any]] = {"density": DENSITIES, "weighting": WEIGHTINGS}
 

@@ -381,6 +381,13 @@ def bias_weights(count: int, chosen: range, multiplier: float) -> list[float]:
     return [multiplier if i in chosen else 1.0 for i in range(count)]
 
 
+@np.vectorize
+def mode_cdf(tau: float) -> float:
+    """w of tau = w + cos^2(pi w / 2) - 1 + w, diffusers' mode law of scale 1 seen from clean."""
+    found: Any = brentq(lambda w: 2 * w - np.sin(np.pi * w / 2) ** 2 - tau, 0, 1, xtol=1e-15)
+    return found
+
+
 POINTS = [[-6.0, 0.0], [-2.0, 1.0], [0.0, 0.4], [3.0, 0.8], [7.0, 0.0]]
 TABLE = ([5.0, -4.0, 0.0, 1.0], [0.2, 0.1, 1.0, 0.9])
 
@@ -397,6 +404,11 @@ ON_SCHEDULE: dict[str, tuple[dict[str, Any], Callable[[np.ndarray], Any]]] = {
         {"strategy": "range", "begin": 100, "end": 300, "multiplier": 4.0},
         lambda e: TimeLaw(e, shares(bias_weights(len(e) - 1, range(100, 300), 4.0))),
     ),
+    "scheme_logit_normal": (
+        {"mean": 0.4, "std": 0.8},
+        lambda e: TimeLaw(e, lambda t: stats.norm.cdf((special.logit(t) + 0.4) / 0.8)),
+    ),
+    "scheme_mode": ({"scale": 1.0}, lambda e: TimeLaw(e, mode_cdf)),
     "spline": ({"points": POINTS}, lambda e: SplineLaw(POINTS)),
     "tabulated": ({"log_snr": TABLE[0], "density": TABLE[1]}, lambda e: TableLaw(*TABLE)),
     "mixture": (

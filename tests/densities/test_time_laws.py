@@ -9,6 +9,7 @@ from typing import Any
 import mpmath
 import pytest
 import torch
+from diffusers.training_utils import compute_density_for_timestep_sampling
 from scipy import special, stats
 from torch import Tensor
 
@@ -191,3 +192,35 @@ def test_the_terminal_level_holds_its_share_as_an_atom() -> None:
     assert float(law.icdf(_t(atom / 2))) == -math.inf
     assert float(law.icdf(_t(atom * 1.01))) >= float(edges[-2])
     assert float(law.pdf(_t(float(edges[-2]) - 50.0))) == 0.0
+
+
+# -- diffusers' flow-matching scripts --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("scheme", "official", "own"),
+    [
+        ("logit_normal", {"logit_mean": 0.7, "logit_std": 0.6}, {"mean": 0.7, "std": 0.6}),
+        ("logit_normal", {"logit_mean": -1.0, "logit_std": 1.5}, {"mean": -1.0, "std": 1.5}),
+        ("mode", {"mode_scale": 1.29}, {"scale": 1.29}),
+        ("mode", {"mode_scale": -0.8}, {"scale": -0.8}),
+    ],
+)
+def test_schemes_are_those_of_diffusers(
+    scheme: str, official: dict[str, Any], own: dict[str, float]
+) -> None:
+    # what the scripts index their descending timesteps with, here of ten levels
+    draw = torch.Generator().manual_seed(0)
+    u = compute_density_for_timestep_sampling(scheme, 400_000, **official, generator=draw)
+    counts = torch.bincount((u * 10).long(), minlength=10).flip(0)
+    masses = _masses(f"scheme_{scheme}", count=10, **own)
+    assert stats.chisquare(counts, masses / masses.sum() * counts.sum()).pvalue > 1e-4
+    wrong = masses.flip(0)
+    if scheme == "mode":  # which is symmetric
+        wrong = _masses(f"scheme_{scheme}", count=10, scale=0.0)
+    assert stats.chisquare(counts, wrong / wrong.sum() * counts.sum()).pvalue < 1e-9
+
+
+def test_a_mode_that_is_no_quantile_function_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"scale=1\.8 must lie in \[-1, 1\.75"):
+        make_density("scheme_mode", _edges(10), scale=1.8)
