@@ -18,6 +18,7 @@ from pathlib import Path
 from diffusers_curriculum.training.arguments.command_line import CommandLine
 from diffusers_curriculum.training.arguments.flag import Flag
 from diffusers_curriculum.training.tasks.class_conditional import ClassConditional
+from diffusers_curriculum.training.tasks.flow import FlowTransformer
 from diffusers_curriculum.training.tasks.text_to_image import TextToImage
 from diffusers_curriculum.training.tasks.text_to_image_lora import TextToImageLora
 from diffusers_curriculum.training.tasks.text_to_image_sdxl import TextToImageSDXL
@@ -31,6 +32,7 @@ SCRIPTS = {
     "train_text_to_image_curriculum.py": TextToImage.command_line,
     "train_text_to_image_sdxl_curriculum.py": TextToImageSDXL.command_line,
     "train_text_to_image_lora_curriculum.py": TextToImageLora.command_line,
+    "train_text_to_image_flow_curriculum.py": FlowTransformer.command_line,
     "train_class_conditional_curriculum.py": ClassConditional.command_line,
     "train_unconditional_curriculum.py": Unconditional.command_line,
     "train_vit_vqgan.py": import_module("vqgan_task").VQGAN.command_line,

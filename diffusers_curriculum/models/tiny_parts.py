@@ -5,13 +5,28 @@ from __future__ import annotations
 from typing import Any
 
 import diffusers
-from transformers import CLIPTextConfig
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import (
+    CLIPTextConfig,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2Tokenizer,
+    Qwen3Config,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+)
 
 from diffusers_curriculum.models.tiny import caption_tokenizer
 
 WIDTH = 16  # of every embedding of a token
 CHANNELS = 4  # of latents
 CAPTION = "a photo of a red bird"
+_CHAT = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+_MARKS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
 
 def autoencoder(kind: Any = diffusers.AutoencoderKL, **settings: Any) -> Any:
@@ -24,6 +39,19 @@ def autoencoder(kind: Any = diffusers.AutoencoderKL, **settings: Any) -> Any:
         layers_per_block=1,
         norm_num_groups=4,
         **settings,
+    )
+
+
+def film_autoencoder() -> diffusers.AutoencoderKLQwenImage:
+    """An autoencoder of films, of 2 pixels for a latent, along one side."""
+    return diffusers.AutoencoderKLQwenImage(
+        base_dim=8,
+        z_dim=CHANNELS,
+        dim_mult=[1, 2],
+        num_res_blocks=1,
+        temperal_downsample=[False],
+        latents_mean=[0.1, -0.1, 0.2, 0.0],
+        latents_std=[0.5, 0.8, 1.2, 1.0],
     )
 
 
@@ -46,3 +74,58 @@ def clip(kind: Any, tokenizer: Any) -> Any:
         pad_token_id=tokenizer.pad_token_id,
     )
     return kind(config)
+
+
+def t5_tokenizer() -> T5Tokenizer:
+    """A tokenizer of letters and digits."""
+    letters = "\u2581abcdefghijklmnopqrstuvwxyz0123456789"
+    vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -9.0), *((c, -3.0) for c in letters)]
+    return T5Tokenizer(vocab=vocabulary, extra_ids=0, model_max_length=512)
+
+
+def t5(width: int = WIDTH) -> T5EncoderModel:
+    """A T5 encoder for the tokens of :func:`t5_tokenizer`."""
+    config = T5Config(vocab_size=64, d_model=width, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    return T5EncoderModel(config)
+
+
+def qwen_tokenizer() -> Qwen2Tokenizer:
+    """A tokenizer of bytes and the marks of a chat."""
+    words = (*_MARKS, *sorted(ByteLevel.alphabet()))
+    tokenizer = Qwen2Tokenizer(
+        vocab={word: number for number, word in enumerate(words)},
+        merges=[],
+        additional_special_tokens=[*_MARKS[1:]],
+        model_max_length=2048,
+    )
+    tokenizer.chat_template = _CHAT
+    return tokenizer
+
+
+def qwen3(kind: Any, layers: int = 2) -> Any:
+    """A Qwen 3 for the tokens of :func:`qwen_tokenizer`."""
+    settings = _language() | {"num_hidden_layers": layers, "head_dim": 8, "pad_token_id": 0}
+    return kind(Qwen3Config(**settings))
+
+
+def qwen_vl() -> Qwen2_5_VLForConditionalGeneration:
+    """A Qwen 2.5 VL for the tokens of :func:`qwen_tokenizer`; what it sees with is smallest."""
+    sight: dict[str, Any] = {"depth": 1, "hidden_size": 8, "num_heads": 2, "intermediate_size": 8}
+    marks = ("vision_start", "vision_end", "vision", "image", "video")
+    rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e6}
+    settings: dict[str, Any] = {f"{n}_token_id": 259 + at for at, n in enumerate(marks)}
+    settings["text_config"] = _language() | {"rope_parameters": rope}
+    settings["vision_config"] = sight | {"out_hidden_size": WIDTH, "fullatt_block_indexes": [0]}
+    return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**settings))
+
+
+def _language() -> dict[str, Any]:
+    return {
+        "vocab_size": 264,
+        "hidden_size": WIDTH,
+        "intermediate_size": WIDTH,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 2048,
+    }

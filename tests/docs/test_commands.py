@@ -20,6 +20,7 @@ from diffusers_curriculum.densities import DENSITIES
 from diffusers_curriculum.training.levels.timesteps import length_fault
 from diffusers_curriculum.training.loop.task import Task
 from diffusers_curriculum.training.tasks.class_conditional import ClassConditional
+from diffusers_curriculum.training.tasks.flow import FlowTransformer
 from diffusers_curriculum.training.tasks.levels import LevelTask
 from diffusers_curriculum.training.tasks.text_to_image import TextToImage
 from diffusers_curriculum.training.tasks.text_to_image_lora import TextToImageLora
@@ -27,11 +28,13 @@ from diffusers_curriculum.training.tasks.text_to_image_sdxl import TextToImageSD
 from diffusers_curriculum.training.tasks.unconditional import Unconditional
 from tests.docs.test_documents import ROOT, TEXTS, blocks
 from tests.floors_fixtures import SD
+from tests.training.parts.families.flow_benches import pipeline_of
 
 TASKS: dict[str, type[Task]] = {
     "train_text_to_image_curriculum": TextToImage,
     "train_text_to_image_sdxl_curriculum": TextToImageSDXL,
     "train_text_to_image_lora_curriculum": TextToImageLora,
+    "train_text_to_image_flow_curriculum": FlowTransformer,
     "train_class_conditional_curriculum": ClassConditional,
     "train_unconditional_curriculum": Unconditional,
 }
@@ -139,7 +142,8 @@ def test_a_training_would_start(name: str, pipeline: Path, monkeypatch: pytest.M
         importlib.import_module("vqgan_task").VQGAN().parse(words, machine=False)
         return
     if script.startswith("train_text_to_image"):
-        words[words.index("--pretrained_model_name_or_path") + 1] = str(pipeline)
+        source = pipeline_of("flux") if "flow" in script else pipeline
+        words[words.index("--pretrained_model_name_or_path") + 1] = str(source)
     task = TASKS[script]()
     assert isinstance(task, LevelTask)
     if "facebook/DiT-XL-2-256" in words:  # its scheduler is asked for

@@ -26,6 +26,7 @@ SCRIPTS = {
     "text_to_image": "train_text_to_image_curriculum",
     "text_to_image_sdxl": "examples.text_to_image.train_text_to_image_sdxl_curriculum",
     "text_to_image_lora": "examples.text_to_image.train_text_to_image_lora_curriculum",
+    "flow": "examples.text_to_image.train_text_to_image_flow_curriculum",
     "class_conditional": "examples.class_conditional.train_class_conditional_curriculum",
     "unconditional": "examples.unconditional.train_unconditional_curriculum",
     "vit_vqgan": "train_vit_vqgan",
@@ -51,7 +52,10 @@ _SDXL = (
     *("--curriculum_patience", "1", "--curriculum_max_share", "9", "--ema_decay", "0.9"),
     *("--proportion_empty_prompts", "0.2", "--noise_offset", "0.1", "--snr_gamma", "5"),
 )
-_WORDS = {"own_job": _OWN_JOB, "text_to_image_sdxl": _SDXL}  # of those without a fixture
+_FLOW = (*_SDXL[:-6], "--caption_dropout", "0.2")
+# of those without a fixture
+_WORDS = {"own_job": _OWN_JOB, "text_to_image_sdxl": _SDXL, "flow": _FLOW}
+_TINY = {"text_to_image_sdxl": "sdxl", "flow": "flux"}  # families of their pipelines
 
 
 class Reached(Exception):
@@ -73,8 +77,8 @@ class Script:
             pytest.importorskip("peft")
         if name in _FOUND_AS_SCRIPTS:
             patch.syspath_prepend(str(ROOT / _FOUND_AS_SCRIPTS[name]))
-        if name == "text_to_image_sdxl":
-            families()["sdxl"].save_tiny(work / "tiny")
+        if name in _TINY:
+            families()[_TINY[name]].save_tiny(work / "tiny")
         self.module = importlib.import_module(SCRIPTS[name])
 
     def argv(self, *more: object) -> list[str]:

@@ -26,6 +26,7 @@ ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / PACKAGE).rglob("*.py"))
 SCRIPTS = [
     ROOT / "train_text_to_image_curriculum.py",
+    ROOT / "examples/text_to_image/train_text_to_image_flow_curriculum.py",
     ROOT / "examples/text_to_image/train_text_to_image_sdxl_curriculum.py",
     ROOT / "examples/text_to_image/train_text_to_image_lora_curriculum.py",
     ROOT / "examples/class_conditional/train_class_conditional_curriculum.py",

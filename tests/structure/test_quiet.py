@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PROGRAMS = (
     "train_text_to_image_curriculum.py",
+    "examples/text_to_image/train_text_to_image_flow_curriculum.py",
     "examples/text_to_image/train_text_to_image_sdxl_curriculum.py",
     "examples/class_conditional/train_class_conditional_curriculum.py",
     "examples/unconditional/train_unconditional_curriculum.py",

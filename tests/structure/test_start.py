@@ -38,6 +38,7 @@ ARGUMENTS = "diffusers_curriculum.training.arguments"
 PARSERS = ("run", "noise_levels", "curriculum", "images", "evaluation", "command_line")
 SCRIPTS = (
     "train_text_to_image_curriculum.py",
+    "examples/text_to_image/train_text_to_image_flow_curriculum.py",
     "examples/text_to_image/train_text_to_image_sdxl_curriculum.py",
     "examples/text_to_image/train_text_to_image_lora_curriculum.py",
     "examples/class_conditional/train_class_conditional_curriculum.py",

@@ -9,7 +9,6 @@ from typing import Any
 from diffusers_curriculum.training.arguments import environment
 from diffusers_curriculum.training.arguments.flag import (
     LEVELS,
-    POSITIVE,
     Bound,
     Family,
     Flag,
@@ -22,6 +21,7 @@ from diffusers_curriculum.training.arguments.flag import (
     sharing,
     tracked,
 )
+from diffusers_curriculum.training.arguments.noise_levels import FLOW_SHIFT
 from diffusers_curriculum.training.errors import UsageError
 
 FORMULATIONS = ("ddpm", "flow", "edm")
@@ -98,10 +98,7 @@ FORMULATION = Family.of(
         "preconditioning (arXiv 2206.00364), and --timestep_sampler edm unless given; default: "
         "the pipeline's own, else ddpm",
     ),
-    *sharing(
-        tracked("flow_shift", float, 1.0, "shift of the noise levels of a flow", bound=POSITIVE),
-        needs=_FLOW,
-    ),
+    *sharing(FLOW_SHIFT, needs=_FLOW),
     *sharing(
         tracked(
             "sigma_data",

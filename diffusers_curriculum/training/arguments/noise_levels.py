@@ -252,6 +252,9 @@ TIMESTEPS = Family.of(
     settle=_settle,
     check=check_scale,
 )
+FLOW_SHIFT = tracked(
+    "flow_shift", float, 1.0, "shift of the noise levels of a flow", bound=POSITIVE
+)
 SLOWED = Family.of(
     "objective",
     tracked(

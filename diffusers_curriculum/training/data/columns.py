@@ -76,9 +76,12 @@ def check_label_column(features: Features, label_column: str, folder: str | None
         )
 
 
-def warn_of_long_captions(rows: Dataset, column: str, tokenizer: Any) -> None:
-    """Log how many captions are cut, as they have more tokens than the text encoder takes."""
-    captions, limit = rows.select_columns([column]), tokenizer.model_max_length
+def warn_of_long_captions(
+    rows: Dataset, column: str, tokenizer: Any, limit: int | None = None
+) -> None:
+    """Log how many captions are cut, as they have more tokens than the text encoder is given:
+    ``limit``, by default as many as the tokenizer makes."""
+    captions, limit = rows.select_columns([column]), limit or tokenizer.model_max_length
     most = limit - tokenizer.num_special_tokens_to_add()
     cut: list[tuple[int, int, str]] = []
     for first in range(0, len(captions), _CHUNK):

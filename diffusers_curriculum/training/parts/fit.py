@@ -57,7 +57,8 @@ def _token_fault(name: str, tokenizer: Any, part: str, encoder: Config) -> str:
             f"{part}.resize_token_embeddings(len({name}))."
         )
     longest = encoder.get("max_position_embeddings", 77)
-    if tokenizer.model_max_length > longest:
+    positions = encoder.get("model_type", "clip").startswith("clip")  # others are told a length
+    if positions and tokenizer.model_max_length > longest:
         return (
             f"its {name}'s model_max_length is {tokenizer.model_max_length}, and its {part} has "
             f"{longest} positions: write {longest} into {name}/tokenizer_config.json."

@@ -49,12 +49,15 @@ def _hub_files(path: str, revision: str | None) -> list[str]:
 
 
 def components(index: dict[str, Any]) -> dict[str, tuple[str, str]]:
-    """Library and class of every component that a model_index.json names."""
+    """Library and class of every component that a model_index.json names; lists of numbers are
+    settings."""
     entries = {name: entry for name, entry in index.items() if name != "_class_name"}
     return {
         name: (str(entry[0]), str(entry[-1]))
         for name, entry in entries.items()
-        if isinstance(entry, list | tuple) and entry and entry[0] is not None
+        if isinstance(entry, list | tuple)
+        and entry
+        and not isinstance(entry[0], int | float | None)
     }
 
 

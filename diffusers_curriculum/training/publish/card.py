@@ -39,7 +39,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 pipeline = DiffusionPipeline.from_pretrained({repo_id}, torch_dtype=torch.float16)
-image = pipeline({prompt}).images[0]
+image = pipeline(prompt={prompt}).images[0]
 image.save("image.png")
 ```"""
 

@@ -101,6 +101,11 @@ class TextToImagePublisher(PipelinePublisher):
         """How many there are of each caption."""
         return 1
 
+    @property
+    def call_settings(self) -> dict[str, Any]:
+        """What the pipeline is called with besides prompt, noise and steps."""
+        return {}
+
     def _draw(self, build: Any) -> list[Image]:
         return validation_images(
             (lambda: decoding_precisely(build())) if self.family.precise_vae else build,
@@ -110,6 +115,7 @@ class TextToImagePublisher(PipelinePublisher):
             steps=self.steps,
             images=self.pictures,
             autocast=self.accelerator.autocast,
+            **self.call_settings,
         )
 
 
@@ -137,11 +143,15 @@ def validation_images(
     steps: int = INFERENCE_STEPS,
     images: int = 1,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    **settings: Any,
 ) -> list[Image]:
     """Sample ``images`` pictures for every prompt; then let go of the pipeline, and free memory.
 
     Every prompt starts from the same noise, drawn on the CPU, so that a picture depends neither on
     the other prompts nor on the device; with no seed the noise is fresh each time.
+
+    Args:
+        settings: of the pipeline's call, such as height and width.
     """
     from diffusers.training_utils import free_memory
 
@@ -154,9 +164,9 @@ def validation_images(
         with evaluation_mode(*modules), autocast():
             for prompt in prompts:
                 generator = torch.Generator().manual_seed(noise_seed)
+                told = {"generator": generator, "num_inference_steps": steps} | settings
                 for _ in range(images):
-                    told = pipeline(prompt, generator=generator, num_inference_steps=steps)
-                    drawn += told.images
+                    drawn += pipeline(prompt=prompt, **told).images
     finally:
         del pipeline, modules
         free_memory()

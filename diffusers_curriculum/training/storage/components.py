@@ -18,7 +18,7 @@ _WEIGHTS = re.compile(
 )
 _TEXTS = re.compile(
     r"(\w+_)?config\.json|tokenizer\.json|vocab\.(json|txt)|merges\.txt|special_tokens_map\.json|"
-    r"added_tokens\.json|(spiece|tokenizer|sentencepiece\.bpe)\.model"
+    r"added_tokens\.json|chat_template\.(jinja|json)|(spiece|tokenizer|sentencepiece\.bpe)\.model"
 )
 
 

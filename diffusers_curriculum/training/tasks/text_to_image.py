@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import torch
@@ -38,6 +39,7 @@ from diffusers_curriculum.training.parts.averages import Averages
 from diffusers_curriculum.training.parts.components import Components
 from diffusers_curriculum.training.parts.families.base import ModelFamily, families
 from diffusers_curriculum.training.parts.fit import check_parts, check_tokenizers
+from diffusers_curriculum.training.parts.images import autoencoder_identity
 from diffusers_curriculum.training.process.runtime import frozen_dtype
 from diffusers_curriculum.training.publish.text_to_image import TextToImagePublisher
 from diffusers_curriculum.training.storage.fingerprints import model_identity
@@ -138,8 +140,8 @@ class FamilyTask(ImageLevelTask):
     def load(self, job: JobParts) -> Trained:
         args, device, family = job.args, job.accelerator.device, self.family
         if job.accelerator.is_main_process:
-            longest = max(self.tokenizers.values(), key=lambda each: each.model_max_length)
-            warn_of_long_captions(job.rows, args.caption_column, longest)
+            limit = family.caption_limit(args, self.tokenizers)
+            warn_of_long_captions(job.rows, args.caption_column, *limit)
         dtype = frozen_dtype(job.accelerator)
         self.models = family.load_components(
             args, self.tokenizers, device, dtype, frozen=self.is_adapted
@@ -181,6 +183,11 @@ class FamilyTask(ImageLevelTask):
     def latents(self, job: JobParts) -> CachedLatents | None:
         """What is read instead of images; None where they are encoded as they come."""
         return None
+
+    def encoded_once(self, job: JobParts) -> CachedLatents:
+        """The latents of all images, for --cache_latents."""
+        space = SimpleNamespace(encode=partial(self.family.posterior, self.models.vae))
+        return self.cached_latents(job, space, autoencoder_identity(job.args))
 
 
 class TextToImage(FamilyTask):

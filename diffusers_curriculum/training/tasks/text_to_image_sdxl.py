@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-from types import SimpleNamespace
 from typing import Any
 
 from diffusers_curriculum.training.arguments.command_line import Arguments, CommandLine
@@ -80,7 +78,4 @@ class TextToImageSDXL(FamilyTask):
         return self.published
 
     def latents(self, job: JobParts) -> CachedLatents | None:
-        if not job.args.cache_latents:
-            return None
-        space = SimpleNamespace(encode=partial(self.family.posterior, self.models.vae))
-        return self.cached_latents(job, space, autoencoder_identity(job.args))
+        return self.encoded_once(job) if job.args.cache_latents else None

@@ -30,6 +30,7 @@ from diffusers_curriculum.training.parts.optimizers import (
     check_rates,
 )
 from diffusers_curriculum.training.tasks.class_conditional import ClassConditional
+from diffusers_curriculum.training.tasks.flow import FlowTransformer
 from diffusers_curriculum.training.tasks.text_to_image import TextToImage
 from diffusers_curriculum.training.tasks.text_to_image_sdxl import TextToImageSDXL
 from diffusers_curriculum.training.tasks.unconditional import Unconditional
@@ -90,6 +91,7 @@ def task_of(name: str, patch: pytest.MonkeyPatch) -> Any:
     own = {
         "text_to_image": TextToImage,
         "text_to_image_sdxl": TextToImageSDXL,
+        "flow": FlowTransformer,
         "class_conditional": ClassConditional,
         "unconditional": Unconditional,
     }

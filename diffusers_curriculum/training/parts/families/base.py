@@ -28,7 +28,7 @@ from diffusers_curriculum.training.parts.components import (
 from diffusers_curriculum.training.parts.pipeline_parts import PipelineParts
 
 Config = Mapping[str, Any]
-Conditioning = dict[str, Tensor]  # what a network is told besides, each with a first axis of B
+Conditioning = dict[str, Any]  # what a network is told besides: tensors or lists of B
 
 
 class ModelFamily(PipelineParts):
@@ -94,6 +94,11 @@ class ModelFamily(PipelineParts):
                 raise OSError("its vocabulary or tokenizer_config.json is missing")
             return tokenizer
 
+    def caption_limit(self, args: Arguments, tokenizers: Mapping[str, Any]) -> tuple[Any, int]:
+        """The tokenizer that takes most of a caption, and how many tokens of it."""
+        longest = max(tokenizers.values(), key=lambda each: each.model_max_length)
+        return longest, longest.model_max_length
+
     def tokenize(self, tokenizers: Mapping[str, Any], caption: str) -> dict[str, Tensor]:
         """Tokens of one caption, each without an axis of the batch; on the CPU, in the loader's
         workers. Here input_ids (L,) of the first tokenizer, input_ids_2 of the second, ..."""
@@ -117,7 +122,7 @@ class ModelFamily(PipelineParts):
 
     def posterior(self, vae: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and deviation (B, C, h, w) of the latents of images (B, 3, H, W) in [-1, 1], in
-        float32, as the autoencoder gives them."""
+        float32, as the autoencoder gives them; 0 is the deviation where the mean is trained on."""
         posterior = vae.encode(pixels.to(vae.dtype)).latent_dist
         return posterior.mean.float(), posterior.std.float()
 
@@ -164,6 +169,6 @@ def family_named(name: str) -> ModelFamily:
 
 
 def text_config(encoder: Config) -> Config:
-    """The settings of the text half of a CLIP; of any other text encoder its own."""
+    """The settings of the text half of a model of text and images; of a text encoder its own."""
     inner = encoder.get("text_config")
-    return inner if encoder.get("model_type") == "clip" and isinstance(inner, Mapping) else encoder
+    return inner if isinstance(inner, Mapping) else encoder

@@ -1,0 +1,214 @@
+"""Training a flow-matching transformer on captions: SD3, Flux.1, Flux.2, Qwen-Image, Z-Image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from accelerate.utils import send_to_device
+from torch import Tensor
+
+from diffusers_curriculum.drop_in import compute_loss_weighting_for_sd3
+from diffusers_curriculum.training.arguments.command_line import Arguments, CommandLine
+from diffusers_curriculum.training.arguments.curriculum import NOISE_LEVELS
+from diffusers_curriculum.training.arguments.flag import Need
+from diffusers_curriculum.training.arguments.flow import (
+    CACHED_TEXT,
+    FLOW,
+    SCHEME,
+    SUBJECT,
+    TEXT,
+    WEIGHTS,
+)
+from diffusers_curriculum.training.arguments.images import AUTOENCODER
+from diffusers_curriculum.training.arguments.noise_levels import PREDICTION, SLOWED
+from diffusers_curriculum.training.arguments.run import (
+    CHECKPOINTS,
+    EMA,
+    LOOP,
+    OF_IMAGES,
+    OF_MACHINE,
+    OPTIMIZER,
+    RUN,
+    SOURCE,
+    official,
+)
+from diffusers_curriculum.training.arguments.text_to_image import (
+    CAPTIONS,
+    DROPOUT,
+    MODEL,
+    PICTURES,
+    PROMPTED,
+)
+from diffusers_curriculum.training.cache.latents import CachedLatents
+from diffusers_curriculum.training.errors import UsageError
+from diffusers_curriculum.training.levels.formulations import pipeline_index
+from diffusers_curriculum.training.levels.levels import Levels
+from diffusers_curriculum.training.loop.task import JobParts, Trained
+from diffusers_curriculum.training.parts.components import Components
+from diffusers_curriculum.training.parts.families.base import Conditioning, ModelFamily, families
+from diffusers_curriculum.training.parts.families.flow import FlowFamily, Told
+from diffusers_curriculum.training.publish.flow import FlowPublisher
+from diffusers_curriculum.training.tasks.text_to_image import FamilyTask, TextToImageRun
+
+_CAPTIONED = Need(
+    "captions in the data (drop --instance_prompt)", lambda a: a.instance_prompt is None
+)
+_CACHED_AT_ONCE = 16  # captions
+
+_DATA = (MODEL, SUBJECT, SOURCE, CAPTIONS, *OF_IMAGES, TEXT)
+_TRAINING = (RUN, OPTIMIZER, SCHEME, FLOW)
+_FAMILIAR = (*_DATA, *_TRAINING, PICTURES, *OF_MACHINE, CHECKPOINTS)
+_CACHE = replace(AUTOENCODER, flags=AUTOENCODER.flags[1:], check_machine=None)  # of latents
+
+
+@dataclass(kw_only=True)
+class FlowRun(TextToImageRun):
+    """What the step works with."""
+
+    family: FlowFamily
+    captions: CaptionEncoder
+    guidance: float | None  # what the network is told, if it was distilled to be
+
+    def loss(
+        self, prediction: Tensor, target: Tensor, weights: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The loss to differentiate, the mean of w (prediction - target)^2 in the order of
+        diffusers' flow-matching scripts, and the unweighted loss (B,) of each sample."""
+        squares = (prediction.float() - target.float()) ** 2
+        weight = 1.0 if weights is None else weights.view(-1, *[1] * (squares.ndim - 1))
+        each = torch.mean((weight * squares).reshape(len(squares), -1), 1)
+        return each.mean(), squares.detach().reshape(len(squares), -1).mean(1)
+
+
+class CaptionEncoder:
+    """What the network is told of captions: encoded now, or before, and kept on the host.
+
+    Args:
+        captions: to be encoded at once; None encodes each batch as it comes. The models let go of
+            their text encoders then.
+    """
+
+    def __init__(
+        self,
+        family: FlowFamily,
+        models: Components,
+        told: Told,
+        device: torch.device,
+        captions: Iterable[str] | None = None,
+    ) -> None:
+        self.family, self.models, self.told, self.device = family, models, told, device
+        self.kept: dict[str, Conditioning] = {}
+        if captions is not None:
+            for caption in sorted({*captions}):
+                self.kept[caption] = send_to_device(self._encode([caption]), "cpu")
+            models.encoders.clear()
+
+    def __call__(self, captions: list[str]) -> Conditioning:
+        """Of a batch, on the device."""
+        if not self.kept:
+            return self._encode(captions)
+        joined = self.family.joined([self.kept[caption] for caption in captions])
+        told: Any = send_to_device(joined, self.device, non_blocking=True)
+        return told
+
+    def _encode(self, captions: list[str]) -> Conditioning:
+        with torch.no_grad():
+            return self.family.encode_text(self.models, {"caption": captions}, self.told)
+
+
+class FlowTransformer(FamilyTask):
+    """A transformer of any family of flow matching, found by the class of the pipeline."""
+
+    family: FlowFamily
+
+    command_line = CommandLine(
+        "Fine-tune Stable Diffusion 3, Flux, Qwen-Image or Z-Image with a timestep curriculum and "
+        "importance sampling.",
+        (*_FAMILIAR, _CACHE, CACHED_TEXT, DROPOUT, EMA, PREDICTION, *NOISE_LEVELS, SLOWED, LOOP),
+        official=official(_FAMILIAR),
+        changes={
+            "output_dir": {"default": "flow-model-finetuned"},
+            "tracker_project_name": {"default": "flow-fine-tune"},
+            "flow_shift": {
+                "default": None,
+                "help": "shift of the noise levels (default: what the family is trained with at "
+                "this resolution, docs/adding_a_family.md; 1: diffusers' scripts for Flux and "
+                "Qwen-Image)",
+            },
+            "caption_column": {"needs": (_CAPTIONED,)},
+            "train_batch_size": {"default": 4},
+            "num_train_epochs": {"default": 1},
+            "adam_weight_decay": {"default": 1e-4},
+            "lr_num_cycles": {"default": 1},
+            "lr_power": {"default": 1.0},
+            "validation_epochs": {"default": 50},
+            "validation_steps": {"needs": (PROMPTED,)},
+        },
+    )
+
+    def settle(self, args: Arguments) -> None:
+        args.pretrained_vae_model_name_or_path = None  # the script has no flag for it
+
+    def family_of(self, args: Arguments) -> ModelFamily:
+        name = pipeline_index(args).get("_class_name")
+        known = {f.pipeline: f for f in families().values() if isinstance(f, FlowFamily)}
+        if name not in known:
+            raise UsageError(
+                f"--pretrained_model_name_or_path {args.pretrained_model_name_or_path!r} is a "
+                f"{name}, and this script trains one of {', '.join(sorted(known))}."
+            )
+        return known[name]
+
+    def choose_levels(self, args: Arguments, seed: int) -> Levels:
+        levels = Levels.of(args, *self.family_of(args).load_schedulers(args), seed)
+        if args.weighting_scheme in WEIGHTS:  # diffusers' own numbers, to the last bit
+            sigma = levels.objective.levels.sigma.float()
+            levels.weights = compute_loss_weighting_for_sd3(args.weighting_scheme, sigma)
+        return levels
+
+    def load_rows(self, args: Arguments, seed: int) -> Any:
+        from diffusers_curriculum.training.data.sources import training_rows
+
+        if args.instance_prompt is None:
+            return super().load_rows(args, seed)
+        rows = training_rows(args, seed)
+        return rows.add_column(args.caption_column, [args.instance_prompt] * len(rows))
+
+    def publisher(self, job: JobParts) -> FlowPublisher:
+        args, family = job.args, self.family
+        self.published = FlowPublisher(args, job.accelerator, self.levels, job.plan, family)
+        return self.published
+
+    def latents(self, job: JobParts) -> CachedLatents | None:
+        return self.encoded_once(job) if job.args.cache_latents else None
+
+    def load(self, job: JobParts) -> Trained:
+        trained, args = super().load(job), job.args
+        told = Told(args.max_sequence_length, args.text_encoder_out_layers)
+        captions = _captions(job, args) if args.cache_text_embeddings else None
+        device = job.accelerator.device
+        self.captions = CaptionEncoder(self.family, self.models, told, device, captions)
+        return trained
+
+    def make_run(self, job: JobParts, **common: Any) -> FlowRun:
+        distilled = self.models.network.config.get("guidance_embeds")
+        return FlowRun(
+            **common,
+            levels=self.levels,
+            family=self.family,
+            models=self.models,
+            captions=self.captions,
+            guidance=job.args.guidance_scale if distilled else None,
+        )
+
+
+def _captions(job: JobParts, args: Arguments) -> Iterator[str]:
+    """All that a sample may be told: every phrasing, and nothing where captions are left out."""
+    cells = job.rows[args.caption_column]
+    for cell in cells:
+        yield from [cell] if isinstance(cell, str) else cell
+    if args.caption_dropout:
+        yield ""

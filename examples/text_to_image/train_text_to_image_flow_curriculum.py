@@ -1,0 +1,75 @@
+#!/usr/bin/env python
+"""Fine-tune Stable Diffusion 3, Flux.1, Flux.2 klein, Qwen-Image or Z-Image on image and caption
+pairs, spending the steps on the noise levels that teach the model most.
+
+Flags are named as in diffusers' train_dreambooth_flux.py and its kin, --weighting_scheme among
+them; --timestep_sampler, --curriculum and --loss_weighting come besides. Which family is trained is
+read from the pipeline.
+
+    accelerate launch examples/text_to_image/train_text_to_image_flow_curriculum.py \
+        --pretrained_model_name_or_path black-forest-labs/FLUX.1-dev --train_data_dir my_images \
+        --cache_text_embeddings --timestep_sampler laplace --curriculum difficulty
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+
+from diffusers_curriculum import Slots
+from diffusers_curriculum.randomness import gaussian, key
+from diffusers_curriculum.training.loop.job import Job, run_script
+from diffusers_curriculum.training.loop.run import LevelLosses
+from diffusers_curriculum.training.tasks.flow import FlowRun, FlowTransformer
+
+
+def training_step(run: FlowRun, step: int, slots: Slots, batch: dict[str, Any]) -> LevelLosses:
+    """One micro-batch, from images or their cached latents to gradients."""
+    args, family, models, device = run.args, run.family, run.models, run.accelerator.device
+    draw = partial(gaussian, seed=run.seed, step=step, slots=slots, device=device)
+    captions, read = batch["caption"], batch.keys() - {"caption"}
+    images = {name: batch[name].to(device, non_blocking=True) for name in read}
+
+    # Encode images and captions
+    with torch.no_grad():
+        mean, std = run.encoded(images)
+        encoded = mean + std * draw(mean.shape[1:], purpose="posterior")
+        latents = family.latents(models.vae, encoded)
+        conditioning = run.captions(captions)
+
+    # Draw noise and noise levels
+    noise = draw(latents.shape[1:], purpose="noise")
+    drawn = run.sampler.sample(slots, step=step, device=device)
+
+    # Add the noise
+    noisy = run.objective.add_noise(latents, noise, run.input_levels(drawn.at, draw))
+    target = run.objective.target(latents, noise, drawn.at)
+
+    # Predict the velocity; a model with dropout draws from the global generator
+    torch.manual_seed(key(run.seed, step, slots.start, purpose="model") >> 65)
+    prediction = family.predict(run.network, noisy, drawn.timesteps, conditioning, run.guidance)
+
+    # Loss and gradients; what is observed of a level is the error of the velocity
+    loss, losses = run.loss(prediction, target, run.loss_weights(drawn))
+    if args.precondition_outputs:
+        denoised = run.objective.denoised(prediction, noisy, drawn.at)
+        loss, _ = run.loss(denoised, latents, run.loss_weights(drawn))
+    run.accelerator.backward(loss)
+    return LevelLosses(drawn.indices, losses, loss.detach().reshape(1))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train from a command line (default: the program's own), from loading to the upload.
+
+    Raises:
+        UsageError: bad arguments, data or checkpoint; before any model is loaded.
+        NonFiniteError: a loss or gradient was not finite.
+    """
+    Job(FlowTransformer(), argv).train(training_step)
+
+
+if __name__ == "__main__":
+    run_script(main)
