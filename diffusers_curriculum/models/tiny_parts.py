@@ -104,8 +104,8 @@ def qwen_tokenizer() -> Qwen2Tokenizer:
 
 def qwen3(kind: Any, layers: int = 2) -> Any:
     """A Qwen 3 for the tokens of :func:`qwen_tokenizer`."""
-    settings = _language() | {"num_hidden_layers": layers, "head_dim": 8, "pad_token_id": 0}
-    return kind(Qwen3Config(**settings))
+    settings: dict[str, Any] = _language() | {"num_hidden_layers": layers, "head_dim": 8}
+    return kind(Qwen3Config(**settings, pad_token_id=0))
 
 
 def qwen_vl() -> Qwen2_5_VLForConditionalGeneration:

@@ -3,7 +3,8 @@
 pairs, spending the steps on the noise levels that teach the model most.
 
 Flags are named as in diffusers' train_dreambooth_flux.py and its kin, --weighting_scheme among
-them; --timestep_sampler, --curriculum and --loss_weighting come besides. Which family is trained is
+them; --timestep_sampler, --curriculum and --loss_weighting come besides; --use_lora trains an
+adapter. Which family is trained is
 read from the pipeline.
 
     accelerate launch examples/text_to_image/train_text_to_image_flow_curriculum.py \
@@ -23,7 +24,8 @@ from diffusers_curriculum import Slots
 from diffusers_curriculum.randomness import gaussian, key
 from diffusers_curriculum.training.loop.job import Job, run_script
 from diffusers_curriculum.training.loop.run import LevelLosses
-from diffusers_curriculum.training.tasks.flow import FlowRun, FlowTransformer
+from diffusers_curriculum.training.tasks.flow import FlowRun
+from diffusers_curriculum.training.tasks.flow_lora import flow_task
 
 
 def training_step(run: FlowRun, step: int, slots: Slots, batch: dict[str, Any]) -> LevelLosses:
@@ -68,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         UsageError: bad arguments, data or checkpoint; before any model is loaded.
         NonFiniteError: a loss or gradient was not finite.
     """
-    Job(FlowTransformer(), argv).train(training_step)
+    Job(flow_task(argv), argv).train(training_step)
 
 
 if __name__ == "__main__":

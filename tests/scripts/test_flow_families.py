@@ -94,6 +94,49 @@ def test_every_family_and_law(images: Path, tmp_path: Path, family: str, law: st
     check(images, family, tmp_path, *LAWS[law])
 
 
+# -- adapters --------------------------------------------------------------------------------------
+
+
+def check_adapter(images: Path, family: str, folder: Path, *law: object) -> None:
+    adapted = ("--use_lora", "--lora_alpha", 2, *law)
+    whole = run(images, family, folder / "whole", *adapted)
+    assert finite(whole)
+    output = folder / "parts"
+    run(images, family, output, *adapted, "--checkpointing_steps", 1, "--max_train_steps", 1)
+    rest = run(images, family, output, *adapted, "--resume_from_checkpoint", "latest")
+    assert rest.losses == whole.losses[1:]
+    name = "pytorch_lora_weights.safetensors"
+    assert (output / name).read_bytes() == (folder / "whole" / name).read_bytes()
+
+    # the base with the saved adapter draws as the models in memory do
+    saved = diffusers.DiffusionPipeline.from_pretrained(pipeline_of(family))
+    before = drawn(saved)
+    saved.load_lora_weights(folder / "whole")
+    averages, models = whole.last.averages, whole.last.models
+    with averages.shown():
+        memory = FLOWS[family].pipeline_of(
+            models, models.network.eval(), whole.last.levels.inference
+        )
+        assert torch.equal(drawn(saved), drawn(memory))
+    assert not torch.equal(before, drawn(saved))
+
+
+@pytest.mark.parametrize(("family", "law"), [*zip(FLOWS, [*LAWS] * len(FLOWS), strict=False)])
+def test_an_adapter_in_each_family(images: Path, tmp_path: Path, family: str, law: str) -> None:
+    pytest.importorskip("peft")
+    check_adapter(images, family, tmp_path, *LAWS[law])
+
+
+@pytest.mark.reliability
+@pytest.mark.parametrize("family", FLOWS)
+@pytest.mark.parametrize("law", LAWS)
+def test_an_adapter_in_every_family_by_every_law(
+    images: Path, tmp_path: Path, family: str, law: str
+) -> None:
+    pytest.importorskip("peft")
+    check_adapter(images, family, tmp_path, *LAWS[law])
+
+
 # -- captions and pictures -------------------------------------------------------------------------
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
+from diffusers_curriculum.training.arguments.adapters import LORA
 from diffusers_curriculum.training.arguments.flag import (
     FROM_ZERO,
     NOT_NEGATIVE,
@@ -152,4 +154,42 @@ SUBJECT = Family.of(
         setting="dataset",
     ),
     settle=_settle_subject,
+)
+
+
+def _settle_adapter(args: Any) -> None:
+    if args.lora_layers is not None:
+        if args.lora_target_modules:
+            raise UsageError(
+                f"--lora_layers {args.lora_layers} and --lora_target_modules "
+                f"{' '.join(args.lora_target_modules)} both name modules: drop one of the two."
+            )
+        args.lora_target_modules = [name.strip() for name in args.lora_layers.split(",")]
+    if LORA.settle is not None:
+        LORA.settle(args)
+
+
+def _check_adapter_machine(args: Any) -> None:
+    if args.use_lora and LORA.check_machine is not None:
+        LORA.check_machine(args)
+
+
+_ADAPTED = Need("--use_lora", lambda a: a.use_lora)
+ADAPTER = replace(
+    LORA,
+    flags=(
+        tracked("use_lora", help="train an adapter (LoRA) and not the whole transformer"),
+        *sharing(
+            *LORA.flags,
+            tracked(
+                "lora_layers",
+                str,
+                help="--lora_target_modules in one word, with commas",
+                setting="adapter",
+            ),
+            needs=_ADAPTED,
+        ),
+    ),
+    settle=_settle_adapter,
+    check_machine=_check_adapter_machine,
 )

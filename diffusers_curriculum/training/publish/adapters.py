@@ -20,7 +20,7 @@ from diffusers import DiffusionPipeline
 pipeline = DiffusionPipeline.from_pretrained({base}, torch_dtype=torch.float16)
 pipeline.load_lora_weights({repo_id})"""
 _DRAWN = """
-image = pipeline({prompt}).images[0]
+image = pipeline(prompt={prompt}).images[0]
 image.save("image.png")
 ```"""
 # A file of an adapter holds no scheduler.

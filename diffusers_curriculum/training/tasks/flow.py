@@ -15,6 +15,7 @@ from diffusers_curriculum.training.arguments.command_line import Arguments, Comm
 from diffusers_curriculum.training.arguments.curriculum import NOISE_LEVELS
 from diffusers_curriculum.training.arguments.flag import Need
 from diffusers_curriculum.training.arguments.flow import (
+    ADAPTER,
     CACHED_TEXT,
     FLOW,
     SCHEME,
@@ -127,7 +128,18 @@ class FlowTransformer(FamilyTask):
     command_line = CommandLine(
         "Fine-tune Stable Diffusion 3, Flux, Qwen-Image or Z-Image with a timestep curriculum and "
         "importance sampling.",
-        (*_FAMILIAR, _CACHE, CACHED_TEXT, DROPOUT, EMA, PREDICTION, *NOISE_LEVELS, SLOWED, LOOP),
+        (
+            *_FAMILIAR,
+            ADAPTER,
+            _CACHE,
+            CACHED_TEXT,
+            DROPOUT,
+            EMA,
+            PREDICTION,
+            *NOISE_LEVELS,
+            SLOWED,
+            LOOP,
+        ),
         official=official(_FAMILIAR),
         changes={
             "output_dir": {"default": "flow-model-finetuned"},

@@ -55,8 +55,9 @@ class AdapterTask(FamilyTask):
     def choose(self, args: Arguments, seed: int) -> None:
         super().choose(args, seed)
         family = self.family
-        args.lora_target_modules = args.lora_target_modules or list(family.lora_targets)
         kind, config = family.part_class(family.network), part_config(family, args, family.network)
+        targets = args.lora_target_modules or family.adapter_targets(config)
+        args.lora_target_modules = list(targets)
         check_adapter(args, kind, config)
 
     def model_facts(self, args: Arguments) -> dict[str, Any]:

@@ -72,6 +72,10 @@ class ModelFamily(PipelineParts):
         """Why the pipeline cannot draw pictures with a scheduler; None if it can."""
         return sampling_fault(scheduler)
 
+    def adapter_targets(self, network: Config) -> tuple[str, ...]:
+        """Modules that get adapters unless a flag names others, of a network with this config."""
+        return self.lora_targets
+
     # -- captions --------------------------------------------------------------------------------
 
     def load_tokenizers(self, args: Arguments) -> dict[str, Any]:

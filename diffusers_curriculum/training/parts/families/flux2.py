@@ -41,7 +41,7 @@ class Flux2(FlowFamily):
         "tokenizer": ("Qwen2TokenizerFast", "Qwen2Tokenizer"),
     }
     settings = ("is_distilled",)
-    lora_targets = (*_PLAIN, *(f"single_transformer_blocks.{n}.attn.to_out" for n in range(24)))
+    lora_targets = _PLAIN
     preset = "flux2"
 
     def check_resolution(self, args: Arguments, configs: Mapping[str, Config]) -> None:
@@ -55,6 +55,10 @@ class Flux2(FlowFamily):
                 f"{last} layers of {width} numbers a token, and the transformer takes {wanted}: "
                 "name as many layers as make that, or leave it out."
             )
+
+    def adapter_targets(self, network: Config) -> tuple[str, ...]:
+        blocks = range(network.get("num_single_layers", 48))
+        return (*_PLAIN, *(f"single_transformer_blocks.{n}.attn.to_out" for n in blocks))
 
     def misfits(self, configs: Mapping[str, Config]) -> Iterator[str]:
         network, latent = configs["transformer"], configs["vae"].get("latent_channels", 32)

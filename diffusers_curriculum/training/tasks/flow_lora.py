@@ -1,0 +1,39 @@
+"""An adapter in a flow-matching transformer: the other half of the flow script."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from diffusers_curriculum.training.arguments.command_line import Arguments
+from diffusers_curriculum.training.errors import UsageError
+from diffusers_curriculum.training.loop.task import JobParts
+from diffusers_curriculum.training.publish.adapters import AdapterPublisher
+from diffusers_curriculum.training.publish.flow import FlowPublisher
+from diffusers_curriculum.training.tasks.flow import FlowTransformer
+from diffusers_curriculum.training.tasks.text_to_image_lora import AdapterTask
+
+
+class FlowAdapterPublisher(AdapterPublisher, FlowPublisher):
+    """Publishes the weights of an adapter in a transformer."""
+
+
+class FlowAdapter(AdapterTask, FlowTransformer):
+    """An adapter in the transformer of any family of flow matching."""
+
+    def check(self, args: Arguments) -> None:
+        if args.save_format == "kohya":
+            raise UsageError(
+                "--save_format kohya: names of kohya's trainer are known here for UNets alone; use "
+                "--save_format diffusers."
+            )
+
+    def publisher(self, job: JobParts) -> FlowAdapterPublisher:
+        args, family = job.args, self.family
+        self.published = FlowAdapterPublisher(args, job.accelerator, self.levels, job.plan, family)
+        return self.published
+
+
+def flow_task(argv: Sequence[str] | None = None) -> FlowTransformer:
+    """The task of a command line: an adapter with --use_lora, else the whole transformer."""
+    args, _ = FlowTransformer.command_line.parser().parse_known_args(argv)
+    return FlowAdapter() if args.use_lora else FlowTransformer()
