@@ -81,8 +81,8 @@ def warn_of_long_captions(
 ) -> None:
     """Log how many captions are cut, as they have more tokens than the text encoder is given:
     ``limit``, by default as many as the tokenizer makes."""
-    captions, limit = rows.select_columns([column]), limit or tokenizer.model_max_length
-    most = limit - tokenizer.num_special_tokens_to_add()
+    captions, taken = rows.select_columns([column]), int(limit or tokenizer.model_max_length)
+    most = taken - tokenizer.num_special_tokens_to_add()
     cut: list[tuple[int, int, str]] = []
     for first in range(0, len(captions), _CHUNK):
         cells = captions[first : first + _CHUNK][column]
@@ -90,7 +90,7 @@ def warn_of_long_captions(
         # a token is one byte at least: short captions need not be split
         long = [(row, text) for row, text in texts if len(text.encode()) > most]
         ids = tokenizer([text for _, text in long], verbose=False).input_ids if long else []
-        cut += [(row, len(n), t) for (row, t), n in zip(long, ids, strict=True) if len(n) > limit]
+        cut += [(row, len(n), t) for (row, t), n in zip(long, ids, strict=True) if len(n) > taken]
     if cut:
         row, tokens, text = max(cut, key=lambda entry: entry[1])
         logger.warning(
@@ -98,7 +98,7 @@ def warn_of_long_captions(
             "takes, and its end is cut off; the longest is that of row %d, with %d: %r",
             len({row for row, *_ in cut}),
             len(captions),
-            limit,
+            taken,
             row,
             tokens,
             textwrap.shorten(text, 200),
