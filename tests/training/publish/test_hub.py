@@ -97,7 +97,10 @@ def usage(body: str) -> tuple[str, str]:
     """The repository and the prompt in the one code block of a card."""
     (fence,) = [token for token in tokens(body) if token.type == "fence"]
     calls = [node for node in ast.walk(ast.parse(fence.content)) if isinstance(node, ast.Call)]
-    given = {ast.unparse(call.func): call.args[0] for call in calls}
+    given = {
+        ast.unparse(call.func): [*call.args, *(word.value for word in call.keywords)][0]
+        for call in calls
+    }
     return tuple(  # type: ignore[return-value]
         ast.literal_eval(given[name]) for name in ("DiffusionPipeline.from_pretrained", "pipeline")
     )
