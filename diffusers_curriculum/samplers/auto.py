@@ -106,7 +106,7 @@ def _moments(memory: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 @SAMPLERS.register(
     "auto",
-    formula="p(l) ~ (m (1 - m / m0) r)^k, m = E|x0 error|^2, r = its relative fall lately",
+    formula="p(l) ~ (m (1 - m / m0))^a r, m = E|x0 error|^2, r = its relative fall lately",
     source="this library",
     note="learns from observe(); needs no probe and no extra forward pass",
 )
@@ -114,19 +114,19 @@ class AutoTimestepSampler(AdaptiveTimestepSampler):
     """Draws where the network still makes progress that the samples will show: centre, width and
     speed are found from the losses of the run itself.
 
-    p(l) is proportional to (m (1 - m / m0) r)^k per unit of log-SNR l. m is the mean squared error
-    of x0, and m0 the largest one, where an image cannot be told from noise. r is the share by which
-    m fell over the latest part of the run, a part that grows with it, less a standard error, so
-    that noise is no progress. An error of x0 at one level moves the sample by that error times what
-    the levels after it leave of it: 1 - m / m0 for Gaussian data. k > 1 undoes that levels learn
-    from their neighbours.
+    p(l) is proportional to (m (1 - m / m0))^a r per unit of log-SNR l. m is the mean squared
+    error of x0, and m0 the largest one, where an image cannot be told from noise. r is the share by
+    which m fell over the latest part of the run, a part that grows with it, less a standard error,
+    so that noise is no progress. An error of x0 at one level moves the sample by that error times
+    what the levels after it leave of it: 1 - m / m0 for Gaussian data. a > 1 undoes that levels
+    learn from their neighbours.
 
     An epsilon prediction magnifies its error of x0 by 1 / S, so that m0 cannot be measured with it;
     in almost pure noise its errors are small, many, and come back where it is not trained. Its law
-    is ((m S / (1 + S))^(1/2) r)^k, of the size of errors that add up, with another k and floor.
+    is (m S / (1 + S))^a r.
 
     Args:
-        sharpness: k; default 1.5, of an epsilon prediction 1.
+        sharpness: a; default 2, of an epsilon prediction 0.5: the size of errors, which add up.
         significance: standard errors that are taken off the progress.
         least_progress: what every level is credited with besides: where nothing can be told from
             noise yet (small batches, a fine-tuning run that hardly moves), the law is that of equal
@@ -158,7 +158,7 @@ class AutoTimestepSampler(AdaptiveTimestepSampler):
     def _check(self, levels: NoiseLevels) -> None:
         of_noise = levels.prediction_type == "epsilon"
         if self.sharpness is None:
-            self.sharpness = 1.0 if of_noise else 1.5
+            self.sharpness = 0.5 if of_noise else 2.0
         if self.floor is None:
             self.floor = 0.5 if of_noise else 0.1
         super()._check(levels)
@@ -182,8 +182,9 @@ class AutoTimestepSampler(AdaptiveTimestepSampler):
 
     def _rule(self, profile: Tensor, constants: Mapping[str, Tensor]) -> Tensor:
         error, kind = profile / constants["observed_per_x0"], self.levels.prediction_type
-        gain = shown_in_samples(error, constants["log_snr"], kind) * self._progress()
-        return (gain / gain.max()).pow(self.sharpness) * constants["widths"]
+        shown = shown_in_samples(error, constants["log_snr"], kind)
+        law = (shown / shown.max()).pow(self.sharpness) * self._progress()
+        return law / law.max() * constants["widths"]
 
     def _progress(self) -> Tensor:
         """(T,) r."""
@@ -202,8 +203,8 @@ class AutoTimestepSampler(AdaptiveTimestepSampler):
 
 def shown_in_samples(error: Tensor, log_snr: Tensor, prediction_type: str) -> Tensor:
     """(T,) m (1 - m / m0), of mean squared errors of x0 (T,), cleanest level first; of an epsilon
-    prediction (m S / (1 + S))^(1/2)."""
+    prediction m S / (1 + S)."""
     if prediction_type == "epsilon":
-        return (error * torch.sigmoid(log_snr)).sqrt()
+        return error * torch.sigmoid(log_snr)
     error = error.cummax(0).values  # it can only grow towards noise
     return error * (1 - error / error[-1])

@@ -178,7 +178,7 @@ CONFIG: dict[str, Any] = {
 }
 OWN: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "auto": (
-        {"sharpness": 1.0, "significance": 1.0, "least_progress": 1e-3, "bandwidth": 1.0},
+        {"sharpness": 0.5, "significance": 1.0, "least_progress": 1e-3, "bandwidth": 1.0},
         {
             "floor": 0.5,
             "refresh_every": 50,
