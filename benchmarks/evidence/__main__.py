@@ -47,7 +47,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.evidence", description=__doc__)
     parser.add_argument("what", choices=[*names("tiers"), "report"], help="a tier, or report")
     parser.add_argument(
-        "--tier", choices=names("tiers"), default="small", help="of the report, default %(default)s"
+        "--tier",
+        nargs="+",
+        choices=names("tiers"),
+        default=["small", "aside"],
+        help="tiers of the report, default small aside",
     )
     parser.add_argument(
         "--device",
@@ -103,12 +107,13 @@ def _report(args: argparse.Namespace) -> int:
         for file, number in lost:
             print(f"{file}: {number} is no figure of {args.output_dir / 'report.json'}")
         return int(bool(lost))
-    cells = chosen(cells_of(args.tier), args.only, held_out=True)
+    planned = {cell.file(): cell for tier in args.tier for cell in cells_of(tier)}
+    cells = chosen([*planned.values()], args.only, held_out=True)
     results = Results.of(cells, args.output_dir)
     if not results.all:
         raise ConfigError(
-            f"{args.output_dir} has no result of {args.tier!r}: python -m benchmarks.evidence "
-            f"{args.tier} makes them."
+            f"{args.output_dir} has no result of {' or '.join(args.tier)}: python -m "
+            f"benchmarks.evidence {args.tier[0]} makes them."
         )
     write_report(results, len(cells), args.tier, args.output_dir, args.results)
     return 0

@@ -25,7 +25,9 @@ from benchmarks.evidence.results import (
 NUMBER = re.compile(r"(?<![\w.])\d+\.\d+(?:\.\d+)*(?![\w.]*\w)")
 
 
-def write_report(results: Results, planned: int, tier: str, output_dir: Path, file: Path) -> None:
+def write_report(
+    results: Results, planned: int, tiers: Sequence[str], output_dir: Path, file: Path
+) -> None:
     """RESULTS.md, report.json with every figure that stands there, and the pictures."""
     from benchmarks.evidence.pictures import draw
 
@@ -33,7 +35,7 @@ def write_report(results: Results, planned: int, tier: str, output_dir: Path, fi
     verdicts, found = judged(results), summary(results)
     text = "\n".join(
         [
-            *_head(results, planned, tier),
+            *_head(results, planned, tiers),
             *in_words(found),
             *_summary_table(found),
             *_claims_table(verdicts),
@@ -115,7 +117,7 @@ def _static(result: Result) -> bool:
 # -- as text ---------------------------------------------------------------------------------------
 
 
-def _head(results: Results, planned: int, tier: str) -> list[str]:
+def _head(results: Results, planned: int, tiers: Sequence[str]) -> list[str]:
     made = sorted({json.dumps(r.document["made_with"], sort_keys=True) for r in results.all})
     told = [", ".join(f"{k} {v}" for k, v in json.loads(text).items()) for text in made]
     seconds = sum(r.checkpoints[-1]["seconds"] for r in results.all)
@@ -123,7 +125,8 @@ def _head(results: Results, planned: int, tier: str) -> list[str]:
         "# Does it train better?",
         "",
         "Written by `python -m benchmarks.evidence report` from the JSON of",
-        f"`python -m benchmarks.evidence {tier} --held_out` in `benchmarks/results/evidence`: "
+        f"{' and '.join(f'`python -m benchmarks.evidence {tier} --held_out`' for tier in tiers)} "
+        "in `benchmarks/results/evidence`: "
         f"{len(results.all)} of {planned} "
         f"cells, {seconds / 60:.1f} minutes of one core in training,",
         *(f"with {text}." for text in told),

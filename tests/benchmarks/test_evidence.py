@@ -103,7 +103,7 @@ def test_a_cell_that_fails_does_not_end_the_others(tmp_path: Path) -> None:
     ("argv", "message"),
     [
         (["quick", "--only", "nothing/*"], "--only 'nothing/*' fits no cell: they are called"),
-        (["report", "--tier", "quick"], "has no result of 'quick'"),
+        (["report", "--tier", "quick"], "has no result of quick"),
     ],
 )
 def test_what_cannot_be_is_told(
