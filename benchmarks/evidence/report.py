@@ -136,6 +136,7 @@ def _head(results: Results, planned: int, tiers: Sequence[str]) -> list[str]:
         "method's). **Time** counts the law's own cost. All ratios: above 1 is better than uniform",
         "draws; geometric means with 95 % bootstrap intervals over seeds, paired by seed. Quality",
         "is the Frechet distance in a classifier's features, of mixtures the exact excess loss.",
+        "**On** counts tasks x targets: what was measured on one is not comparable with the rest.",
         "**By samples alone** takes the sliced Wasserstein distance of samples for mixtures, which",
         "does not fall below that of the mixture's own samples.",
         "",
@@ -143,12 +144,13 @@ def _head(results: Results, planned: int, tiers: Sequence[str]) -> list[str]:
 
 
 def in_words(found: dict[str, dict[str, Interval]]) -> list[str]:
-    """What helped, what did not, and what cannot be told."""
+    """What helped, what did not, and what cannot be told, each on so many tasks and targets."""
     steps = {method: row["steps"] for method, row in found.items() if "steps" in row}
-    better = [f"{m} {steps[m]}" for m in _by_value(steps) if steps[m].low > 1]
-    worse = [f"{m} {steps[m]}" for m in reversed(_by_value(steps)) if steps[m].high < 1]
-    even = [f"{m} {steps[m]}" for m in _by_value(steps) if steps[m].low <= 1 <= steps[m].high]
-    broken = [m for m, told in steps.items() if math.isnan(told.low)]
+    told = {m: f"{m} {steps[m]} on {found[m]['steps tasks'].value:.0f}" for m in steps}
+    better = [told[m] for m in _by_value(steps) if steps[m].low > 1]
+    worse = [told[m] for m in reversed(_by_value(steps)) if steps[m].high < 1]
+    even = [told[m] for m in _by_value(steps) if steps[m].low <= 1 <= steps[m].high]
+    broken = [m for m, each in steps.items() if math.isnan(each.low)]
     texts = [("Saved steps", better), ("Cost steps", worse), ("No difference beyond noise", even)]
     texts += [("No interval, as a seed's samples were not finite", broken)] if broken else []
     return [f"- {what}: {', '.join(names) or 'nothing'}." for what, names in texts] + [""]
