@@ -19,7 +19,8 @@ from shell import UNIFORM, run_all, short
 HERE = Path(__file__).resolve().parent
 SCRIPT = HERE.parent.parent / "train_text_to_image_curriculum.py"
 RESOLUTION = "32"
-TRAIN_STEPS, VAE_STEPS = 1200, 250
+TRAIN_STEPS, VAE_STEPS = 600, 250
+CHECKPOINTS = 6  # of each run, evenly apart
 
 
 def commands(folder: Path, train_steps: int, vae_steps: int) -> list[list[str]]:
@@ -40,15 +41,20 @@ def commands(folder: Path, train_steps: int, vae_steps: int) -> list[list[str]]:
             *("--train_data_dir", scans, "--output_dir", trained, "--resolution", RESOLUTION),
             *("--train_batch_size", "64", "--max_train_steps", str(train_steps)),
             *("--learning_rate", "1e-3", "--prediction_type", "v_prediction", "--use_ema"),
-            *("--timestep_sampler", "laplace", "--timestep_sampler_args", "mu=0", "b=0.5"),
+            *("--timestep_sampler", "laplace", "--timestep_sampler_args", "mu=0", "b=1"),
             *("--timestep_draw", "stratified", "--curriculum", "difficulty"),
-            *("--curriculum_clusters", "10", "--curriculum_patience", "15"),
+            *("--curriculum_clusters", "10", "--curriculum_patience", "5"),
+            *("--checkpointing_steps", str(max(1, train_steps // CHECKPOINTS))),
             *("--validation_prompts", "a handwritten seven", "the digit 3"),
-            *("--validation_steps", "500", "--log_every", "10", "--seed", "0"),
+            *("--validation_steps", "300", "--log_every", "10", "--seed", "0"),
             "--overwrite_output_dir",
         ],
         [
             *("python", short(HERE / "recognise.py"), "--before", tiny, "--after", trained),
+            *("--uniform", f"{trained}{UNIFORM}", "--output_dir", pictures),
+        ],
+        [
+            *("python", short(HERE / "learning_curve.py"), "--run", trained),
             *("--uniform", f"{trained}{UNIFORM}", "--output_dir", pictures),
         ],
     ]
@@ -68,6 +74,7 @@ def main(argv: list[str] | None = None) -> int:
     for text, file in (
         ("digits, prompts by samples", args.output_dir / "pictures" / "digits_after.png"),
         ("the same before training", args.output_dir / "pictures" / "digits_before.png"),
+        ("recognised digits by steps", args.output_dir / "pictures" / "learning_curve.png"),
         ("timesteps trained on, by stage", trained / "timesteps.png"),
         ("loss per noise level", trained / "loss_per_noise_level.png"),
     ):

@@ -26,7 +26,7 @@ TARGETS = ["to_k", "to_q", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.2"
 
 def commands(folder: Path, train_steps: int, lora_steps: int, vae_steps: int) -> list[list[str]]:
     """Return the demo's commands in order; the last but one trains the adapter."""
-    export, make_tiny, train, recognise = demo.commands(folder, train_steps, vae_steps)
+    export, make_tiny, train, recognise, _ = demo.commands(folder, train_steps, vae_steps)
     old, new, base, lora = (str(folder / name) for name in ("old", "new", "sd-old", "lora-new"))
     plain = uniform_twin(changed(train, validation_prompts=None, validation_steps=None)) or []
     adapt = [short(SCRIPT) if word == short(demo.SCRIPT) else word for word in train]

@@ -54,12 +54,15 @@ def is_adapter(folder: str) -> bool:
 
 
 def generate(
-    folder: str, prompts: list[str], *, base: str, steps: int, seed: int
+    folder: str, prompts: list[str], *, base: str, steps: int, seed: int, **parts: Any
 ) -> list[Image.Image]:
-    """Return one image per prompt, all in one batch, by a pipeline or by an adapter in the base."""
+    """Return one image per prompt, all in one batch, by a pipeline or by an adapter in the base,
+    but for the parts given."""
     from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline  # takes seconds
 
-    pipeline = load_pipeline(StableDiffusionPipeline, base if is_adapter(folder) else folder)
+    pipeline = load_pipeline(
+        StableDiffusionPipeline, base if is_adapter(folder) else folder, **parts
+    )
     if is_adapter(folder):
         pipeline.load_lora_weights(folder)
     pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)

@@ -35,6 +35,12 @@ def recognise(digits: ModuleType) -> ModuleType:
 
 
 @pytest.fixture
+def curves(recognise: ModuleType) -> ModuleType:
+    """Return the example's module that compares checkpoints."""
+    return importlib.import_module("learning_curve")
+
+
+@pytest.fixture
 def demo(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """Return the example that runs the others."""
     monkeypatch.syspath_prepend(str(EXAMPLES))
@@ -155,15 +161,19 @@ def _training_arguments(demo: ModuleType, folder: Path) -> argparse.Namespace:
 
 
 def test_demo_trains_with_flags_the_script_accepts(demo: ModuleType, tmp_path: Path) -> None:
-    export, make_tiny, _, compare = demo.commands(tmp_path, demo.TRAIN_STEPS, demo.VAE_STEPS)
+    commands = demo.commands(tmp_path, demo.TRAIN_STEPS, demo.VAE_STEPS)
+    export, make_tiny, _, compare, curve = commands
     args = _training_arguments(demo, tmp_path)
     assert args.train_data_dir == export[export.index("--output_dir") + 1]
     tiny = make_tiny[make_tiny.index("--output_dir") + 1]
     assert args.pretrained_model_name_or_path == tiny == compare[compare.index("--before") + 1]
     assert args.output_dir == compare[compare.index("--after") + 1]
     assert f"{args.output_dir}-uniform" == compare[compare.index("--uniform") + 1]
+    assert args.output_dir == curve[curve.index("--run") + 1]
+    assert f"{args.output_dir}-uniform" == curve[curve.index("--uniform") + 1]
     assert (args.timestep_sampler, args.timestep_draw) == ("laplace", "stratified")
     assert args.curriculum == "difficulty"
+    assert args.max_train_steps == demo.CHECKPOINTS * args.checkpointing_steps
 
 
 def test_demo_curriculum_ends_well_before_its_training(demo: ModuleType, tmp_path: Path) -> None:
@@ -201,7 +211,7 @@ def test_the_twin_differs_in_its_timesteps_alone(
 ) -> None:
     commands = demo.commands(tmp_path, demo.TRAIN_STEPS, demo.VAE_STEPS)
     twins = [shell.uniform_twin(command) for command in commands]
-    assert [twin is not None for twin in twins] == [False, False, True, False]
+    assert [twin is not None for twin in twins] == [False, False, True, False, False]
     args = vars(_training_arguments(demo, tmp_path))
     twin = vars(parse_args(twins[2][twins[2].index(demo.SCRIPT.name) + 1 :]))
     named = {name for name in args if args[name] != twin[name]} - {"given"}
@@ -347,3 +357,45 @@ def test_the_figures_of_the_baseline_stand_beside_the_others(
     baseline = "uniform=0.50 " if uniform else ""
     assert told.startswith(f"recognised before=0.00 after=1.00 {baseline}n=50 classifier=")
     assert (tmp_path / "digits_uniform.png").exists() == uniform
+
+
+def test_steps_are_read_between_checkpoints(curves: ModuleType) -> None:
+    curve = [(100, 0.2), (200, 0.6), (300, 0.5), (400, 0.9)]
+    assert [curves.steps_to(curve, share) for share in (0.1, 0.4, 0.7)] == [100, 150, 350]
+    assert curves.steps_to(curve, 0.95) is None
+
+
+def test_both_outcomes_of_a_comparison_are_told(curves: ModuleType) -> None:
+    slow, quick = [(100, 0.1), (200, 0.5)], [(100, 0.5), (200, 0.9)]
+    told = curves.in_words(quick, slow).splitlines()
+    assert told[:2] == ["run      100:0.50 200:0.90", "uniform  100:0.10 200:0.50"]
+    assert told[2] == "0.50, uniform's after 200 steps, is reached after 100: 2.00 times fewer"
+    assert "never recognises uniform's 0.90" in curves.in_words(slow, quick)
+
+
+def test_checkpoints_are_judged_in_their_order(
+    curves: ModuleType, digits: ModuleType, tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    train, _ = digits.split()
+    scans = [train.scans[train.labels == digit][:5] for digit in range(10)]
+    right = [digits.to_image(scan, 32) for group in scans for scan in group]
+    half = right[:25] + right[30:] + right[25:30]
+    for run in ("a", "u"):
+        for step in (1000, 200):
+            (tmp_path / run / f"checkpoint-{step}").mkdir(parents=True)
+    monkeypatch.setattr(curves, "load_model", lambda kind, folder, subfolder: Path(folder))
+    drawn = {"200": half, "1000": right}
+    monkeypatch.setattr(curves, "generate", lambda *a, unet, **k: drawn[unet.name.split("-")[1]])
+    words = ["--run", str(tmp_path / "a"), "--uniform", str(tmp_path / "u")]
+    curves.main([*words, "--output_dir", str(tmp_path), "--samples", "5"])
+    assert capsys.readouterr().out.startswith("run      200:0.50 1000:1.00\nuniform  200:0.50")
+    with Image.open(tmp_path / "learning_curve.png") as picture:
+        assert picture.width > 600
+
+
+def test_a_run_without_checkpoints_is_refused(
+    curves: ModuleType, tmp_path: Path, capsys: Any
+) -> None:
+    with pytest.raises(SystemExit):
+        curves.main([*("--run", "nowhere", "--uniform", "nowhere"), "--output_dir", str(tmp_path)])
+    assert "--checkpointing_steps" in capsys.readouterr().err

@@ -18,6 +18,7 @@ PROGRAMS = (
     "examples/unconditional/train_unconditional_curriculum.py",
     "examples/autoencoder/train_vit_vqgan.py",
     "examples/text_to_image/recognise.py",
+    "examples/text_to_image/learning_curve.py",
     "examples/class_conditional/recognise_classes.py",
     "diffusers_curriculum/cli/__main__.py",
 )
