@@ -25,7 +25,13 @@ from benchmarks.evidence.claims import (
     STATISTICS,
     verdict_on,
 )
-from benchmarks.evidence.curves import mean_interval, ratio_interval, steps_ratio, steps_to
+from benchmarks.evidence.curves import (
+    Interval,
+    mean_interval,
+    ratio_interval,
+    steps_ratio,
+    steps_to,
+)
 from benchmarks.evidence.entropy import entropy_ratios
 from benchmarks.evidence.judge import Judge, distances
 from benchmarks.evidence.measuring import measure, prepare
@@ -374,8 +380,14 @@ def test_the_ratio_of_a_claim_is_the_known_one() -> None:
 def test_a_seed_that_was_not_finite_is_told_in_words() -> None:
     broken = result("broken", 500.0)
     broken.checkpoints[-1]["metrics"]["frechet"][2] = None
-    found = {"broken": {"steps": over_tasks([step_ratios(SLOW, broken)])}}
-    assert "a seed's samples were not finite: broken." in "\n".join(in_words(found))
+    measured, tasks = {"broken": broken, "quick": result("quick", 500.0)}, Interval(3, 0, 0)
+    found = {
+        name: {"steps": over_tasks([step_ratios(SLOW, each)]), "steps tasks": tasks}
+        for name, each in measured.items()
+    }
+    told = "\n".join(in_words(found))
+    assert "a seed's samples were not finite: broken." in told
+    assert f"Saved steps: quick {found['quick']['steps']} on 3." in told
 
 
 def of_mixture(method: str, excess: float, sliced: float) -> Result:
