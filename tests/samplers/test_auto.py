@@ -113,7 +113,7 @@ def test_twice_the_progress_is_drawn_twice_as_often() -> None:
     error = profile.cummax(0).values
     widths = -sampler.levels.edges.diff()
     expected = (error * (1 - error / error[-1])).pow(2) * progress * widths
-    coarse, fine = (progress[mask].mean() for mask in (log_snr < -1, log_snr > 1))
+    coarse, fine = (progress[torch.tensor(mask)].mean() for mask in (log_snr < -1, log_snr > 1))
     assert 1.8 < coarse / fine < 3
     finite = widths.isfinite()
     assert _distance(sampler.law(0, CPU)[finite], expected[finite]) < 0.01
