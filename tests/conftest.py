@@ -15,7 +15,9 @@ os.environ.setdefault("MKL_NUM_THREADS", "1")
 for _name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_ENDPOINT"):
     os.environ.pop(_name, None)
 
+import logging
 import socket
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -45,3 +47,13 @@ def _no_network(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest)
         connect(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", guarded)
+
+
+@pytest.fixture(autouse=True)
+def _own_lines() -> Iterator[None]:
+    """Let every test see the library's lines: a run in this process, of another rank than the
+    first, leaves them out from there on."""
+    own = logging.getLogger("diffusers_curriculum")
+    before = own.level
+    yield
+    own.setLevel(before)

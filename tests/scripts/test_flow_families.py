@@ -53,6 +53,11 @@ def drawn(pipeline: Any) -> torch.Tensor:
     return shown.images
 
 
+def same_picture(saved: Any, memory: Any) -> None:
+    """But for the last bits: where weights lie in memory may change those of a product."""
+    torch.testing.assert_close(drawn(saved), drawn(memory), rtol=0, atol=1e-5)
+
+
 def check(images: Path, family: str, folder: Path, *law: object) -> None:
     whole = run(images, family, folder / "whole", *law)
     assert whole.numbers == [*range(STEPS)]
@@ -77,7 +82,7 @@ def check(images: Path, family: str, folder: Path, *law: object) -> None:
         memory = FLOWS[family].pipeline_of(
             whole.last.models, averages.network.eval(), whole.last.levels.inference
         )
-        assert torch.equal(drawn(saved), drawn(memory))
+        same_picture(saved, memory)
         base = kind.from_pretrained(pipeline_of(family))
         assert not torch.equal(drawn(base), drawn(saved))  # it has learned something
 
@@ -117,7 +122,7 @@ def check_adapter(images: Path, family: str, folder: Path, *law: object) -> None
         memory = FLOWS[family].pipeline_of(
             models, models.network.eval(), whole.last.levels.inference
         )
-        assert torch.equal(drawn(saved), drawn(memory))
+        same_picture(saved, memory)
     assert not torch.equal(before, drawn(saved))
 
 

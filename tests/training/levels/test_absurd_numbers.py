@@ -32,6 +32,7 @@ from diffusers_curriculum.training.parts.optimizers import (
 from diffusers_curriculum.training.tasks.class_conditional import ClassConditional
 from diffusers_curriculum.training.tasks.flow import FlowTransformer
 from diffusers_curriculum.training.tasks.text_to_image import TextToImage
+from diffusers_curriculum.training.tasks.text_to_image_lora import TextToImageLora
 from diffusers_curriculum.training.tasks.text_to_image_sdxl import TextToImageSDXL
 from diffusers_curriculum.training.tasks.unconditional import Unconditional
 from diffusers_curriculum.weighting import WEIGHTINGS
@@ -90,6 +91,7 @@ def task_of(name: str, patch: pytest.MonkeyPatch) -> Any:
     patch.syspath_prepend(str(ROOT / "examples" / "recipes"))
     own = {
         "text_to_image": TextToImage,
+        "text_to_image_lora": TextToImageLora,
         "text_to_image_sdxl": TextToImageSDXL,
         "flow": FlowTransformer,
         "class_conditional": ClassConditional,
