@@ -50,8 +50,8 @@ def _parser() -> argparse.ArgumentParser:
         "--tier",
         nargs="+",
         choices=names("tiers"),
-        default=["small", "aside"],
-        help="tiers of the report, default small aside",
+        default=["small", "more", "aside"],
+        help="tiers of the report, default small more aside",
     )
     parser.add_argument(
         "--device",
