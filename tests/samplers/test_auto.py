@@ -103,9 +103,9 @@ def test_twice_the_progress_is_drawn_twice_as_often() -> None:
     settings = {"prediction_type": "v_prediction", "bandwidth": 0.01, "bins": 200}
     sampler = _build("linear", **settings)
     log_snr = _log_snr(sampler)
-    for step in range(200):
-        fall = np.where(log_snr < 0, 0.6, 0.3)  # of a power law the progress is nearly 0.27 of it
-        _show(sampler, x0_error(log_snr, 1.0) * (step + 1.0) ** -fall, step)
+    for step in range(200):  # of n^-a the progress is nearly 0.27 a; all end at the same share
+        left = ((step + 1.0) / 200) ** -np.where(log_snr < 0, 0.6, 0.3)
+        _show(sampler, x0_error(log_snr, 1.0) * left, step)
     statistics, state = sampler._present()[0], sampler._state
     assert isinstance(statistics, ProgressMeans)
     progress = statistics.spread @ statistics.progress(state)[0]
@@ -117,6 +117,7 @@ def test_twice_the_progress_is_drawn_twice_as_often() -> None:
     assert 1.8 < coarse / fine < 3
     finite = widths.isfinite()
     assert _distance(sampler.law(0, CPU)[finite], expected[finite]) < 0.01
+    assert _distance(expected[finite] / progress[finite], expected[finite]) > 0.05
 
 
 def test_the_law_moves_to_detail_once_coarse_levels_are_learned() -> None:

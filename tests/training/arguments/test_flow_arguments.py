@@ -11,7 +11,10 @@ from typing import Any
 
 import pytest
 
+from diffusers_curriculum.training.arguments.command_line import Arguments
+from diffusers_curriculum.training.errors import UsageError
 from diffusers_curriculum.training.tasks.flow import FlowTransformer
+from diffusers_curriculum.training.tasks.flow_lora import flow_task
 
 ROOT = Path(__file__).parents[3]
 FIXTURE = ROOT / "tests" / "fixtures" / "official_flow_flags.json"
@@ -71,3 +74,24 @@ def test_nothing_is_listed_that_is_as_in_diffusers() -> None:
         != (fact["default"], fact["required"])
     }
     assert listed("Defaults that differ") == differing
+
+
+def parsed(*words: str) -> Arguments:
+    """What a command line of the flow script says, without a look at the machine."""
+    argv = ["--pretrained_model_name_or_path", "base", "--train_data_dir", "images", *words]
+    return flow_task(argv).parse(argv, machine=False)
+
+
+def test_an_unknown_scheme_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        parsed("--weighting_scheme", "logitnormal")
+    assert stop.value.code == 2
+    told = capsys.readouterr().err
+    assert "--weighting_scheme" in told
+    assert "'logitnormal'" in told
+    assert "logit_normal" in told
+
+
+def test_names_of_kohya_are_refused_for_transformers() -> None:
+    with pytest.raises(UsageError, match="--save_format kohya"):
+        parsed("--use_lora", "--save_format", "kohya")
