@@ -118,23 +118,30 @@ class Objective:
         return self._like(noisy, skip) * noisy + self._like(noisy, out) * prediction
 
     def loss(
-        self, prediction: Tensor, target: Tensor, weights: Tensor | None = None
+        self,
+        prediction: Tensor,
+        target: Tensor,
+        weights: Tensor | None = None,
+        mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The loss to differentiate and the unweighted loss of each sample.
 
         Args:
             prediction: (B, ...), any float dtype; errors are squared in float32.
             weights: (B,) factors of the samples' losses, or None.
+            mask: factors of the squared errors in both losses, of a shape that broadcasts to
+                theirs, with mean 1 in each sample; or None.
 
         Returns:
             0-dim mean over the batch of weights * mean squared error, and (B,) float32, detached.
         """
         squares = F.mse_loss(prediction.float(), target.float(), reduction="none")
+        squares = squares if mask is None else mask * squares
         per_sample = squares.mean(dim=list(range(1, squares.ndim)))
-        if weights is None:
+        if weights is None and mask is None:
             loss = F.mse_loss(prediction.float(), target.float(), reduction="mean")
         else:
-            loss = (per_sample * weights).mean()
+            loss = (per_sample if weights is None else per_sample * weights).mean()
         return loss, per_sample.detach()
 
     def _has(self, kind: str) -> bool:

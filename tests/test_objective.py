@@ -230,6 +230,24 @@ def test_losses_per_sample(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     assert float(prediction.grad[1].abs().max()) > 0
 
 
+@pytest.mark.parametrize("weights", [None, torch.tensor([1.0, 3.0])])
+def test_a_mask_says_where_errors_count_and_not_how_much(weights: Tensor | None) -> None:
+    generator = torch.Generator().manual_seed(0)
+    target = torch.randn(2, 3, 4, 4, generator=generator)
+    errors = torch.tensor([2.0, 3.0]).view(2, 1, 1, 1).expand_as(target).clone()
+    mask = torch.zeros(2, 1, 4, 4)
+    mask[0, :, :1], mask[1, :, :, :2] = 1, 1
+    errors = torch.where(mask.bool(), errors, 1e3)  # what is wrong outside is not seen
+    prediction = (target + errors).requires_grad_()
+    objective = Objective(levels_of("sd"))
+    loss, losses = objective.loss(prediction, target, weights, mask / mask.mean((1, 2, 3), True))
+    torch.testing.assert_close(losses, torch.tensor([4.0, 9.0]))
+    assert float(loss.detach()) == pytest.approx(6.5 if weights is None else (4 + 27) / 2)
+    loss.backward()
+    assert prediction.grad is not None
+    assert not bool(prediction.grad[~mask.bool().expand_as(target)].any())
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_dtypes_of_samples_are_kept(dtype: torch.dtype) -> None:
     latents, noise, indices = _batch()

@@ -18,6 +18,7 @@ from diffusers_curriculum.training.data.checked_images import (
     write_checked,
 )
 from diffusers_curriculum.training.data.finding import BadSample, find_bad_samples
+from diffusers_curriculum.training.data.masks import Masks
 from diffusers_curriculum.training.errors import UsageError
 from diffusers_curriculum.training.storage.files import write_atomically
 
@@ -39,6 +40,7 @@ def usable_images(
     *,
     source: str | None = None,
     skipped_file: str = SKIPPED_FILE,
+    masks: Masks | None = None,
     **text_columns: str,
 ) -> Dataset:
     """:func:`usable_rows` as a command line asks for it; every process of a run calls it, with
@@ -54,6 +56,7 @@ def usable_images(
         dataset,
         args.image_column,
         **text_columns,
+        masks=masks,
         policy=args.bad_samples,
         limit=args.bad_samples_limit,
         output_dir=args.output_dir,
@@ -73,6 +76,7 @@ def usable_rows(
     caption_column: str | None = None,
     *,
     label_column: str | None = None,
+    masks: Masks | None = None,
     policy: str = "raise",
     limit: float = 0.01,
     output_dir: str | Path,
@@ -91,7 +95,7 @@ def usable_rows(
 
     Args:
         dataset: rows with the image column undecoded, as `load_images` returns them.
-        caption_column, label_column: looked at where they are not None.
+        caption_column, label_column, masks: looked at where they are not None.
         policy: "raise" refuses any bad sample, "skip" leaves them out; "sample" and "off" refuse,
             and look at the captions or classes of all rows, but at `SAMPLED` images or at none.
         limit: largest share of bad samples that may be skipped, in [0, 1].
@@ -111,6 +115,7 @@ def usable_rows(
         image_column,
         caption_column,
         label_column=label_column,
+        masks=masks,
         resolution=resolution,
         rows=range(total * rank // world_size, total * (rank + 1) // world_size),
         looked_at=looked_at,

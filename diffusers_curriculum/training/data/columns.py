@@ -19,13 +19,13 @@ _TEXT = ("string", "large_string")
 _METADATA_LIKE = (".jsonl", ".csv", ".parquet", ".json", ".txt", ".tsv")
 
 
-def check_image_column(features: Features, image_column: str) -> None:
+def check_image_column(features: Features, column: str, flag: str = "--image_column") -> None:
     """Check that the column exists and holds images: decoded, as paths, bytes or both."""
-    _check_there(features, "--image_column", image_column)
-    kind = features[image_column]
+    _check_there(features, flag, column)
+    kind = features[column]
     if not (isinstance(kind, Image) or _holds_bytes(kind) or holds_paths(kind)):
         raise UsageError(
-            f"--image_column {image_column!r} holds {features[image_column]}, not images. "
+            f"{flag} {column!r} holds {features[column]}, not images. "
             f"Columns found: {_described(features)}."
         )
 
@@ -138,7 +138,8 @@ def _caption_hint(folder: str, column: str) -> str:
     return (
         f"The image folder {folder!r} has no metadata.jsonl or metadata.csv: it is missing or its "
         f"name is misspelt (text files found: {found or 'none'}). Put one beside the images with "
-        f'one entry per image, such as {{"file_name": "0001.png", "{column}": "a red bird"}}.'
+        f'one entry per image, such as {{"file_name": "0001.png", "{column}": "a red bird"}}; '
+        "or give all images one caption with --instance_prompt."
     )
 
 

@@ -17,6 +17,7 @@ from torch.utils.data import Dataset as TorchDataset
 from diffusers_curriculum.randomness import host_generator
 from diffusers_curriculum.training.data.checks import decoded
 from diffusers_curriculum.training.data.decoding import upright_size
+from diffusers_curriculum.training.data.masks import Masks
 from diffusers_curriculum.training.data.plan import BatchPlan
 from diffusers_curriculum.training.data.transforms import Crop, ImageTransform
 from diffusers_curriculum.training.errors import UsageError
@@ -52,6 +53,7 @@ class ImageDataset(TorchDataset):
         latents: what to read instead of the images, which were encoded before.
         precise: keep the precision of 16-bit images.
         tell_crop: what it makes of where a sample was cut out stands in the sample.
+        masks: what of each image counts in the loss; None: all.
 
     Raises:
         UsageError: at construction for a dropout outside [0, 1]; on reading for an image that does
@@ -71,23 +73,25 @@ class ImageDataset(TorchDataset):
         latents: Latents | None = None,
         precise: bool = False,
         tell_crop: Callable[[Crop], dict[str, Tensor]] | None = None,
+        masks: Masks | None = None,
     ) -> None:
         _check_dropout("label", label_dropout)
         self.rows, self.plan, self.transform = rows, plan, transform
         self.image_column, self.label_column = image_column, label_column
         self.label_dropout, self.null_label, self.latents = label_dropout, null_label, latents
-        self.precise, self.tell_crop = precise, tell_crop
+        self.precise, self.tell_crop, self.masks = precise, tell_crop, masks
         # apart, as reading a whole row reads its image, too
         self._labels = None if label_column is None else rows.select_columns([label_column])
+        self._masked = None if masks is None else rows.select_columns(masks.columns)
 
     def __getitem__(self, position: int) -> dict[str, Tensor]:
         """Return pixel_values (C, R, R) float32 in [-1, 1], or mean and std (C, h, w) of cached
-        latents, and label () int64 if there are classes."""
+        latents, and label () int64 if there are classes, and mask (1, R, R) if there are masks."""
         row = self.plan.index(position)
         # All five are drawn whatever the options: switching one does not change the others.
         draws = host_generator(self.plan.seed, position, purpose="augment").random(5).tolist()
         item = self._latents(row, *draws[1:3]) if self.latents else self._pixels(row, *draws[:3])
-        return item | self._text(row, *draws[3:])
+        return item | self._mask(row, *draws[:3]) | self._text(row, *draws[3:])
 
     def _pixels(self, row: int, *draws: float) -> dict[str, Tensor]:
         cell = self.rows[row][self.image_column]
@@ -114,6 +118,12 @@ class ImageDataset(TorchDataset):
         if self.tell_crop is None:
             return {}
         return self.tell_crop(self.transform.crop_of(size, *draws))
+
+    def _mask(self, row: int, *draws: float) -> dict[str, Tensor]:
+        if self.masks is None or self._masked is None:
+            return {}
+        own = self.latents.draws(row, *draws[1:]) if self.latents else draws
+        return {"mask": self.masks.read(self._masked[row], row, *own)}
 
     def _text(self, row: int, u_first: float, u_second: float) -> dict[str, Tensor]:
         """What stands beside the image of a row, by two uniforms in [0, 1)."""

@@ -18,6 +18,7 @@ from diffusers_curriculum.training.data.checks import (
     label_fault,
     sample_name,
 )
+from diffusers_curriculum.training.data.masks import Masks
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -51,6 +52,7 @@ def find_bad_samples(
     caption_column: str | None = None,
     *,
     label_column: str | None = None,
+    masks: Masks | None = None,
     resolution: int = 512,
     rows: range | None = None,
     looked_at: Container[int] | None = None,
@@ -58,11 +60,11 @@ def find_bad_samples(
     workers: int | None = None,
     progress: bool = True,
 ) -> Findings:
-    """Decode every image that is not known to be good, and look at every caption and class.
+    """Decode every image that is not known to be good, and look at every caption, class and mask.
 
     Args:
         rows: consecutive rows to look at; None is all.
-        looked_at: rows whose images are decoded; None is all.
+        looked_at: rows whose images and masks are decoded; None is all.
         known: images that need not be decoded again.
         workers: threads; None is one per core, at most 8.
     """
@@ -72,6 +74,7 @@ def find_bad_samples(
         dataset,
         image_column,
         {column: fault for column, fault in columns if column is not None},
+        masks,
         resolution,
         frozenset() if known is None else known.keys,
         rows if looked_at is None else looked_at,
@@ -98,6 +101,7 @@ class _Look:
     rows: Dataset
     image_column: str
     text_faults: Mapping[str, Callable[[Any], str | None]]  # by the columns of texts
+    masks: Masks | None
     resolution: int
     known: frozenset[str]
     looked_at: Container[int]
@@ -117,6 +121,9 @@ class _Look:
             cell = (cells[self.image_column][place] if shown else None) or {}
             if row in self.looked_at:
                 faults.insert(0, self._image_fault(row, cell, findings))
+                if self.masks is not None and faults[0] is None:
+                    own = {name: cells[name][place] for name in self.masks.columns}
+                    faults.append(self.masks.fault(own))
             reasons = "; ".join(filter(None, faults))
             if reasons:
                 findings.bad.append(BadSample(row, cell.get("path"), reasons))

@@ -30,7 +30,8 @@ _SAVED = ("state.json", "dataset_dict.json")  # of save_to_disk: a data set, or 
 
 
 def training_rows(args: Arguments, seed: int, **columns: Any) -> Dataset:
-    """The samples that the flags ask for; ``columns`` as ``caption_column`` or ``label_column``."""
+    """The samples that the flags ask for; ``columns`` as ``caption_column``, ``label_column`` or
+    ``mask_column``."""
     return load_images(
         args.dataset_name,
         args.dataset_config_name,
@@ -54,6 +55,7 @@ def load_images(
     image_column: str = "image",
     caption_column: str | None = None,
     label_column: str | None = None,
+    mask_column: str | None = None,
     max_train_samples: int | None = None,
     seed: int = 0,
     folder_flag: str = "--train_data_dir",
@@ -73,12 +75,13 @@ def load_images(
         caption_column: column of captions, of an image folder without it those in a text file
             beside each image, such as 1.txt beside 1.png; None leaves them out.
         label_column: column of classes, of numbers or words; None leaves classes out.
+        mask_column: column of masks, like that of images; None leaves them out.
         max_train_samples: keep this many samples, chosen by a shuffle with `seed`.
         folder_flag: what messages call `train_data_dir`.
 
     Returns:
-        The columns asked for, that of classes with its `ClassLabel` names; an image cell is
-        {"path", "bytes"}.
+        The columns asked for, that of classes with its `ClassLabel` names; a cell of an image or
+        mask is {"path", "bytes"}.
 
     Raises:
         UsageError: nothing to load, not loadable, empty, or without these columns.
@@ -88,6 +91,8 @@ def load_images(
     asked = _Asked(dataset_name, dataset_config_name, train_data_dir, split, folder_flag)
     dataset, folder = _load_training_split(asked, cache_dir), asked.local
     check_image_column(dataset.features, image_column)
+    if mask_column is not None:
+        check_image_column(dataset.features, mask_column, "--mask_column")
     if caption_column is not None and caption_column not in dataset.features and folder:
         dataset = with_texts(dataset, image_column, caption_column)
     columns = [image_column]
@@ -97,7 +102,12 @@ def load_images(
     if label_column is not None:
         check_label_column(dataset.features, label_column, folder)
         columns.append(label_column)
-    dataset = _as_images(dataset.select_columns(columns), image_column, folder)
+    images = {image_column: "--image_column"}
+    if mask_column is not None:
+        images[mask_column] = "--mask_column"
+    dataset = dataset.select_columns(list(dict.fromkeys([*columns, *images])))
+    for column, flag in images.items():
+        dataset = _as_images(dataset, column, folder, flag)
     if label_column is not None and not isinstance(dataset.features[label_column], ClassLabel):
         dataset = _with_classes(dataset, label_column)
     if max_train_samples is not None:
@@ -106,7 +116,7 @@ def load_images(
     return dataset
 
 
-def _as_images(dataset: Dataset, column: str, folder: str | None) -> Dataset:
+def _as_images(dataset: Dataset, column: str, folder: str | None, flag: str) -> Dataset:
     """With cells {"path", "bytes"}; paths are those of files here, or in the data set's folder."""
     if holds_paths(dataset.features[column]):
         cells = ((c or {}).get("path") if isinstance(c, dict) else c for c in dataset[column])
@@ -114,7 +124,7 @@ def _as_images(dataset: Dataset, column: str, folder: str | None) -> Dataset:
         if not any(path is not None and os.path.exists(path) for path in paths):
             places = "here" + (f" or in {folder!r}" if folder else "")
             raise UsageError(
-                f"--image_column {column!r} holds texts, not images, nor a path of any file "
+                f"{flag} {column!r} holds texts, not images, nor a path of any file "
                 f"{places}: {', '.join(map(repr, paths[:3]))}, ..."
             )
         with_both = dataset.add_column(f"{column} here", paths, feature=Value("string"))

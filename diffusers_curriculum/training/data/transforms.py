@@ -85,10 +85,12 @@ class ImageTransform:
 
     def __call__(self, image: Image.Image, u_top: float, u_left: float, u_flip: float) -> Tensor:
         """Return the (C, R, R) float32 tensor in [-1, 1] that three uniforms in [0, 1) select."""
+        return to_tensor(self.cut(image, u_top, u_left, u_flip))
+
+    def cut(self, image: Image.Image, u_top: float, u_left: float, u_flip: float) -> Image.Image:
+        """Return the square of side R that three uniforms in [0, 1) select."""
         image = self._cropped(image, u_top, u_left)
-        if self._mirrors(u_flip):
-            image = ImageOps.mirror(image)
-        return to_tensor(image)
+        return ImageOps.mirror(image) if self._mirrors(u_flip) else image
 
     def precise(self, pixels: np.ndarray, u_top: float, u_left: float, u_flip: float) -> Tensor:
         """As a call, for (H, W, C) float32 in [0, 1], each channel resized in float32."""
@@ -108,11 +110,25 @@ class ImageTransform:
             left = width - self.resolution - left
         return Crop((size[1], size[0]), (top, left))
 
-    def _cropped(self, image: Image.Image, u_top: float, u_left: float) -> Image.Image:
+    def may_cut_nothing(self, mask: Image.Image) -> bool:
+        """Return whether a square that could be selected from a grey image is black throughout."""
+        lit = np.array(self._resized(mask)).astype(bool)
+        along = lit.any(axis=int(lit.shape[1] <= lit.shape[0]))  # the longer side
+        if self.center_crop:
+            first = self._offset(len(along), 0.0)
+            return not along[first : first + self.resolution].any()
+        edges = np.flatnonzero(np.concatenate([[True], along, [True]]))
+        return bool(np.diff(edges).max() > self.resolution)
+
+    def _resized(self, image: Image.Image) -> Image.Image:
         size = resized_size(*image.size, self.resolution)
-        if size != image.size:
-            image = image.resize(size, INTERPOLATIONS[self.interpolation])
-        left, top = self._offset(size[0], u_left), self._offset(size[1], u_top)
+        if size == image.size:
+            return image
+        return image.resize(size, INTERPOLATIONS[self.interpolation])
+
+    def _cropped(self, image: Image.Image, u_top: float, u_left: float) -> Image.Image:
+        image = self._resized(image)
+        left, top = self._offset(image.width, u_left), self._offset(image.height, u_top)
         return image.crop((left, top, left + self.resolution, top + self.resolution))
 
     def _mirrors(self, u_flip: float) -> bool:
