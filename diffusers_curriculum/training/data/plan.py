@@ -4,6 +4,9 @@ Optimizer step s consumes the positions s * total ... (s + 1) * total - 1 of one
 position p stands for the (p mod n)-th entry of the permutation of epoch p // n. Batches run across
 epoch edges, so all are full. Resuming is starting at another step, and one process or eight see
 the same global batches.
+
+With m class images for prior preservation (arXiv 2208.12242) position 2 q is the q-th sample as
+above, and 2 q + 1 the class image beside it: the (q mod m)-th entry of another permutation.
 """
 
 from __future__ import annotations
@@ -16,27 +19,28 @@ import numpy as np
 from diffusers_curriculum.randomness import Slots, host_generator
 
 
-@lru_cache(maxsize=2)  # a batch touches at most two neighbouring epochs in the usual case
-def _permutation(seed: int, epoch: int, num_samples: int) -> np.ndarray:
-    order = host_generator(seed, epoch, purpose="data_order").permutation(num_samples)
+@lru_cache(maxsize=4)  # a batch touches at most two neighbouring epochs of each in the usual case
+def _permutation(seed: int, epoch: int, count: int, purpose: str) -> np.ndarray:
+    order = host_generator(seed, epoch, purpose=purpose).permutation(count)
     order.setflags(write=False)
     return order
 
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """The order of the samples for one rank, a pure function of its six integers.
+    """The order of the samples for one rank, a pure function of its seven integers.
 
     Raises:
         ValueError: a count below 1, or a rank outside [0, world_size).
     """
 
     num_samples: int  # n
-    batch_size: int  # samples per rank and micro-batch
+    batch_size: int  # samples per rank and micro-batch, class images not counted
     accumulation: int  # micro-batches per optimizer step
     world_size: int
     rank: int
     seed: int
+    num_class_images: int = 0  # m, the rows after those of the samples
 
     def __post_init__(self) -> None:
         for field in fields(self)[:4]:
@@ -47,20 +51,30 @@ class BatchPlan:
             raise ValueError(f"rank is {self.rank}; it must lie in [0, {self.world_size}).")
 
     @property
+    def each(self) -> int:
+        """Return the number of positions of a sample: 2 where a class image stands beside it."""
+        return 2 if self.num_class_images else 1
+
+    @property
+    def epoch(self) -> int:
+        """Return the number of positions of an epoch, in which every sample is seen once."""
+        return self.num_samples * self.each
+
+    @property
     def total(self) -> int:
-        """Return the number of samples of one optimizer step, over all ranks and micro-batches."""
-        return self.batch_size * self.accumulation * self.world_size
+        """Return the positions of one optimizer step, over all ranks and micro-batches."""
+        return self.batch_size * self.each * self.accumulation * self.world_size
 
     def slots(self, micro: int) -> Slots:
         """Return which slots of the global batch this rank's micro-batch `micro` holds.
 
-        slot(micro a, rank r, i) = a * batch_size * world_size + r * batch_size + i; ValueError for
-        a `micro` outside [0, accumulation).
+        slot(micro a, rank r, i) = a * b * world_size + r * b + i with b = batch_size * each;
+        ValueError for a `micro` outside [0, accumulation).
         """
         if not 0 <= micro < self.accumulation:
             raise ValueError(f"micro is {micro}; it must lie in [0, {self.accumulation}).")
         return Slots.of(
-            self.batch_size,
+            self.batch_size * self.each,
             rank=self.rank,
             world_size=self.world_size,
             micro_step=micro,
@@ -77,13 +91,18 @@ class BatchPlan:
         return range(first, first + slots.count)
 
     def index(self, position: int) -> int:
-        """Return the data set row at `position`: permutation(seed, p // n)[p mod n]."""
-        epoch, place = divmod(position, self.num_samples)
-        return int(_permutation(self.seed, epoch, self.num_samples)[place])
+        """Return the data set row at `position`: permutation(seed, p // n)[p mod n], and with class
+        images as the module says."""
+        number, beside = divmod(position, self.each)
+        first, count, purpose = 0, self.num_samples, "data_order"
+        if beside:
+            first, count, purpose = self.num_samples, self.num_class_images, "class_order"
+        epoch, place = divmod(number, count)
+        return first + int(_permutation(self.seed, epoch, count, purpose)[place])
 
     def epochs_finished(self, step: int) -> int:
         """Return how many epochs are complete once `step` has been done."""
-        return (step + 1) * self.total // self.num_samples
+        return (step + 1) * self.total // self.epoch
 
     def epoch_is_due(self, done: int, every: int) -> bool:
         """Return whether the last of ``done`` steps ended an epoch whose number is a multiple of
@@ -92,5 +111,5 @@ class BatchPlan:
         return any(epoch % every == 0 for epoch in range(before, self.epochs_finished(done - 1)))
 
     def steps_for_epochs(self, epochs: int) -> int:
-        """Return the fewest steps that hold `epochs` epochs: ceil(epochs * n / total)."""
-        return -(-epochs * self.num_samples // self.total)
+        """Return the fewest steps that hold `epochs` epochs: ceil(epochs * epoch / total)."""
+        return -(-epochs * self.epoch // self.total)

@@ -145,13 +145,15 @@ class Job(JobParts):
         with accelerator.main_process_first():
             rows = self.task.load_rows(args, self.seed)
         self.rows = self.task.usable_rows(args, accelerator, rows)
+        class_images = self.task.num_class_images
         self.plan = BatchPlan(
-            len(self.rows),
+            len(self.rows) - class_images,
             args.train_batch_size,
             args.gradient_accumulation_steps,
             accelerator.num_processes,
             accelerator.process_index,
             self.seed,
+            class_images,
         )
         steps = self.plan.steps_for_epochs(args.num_train_epochs)
         args.max_train_steps = args.max_train_steps or steps

@@ -81,6 +81,7 @@ class Task:
     """
 
     command_line: ClassVar[CommandLine]
+    num_class_images: int = 0  # at the end of the usable rows, for prior preservation
 
     def parse(self, argv: Sequence[str] | None = None, *, machine: bool = True) -> Arguments:
         """Parse and check a command line; see :meth:`CommandLine.parse`."""

@@ -54,7 +54,7 @@ class Pace:
         samples, seconds = (step - self._step) * self.plan.total, now - self._time
         self._step, self._time = step, now
         return {
-            "epoch": step * self.plan.total / self.plan.num_samples,
+            "epoch": step * self.plan.total / self.plan.epoch,
             "samples_per_second": samples / max(seconds, 1e-9),
             "memory_gib": _peak_memory(self.device) / 2**30,
         }

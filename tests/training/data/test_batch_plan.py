@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from diffusers_curriculum.randomness import host_generator
+from diffusers_curriculum.randomness import Slots, host_generator
 from diffusers_curriculum.training.data.plan import BatchPlan
 
 SHAPES = [
@@ -131,3 +131,30 @@ def test_wrong_plans_are_refused(changes, shown):
 def test_steps_and_micro_batches_outside_the_plan_are_refused(step, micro):
     with pytest.raises(ValueError, match=r"step is|micro is"):
         BatchPlan(5, 1, 2, 1, 0, 0).positions(step, micro)
+
+
+def beside(step: int, n: int, m: int, batch: int, accumulation: int, world: int) -> list[int]:
+    """The rows of one optimizer step in slot order, with class images."""
+    plans = [BatchPlan(n, batch, accumulation, world, rank, 3, m) for rank in range(world)]
+    parts = ((plan, micro) for micro in range(accumulation) for plan in plans)
+    return [plan.index(p) for plan, micro in parts for p in plan.positions(step, micro)]
+
+
+def test_a_class_image_follows_each_sample():
+    plan = BatchPlan(7, 4, 1, 1, 0, 3, num_class_images=3)
+    steps = plan.steps_for_epochs(3)
+    assert (steps, plan.epochs_finished(steps - 1)) == (6, 3)
+    rows = [row for step in range(steps) for row in beside(step, 7, 3, 4, 1, 1)]
+    samples, of_class = rows[::2], rows[1::2]
+    assert samples == [BatchPlan(7, 4, 1, 1, 0, 3).index(p) for p in range(24)]
+    assert all(sorted(of_class[i : i + 3]) == [7, 8, 9] for i in range(0, 24, 3))
+    equal = [row for step in range(12) for row in beside(step, 5, 5, 5, 1, 1)]
+    assert len({(a, b) for a, b in zip(equal[::2], equal[1::2], strict=True)}) > 5  # mixed anew
+
+
+def test_class_images_are_the_same_on_any_number_of_ranks():
+    for step in range(9):
+        one = beside(step, 31, 10, 8, 1, 1)
+        assert one == beside(step, 31, 10, 2, 1, 4) == beside(step, 31, 10, 2, 2, 2)
+    plan = BatchPlan(31, 2, 2, 2, rank=1, seed=3, num_class_images=10)
+    assert (plan.total, plan.slots(1)) == (16, Slots(12, 4, 16))
