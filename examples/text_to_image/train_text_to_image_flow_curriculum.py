@@ -55,10 +55,11 @@ def training_step(run: FlowRun, step: int, slots: Slots, batch: dict[str, Any]) 
     prediction = family.predict(run.network, noisy, drawn.timesteps, conditioning, run.guidance)
 
     # Loss and gradients; what is observed of a level is the error of the velocity
-    loss, losses = run.loss(prediction, target, run.loss_weights(drawn))
+    weights, mask = run.loss_weights(drawn), run.mask(images, target)
+    loss, losses = run.loss(prediction, target, weights, mask)
     if args.precondition_outputs:
         denoised = run.objective.denoised(prediction, noisy, drawn.at)
-        loss, _ = run.loss(denoised, latents, run.loss_weights(drawn))
+        loss, _ = run.loss(denoised, latents, weights, mask)
     run.accelerator.backward(loss)
     return LevelLosses(drawn.indices, losses, loss.detach().reshape(1))
 

@@ -62,7 +62,8 @@ def training_step(
     prediction = family.predict(run.network, inputs, drawn.timesteps, conditioning)
 
     # Loss and gradients
-    loss, losses = run.objective.loss(prediction, target, run.loss_weights(drawn))
+    weights, mask = run.loss_weights(drawn), run.mask(batch, target)
+    loss, losses = run.objective.loss(prediction, target, weights, mask)
     run.accelerator.backward(loss)
     return LevelLosses(drawn.indices, losses, loss.detach().reshape(1))
 

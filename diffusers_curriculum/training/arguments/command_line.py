@@ -39,19 +39,16 @@ class Arguments(argparse.Namespace):
     def is_open(self, name: str) -> bool:
         """Whether there is a switch of that name which is off and would do something if on."""
         switches = [flag for flag in self.flags if flag.name == name and not getattr(self, name)]
-        return any(all(need.holds(self) for need in flag.needs) for flag in switches)
+        return any(flag.does_something(self) for flag in switches)
 
     def of_setting(self, setting: str) -> dict[str, Any]:
         """Name and value of all flags that are part of a setting of --allow_config_change."""
-        flags = {
-            f.name: (getattr(self, f.dest), f.later) for f in self.flags if f.setting == setting
-        }
-        unset = (None, {}, [], ())
-        return {
-            name: value
-            for name, (value, later) in flags.items()
-            if not later or (value is not False and value not in unset)
-        }
+        return {f.name: getattr(self, f.dest) for f in self.flags if self._tells(f, setting)}
+
+    def _tells(self, flag: Flag, setting: str) -> bool:
+        value, unset = getattr(self, flag.dest), (None, {}, [], ())
+        is_set = value is not False and value not in unset and flag.does_something(self)
+        return flag.setting == setting and (is_set or not flag.later)
 
     def tracked(self) -> dict[str, bool | int | float | str]:
         """What trackers and run.json may store, as scalars; unset ones are left out.

@@ -103,7 +103,7 @@ class Flag:
         needs: conditions without which it must not be given.
         setting: the key of :data:`SETTINGS` that it is part of; None may change freely.
         later: whether it is younger than checkpoints that can be resumed: facts tell of it only
-            where it has a value.
+            where it has a value and does something.
         tracked: whether trackers and run.json may tell its value. Each of these is allowed on
             purpose, so that a secret cannot slip in.
     """
@@ -132,6 +132,10 @@ class Flag:
         object.__setattr__(self, "dest", self.dest or self.name)
         if self.type is None:
             object.__setattr__(self, "default", bool(self.default))
+
+    def does_something(self, args: Any) -> bool:
+        """Whether all that it needs is given."""
+        return all(need.holds(args) for need in self.needs)
 
     def add_to(self, group: Any, **changes: Any) -> None:
         """Declare it to argparse."""

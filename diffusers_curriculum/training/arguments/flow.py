@@ -16,7 +16,6 @@ from diffusers_curriculum.training.arguments.flag import (
     Need,
     choice,
     count,
-    place,
     sharing,
     tracked,
 )
@@ -129,31 +128,6 @@ CACHED_TEXT = Family.of(
         "cache_text_embeddings",
         help="encode every caption once, keep that in host memory, and free the text encoders",
     ),
-)
-
-
-def _settle_subject(args: Any) -> None:
-    """The folder of one subject's images is a folder of images."""
-    if args.instance_data_dir is None:
-        return
-    if args.train_data_dir is not None:
-        raise UsageError(
-            f"--instance_data_dir {args.instance_data_dir} and --train_data_dir "
-            f"{args.train_data_dir} both name the images: drop one of the two."
-        )
-    args.train_data_dir = args.instance_data_dir
-
-
-SUBJECT = Family.of(
-    "data",
-    place("instance_data_dir", help="folder of images of one subject; see --instance_prompt"),
-    tracked(
-        "instance_prompt",
-        str,
-        help="caption of every image, in the place of a column of captions",
-        setting="dataset",
-    ),
-    settle=_settle_subject,
 )
 
 

@@ -16,6 +16,9 @@ from diffusers_curriculum.training.arguments.flag import (
 )
 
 _WANTED = "a folder of images and a metadata file (metadata.jsonl or metadata.csv) of captions"
+_CAPTIONED = Need(
+    "captions in the data (drop --instance_prompt)", lambda a: a.instance_prompt is None
+)
 PROMPTED = Need("--validation_prompt", lambda a: a.validation_prompt is not None)
 
 
@@ -37,7 +40,14 @@ MODEL = Family.of(
 )
 CAPTIONS = Family.of(
     "data",
-    tracked("caption_column", str, "text", "column with the captions", setting="dataset"),
+    tracked(
+        "caption_column",
+        str,
+        "text",
+        "column with the captions",
+        setting="dataset",
+        needs=(_CAPTIONED,),
+    ),
     check_machine=lambda args: environment.check_data(args, _WANTED),
 )
 NOISE = Family.of(

@@ -11,12 +11,7 @@ from diffusers_curriculum.training.publish.text_to_image import OnePromptPublish
 
 
 class FlowPublisher(OnePromptPublisher):
-    """Publishes the pipeline of a family of flow matching, whose pictures have the side of the
-    training images."""
-
-    @property
-    def call_settings(self) -> dict[str, Any]:
-        return {"height": self.args.resolution, "width": self.args.resolution}
+    """Publishes the pipeline of a family of flow matching."""
 
     def _facts(self) -> CardFacts:
         return replace(super()._facts(), tags=("text-to-image", *TAGS))

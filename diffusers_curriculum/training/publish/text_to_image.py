@@ -101,11 +101,6 @@ class TextToImagePublisher(PipelinePublisher):
         """How many there are of each caption."""
         return 1
 
-    @property
-    def call_settings(self) -> dict[str, Any]:
-        """What the pipeline is called with besides prompt, noise and steps."""
-        return {}
-
     def _draw(self, build: Any) -> list[Image]:
         return validation_images(
             (lambda: decoding_precisely(build())) if self.family.precise_vae else build,
@@ -115,7 +110,7 @@ class TextToImagePublisher(PipelinePublisher):
             steps=self.steps,
             images=self.pictures,
             autocast=self.accelerator.autocast,
-            **self.call_settings,
+            **self.family.picture_settings(self.args),
         )
 
 

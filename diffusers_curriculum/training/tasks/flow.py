@@ -13,13 +13,11 @@ from torch import Tensor
 from diffusers_curriculum.drop_in import compute_loss_weighting_for_sd3
 from diffusers_curriculum.training.arguments.command_line import Arguments, CommandLine
 from diffusers_curriculum.training.arguments.curriculum import NOISE_LEVELS
-from diffusers_curriculum.training.arguments.flag import Need
 from diffusers_curriculum.training.arguments.flow import (
     ADAPTER,
     CACHED_TEXT,
     FLOW,
     SCHEME,
-    SUBJECT,
     TEXT,
     WEIGHTS,
 )
@@ -36,6 +34,7 @@ from diffusers_curriculum.training.arguments.run import (
     SOURCE,
     official,
 )
+from diffusers_curriculum.training.arguments.subjects import MASKS, PRIOR, SUBJECT
 from diffusers_curriculum.training.arguments.text_to_image import (
     CAPTIONS,
     DROPOUT,
@@ -54,12 +53,9 @@ from diffusers_curriculum.training.parts.families.flow import FlowFamily, Told
 from diffusers_curriculum.training.publish.flow import FlowPublisher
 from diffusers_curriculum.training.tasks.text_to_image import FamilyTask, TextToImageRun
 
-_CAPTIONED = Need(
-    "captions in the data (drop --instance_prompt)", lambda a: a.instance_prompt is None
-)
 _CACHED_AT_ONCE = 16  # captions
 
-_DATA = (MODEL, SUBJECT, SOURCE, CAPTIONS, *OF_IMAGES, TEXT)
+_DATA = (MODEL, SUBJECT, PRIOR, SOURCE, CAPTIONS, *OF_IMAGES, TEXT)
 _TRAINING = (RUN, OPTIMIZER, SCHEME, FLOW)
 _FAMILIAR = (*_DATA, *_TRAINING, PICTURES, *OF_MACHINE, CHECKPOINTS)
 _CACHE = replace(AUTOENCODER, flags=AUTOENCODER.flags[1:], check_machine=None)  # of latents
@@ -74,11 +70,12 @@ class FlowRun(TextToImageRun):
     guidance: float | None  # what the network is told, if it was distilled to be
 
     def loss(
-        self, prediction: Tensor, target: Tensor, weights: Tensor | None
+        self, prediction: Tensor, target: Tensor, weights: Tensor | None, mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """The loss to differentiate, the mean of w (prediction - target)^2 in the order of
         diffusers' flow-matching scripts, and the unweighted loss (B,) of each sample."""
         squares = (prediction.float() - target.float()) ** 2
+        squares = squares if mask is None else mask * squares
         weight = 1.0 if weights is None else weights.view(-1, *[1] * (squares.ndim - 1))
         each = torch.mean((weight * squares).reshape(len(squares), -1), 1)
         return each.mean(), squares.detach().reshape(len(squares), -1).mean(1)
@@ -130,6 +127,7 @@ class FlowTransformer(FamilyTask):
         "importance sampling.",
         (
             *_FAMILIAR,
+            MASKS,
             ADAPTER,
             _CACHE,
             CACHED_TEXT,
@@ -150,7 +148,6 @@ class FlowTransformer(FamilyTask):
                 "this resolution, docs/adding_a_family.md; 1: diffusers' scripts for Flux and "
                 "Qwen-Image)",
             },
-            "caption_column": {"needs": (_CAPTIONED,)},
             "train_batch_size": {"default": 4},
             "num_train_epochs": {"default": 1},
             "adam_weight_decay": {"default": 1e-4},
@@ -181,14 +178,6 @@ class FlowTransformer(FamilyTask):
             levels.weights = compute_loss_weighting_for_sd3(args.weighting_scheme, sigma)
         return levels
 
-    def load_rows(self, args: Arguments, seed: int) -> Any:
-        from diffusers_curriculum.training.data.sources import training_rows
-
-        if args.instance_prompt is None:
-            return super().load_rows(args, seed)
-        rows = training_rows(args, seed)
-        return rows.add_column(args.caption_column, [args.instance_prompt] * len(rows))
-
     def publisher(self, job: JobParts) -> FlowPublisher:
         args, family = job.args, self.family
         self.published = FlowPublisher(args, job.accelerator, self.levels, job.plan, family)
@@ -209,9 +198,7 @@ class FlowTransformer(FamilyTask):
         distilled = self.models.network.config.get("guidance_embeds")
         return FlowRun(
             **common,
-            levels=self.levels,
-            family=self.family,
-            models=self.models,
+            **self.run_parts(job),
             captions=self.captions,
             guidance=job.args.guidance_scale if distilled else None,
         )

@@ -10,8 +10,10 @@ from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from diffusers_curriculum.samplers import TimestepSample
 from diffusers_curriculum.training.arguments.command_line import Arguments, CommandLine
 from diffusers_curriculum.training.arguments.curriculum import NOISE_LEVELS
 from diffusers_curriculum.training.arguments.flag import NOT_NEGATIVE, Family, Need, count, tracked
@@ -27,6 +29,7 @@ from diffusers_curriculum.training.arguments.run import (
     SOURCE,
     official,
 )
+from diffusers_curriculum.training.arguments.subjects import SUBJECTS
 from diffusers_curriculum.training.arguments.text_to_image import CAPTIONS, DROPOUT, MODEL, NOISE
 from diffusers_curriculum.training.cache.latents import CachedLatents
 from diffusers_curriculum.training.data.columns import warn_of_long_captions
@@ -43,7 +46,8 @@ from diffusers_curriculum.training.parts.images import autoencoder_identity
 from diffusers_curriculum.training.process.runtime import frozen_dtype
 from diffusers_curriculum.training.publish.text_to_image import TextToImagePublisher
 from diffusers_curriculum.training.storage.fingerprints import model_identity
-from diffusers_curriculum.training.tasks.levels import ImageLevelTask, check_slowed
+from diffusers_curriculum.training.tasks.levels import check_slowed
+from diffusers_curriculum.training.tasks.subjects import SubjectTask
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +89,22 @@ class TextToImageRun(LevelRun):
 
     family: ModelFamily
     models: Components
+    shares: Tensor | None = None  # (B,) of samples and class images in the loss; None: equal
+
+    def loss_weights(self, drawn: TimestepSample) -> Tensor | None:
+        weights = super().loss_weights(drawn)
+        if self.shares is None or weights is None:
+            return self.shares if weights is None else weights
+        return weights * self.shares
+
+    def mask(self, batch: Mapping[str, Tensor], target: Tensor) -> Tensor | None:
+        """(B, 1, h, w) what each place of a target (B, C, h, w) counts in its sample's loss, mean 1
+        in each sample; None where all count alike."""
+        if "mask" not in batch:
+            return None
+        pixels = batch["mask"].to(target.device, non_blocking=True)
+        places = F.interpolate(pixels, target.shape[-2:], mode="area")
+        return places / places.mean(dim=(1, 2, 3), keepdim=True)
 
     def encoded(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Mean and deviation of the latents of a batch that is on the device, as the autoencoder
@@ -94,10 +114,9 @@ class TextToImageRun(LevelRun):
         return batch["mean"], batch["std"]
 
 
-class FamilyTask(ImageLevelTask):
+class FamilyTask(SubjectTask):
     """Any family of text-to-image models, in the latents of its autoencoder, with captions."""
 
-    family: ModelFamily  # of the models, once levels are chosen
     models: Components  # once they are loaded
     is_adapted: ClassVar[bool] = False  # whether an adapter is trained, and the network is frozen
 
@@ -165,7 +184,16 @@ class FamilyTask(ImageLevelTask):
             return family.latents(vae, mean), family.latents(vae, std) - zero
 
     def make_run(self, job: JobParts, **common: Any) -> TextToImageRun:
-        return TextToImageRun(**common, levels=self.levels, family=self.family, models=self.models)
+        return TextToImageRun(**common, **self.run_parts(job))
+
+    def run_parts(self, job: JobParts) -> dict[str, Any]:
+        """What a run of any family is made of."""
+        return {
+            "levels": self.levels,
+            "family": self.family,
+            "models": self.models,
+            "shares": self.shares(job),
+        }
 
     def dataset(self, job: JobParts) -> ImageCaptionDataset:
         return ImageCaptionDataset(
@@ -177,6 +205,7 @@ class FamilyTask(ImageLevelTask):
             **self.text_columns,
             caption_dropout=job.args.caption_dropout,
             latents=self.latents(job),
+            masks=self.masks(job.args),
             tell_crop=partial(self.family.size_conditioning, resolution=job.args.resolution),
         )
 
@@ -195,7 +224,7 @@ class TextToImage(FamilyTask):
 
     command_line = CommandLine(
         "Fine-tune Stable Diffusion with a timestep curriculum and importance sampling.",
-        (*_FAMILIAR, *NOISE_LEVELS, SLOWED, DROPOUT, LOOP),
+        (*_FAMILIAR, *SUBJECTS, *NOISE_LEVELS, SLOWED, DROPOUT, LOOP),
         official=official(_FAMILIAR),
         changes={
             "output_dir": {"default": "sd-model-finetuned"},

@@ -19,6 +19,7 @@ from diffusers_curriculum.training.arguments.run import (
     SOURCE,
     official,
 )
+from diffusers_curriculum.training.arguments.subjects import SUBJECTS
 from diffusers_curriculum.training.arguments.text_to_image import (
     CAPTIONS,
     DROPOUT,
@@ -82,7 +83,7 @@ class TextToImageLora(AdapterTask):
 
     command_line = CommandLine(
         "Fine-tune Stable Diffusion by LoRA with a timestep curriculum and importance sampling.",
-        (*_FAMILIAR, LORA, EMA, *NOISE_LEVELS, SLOWED, DROPOUT, LOOP),
+        (*_FAMILIAR, *SUBJECTS, LORA, EMA, *NOISE_LEVELS, SLOWED, DROPOUT, LOOP),
         official=f"{official(_FAMILIAR, without=_NOT_OFFICIAL)} rank",
         changes={
             "output_dir": {"default": "sd-model-finetuned-lora"},

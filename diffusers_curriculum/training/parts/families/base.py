@@ -140,6 +140,11 @@ class ModelFamily(PipelineParts):
         the CPU, in the loader's workers. Here nothing."""
         return {}
 
+    def picture_settings(self, args: Arguments) -> dict[str, Any]:
+        """What the pipeline is called with besides prompt, noise and steps. Here nothing: its
+        pictures have the side that it is made for."""
+        return {}
+
     # -- the network -----------------------------------------------------------------------------
 
     def predict(

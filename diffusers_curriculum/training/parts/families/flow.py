@@ -126,6 +126,10 @@ class FlowFamily(ModelFamily):
         """(z - shift_factor) scaling_factor."""
         return (encoded - vae.config.shift_factor) * vae.config.scaling_factor
 
+    def picture_settings(self, args: Arguments) -> dict[str, Any]:
+        """Pictures have the side of the training images."""
+        return {"height": args.resolution, "width": args.resolution}
+
     # -- network ---------------------------------------------------------------------------------
 
     def predict(

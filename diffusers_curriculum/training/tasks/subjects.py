@@ -1,0 +1,94 @@
+"""One prompt for all images, class images beside them, and masks: for every text-to-image task."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffusers_curriculum.training.arguments.command_line import Arguments
+from diffusers_curriculum.training.data.bad_samples import usable_images
+from diffusers_curriculum.training.data.masks import Masks
+from diffusers_curriculum.training.loop.task import JobParts
+from diffusers_curriculum.training.parts.families.base import ModelFamily
+from diffusers_curriculum.training.publish.class_images import draw_class_images
+from diffusers_curriculum.training.storage.fingerprints import dataset_digest
+from diffusers_curriculum.training.tasks.levels import ImageLevelTask
+
+
+class SubjectTask(ImageLevelTask):
+    """A task on images with captions, of their own or one for all."""
+
+    family: ModelFamily  # of the models
+    tokenizers: dict[str, Any]  # of the pipeline, by name
+    seed: int
+
+    def choose(self, args: Arguments, seed: int) -> None:
+        super().choose(args, seed)
+        self.seed = seed
+
+    def load_rows(self, args: Arguments, seed: int) -> Any:
+        from diffusers_curriculum.training.data.sources import training_rows
+
+        columns = {"mask_column": args.mask_column}
+        if args.instance_prompt is None:
+            return training_rows(args, seed, **columns, **self.text_columns)
+        rows = training_rows(args, seed, **columns)
+        return rows.add_column(args.caption_column, [args.instance_prompt] * len(rows))
+
+    def usable_rows(self, args: Arguments, accelerator: Any, rows: Any) -> Any:
+        masks, text = self.masks(args), self.text_columns
+        rows = usable_images(args, accelerator, rows, masks=masks, **text)
+        if not args.with_prior_preservation:
+            return rows
+        from diffusers_curriculum.training.data import class_images
+
+        with accelerator.main_process_first():
+            self._draw_missing(args, accelerator.device)
+            images = class_images.class_rows(args, rows, args.caption_column)
+        options: dict[str, Any] = {"skipped_file": class_images.SKIPPED_FILE, **text}
+        images = usable_images(args, accelerator, images, source=args.class_data_dir, **options)
+        self.num_class_images = len(images)
+        return class_images.beside(rows, images)
+
+    def _draw_missing(self, args: Arguments, device: torch.device) -> None:
+        from diffusers_curriculum.training.data.class_images import missing_files
+
+        files = missing_files(args.class_data_dir, args.num_class_images)
+        if files:
+            draw_class_images(
+                args,
+                self.family,
+                files,
+                tokenizers=self.tokenizers,
+                scheduler=self.levels.inference,
+                seed=self.seed,
+                device=device,
+            )
+
+    def masks(self, args: Arguments) -> Masks | None:
+        """What of each image counts in the loss; None: all of it."""
+        if args.mask_column is None and not args.mask_from_alpha:
+            return None
+        return Masks(args.image_column, args.mask_column, self.transform(), args.unmasked_weight)
+
+    def data_facts(self, job: JobParts) -> dict[str, Any]:
+        args, facts = job.args, super().data_facts(job)
+        if args.mask_column is None:
+            return facts
+        folder = args.train_data_dir if args.dataset_name is None else args.dataset_name
+        return facts | {"masks": dataset_digest(job.rows, args.mask_column, None, folder)}
+
+    def described(self, job: JobParts) -> dict[str, Any]:
+        count = self.num_class_images
+        return super().described(job) | ({"class images": count} if count else {})
+
+    def shares(self, job: JobParts) -> Tensor | None:
+        """(B,) what the loss of each sample of a micro-batch is multiplied by, so that the mean is
+        that of the samples plus --prior_loss_weight times that of the class images beside them;
+        None without those."""
+        if not self.num_class_images:
+            return None
+        pair = torch.tensor([2.0, 2.0 * job.args.prior_loss_weight])
+        return pair.repeat(job.args.train_batch_size).to(job.accelerator.device)
