@@ -27,7 +27,7 @@ from scipy import stats
 from diffusers_curriculum import TimestepSampler
 from tests.reliability.harness import ROOT
 from tests.reliability.two_processes import DEADLINE, Fault, Kill, Outcome, check_whole, launch
-from tests.scripts.small_runs import Bench, hashes
+from tests.scripts.small_runs import Bench, hashes, make_bench
 from tests.statistics.checks import chi_square
 
 pytestmark = pytest.mark.reliability
@@ -338,6 +338,24 @@ def test_elastic_1_to_2_to_1(
             worst = max(worst, abs(losses[0] / losses[1] - 1))
     print(f"\nR8 1 -> 2 -> 1: {4 * STEPS} samples identical; losses differ by {worst:.1e} at most")
     assert worst < 1e-5
+
+
+def test_class_images_are_the_same_on_one_process_and_two(tmp_path: Path) -> None:
+    bench, told = make_bench(tmp_path / "bench"), {}
+    for processes in (1, 2):
+        own = tmp_path / f"class-{processes}"
+        prior = ("--with_prior_preservation", "--class_data_dir", own, "--class_prompt", "a toy")
+        more = (*DRAWS, *prior, "--num_class_images", 3, "--max_train_steps", 4)
+        folder, batch = tmp_path / str(processes), 4 // processes
+        job = finish(bench, folder, *more, batch=batch, processes=processes)
+        drawn = {path.name: path.read_bytes() for path in own.iterdir()}
+        told[processes] = job.outcome.together(), drawn
+    assert told[1] == told[2]
+    seen, drawn = told[1]
+    assert len(drawn) == 3
+    assert all(sorted(slots) == list("01234567") for slots in seen.values())
+    of_class = {slots[slot]["image"] for slots in seen.values() for slot in "1357"}
+    assert not of_class & {slots[slot]["image"] for slots in seen.values() for slot in "0246"}
 
 
 # -- R9: learning rates ----------------------------------------------------------------------------
