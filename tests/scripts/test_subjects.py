@@ -199,6 +199,30 @@ def test_a_mask_weighs_the_places_of_its_sample(bench: Bench, tmp_path: Path) ->
     torch.testing.assert_close(each.outcome.loss[0], weighted.float(), rtol=1e-5, atol=0)
 
 
+def test_a_resumed_run_has_the_same_masks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench, masks = subject_bench("text_to_image", tmp_path), tmp_path / "subject" / "masks"
+    masks.mkdir()
+    lines = []
+    for path in sorted(bench.images.glob("*.png")):
+        with Image.open(path) as image:
+            image.getchannel("A").save(masks / path.name)
+        lines.append({"file_name": path.name, "mask_file_name": f"masks/{path.name}"})
+    metadata = bench.images / "metadata.jsonl"
+    metadata.write_text("\n".join(map(json.dumps, lines)))
+    more = ("--instance_prompt", "a sks toy", "--mask_column", "mask", "--lr_warmup_steps", 0)
+    more += ("--checkpointing_steps", 1, "--max_train_steps")
+    assert finite(bench.train(tmp_path / "run", *more, 1))
+    resumed = (*more, 2, "--resume_from_checkpoint", "latest")
+    told = bench.argv(tmp_path / "run", *resumed, "--unmasked_weight", 0.5)
+    assert status(told, bench.script) == 2
+    assert "objective.unmasked_weight is 0.5, was 0.0" in capsys.readouterr().err
+    Image.new("L", (16, 16), "white").save(masks / "0.png")
+    assert status(bench.argv(tmp_path / "run", *resumed), bench.script) == 2
+    assert "dataset.masks is" in capsys.readouterr().err
+
+
 # -- several captions ------------------------------------------------------------------------------
 
 
