@@ -100,8 +100,9 @@ def watched(bench: Bench) -> Iterator[list[Seen]]:
 
 def told(batch: dict[str, Any]) -> list[Any]:
     """What each sample is told, as something that can be compared."""
-    told = batch.get("caption", batch.get("input_ids"))
-    return told if isinstance(told, list) else [tuple(ids.tolist()) for ids in told]
+    if "caption" in batch:
+        return batch["caption"]
+    return [tuple(ids.tolist()) for ids in batch["input_ids"]]
 
 
 # -- prior preservation ----------------------------------------------------------------------------

@@ -90,8 +90,7 @@ def usable_rows(
 ) -> Dataset:
     """Look at every sample, each process at its share, and return those to train on, in order.
 
-    All processes return the same rows or raise. What was skipped stands in
-    ``output_dir/skipped_samples.jsonl``, one ``{"path", "row", "reason"}`` per line.
+    All return the same rows or raise; what was skipped stands in ``skipped_file``, as JSON lines.
 
     Args:
         dataset: rows with the image column undecoded, as `load_images` returns them.
@@ -99,8 +98,7 @@ def usable_rows(
         policy: "raise" refuses any bad sample, "skip" leaves them out; "sample" and "off" refuse,
             and look at the captions or classes of all rows, but at `SAMPLED` images or at none.
         limit: largest share of bad samples that may be skipped, in [0, 1].
-        resolution: training resolution in pixels; an image so long that resizing its shorter side
-            to it passes PIL's pixel limit is bad.
+        resolution: of training, in pixels; an image that resizing takes over PIL's limit is bad.
         cache: file that remembers good images; None is ``output_dir/checked_images.json``.
         gather: joins the lists of all processes, such as ``accelerate.utils.gather_object``.
 

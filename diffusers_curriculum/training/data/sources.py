@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from datasets import ClassLabel, Dataset, DatasetDict, Image, Value, load_dataset, load_from_disk
@@ -90,29 +91,37 @@ def load_images(
         raise UsageError(f"--max_train_samples is {max_train_samples}; it must be at least 1.")
     asked = _Asked(dataset_name, dataset_config_name, train_data_dir, split, folder_flag)
     dataset, folder = _load_training_split(asked, cache_dir), asked.local
-    check_image_column(dataset.features, image_column)
-    if mask_column is not None:
-        check_image_column(dataset.features, mask_column, "--mask_column")
+    masks = {} if mask_column is None else {mask_column: "--mask_column"}
+    images = {image_column: "--image_column"} | masks
+    for column, flag in images.items():
+        check_image_column(dataset.features, column, flag)
     if caption_column is not None and caption_column not in dataset.features and folder:
         dataset = with_texts(dataset, image_column, caption_column)
-    columns = [image_column]
     if caption_column is not None:
         check_caption_column(dataset.features, caption_column, folder)
-        columns.append(caption_column)
     if label_column is not None:
         check_label_column(dataset.features, label_column, folder)
-        columns.append(label_column)
-    images = {image_column: "--image_column"}
-    if mask_column is not None:
-        images[mask_column] = "--mask_column"
-    dataset = dataset.select_columns(list(dict.fromkeys([*columns, *images])))
+    dataset = _selected(dataset, images, caption_column, label_column, folder)
+    if max_train_samples is not None:
+        kept = range(min(max_train_samples, len(dataset)))
+        dataset = dataset.shuffle(seed=seed).select(kept)
+    return dataset
+
+
+def _selected(
+    dataset: Dataset,
+    images: Mapping[str, str],
+    caption_column: str | None,
+    label_column: str | None,
+    folder: str | None,
+) -> Dataset:
+    """The columns of images, by the flags that name them, and of texts if any, in their forms."""
+    texts = [column for column in (caption_column, label_column) if column is not None]
+    dataset = dataset.select_columns(list(dict.fromkeys([*images, *texts])))
     for column, flag in images.items():
         dataset = _as_images(dataset, column, folder, flag)
     if label_column is not None and not isinstance(dataset.features[label_column], ClassLabel):
         dataset = _with_classes(dataset, label_column)
-    if max_train_samples is not None:
-        kept = range(min(max_train_samples, len(dataset)))
-        dataset = dataset.shuffle(seed=seed).select(kept)
     return dataset
 
 

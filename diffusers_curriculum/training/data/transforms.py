@@ -113,7 +113,7 @@ class ImageTransform:
     def may_cut_nothing(self, mask: Image.Image) -> bool:
         """Return whether a square that could be selected from a grey image is black throughout."""
         lit = np.array(self._resized(mask)).astype(bool)
-        along = lit.any(axis=int(lit.shape[1] <= lit.shape[0]))  # the longer side
+        along = np.asarray(lit.any(axis=int(lit.shape[1] <= lit.shape[0])))  # the longer side
         if self.center_crop:
             first = self._offset(len(along), 0.0)
             return not along[first : first + self.resolution].any()

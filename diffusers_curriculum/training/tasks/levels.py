@@ -195,7 +195,8 @@ class ImageLevelTask(LevelTask):
         return training_rows(args, seed, **self.text_columns)
 
     def usable_rows(self, args: Arguments, accelerator: Any, rows: Any) -> Any:
-        return usable_images(args, accelerator, rows, **self.text_columns)
+        text: dict[str, Any] = {**self.text_columns}
+        return usable_images(args, accelerator, rows, **text)
 
     def data_facts(self, job: JobParts) -> dict[str, Any]:
         text = next(iter(self.text_columns.values()), None)

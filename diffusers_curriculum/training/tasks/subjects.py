@@ -38,8 +38,8 @@ class SubjectTask(ImageLevelTask):
         return rows.add_column(args.caption_column, [args.instance_prompt] * len(rows))
 
     def usable_rows(self, args: Arguments, accelerator: Any, rows: Any) -> Any:
-        masks, text = self.masks(args), self.text_columns
-        rows = usable_images(args, accelerator, rows, masks=masks, **text)
+        text: dict[str, Any] = {**self.text_columns}
+        rows = usable_images(args, accelerator, rows, masks=self.masks(args), **text)
         if not args.with_prior_preservation:
             return rows
         from diffusers_curriculum.training.data import class_images
@@ -47,8 +47,8 @@ class SubjectTask(ImageLevelTask):
         with accelerator.main_process_first():
             self._draw_missing(args, accelerator.device)
             images = class_images.class_rows(args, rows, args.caption_column)
-        options: dict[str, Any] = {"skipped_file": class_images.SKIPPED_FILE, **text}
-        images = usable_images(args, accelerator, images, source=args.class_data_dir, **options)
+        text |= {"source": args.class_data_dir, "skipped_file": class_images.SKIPPED_FILE}
+        images = usable_images(args, accelerator, images, **text)
         self.num_class_images = len(images)
         return class_images.beside(rows, images)
 
