@@ -6,7 +6,8 @@ position), so the number of loader workers, of ranks and of interruptions change
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -80,21 +81,55 @@ class ImageDataset(TorchDataset):
         self.image_column, self.label_column = image_column, label_column
         self.label_dropout, self.null_label, self.latents = label_dropout, null_label, latents
         self.precise, self.tell_crop, self.masks = precise, tell_crop, masks
-        # apart, as reading a whole row reads its image, too
-        self._labels = None if label_column is None else rows.select_columns([label_column])
-        self._masked = None if masks is None else rows.select_columns(masks.columns)
 
     def __getitem__(self, position: int) -> dict[str, Tensor]:
         """Return pixel_values (C, R, R) float32 in [-1, 1], or mean and std (C, h, w) of cached
         latents, and label () int64 if there are classes, and mask (1, R, R) if there are masks."""
-        row = self.plan.index(position)
-        # All five are drawn whatever the options: switching one does not change the others.
-        draws = host_generator(self.plan.seed, position, purpose="augment").random(5).tolist()
-        item = self._latents(row, *draws[1:3]) if self.latents else self._pixels(row, *draws[:3])
-        return item | self._mask(row, *draws[:3]) | self._text(row, *draws[3:])
+        return self.__getitems__([position])[0]
 
-    def _pixels(self, row: int, *draws: float) -> dict[str, Tensor]:
-        cell = self.rows[row][self.image_column]
+    def __getitems__(self, positions: Sequence[int]) -> list[dict[str, Tensor]]:
+        """Return the samples of a batch, whose rows are read at once; torch's loader asks for it.
+
+        All five numbers are drawn whatever the options: switching one does not change the others.
+        """
+        rows = [self.plan.index(position) for position in positions]
+        draws = [
+            host_generator(self.plan.seed, position, purpose="augment").random(5).tolist()
+            for position in positions
+        ]
+        read = self._read[rows] if self.columns else {}
+        cells = [{name: read[name][number] for name in read} for number in range(len(rows))]
+        texts = self._texts(cells, [drawn[3:] for drawn in draws])
+        return [
+            self._image(cell, row, *drawn[:3]) | text
+            for cell, row, drawn, text in zip(cells, rows, draws, texts, strict=True)
+        ]
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns that are read of each row."""
+        seen = self.latents is None or self.tell_crop is not None
+        found = [self.image_column] if seen else []
+        found += [] if self.label_column is None else [self.label_column]
+        return list(dict.fromkeys(found + ([] if self.masks is None else self.masks.columns)))
+
+    @cached_property
+    def _read(self) -> Dataset:
+        return self.rows.select_columns(self.columns)
+
+    def _image(self, cells: dict[str, Any], row: int, *draws: float) -> dict[str, Tensor]:
+        """The image of a row, or its latents, by three uniforms in [0, 1)."""
+        cell, latents = cells.get(self.image_column, {}), self.latents
+        if latents is None:
+            item = self._pixels(cell, row, *draws)
+        else:
+            item = self._latents(latents, cell, row, *draws[1:])
+        if self.masks is None:
+            return item
+        own = draws if latents is None else latents.draws(row, *draws[1:])
+        return item | {"mask": self.masks.read(cells, row, *own)}
+
+    def _pixels(self, cell: dict[str, Any], row: int, *draws: float) -> dict[str, Tensor]:
         if self.precise:
             pixels = decoded(cell, row, self.transform.decode_precisely)
             size = pixels.shape[1], pixels.shape[0]
@@ -105,12 +140,13 @@ class ImageDataset(TorchDataset):
         image = decoded(cell, row, self.transform.decode)
         return {"pixel_values": self.transform(image, *draws), **self._crop(image.size, *draws)}
 
-    def _latents(self, row: int, u_crop: float, u_flip: float) -> dict[str, Tensor]:
-        latents: Any = self.latents
+    def _latents(
+        self, latents: Latents, cell: dict[str, Any], row: int, u_crop: float, u_flip: float
+    ) -> dict[str, Tensor]:
         mean, std = latents.read(row, u_crop, u_flip)
         item = {"mean": mean} if std is None else {"mean": mean, "std": std}
         if self.tell_crop is not None:
-            size = decoded(self.rows[row][self.image_column], row, upright_size)
+            size = decoded(cell, row, upright_size)
             item |= self._crop(size, *latents.draws(row, u_crop, u_flip))
         return item
 
@@ -119,26 +155,26 @@ class ImageDataset(TorchDataset):
             return {}
         return self.tell_crop(self.transform.crop_of(size, *draws))
 
-    def _mask(self, row: int, *draws: float) -> dict[str, Tensor]:
-        if self.masks is None or self._masked is None:
-            return {}
-        own = self.latents.draws(row, *draws[1:]) if self.latents else draws
-        return {"mask": self.masks.read(self._masked[row], row, *own)}
-
-    def _text(self, row: int, u_first: float, u_second: float) -> dict[str, Tensor]:
-        """What stands beside the image of a row, by two uniforms in [0, 1)."""
-        if self._labels is None:
-            return {}
-        dropped = u_first < self.label_dropout
-        label = self.null_label if dropped else self._labels[row][self.label_column]
-        return {"label": torch.tensor(label)}
+    def _texts(
+        self, cells: Sequence[dict[str, Any]], draws: Sequence[Sequence[float]]
+    ) -> list[dict[str, Tensor]]:
+        """What stands beside the images of rows, by two uniforms in [0, 1) for each."""
+        if self.label_column is None:
+            return [{}] * len(cells)
+        dropped = [u_first < self.label_dropout for u_first, _ in draws]
+        labels = (
+            self.null_label if without else cell[self.label_column]
+            for cell, without in zip(cells, dropped, strict=True)
+        )
+        return [{"label": torch.tensor(label)} for label in labels]
 
 
 class ImageCaptionDataset(ImageDataset):
     """As :class:`ImageDataset`, with tokens of captions in place of classes.
 
     Args:
-        tokenize: what it makes of a caption stands in the sample, such as input_ids (L,) int64.
+        tokenize: what it makes of B captions stands in their samples: by name, B values, such as
+            input_ids (B, L) int64.
         caption_dropout: probability that a caption is replaced by the empty one.
         options: further ones of :class:`ImageDataset`.
     """
@@ -147,7 +183,7 @@ class ImageCaptionDataset(ImageDataset):
         self,
         rows: Dataset,
         plan: BatchPlan,
-        tokenize: Callable[[str], dict[str, Tensor]],
+        tokenize: Callable[[Sequence[str]], Mapping[str, Any]],
         transform: ImageTransform,
         *,
         image_column: str = "image",
@@ -158,14 +194,22 @@ class ImageCaptionDataset(ImageDataset):
         super().__init__(rows, plan, transform, image_column=image_column, **options)
         _check_dropout("caption", caption_dropout)
         self.tokenize, self.caption_dropout = tokenize, caption_dropout
-        self._captions = rows.select_columns([caption_column])
         self.caption_column = caption_column
 
-    def _text(self, row: int, u_first: float, u_second: float) -> dict[str, Tensor]:
-        dropped = u_second < self.caption_dropout
-        caption = "" if dropped else self._captions[row][self.caption_column]
-        one = caption if isinstance(caption, str) else caption[int(u_first * len(caption))]
-        return self.tokenize(one)
+    @property
+    def columns(self) -> list[str]:
+        return list(dict.fromkeys([*super().columns, self.caption_column]))
+
+    def _texts(
+        self, cells: Sequence[dict[str, Any]], draws: Sequence[Sequence[float]]
+    ) -> list[dict[str, Any]]:
+        captions = []
+        for cell, (u_first, u_second) in zip(cells, draws, strict=True):
+            caption = "" if u_second < self.caption_dropout else cell[self.caption_column]
+            several = not isinstance(caption, str)
+            captions.append(caption[int(u_first * len(caption))] if several else caption)
+        tokens = self.tokenize(captions)
+        return [{name: tokens[name][number] for name in tokens} for number in range(len(captions))]
 
 
 def _check_dropout(of: str, share: float) -> None:

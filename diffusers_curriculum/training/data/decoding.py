@@ -140,7 +140,8 @@ def _read(source: Any, noted: list[str]) -> Image.Image:
         refuse_bomb(*image.size)
         image.load()
         try:
-            return ImageOps.exif_transpose(image)
+            upright = image.getexif().get(_ORIENTATION, 1) == 1
+            return image if upright else ImageOps.exif_transpose(image)
         # Readers of EXIF raise nearly every type on broken tags; the pixels are there.
         except Exception as error:
             noted.append(f"its EXIF cannot be read ({type(error).__name__}: {error})")
@@ -179,7 +180,8 @@ def _converted(image: Image.Image, pixels: Pixels) -> Image.Image:
         image = Image.alpha_composite(behind, image)
     if pixels.mode == "RGBA" or image.mode == pixels.mode:
         return image.convert(pixels.mode)
-    return image.convert("RGB").convert(pixels.mode)
+    coloured = image.convert("RGB")
+    return coloured if pixels.mode == "RGB" else coloured.convert(pixels.mode)
 
 
 def _grey_values(image: Image.Image) -> np.ndarray:

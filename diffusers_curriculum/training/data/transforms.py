@@ -141,5 +141,6 @@ class ImageTransform:
 
 def to_tensor(image: Image.Image) -> Tensor:
     """Return an image (W, H) as a float32 tensor (C, H, W): v / 255, then (v - 0.5) / 0.5."""
-    pixels = torch.from_numpy(np.atleast_3d(np.array(image))).permute(2, 0, 1).contiguous()
-    return pixels.to(torch.float32).div(255).sub_(0.5).div_(0.5)
+    pixels = torch.from_numpy(np.atleast_3d(np.array(image))).permute(2, 0, 1)
+    values = pixels.to(torch.float32, memory_format=torch.contiguous_format)
+    return values.div_(255).sub_(0.5).div_(0.5)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
@@ -42,15 +43,8 @@ def corner(pixels: Tensor, width: int, flipped: bool) -> tuple[int, int]:
     return y, (width - 1 - x if flipped else x)
 
 
-class Rows(list):
-    """A data set of one column."""
-
-    def select_columns(self, names: list[str]) -> Rows:
-        return self
-
-
 def dataset(latents: Any = None, **options: Any) -> ImageDataset:
-    rows: Any = Rows({"image": cell(places(*size))} for size in SIZES)
+    rows = Dataset.from_list([{"image": cell(places(*size))} for size in SIZES])
     plan = BatchPlan(len(rows), 1, 1, 1, 0, seed=5)
     transform = ImageTransform(SIDE, **options)
     return ImageDataset(rows, plan, transform, latents=latents, tell_crop=told)

@@ -22,9 +22,9 @@ from diffusers_curriculum.training.errors import UsageError
 class Letters:
     """A tokenizer of six letters: code points, cut and padded with zeros."""
 
-    def __call__(self, text):
-        ids = [ord(letter) for letter in text][:6]
-        return {"input_ids": torch.tensor(ids + [0] * (6 - len(ids)))}
+    def __call__(self, texts):
+        ids = [[ord(letter) for letter in text][:6] for text in texts]
+        return {"input_ids": torch.tensor([each + [0] * (6 - len(each)) for each in ids])}
 
 
 def text_of(input_ids: torch.Tensor) -> str:

@@ -61,8 +61,7 @@ def choose(folder: Path, *more: object) -> None:
 
 def test_captions_are_told_as_the_pipeline_tells_them(pipeline: Path) -> None:
     models = load(arguments(pipeline))
-    told = [FAMILY.tokenize(models.tokenizers, caption) for caption in CAPTIONS]
-    tokens = {name: torch.stack([each[name] for each in told]) for name in told[0]}
+    tokens = FAMILY.tokenize(models.tokenizers, CAPTIONS)
     with torch.no_grad():
         found = FAMILY.encode_text(models, tokens)
     drawn: Any = StableDiffusionXLPipeline.from_pretrained(pipeline)

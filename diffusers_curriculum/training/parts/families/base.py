@@ -6,7 +6,7 @@ attribute of :class:`ModelFamily`; tasks, publishers and scripts ask it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -103,17 +103,17 @@ class ModelFamily(PipelineParts):
         longest = max(tokenizers.values(), key=lambda each: each.model_max_length)
         return longest, longest.model_max_length
 
-    def tokenize(self, tokenizers: Mapping[str, Any], caption: str) -> dict[str, Tensor]:
-        """Tokens of one caption, each without an axis of the batch; on the CPU, in the loader's
-        workers. Here input_ids (L,) of the first tokenizer, input_ids_2 of the second, ..."""
+    def tokenize(self, tokenizers: Mapping[str, Any], captions: Sequence[str]) -> dict[str, Any]:
+        """By name, what is told of each of B captions, on the CPU, in the loader's workers. Here
+        input_ids (B, L) of the first tokenizer, input_ids_2 of the second, ..."""
         return {
             name.replace("tokenizer", "input_ids"): tokenizer(
-                caption,
+                [*captions],
                 max_length=tokenizer.model_max_length,
                 padding="max_length",
                 truncation=True,
                 return_tensors="pt",
-            ).input_ids[0]
+            ).input_ids
             for name, tokenizer in tokenizers.items()
         }
 

@@ -100,9 +100,9 @@ class FlowFamily(ModelFamily):
         *_, last = tokenizers.values()  # of the language model
         return last, args.max_sequence_length or self.length
 
-    def tokenize(self, tokenizers: Mapping[str, Any], caption: str) -> dict[str, Any]:
-        """The caption itself: the pipeline splits it."""
-        return {"caption": caption}
+    def tokenize(self, tokenizers: Mapping[str, Any], captions: Sequence[str]) -> dict[str, Any]:
+        """The captions themselves: the pipeline splits them."""
+        return {"caption": [*captions]}
 
     def text_pipeline(self, models: Components) -> Any:
         """The pipeline with nothing but its tokenizers and text encoders."""
