@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+import transformers
 from tokenizers.pre_tokenizers import ByteLevel
 from torch.nn.functional import mse_loss
 from tqdm.auto import tqdm
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from diffusers_curriculum.models.image_folder import TinyModelError, read_images
 from diffusers_curriculum.models.saving import share_weights
@@ -105,7 +105,9 @@ def make_tiny_pipeline(
     parts: dict[str, Any] = {"vae": vae, "text_encoder": text_encoder, "tokenizer": tokenizer}
     parts |= {"unet": unet, "scheduler": _scheduler(prediction_type)}
     parts |= {"safety_checker": None, "feature_extractor": None}
-    StableDiffusionPipeline(**parts, requires_safety_checker=False).save_pretrained(output_dir)
+    diffusers.StableDiffusionPipeline(**parts, requires_safety_checker=False).save_pretrained(
+        output_dir
+    )
     share_weights(output_dir, "*/*.safetensors")
     report = TinyReport(Path(output_dir), len(captions), scale, error)
     logger.info("Saved a tiny pipeline: %s", report)
@@ -129,10 +131,12 @@ def _check(images: Any, resolution: int, vae_steps: int, sizes: TinySizes, kind:
         raise TinyModelError(f"prediction_type={kind!r} is unknown: take one of {known}")
 
 
-def _text_encoder(tokenizer: CLIPTokenizer, sizes: TinySizes) -> CLIPTextModel:
+def _text_encoder(
+    tokenizer: transformers.CLIPTokenizer, sizes: TinySizes
+) -> transformers.CLIPTextModel:
     """Return a random CLIP text encoder: a fixed random embedding of the caption's tokens."""
     vocabulary = tokenizer.get_vocab()
-    config = CLIPTextConfig(
+    config = transformers.CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=sizes.text_width,
         intermediate_size=2 * sizes.text_width,
@@ -144,19 +148,19 @@ def _text_encoder(tokenizer: CLIPTokenizer, sizes: TinySizes) -> CLIPTextModel:
         eos_token_id=vocabulary[END],
         pad_token_id=vocabulary[END],
     )
-    encoder = CLIPTextModel(config)
+    encoder = transformers.CLIPTextModel(config)
     # CLIP starts its embeddings at 0.02, which the random layers above drown: untrained, captions
     # that differ in one word would look nearly alike to the U-Net.
     torch.nn.init.normal_(next(encoder.get_input_embeddings().parameters()), std=1.0)
     return encoder.eval()
 
 
-def _autoencoder(resolution: int, sizes: TinySizes) -> AutoencoderKL:
+def _autoencoder(resolution: int, sizes: TinySizes) -> diffusers.AutoencoderKL:
     """Return a random AutoencoderKL with Stable Diffusion's layout."""
     channels: Any = sizes.vae_channels  # diffusers annotates tuples as if they had one entry
     down: Any = ("DownEncoderBlock2D",) * len(channels)
     up: Any = ("UpDecoderBlock2D",) * len(channels)
-    return AutoencoderKL(
+    return diffusers.AutoencoderKL(
         down_block_types=down,
         up_block_types=up,
         block_out_channels=channels,
@@ -166,10 +170,10 @@ def _autoencoder(resolution: int, sizes: TinySizes) -> AutoencoderKL:
     )
 
 
-def _unet(resolution: int, sizes: TinySizes) -> UNet2DConditionModel:
+def _unet(resolution: int, sizes: TinySizes) -> diffusers.UNet2DConditionModel:
     """Return a random U-Net with Stable Diffusion's layout: text enters all levels but one."""
     plain = len(sizes.unet_channels) - 1
-    return UNet2DConditionModel(
+    return diffusers.UNet2DConditionModel(
         sample_size=resolution // sizes.downsampling,
         in_channels=sizes.latent_channels,
         out_channels=sizes.latent_channels,
@@ -183,9 +187,9 @@ def _unet(resolution: int, sizes: TinySizes) -> UNet2DConditionModel:
     )
 
 
-def _scheduler(prediction_type: Any) -> DDPMScheduler:
+def _scheduler(prediction_type: Any) -> diffusers.DDPMScheduler:
     """Return Stable Diffusion's own noise schedule."""
-    return DDPMScheduler(
+    return diffusers.DDPMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
         beta_schedule="scaled_linear",
@@ -199,7 +203,7 @@ def _scheduler(prediction_type: Any) -> DDPMScheduler:
 
 
 def train_autoencoder(
-    vae: AutoencoderKL,
+    vae: diffusers.AutoencoderKL,
     images: torch.Tensor,
     steps: int,
     generator: torch.Generator,
@@ -232,7 +236,7 @@ def train_autoencoder(
 
 @torch.no_grad()
 def encode_images(
-    vae: AutoencoderKL, images: torch.Tensor, generator: torch.Generator
+    vae: diffusers.AutoencoderKL, images: torch.Tensor, generator: torch.Generator
 ) -> torch.Tensor:
     """Return unscaled latents (n, c, h', w'), one posterior draw per image."""
     posteriors = [vae.encode(batch, return_dict=False)[0] for batch in images.split(128)]
@@ -244,7 +248,7 @@ def encode_images(
 
 def caption_tokenizer(
     captions: Iterable[str], *, max_length: int, vocabulary_size: int = 1024
-) -> CLIPTokenizer:
+) -> transformers.CLIPTokenizer:
     """Return a CLIPTokenizer for which each frequent word of the captions is one token.
 
     Words are merged left to right, most frequent first, while `vocabulary_size` has room. All
@@ -262,12 +266,12 @@ def caption_tokenizer(
         known.update(left + right for left, right in steps)
     vocabulary += [left + right for left, right in merges] + [START, END]
     ids = {token: index for index, token in enumerate(vocabulary)}
-    return CLIPTokenizer(vocab=ids, merges=merges, model_max_length=max_length)
+    return transformers.CLIPTokenizer(vocab=ids, merges=merges, model_max_length=max_length)
 
 
 def _frequent_words(captions: Iterable[str], max_length: int) -> list[str]:
     """Return the distinct words of the captions, most frequent first, ties by alphabet."""
-    splitter = CLIPTokenizer(model_max_length=max_length).backend_tokenizer
+    splitter = transformers.CLIPTokenizer(model_max_length=max_length).backend_tokenizer
     counts: Counter[str] = Counter()
     for caption, times in Counter(captions).items():
         text = splitter.normalizer.normalize_str(caption)

@@ -1,21 +1,16 @@
-"""Small but real parts of pipelines, of random weights, from configs alone."""
+"""Small but real parts of pipelines, of random weights, from configs alone.
+
+Families of models import it, and classes of libraries are looked up where they are needed, as most
+runs need few of them.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 import diffusers
+import transformers
 from tokenizers.pre_tokenizers import ByteLevel
-from transformers import (
-    CLIPTextConfig,
-    Qwen2_5_VLConfig,
-    Qwen2_5_VLForConditionalGeneration,
-    Qwen2Tokenizer,
-    Qwen3Config,
-    T5Config,
-    T5EncoderModel,
-    T5Tokenizer,
-)
 
 from diffusers_curriculum.models.tiny import caption_tokenizer
 
@@ -29,9 +24,9 @@ _CHAT = (
 _MARKS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
 
-def autoencoder(kind: Any = diffusers.AutoencoderKL, **settings: Any) -> Any:
-    """An autoencoder of 2 pixels for a latent, along one side."""
-    return kind(
+def autoencoder(kind: Any = None, **settings: Any) -> Any:
+    """An autoencoder of 2 pixels for a latent, along one side; by default an AutoencoderKL."""
+    return (kind or diffusers.AutoencoderKL)(
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
         block_out_channels=(8, 8),
@@ -62,7 +57,7 @@ def clip_tokenizer() -> Any:
 
 def clip(kind: Any, tokenizer: Any) -> Any:
     """A CLIP text encoder for the tokens of ``tokenizer``."""
-    config = CLIPTextConfig(
+    config = transformers.CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=WIDTH,
         intermediate_size=WIDTH,
@@ -76,23 +71,25 @@ def clip(kind: Any, tokenizer: Any) -> Any:
     return kind(config)
 
 
-def t5_tokenizer() -> T5Tokenizer:
+def t5_tokenizer() -> transformers.T5Tokenizer:
     """A tokenizer of letters and digits."""
     letters = "\u2581abcdefghijklmnopqrstuvwxyz0123456789"
     vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -9.0), *((c, -3.0) for c in letters)]
-    return T5Tokenizer(vocab=vocabulary, extra_ids=0, model_max_length=512)
+    return transformers.T5Tokenizer(vocab=vocabulary, extra_ids=0, model_max_length=512)
 
 
-def t5(width: int = WIDTH) -> T5EncoderModel:
+def t5(width: int = WIDTH) -> transformers.T5EncoderModel:
     """A T5 encoder for the tokens of :func:`t5_tokenizer`."""
-    config = T5Config(vocab_size=64, d_model=width, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
-    return T5EncoderModel(config)
+    config = transformers.T5Config(
+        vocab_size=64, d_model=width, d_kv=8, d_ff=16, num_layers=1, num_heads=2
+    )
+    return transformers.T5EncoderModel(config)
 
 
-def qwen_tokenizer() -> Qwen2Tokenizer:
+def qwen_tokenizer() -> transformers.Qwen2Tokenizer:
     """A tokenizer of bytes and the marks of a chat."""
     words = (*_MARKS, *sorted(ByteLevel.alphabet()))
-    tokenizer = Qwen2Tokenizer(
+    tokenizer = transformers.Qwen2Tokenizer(
         vocab={word: number for number, word in enumerate(words)},
         merges=[],
         additional_special_tokens=[*_MARKS[1:]],
@@ -105,10 +102,10 @@ def qwen_tokenizer() -> Qwen2Tokenizer:
 def qwen3(kind: Any, layers: int = 2) -> Any:
     """A Qwen 3 for the tokens of :func:`qwen_tokenizer`."""
     settings: dict[str, Any] = _language() | {"num_hidden_layers": layers, "head_dim": 8}
-    return kind(Qwen3Config(**settings, pad_token_id=0))
+    return kind(transformers.Qwen3Config(**settings, pad_token_id=0))
 
 
-def qwen_vl() -> Qwen2_5_VLForConditionalGeneration:
+def qwen_vl() -> transformers.Qwen2_5_VLForConditionalGeneration:
     """A Qwen 2.5 VL for the tokens of :func:`qwen_tokenizer`; what it sees with is smallest."""
     sight: dict[str, Any] = {"depth": 1, "hidden_size": 8, "num_heads": 2, "intermediate_size": 8}
     marks = ("vision_start", "vision_end", "vision", "image", "video")
@@ -116,7 +113,9 @@ def qwen_vl() -> Qwen2_5_VLForConditionalGeneration:
     settings: dict[str, Any] = {f"{n}_token_id": 259 + at for at, n in enumerate(marks)}
     settings["text_config"] = _language() | {"rope_parameters": rope}
     settings["vision_config"] = sight | {"out_hidden_size": WIDTH, "fullatt_block_indexes": [0]}
-    return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**settings))
+    return transformers.Qwen2_5_VLForConditionalGeneration(
+        transformers.Qwen2_5_VLConfig(**settings)
+    )
 
 
 def _language() -> dict[str, Any]:

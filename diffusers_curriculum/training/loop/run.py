@@ -141,7 +141,7 @@ def make_update(
         with accelerator.accumulate(run.network):
             observed.append(training_step(run, step, plan.slots(micro), next(batches)))
             if accelerator.sync_gradients:
-                parameters = run.weights.parameters()
+                parameters = run.averages.parameters
                 norm = accelerator.clip_grad_norm_(parameters, run.args.max_grad_norm)
                 run.update(step, observed, norm)
             run.optimizer.zero_grad()

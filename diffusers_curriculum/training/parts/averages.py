@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,6 +76,11 @@ class Averages:
             self.every = args.power_ema_snapshot_steps
         return self
 
+    @cached_property
+    def parameters(self) -> list[nn.Parameter]:
+        """What is trained, found once: a large network has thousands of modules to look through."""
+        return [*self.network.parameters()]
+
     @property
     def trackers(self) -> dict[str, Any]:
         """What a checkpoint holds besides diffusers' average."""
@@ -88,10 +94,9 @@ class Averages:
     def update(self, step: int) -> None:
         """Take in the weights after optimizer step ``step``."""
         if self.ema is not None and (step + 1) % self.interval == 0:
-            parameters = list(self.network.parameters())
             if self.offload:  # it visits the device for the update
-                self.ema.to(parameters[0].device, non_blocking=True)
-            self.ema.step(parameters)
+                self.ema.to(self.parameters[0].device, non_blocking=True)
+            self.ema.step(self.parameters)
             if self.offload:
                 self.ema.to("cpu", non_blocking=True)
         if self.power is not None:
