@@ -26,7 +26,8 @@ _MARKS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
 def autoencoder(kind: Any = None, **settings: Any) -> Any:
     """An autoencoder of 2 pixels for a latent, along one side; by default an AutoencoderKL."""
-    return (kind or diffusers.AutoencoderKL)(
+    made: Any = kind or diffusers.AutoencoderKL
+    return made(
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
         block_out_channels=(8, 8),
