@@ -12,6 +12,7 @@ from typing import Any
 from benchmarks.evidence.cells import config
 from benchmarks.evidence.claims import Verdict, judged
 from benchmarks.evidence.curves import Interval
+from benchmarks.evidence.rates import rates_table
 from benchmarks.evidence.results import (
     REFERENCE,
     Result,
@@ -21,6 +22,7 @@ from benchmarks.evidence.results import (
     step_ratios,
     time_ratios,
 )
+from benchmarks.evidence.tables import plus_minus, table
 
 NUMBER = re.compile(r"(?<![\w.])\d+\.\d+(?:\.\d+)*(?![\w.]*\w)")
 
@@ -39,6 +41,7 @@ def write_report(
             *in_words(found),
             *_summary_table(found),
             *_claims_table(verdicts),
+            *rates_table(results),
             *_pairs(results, pictures, file.parent),
         ]
     )
@@ -219,7 +222,7 @@ def _pair_table(found: Sequence[Result]) -> list[str]:
     rows = []
     for result in found:
         means = [
-            _plus_minus(result.mean(result.quality, s)) if s in result.steps else "-" for s in steps
+            plus_minus(result.mean(result.quality, s)) if s in result.steps else "-" for s in steps
         ]
         ratios = _ratios(reference, result, measures)
         rows.append([_name(result), *means, *ratios, f"{100 * result.law_share:.1f} %"])
@@ -249,18 +252,8 @@ def _final_table(found: Sequence[Result]) -> list[str]:
 
 
 def _told(result: Result, metric: str) -> str:
-    return _plus_minus(result.mean(metric))
+    return plus_minus(result.mean(metric))
 
 
 def _name(result: Result) -> str:
     return result.name.split("/", 2)[2]
-
-
-def _plus_minus(mean: Interval) -> str:
-    return f"{mean.value:.3f} ± {mean.high - mean.value:.3f}"
-
-
-def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """A table of Markdown."""
-    lines = [heads, ["---"] * len(heads), *rows]
-    return ["| " + " | ".join(cells) + " |" for cells in lines]

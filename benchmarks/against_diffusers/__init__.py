@@ -1,0 +1,1 @@
+"""Steps per second of the training scripts here against those of diffusers, run in turn."""
