@@ -50,8 +50,8 @@ def _parser() -> argparse.ArgumentParser:
         "--tier",
         nargs="+",
         choices=names("tiers"),
-        default=["small", "more", "aside"],
-        help="tiers of the report, default small more aside",
+        default=["small", "more", "rates", "aside"],
+        help="tiers of the report, default small more rates aside",
     )
     parser.add_argument(
         "--device",

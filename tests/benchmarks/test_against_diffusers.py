@@ -1,0 +1,55 @@
+"""benchmarks/against_diffusers: runs end with their steps, and ratios have the right side up."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.against_diffusers import __main__ as command
+from benchmarks.against_diffusers.bed import PAIRS, ROOT
+
+SCRIPT = """
+import sys, torch
+weight = torch.nn.Parameter(torch.zeros(1))
+optimizer = torch.optim.AdamW([weight])
+while True:
+    optimizer.step()
+"""
+
+
+def test_a_run_ends_with_its_last_step(tmp_path: Path) -> None:
+    script, notes = tmp_path / "endless.py", tmp_path / "notes.json"
+    script.write_text(SCRIPT)
+    words = ["benchmarks.against_diffusers.timed", str(notes), "0.0", "3", str(script)]
+    subprocess.run([sys.executable, "-m", *words], cwd=ROOT, check=True, timeout=100)
+    found = json.loads(notes.read_text("utf-8"))
+    assert len(found["ends"]) == 3
+    assert found["ends"] == sorted(found["ends"])
+    assert found["peak_bytes"] > 50e6
+
+
+def test_a_script_that_is_quicker_here_has_a_ratio_above_one() -> None:
+    slow = command.figures({"ends": [2.0, 4.0, 6.0, 8.0, 10.0], "peak_bytes": 300})
+    quick = command.figures({"ends": [1.0, 3.0, 5.0, 6.0, 7.0], "peak_bytes": 100})
+    assert quick == {"step": 1.0, "first_step": 1.0, "peak_bytes": 100}
+    found = command.ratios({"here": [quick], "official": [slow]})
+    assert found == {"steps per second": 2.0, "peak memory": 3.0, "time to first step": 2.0}
+
+
+def test_check_fails_where_a_bar_is_missed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    told = {"steps per second": 1.04, "peak memory": 1.0, "time to first step": 1.0}
+    row = {"script": "text_to_image", "batch": 1, "phases": {}, "ratios": told}
+    monkeypatch.setattr(command.Bed, "make", lambda self: None)
+    monkeypatch.setattr(command, "measured", lambda *_: iter([row]))
+    argv = ["--official", str(tmp_path), "--check"]
+    assert command.main(argv) == 1
+    told["steps per second"] = 1.06
+    assert command.main(argv) == 0
+
+
+def test_the_scripts_here_are_those_of_the_project() -> None:
+    assert all((ROOT / pair.here).is_file() for pair in PAIRS.values())
