@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -113,8 +114,7 @@ class Bed:
     def make(self) -> None:
         """Write the scans of digits, a tiny Stable Diffusion, and the configs of two U-Nets."""
         sys.path.insert(0, str(ROOT / "examples" / "text_to_image"))
-        import digits
-
+        digits = import_module("digits")
         digits.export(self.places["captions"], RESOLUTION)
         digits.export_by_class(self.places["images"], RESOLUTION)
         make_tiny_pipeline(self.places["captions"], self.places["pipeline"], vae_steps=1)
