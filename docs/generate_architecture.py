@@ -21,6 +21,7 @@ from diffusers_curriculum.training.tasks.class_conditional import ClassCondition
 from diffusers_curriculum.training.tasks.flow import FlowTransformer
 from diffusers_curriculum.training.tasks.text_to_image import TextToImage
 from diffusers_curriculum.training.tasks.text_to_image_lora import TextToImageLora
+from diffusers_curriculum.training.tasks.text_to_image_lora_sdxl import TextToImageLoraSDXL
 from diffusers_curriculum.training.tasks.text_to_image_sdxl import TextToImageSDXL
 from diffusers_curriculum.training.tasks.unconditional import Unconditional
 
@@ -32,6 +33,7 @@ SCRIPTS = {
     "train_text_to_image_curriculum.py": TextToImage.command_line,
     "train_text_to_image_sdxl_curriculum.py": TextToImageSDXL.command_line,
     "train_text_to_image_lora_curriculum.py": TextToImageLora.command_line,
+    "train_text_to_image_lora_sdxl_curriculum.py": TextToImageLoraSDXL.command_line,
     "train_text_to_image_flow_curriculum.py": FlowTransformer.command_line,
     "train_class_conditional_curriculum.py": ClassConditional.command_line,
     "train_unconditional_curriculum.py": Unconditional.command_line,

@@ -22,7 +22,8 @@ from tests.scripts.small_runs import BENCHES, Bench, train, write_images
 
 Capture = pytest.CaptureFixture[str]
 ROOT = Path(__file__).parents[1]
-REFUSED = ("text_to_image_lora", "text_to_image_sdxl")  # what is told of them: see below
+# what is told of them: see below
+REFUSED = ("text_to_image_lora", "text_to_image_sdxl", "text_to_image_lora_sdxl")
 PIPELINES = {name: make for name, make in BENCHES.items() if name not in REFUSED}
 QUICK = ("--samples", 8, "--bins", 5, "--gradient_samples", 4)
 

@@ -24,6 +24,7 @@ from diffusers_curriculum.training.tasks.flow import FlowTransformer
 from diffusers_curriculum.training.tasks.levels import LevelTask
 from diffusers_curriculum.training.tasks.text_to_image import TextToImage
 from diffusers_curriculum.training.tasks.text_to_image_lora import TextToImageLora
+from diffusers_curriculum.training.tasks.text_to_image_lora_sdxl import TextToImageLoraSDXL
 from diffusers_curriculum.training.tasks.text_to_image_sdxl import TextToImageSDXL
 from diffusers_curriculum.training.tasks.unconditional import Unconditional
 from tests.docs.test_documents import ROOT, TEXTS, blocks
@@ -34,6 +35,7 @@ TASKS: dict[str, type[Task]] = {
     "train_text_to_image_curriculum": TextToImage,
     "train_text_to_image_sdxl_curriculum": TextToImageSDXL,
     "train_text_to_image_lora_curriculum": TextToImageLora,
+    "train_text_to_image_lora_sdxl_curriculum": TextToImageLoraSDXL,
     "train_text_to_image_flow_curriculum": FlowTransformer,
     "train_class_conditional_curriculum": ClassConditional,
     "train_unconditional_curriculum": Unconditional,

@@ -52,6 +52,7 @@ def test_named_tests_exist() -> None:
 
 def script_parsers() -> dict[str, Any]:
     from diffusers_curriculum.training.tasks.flow import FlowTransformer
+    from diffusers_curriculum.training.tasks.text_to_image_lora_sdxl import TextToImageLoraSDXL
     from diffusers_curriculum.training.tasks.text_to_image_sdxl import TextToImageSDXL
     from tests.training.command_lines import (
         build_class_parser,
@@ -64,6 +65,7 @@ def script_parsers() -> dict[str, Any]:
         "train_text_to_image_curriculum": build_parser(),
         "train_text_to_image_sdxl_curriculum": TextToImageSDXL.command_line.parser(),
         "train_text_to_image_lora_curriculum": build_lora_parser(),
+        "train_text_to_image_lora_sdxl_curriculum": TextToImageLoraSDXL.command_line.parser(),
         "train_text_to_image_flow_curriculum": FlowTransformer.command_line.parser(),
         "train_class_conditional_curriculum": build_class_parser(),
         "train_unconditional_curriculum": build_unconditional_parser(),

@@ -33,6 +33,7 @@ SCRIPTS = {
     "text_to_image": "train_text_to_image_curriculum",
     "text_to_image_sdxl": "examples.text_to_image.train_text_to_image_sdxl_curriculum",
     "text_to_image_lora": "examples.text_to_image.train_text_to_image_lora_curriculum",
+    "text_to_image_lora_sdxl": "examples.text_to_image.train_text_to_image_lora_sdxl_curriculum",
     "class_conditional": "examples.class_conditional.train_class_conditional_curriculum",
     "unconditional": "examples.unconditional.train_unconditional_curriculum",
     "vit_vqgan": "train_vit_vqgan",
@@ -70,6 +71,9 @@ PLACES = {
     "xl-text_encoder_2": Place("text_to_image_sdxl", XL, "xl/text_encoder_2", "text_projection"),
     "xl-AutoencoderKL": Place("text_to_image_sdxl", OWN_VAE, "AutoencoderKL", "quant_conv"),
     "lora-unet": Place("text_to_image_lora", SD, "sd/unet", "mid_block.attentions"),
+    "lora-xl-text_encoder": Place(
+        "text_to_image_lora_sdxl", (*XL, "--train_text_encoder"), "xl/text_encoder", "layers.0"
+    ),
     "class-unet": Place("class_conditional", IMAGES, "classes/unet", "conv_out"),
     "class-vae": Place("class_conditional", IMAGES, "classes/vae", "decoder.conv_in"),
     "class-AutoencoderKL": Place(
@@ -143,7 +147,7 @@ def started(script: str, root: Path, flags: tuple[str, ...]) -> int:
     data = ("--train_data_dir", f"{root}/images", "--cache_dir", f"{root}/cache")
     output = ("--output_dir", f"{root}/output", "--seed", "1")
     argv = [flag.replace("{}", str(root)) for flag in (*flags, *data, *output, *resolution)]
-    if script.endswith("lora"):
+    if "lora" in script:
         pytest.importorskip("peft")
     module = importlib.import_module(SCRIPTS[script])
     reset_accelerate()

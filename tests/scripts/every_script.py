@@ -26,6 +26,7 @@ SCRIPTS = {
     "text_to_image": "train_text_to_image_curriculum",
     "text_to_image_sdxl": "examples.text_to_image.train_text_to_image_sdxl_curriculum",
     "text_to_image_lora": "examples.text_to_image.train_text_to_image_lora_curriculum",
+    "text_to_image_lora_sdxl": "examples.text_to_image.train_text_to_image_lora_sdxl_curriculum",
     "flow": "examples.text_to_image.train_text_to_image_flow_curriculum",
     "class_conditional": "examples.class_conditional.train_class_conditional_curriculum",
     "unconditional": "examples.unconditional.train_unconditional_curriculum",
@@ -53,9 +54,12 @@ _SDXL = (
     *("--proportion_empty_prompts", "0.2", "--noise_offset", "0.1", "--snr_gamma", "5"),
 )
 _FLOW = (*_SDXL[:-6], "--caption_dropout", "0.2")
+_LORA_SDXL = (*_FLOW, *_SDXL[-4:], "--train_text_encoder")
 # of those without a fixture
 _WORDS = {"own_job": _OWN_JOB, "text_to_image_sdxl": _SDXL, "flow": _FLOW}
-_TINY = {"text_to_image_sdxl": "sdxl", "flow": "flux"}  # families of their pipelines
+_WORDS |= {"text_to_image_lora_sdxl": _LORA_SDXL}
+# families of their pipelines
+_TINY = {"text_to_image_sdxl": "sdxl", "text_to_image_lora_sdxl": "sdxl", "flow": "flux"}
 
 
 class Reached(Exception):
@@ -73,7 +77,7 @@ class Script:
 
     def __init__(self, name: str, work: Path, patch: pytest.MonkeyPatch) -> None:
         self.name, self.work, self.output = name, work, work / "run"
-        if name.endswith("lora"):
+        if "lora" in name:
             pytest.importorskip("peft")
         if name in _FOUND_AS_SCRIPTS:
             patch.syspath_prepend(str(ROOT / _FOUND_AS_SCRIPTS[name]))

@@ -214,12 +214,18 @@ def make_lora_bench(folder: Path) -> Bench:
     return adapted(make_bench(folder))
 
 
-def adapted(bench: Bench) -> Bench:
-    """The same pipeline and data set for an adapter."""
+def make_lora_sdxl_bench(folder: Path) -> Bench:
+    """The same for Stable Diffusion XL, with adapters in its text encoders."""
+    bench = adapted(make_sdxl_bench(folder), "lora_sdxl")
+    return replace(bench, more=("--train_text_encoder",))
+
+
+def adapted(bench: Bench, name: str = "lora") -> Bench:
+    """The same pipeline and data set for an adapter, by a script of that name."""
     pytest.importorskip("peft")
     return replace(
         bench,
-        script="examples.text_to_image.train_text_to_image_lora_curriculum",
+        script=f"examples.text_to_image.train_text_to_image_{name}_curriculum",
         trained="lora",
         left="pytorch_lora_weights.safetensors",
         weights="pytorch_lora_weights.safetensors",
@@ -239,6 +245,7 @@ BENCHES: dict[str, Callable[[Path], Bench]] = {
     "text_to_image": make_bench,
     "text_to_image_sdxl": make_sdxl_bench,
     "text_to_image_lora": make_lora_bench,
+    "text_to_image_lora_sdxl": make_lora_sdxl_bench,
     "class_conditional": make_class_bench,
     "unconditional": make_unconditional_bench,
 }

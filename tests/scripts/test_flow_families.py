@@ -1,31 +1,19 @@
-"""train_text_to_image_flow_curriculum.py over families and laws: it trains, checkpoints, resumes
-bit for bit, and leaves what plain diffusers draws the same pictures with."""
+"""train_text_to_image_flow_curriculum.py: captions and latents that are kept, and one caption for
+all images; for the rest see test_families.py."""
 
 from __future__ import annotations
 
 import importlib
 import shutil
 from pathlib import Path
-from typing import Any
 
-import diffusers
 import pytest
-import torch
 
 from diffusers_curriculum.training.errors import UsageError
-from tests.scripts.small_runs import Bench, Record, finite, hashes, train, write_images
-from tests.training.parts.families.flow_benches import FLOWS, RESOLUTION, pipeline_of
+from tests.scripts.small_runs import Bench, Record, finite, train, write_images
+from tests.training.parts.families.flow_benches import RESOLUTION, pipeline_of
 
 SCRIPT = "examples.text_to_image.train_text_to_image_flow_curriculum"
-LAWS = {
-    "uniform": (),
-    "laplace": ("--timestep_sampler", "laplace"),
-    "curriculum": (
-        *("--curriculum", "difficulty", "--curriculum_clusters", 4),
-        *("--curriculum_pacing", "fixed", "--curriculum_stage_steps", 1),
-        *("--curriculum_max_share", 9),
-    ),
-}
 STEPS = 3
 
 
@@ -42,107 +30,6 @@ def argv(images: Path, family: str, output: Path, *more: object) -> list[str]:
 
 def run(images: Path, family: str, output: Path, *more: object) -> Record:
     return train(argv(images, family, output, *more), script=SCRIPT)
-
-
-def drawn(pipeline: Any) -> torch.Tensor:
-    """Two steps from the noise of a seed."""
-    pipeline.set_progress_bar_config(disable=True)
-    size = {"height": RESOLUTION, "width": RESOLUTION, "num_inference_steps": 2}
-    noise = torch.Generator().manual_seed(0)
-    shown = pipeline(prompt="picture number 1", generator=noise, output_type="pt", **size)
-    return shown.images
-
-
-def same_picture(saved: Any, memory: Any) -> None:
-    """But for the last bits: where weights lie in memory may change those of a product."""
-    torch.testing.assert_close(drawn(saved), drawn(memory), rtol=0, atol=1e-5)
-
-
-def check(images: Path, family: str, folder: Path, *law: object) -> None:
-    whole = run(images, family, folder / "whole", *law)
-    assert whole.numbers == [*range(STEPS)]
-    assert finite(whole)
-
-    # stopped and resumed: the same losses, the same bits in all files of the pipeline
-    output = folder / "parts"
-    run(images, family, output, *law, "--checkpointing_steps", 1, "--max_train_steps", 1)
-    rest = run(images, family, output, *law, "--resume_from_checkpoint", "latest")
-    assert rest.losses == whole.losses[1:]
-    left, told = hashes(folder / "whole"), ("run.json", "checkpoint-")
-    made = {name: each for name, each in hashes(output).items() if not name.startswith(told)}
-    assert made == {name: each for name, each in left.items() if not name.startswith(told)}
-    assert "transformer/diffusion_pytorch_model.safetensors" in made
-
-    # what is left loads in diffusers, and draws as the models in memory do
-    kind = getattr(diffusers, FLOWS[family].pipeline)
-    saved = diffusers.DiffusionPipeline.from_pretrained(folder / "whole")
-    assert type(saved) is kind
-    averages = whole.last.averages
-    with averages.shown():
-        memory = FLOWS[family].pipeline_of(
-            whole.last.models, averages.network.eval(), whole.last.levels.inference
-        )
-        same_picture(saved, memory)
-        base = kind.from_pretrained(pipeline_of(family))
-        assert not torch.equal(drawn(base), drawn(saved))  # it has learned something
-
-
-@pytest.mark.parametrize(("family", "law"), [*zip(FLOWS, [*LAWS] * len(FLOWS), strict=False)])
-def test_each_family(images: Path, tmp_path: Path, family: str, law: str) -> None:
-    check(images, family, tmp_path, *LAWS[law])
-
-
-@pytest.mark.reliability
-@pytest.mark.parametrize("family", FLOWS)
-@pytest.mark.parametrize("law", LAWS)
-def test_every_family_and_law(images: Path, tmp_path: Path, family: str, law: str) -> None:
-    check(images, family, tmp_path, *LAWS[law])
-
-
-# -- adapters --------------------------------------------------------------------------------------
-
-
-def check_adapter(images: Path, family: str, folder: Path, *law: object) -> None:
-    adapted = ("--use_lora", "--lora_alpha", 2, *law)
-    whole = run(images, family, folder / "whole", *adapted)
-    assert finite(whole)
-    output = folder / "parts"
-    run(images, family, output, *adapted, "--checkpointing_steps", 1, "--max_train_steps", 1)
-    rest = run(images, family, output, *adapted, "--resume_from_checkpoint", "latest")
-    assert rest.losses == whole.losses[1:]
-    name = "pytorch_lora_weights.safetensors"
-    assert (output / name).read_bytes() == (folder / "whole" / name).read_bytes()
-
-    # the base with the saved adapter draws as the models in memory do
-    saved = diffusers.DiffusionPipeline.from_pretrained(pipeline_of(family))
-    before = drawn(saved)
-    saved.load_lora_weights(folder / "whole")
-    averages, models = whole.last.averages, whole.last.models
-    with averages.shown():
-        memory = FLOWS[family].pipeline_of(
-            models, models.network.eval(), whole.last.levels.inference
-        )
-        same_picture(saved, memory)
-    assert not torch.equal(before, drawn(saved))
-
-
-@pytest.mark.parametrize(("family", "law"), [*zip(FLOWS, [*LAWS] * len(FLOWS), strict=False)])
-def test_an_adapter_in_each_family(images: Path, tmp_path: Path, family: str, law: str) -> None:
-    pytest.importorskip("peft")
-    check_adapter(images, family, tmp_path, *LAWS[law])
-
-
-@pytest.mark.reliability
-@pytest.mark.parametrize("family", FLOWS)
-@pytest.mark.parametrize("law", LAWS)
-def test_an_adapter_in_every_family_by_every_law(
-    images: Path, tmp_path: Path, family: str, law: str
-) -> None:
-    pytest.importorskip("peft")
-    check_adapter(images, family, tmp_path, *LAWS[law])
-
-
-# -- captions and pictures -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", ["flux", "z_image"])

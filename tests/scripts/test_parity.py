@@ -69,7 +69,7 @@ def official(witness: Witness, scheduler: Any, gamma: float | None) -> tuple[Ten
     x0, noise, t = witness.latents, witness.noise, witness.timesteps
     unet: Any = UNet2DConditionModel.from_config(witness.config)
     if any("lora_A" in name for name in witness.weights):
-        official_adapter(unet)
+        official_adapter(unet, UNET_TARGETS)
     unet.load_state_dict(witness.weights)
     noisy = scheduler.add_noise(x0, noise, t)
     target = noise if kind == "epsilon" else scheduler.get_velocity(x0, noise, t)
@@ -86,13 +86,15 @@ def official(witness: Witness, scheduler: Any, gamma: float | None) -> tuple[Ten
     return loss.detach(), {n: p.grad for n, p in unet.named_parameters() if p.requires_grad}
 
 
-def official_adapter(unet: Any) -> None:
-    """Freeze the UNet, and put diffusers' adapter into it, but for its alpha."""
+UNET_TARGETS = ["to_k", "to_q", "to_v", "to_out.0"]
+
+
+def official_adapter(network: Any, targets: list[str]) -> None:
+    """Freeze a network, and put diffusers' adapter into it, but for its alpha."""
     from peft import LoraConfig  # pyright: ignore[reportMissingImports]
 
-    targets = ["to_k", "to_q", "to_v", "to_out.0"]
-    unet.requires_grad_(False)
-    unet.add_adapter(
+    network.requires_grad_(False)
+    network.add_adapter(
         LoraConfig(r=4, lora_alpha=6, init_lora_weights="gaussian", target_modules=targets)
     )
 

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -22,9 +18,8 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from diffusers_curriculum.objective import Objective
-from diffusers_curriculum.training.publish.text_to_image import OnePromptPublisher
-from examples.text_to_image import train_text_to_image_sdxl_curriculum as script
-from tests.scripts.small_runs import Bench, hashes, make_sdxl_bench, status, write_images
+from tests.scripts.small_runs import Bench, adapted, hashes, make_sdxl_bench, status, write_images
+from tests.scripts.test_parity import ADAPTER, UNET_TARGETS, official_adapter
 
 CACHED = ("--cache_latents", "--latent_crops", 2, "--random_flip")
 
@@ -59,7 +54,7 @@ class Witness:
     posterior: Tensor
     timesteps: Tensor
     told: dict[str, Tensor]
-    weights: dict[str, Tensor]
+    weights: dict[str, dict[str, Tensor]]  # by part
     config: dict[str, Any]
     loss: Tensor
     gradients: dict[str, Tensor]
@@ -69,6 +64,7 @@ def first_step(bench: Bench, folder: Path, *more: object) -> Witness:
     """Run one micro-batch of the script, and note everything about it."""
     noted: dict[str, Any] = {}
     forward, add_noise = UNet2DConditionModel.forward, Objective.add_noise
+    script: Any = bench.module
     gaussian, step = script.gaussian, script.training_step
 
     def drawing(shape: Any, **told: Any) -> Tensor:
@@ -86,11 +82,11 @@ def first_step(bench: Bench, folder: Path, *more: object) -> Witness:
         return forward(self, sample, timestep, text, **more)
 
     def stepped(run: Any, number: int, slots: Any, batch: dict[str, Tensor]) -> Any:
-        unet = run.models.network
-        noted.update(weights={k: v.clone() for k, v in unet.state_dict().items()}, batch=batch)
+        parts = {"unet": run.models.network, **run.models.encoders}
+        noted.update(weights={name: cloned(part) for name, part in parts.items()}, batch=batch)
         result = step(run, number, slots, batch)
-        gradients = {k: p.grad.clone() for k, p in unet.named_parameters()}
-        noted.update(loss=result[2][0], gradients=gradients, config=dict(unet.config))
+        config = dict(run.models.network.config)
+        noted.update(loss=result[2][0], gradients=gradients_of(parts), config=config)
         return result
 
     with pytest.MonkeyPatch.context() as patch:
@@ -102,16 +98,42 @@ def first_step(bench: Bench, folder: Path, *more: object) -> Witness:
     return Witness(**{name: noted[name] for name in Witness.__annotations__})
 
 
-def official_conditions(folder: Path, witness: Witness) -> dict[str, Tensor]:
-    """What diffusers' script tells the network of the same captions."""
-    kinds = {"": CLIPTextModel, "_2": CLIPTextModelWithProjection}
-    embeds, pooled = [], torch.empty(0)
-    for suffix, kind in kinds.items():
-        encoder: Any = kind.from_pretrained(folder, subfolder=f"text_encoder{suffix}")
+def cloned(part: Any) -> dict[str, Tensor]:
+    return {name: weight.clone() for name, weight in part.state_dict().items()}
+
+
+def gradients_of(parts: dict[str, Any]) -> dict[str, Tensor | None]:
+    """Of all that is trained, by part and name."""
+    return {
+        f"{part}.{name}": None if weight.grad is None else weight.grad.clone()
+        for part, network in parts.items()
+        for name, weight in network.named_parameters()
+        if weight.requires_grad
+    }
+
+
+def official_networks(folder: Path, witness: Witness) -> dict[str, Any]:
+    """UNet and text encoders of diffusers' script, with its adapters where there are some here."""
+    kinds = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}
+    found: dict[str, Any] = {n: k.from_pretrained(folder, subfolder=n) for n, k in kinds.items()}
+    for encoder in found.values():
         encoder.requires_grad_(False)
-        tokens = witness.batch[f"input_ids{suffix}"]
-        with torch.no_grad():
-            found = encoder(tokens, output_hidden_states=True, return_dict=False)
+    found["unet"] = UNet2DConditionModel.from_config(witness.config)
+    for part, network in found.items():
+        if any("lora_A" in name for name in witness.weights[part]):
+            targets = ["q_proj", "k_proj", "v_proj", "out_proj"]
+            official_adapter(network, UNET_TARGETS if part == "unet" else targets)
+        strange = network.load_state_dict(witness.weights[part], strict=False).unexpected_keys
+        assert strange == []
+    return found
+
+
+def official_conditions(networks: dict[str, Any], witness: Witness) -> dict[str, Tensor]:
+    """What diffusers' script tells the network of the same captions."""
+    embeds, pooled = [], torch.empty(0)
+    for suffix in ("", "_2"):
+        encoder, tokens = networks[f"text_encoder{suffix}"], witness.batch[f"input_ids{suffix}"]
+        found = encoder(tokens, output_hidden_states=True, return_dict=False)
         pooled = found[0]
         embeds.append(found[-1][-2])
     return {"encoder_hidden_states": torch.concat(embeds, dim=-1), "text_embeds": pooled}
@@ -133,14 +155,14 @@ def official_step(
     of a network that predicts x0 without that script's subtraction of the noise."""
     scheduler: Any = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
     scheduler.register_to_config(prediction_type=kind)
-    x0, noise, t, told = witness.latents, witness.noise, witness.timesteps, dict(witness.told)
-    unet: Any = UNet2DConditionModel.from_config(witness.config)
-    unet.load_state_dict(witness.weights)
+    x0, noise, t = witness.latents, witness.noise, witness.timesteps
+    networks = official_networks(folder, witness)
+    told = official_conditions(networks, witness) | {"time_ids": witness.told["time_ids"]}
     noisy = scheduler.add_noise(x0, noise, t)
     velocity = scheduler.get_velocity(x0, noise, t)
     target = {"epsilon": noise, "v_prediction": velocity, "sample": x0}[kind]
     text = told.pop("encoder_hidden_states")
-    output = unet(noisy, t, text, added_cond_kwargs=told, return_dict=False)[0]
+    output = networks["unet"](noisy, t, text, added_cond_kwargs=told, return_dict=False)[0]
     if gamma is None:
         loss = F.mse_loss(output.float(), target.float(), reduction="mean")
     else:
@@ -151,27 +173,53 @@ def official_step(
         each = F.mse_loss(output.float(), target.float(), reduction="none")
         loss = (each.mean(dim=list(range(1, len(each.shape)))) * weight).mean()
     loss.backward()
-    return loss.detach(), {name: p.grad for name, p in unet.named_parameters()}
+    return loss.detach(), gradients_of(networks)
 
 
-CASES = [("epsilon", None), ("epsilon", 5.0), ("v_prediction", 5.0), ("sample", None)]
-CASES += [("sample", 5.0)]
+ALL = ("--train_text_encoder", *ADAPTER)
+CASES = [("epsilon", None, ()), ("epsilon", 5.0, ()), ("v_prediction", 5.0, ())]
+CASES += [("sample", None, ()), ("sample", 5.0, ())]
+CASES += [("epsilon", 5.0, ADAPTER), ("epsilon", None, ALL), ("v_prediction", 5.0, ALL)]
+UNHEARD = "text_encoder.encoder.layers.1."  # the last layer of the first text encoder
 
 
-@pytest.mark.parametrize(("kind", "gamma"), CASES)
+@pytest.mark.parametrize(("kind", "gamma", "adapter"), CASES)
 def test_the_step_equals_diffusers(
-    bench: Bench, tmp_path: Path, kind: str, gamma: float | None
+    bench: Bench, tmp_path: Path, kind: str, gamma: float | None, adapter: tuple[object, ...]
 ) -> None:
     more = ("--prediction_type", kind, *(() if gamma is None else ("--snr_gamma", gamma)))
-    witness = first_step(bench, tmp_path, *more)
-    for name, value in official_conditions(bench.pipeline, witness).items():
+    script = adapted(bench, "lora_sdxl") if adapter else bench
+    witness = first_step(script, tmp_path, *more, *adapter)
+    networks = official_networks(bench.pipeline, witness)
+    for name, value in official_conditions(networks, witness).items():
         assert torch.equal(witness.told[name], value)
     assert torch.equal(witness.latents, official_latents(bench.pipeline, witness))
     loss, gradients = official_step(bench.pipeline, witness, kind, gamma)
     assert torch.equal(witness.loss, loss)
-    assert witness.gradients.keys() == gradients.keys()
-    assert [k for k, g in gradients.items() if not torch.equal(witness.gradients[k], g)] == []
-    assert sum(float(g.abs().sum()) for g in gradients.values()) > 0
+    # diffusers' script has an adapter too where no gradient arrives
+    assert [k for k, g in gradients.items() if g is None] == [
+        k for k in gradients if k.startswith(UNHEARD)
+    ]
+    found = {k: g for k, g in gradients.items() if g is not None}
+    assert witness.gradients.keys() == found.keys()
+    assert [k for k, g in found.items() if not torch.equal(witness.gradients[k], g)] == []
+    assert all(float(g.abs().sum()) > 0 for k, g in found.items() if "lora_" in k)
+    assert sum(float(g.abs().sum()) for g in found.values()) > 0
+    parts = {"unet", "text_encoder", "text_encoder_2"} if adapter == ALL else {"unet"}
+    assert {name.partition(".")[0] for name in found} == parts
+    card = (tmp_path / "README.md").read_text()
+    assert ("* Text encoders: trained by adapters" in card) == (adapter == ALL)
+
+
+def test_recomputing_gives_the_same_gradients(bench: Bench, tmp_path: Path) -> None:
+    script, more = adapted(bench, "lora_sdxl"), (*ALL, "--max_train_steps", 2)
+    more += ("--pretrained_vae_model_name_or_path", bench.pipeline / "vae")
+    plain = script.train(tmp_path / "a", *more)
+    again = script.train(tmp_path / "b", *more, "--gradient_checkpointing")
+    assert again.steps == plain.steps
+    encoder = again.last.models.encoders["text_encoder"]
+    assert encoder.is_gradient_checkpointing
+    assert "* Autoencoder: vae" in (tmp_path / "b" / "README.md").read_text()
 
 
 def test_the_comparison_can_fail(bench: Bench, tmp_path: Path) -> None:
@@ -242,49 +290,6 @@ def test_a_run_with_cached_latents_is_resumed_bit_for_bit(
     assert rest.steps == whole.steps[2:]
     for name in ("checkpoint-4", "unet"):
         assert hashes(tmp_path / "again" / name) == hashes(tmp_path / "whole" / name)
-
-
-# Without the package, draw what the folder on the command line holds.
-ELSEWHERE = """
-import sys
-sys.modules["diffusers_curriculum"] = None  # importing it fails
-import torch
-from diffusers import DiffusionPipeline
-pipeline = DiffusionPipeline.from_pretrained(sys.argv[1])
-pipeline.set_progress_bar_config(disable=True)
-generator = torch.Generator().manual_seed(7)
-for number in range(2):
-    image = pipeline(sys.argv[2], generator=generator, num_inference_steps=25).images[0]
-    image.save(f"{sys.argv[3]}/{number}.png")
-try:
-    import diffusers_curriculum
-except ImportError:
-    print("without the package")
-"""
-
-
-def test_the_export_draws_the_pictures_of_the_run_in_plain_diffusers(
-    bench: Bench, tmp_path: Path
-) -> None:
-    keep, prompt, in_memory = OnePromptPublisher.keep, "picture number 3", list[Any]()
-
-    def keeping(self: OnePromptPublisher, final: bool = False) -> None:
-        with self.averages.shown():
-            in_memory.extend(self._draw(self._validation_pipeline))
-        keep(self, final)
-
-    more = ("--validation_prompt", prompt, "--num_validation_images", 2, "--use_ema")
-    with mock.patch.object(OnePromptPublisher, "keep", keeping):
-        bench.train(tmp_path / "run", *more, "--max_train_steps", 2)
-    command = [sys.executable, "-c", ELSEWHERE, str(tmp_path / "run"), prompt, str(tmp_path)]
-    hidden = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run(command, cwd=tmp_path, env=hidden, capture_output=True, text=True)
-    assert "without the package" in done.stdout, done.stderr
-    there = [np.asarray(Image.open(tmp_path / f"{number}.png")) for number in range(2)]
-    assert all(map(np.array_equal, there, map(np.asarray, in_memory)))
-    assert not np.array_equal(there[0], there[1])
-    with Image.open(tmp_path / "run" / "val_imgs_grid.png") as grid:
-        assert np.array_equal(np.asarray(grid), np.concatenate(there, axis=1))
 
 
 def test_a_pipeline_of_another_family_is_refused(

@@ -1,4 +1,4 @@
-"""Training an adapter: what is trained, clipped, averaged, saved, drawn and pushed."""
+"""Training an adapter: what is trained, clipped, averaged, saved and pushed."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -18,8 +17,6 @@ from diffusers_curriculum.training.loop import job
 from diffusers_curriculum.training.parts.adapters import WEIGHTS_FILE
 from diffusers_curriculum.training.parts.families.base import ModelFamily
 from diffusers_curriculum.training.publish import hub
-from diffusers_curriculum.training.publish import text_to_image as publisher
-from diffusers_curriculum.training.publish.adapters import INFERENCE_STEPS
 from tests.scripts.small_runs import Bench, adapted, status
 from tests.scripts.test_faults_and_push import TOKEN, FakeApi, bytes_below
 
@@ -105,41 +102,6 @@ def test_a_checkpoint_holds_the_adapter_and_not_the_base(lora: Bench, tmp_path: 
     assert max(held.values()) == numbers
     left = load_file(tmp_path / WEIGHTS_FILE)  # averages are what a run leaves
     assert all(torch.equal(left[name], w) for name, w in averaged.items())
-
-
-@pytest.mark.parametrize("save_format", ["diffusers", "kohya"])
-def test_plain_diffusers_draws_the_pictures_of_the_run(
-    lora: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save_format: str
-) -> None:
-    drawn, draw = [], publisher.validation_images
-
-    def noting(*args: Any, **kwargs: Any) -> Any:
-        drawn.append(draw(*args, **kwargs))
-        return drawn[-1]
-
-    monkeypatch.setattr(publisher, "validation_images", noting)
-    pictures = ("--validation_prompt", "picture", "--num_validation_images", 3)
-    more = ("--lora_alpha", 9, "--learning_rate", 0.05, "--save_format", save_format)
-    lora.train(tmp_path, *STEPS, *more, *pictures, "--validation_steps", 2)
-    assert [len(images) for images in drawn] == [3, 3]
-    pipeline: Any = StableDiffusionPipeline.from_pretrained(lora.pipeline, safety_checker=None)
-
-    def again() -> list[Any]:
-        generator = torch.Generator().manual_seed(7)
-        told = {"generator": generator, "num_inference_steps": INFERENCE_STEPS}
-        return [pipeline("picture", **told).images[0] for _ in range(3)]
-
-    assert different(again(), drawn[1]) > 5
-    pipeline.load_lora_weights(str(tmp_path))
-    assert different(again(), drawn[1]) <= 1  # of 255: one rounds up, the other down
-    assert different(drawn[0], drawn[1]) > 1
-    assert different(drawn[1][:1], drawn[1][1:2]) > 5
-
-
-def different(some: list[Any], others: list[Any]) -> int:
-    """The largest difference of two rows of pictures, of 255."""
-    pairs = zip(some, others, strict=True)
-    return max(int(np.abs(np.asarray(a, int) - np.asarray(b, int)).max()) for a, b in pairs)
 
 
 def test_another_base_is_another_run(

@@ -29,6 +29,7 @@ SCRIPTS = [
     ROOT / "examples/text_to_image/train_text_to_image_flow_curriculum.py",
     ROOT / "examples/text_to_image/train_text_to_image_sdxl_curriculum.py",
     ROOT / "examples/text_to_image/train_text_to_image_lora_curriculum.py",
+    ROOT / "examples/text_to_image/train_text_to_image_lora_sdxl_curriculum.py",
     ROOT / "examples/class_conditional/train_class_conditional_curriculum.py",
     ROOT / "examples/unconditional/train_unconditional_curriculum.py",
     ROOT / "examples/autoencoder/train_vit_vqgan.py",

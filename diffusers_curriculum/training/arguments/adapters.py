@@ -49,8 +49,8 @@ LORA = Family.of(
         tracked(
             "lora_target_modules",
             str,
-            help="modules that get an update, by the ends of their names (default: queries, keys, "
-            "values and outputs of attention)",
+            help="modules of the network that get an update, by the ends of their names (default: "
+            "queries, keys, values and outputs of attention)",
             nargs="+",
             metavar="MODULE",
         ),
@@ -77,4 +77,9 @@ LORA = Family.of(
     settle=_settle,
     check=_check,
     check_machine=environment.check_peft,
+)
+TEXT_ENCODERS = Family.of(
+    "adapter",
+    tracked("train_text_encoder", help="train an adapter in each text encoder, too"),
+    setting="adapter",
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,6 @@ FOLDER = "lora"  # in checkpoints
 _NAME = "default"  # peft's, of the one adapter that a network has here
 # What a loader needs to know; the rest of peft's config differs from version to version.
 _TOLD = ("r", "lora_alpha", "target_modules", "use_dora", "use_rslora")
-_KOHYA = {"unet": "lora_unet"}
 _KOHYA_ENDS = {".lora_A.weight": ".lora_down.weight", ".lora_B.weight": ".lora_up.weight"}
 
 
@@ -46,11 +45,14 @@ def lora_config(args: Arguments, targets: Sequence[str]) -> Any:
     )
 
 
-def check_adapter(args: Arguments, kind: Any, config: Mapping[str, Any]) -> None:
+def check_adapter(args: Arguments, kind: Any, config: Mapping[str, Any]) -> list[str]:
     """Put the adapter into a network of class ``kind`` without weights.
 
     Args:
         config: of the network.
+
+    Returns:
+        Names of the modules that it was put into.
 
     Raises:
         UsageError: --lora_target_modules names a module that the network lacks or that takes no
@@ -68,21 +70,29 @@ def check_adapter(args: Arguments, kind: Any, config: Mapping[str, Any]) -> None
         )
     with usage_errors(f"--lora_target_modules {' '.join(targets)} --rank {args.rank}"):
         network.add_adapter(lora_config(args, targets))
+    return [name for name, module in network.named_modules() if hasattr(module, "lora_A")]
 
 
-def add_adapter(network: Any, config: Any, seed: int) -> None:
-    """Freeze a network and put an adapter into it, in float32 whatever the dtype of the network.
+def add_adapters(
+    args: Arguments, networks: Mapping[str, Any], targets: Mapping[str, Sequence[str]], seed: int
+) -> Adapter:
+    """Freeze networks and put an adapter into each, in float32 whatever the dtype of the network.
 
     Args:
-        config: of :func:`lora_config`; the first weights are a function of it and of the seed.
+        networks: by the names of parts.
+        targets: modules that get one, of each network; the first weights are a function of the
+            flags, of these and of the seed.
     """
     from diffusers.training_utils import cast_training_params
 
-    network.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(key(seed, purpose="adapter") >> 65)
-        network.add_adapter(config)
-    cast_training_params(network, torch.float32)
+        for part, modules in targets.items():
+            networks[part].requires_grad_(False)
+            networks[part].add_adapter(lora_config(args, modules))
+    adapted = {part: networks[part] for part in targets}
+    cast_training_params([*adapted.values()], torch.float32)
+    return Adapter(adapted)
 
 
 class Adapter:
@@ -92,7 +102,7 @@ class Adapter:
     see the adapters' weights alone, by the names that diffusers gives them in a file.
 
     Args:
-        networks: by the names of parts, each with what :func:`add_adapter` put into it.
+        networks: by the names of parts, each with what :func:`add_adapters` put into it.
     """
 
     def __init__(self, networks: Mapping[str, nn.Module]) -> None:
@@ -122,16 +132,18 @@ class Adapter:
         for name, weight in self.state_dict().items():
             weight.copy_(weights[name])
 
-    def save_pretrained(self, folder: str | Path, save_format: str = "diffusers") -> None:
+    def save_pretrained(
+        self, folder: str | Path, kohya: Callable[[str], str | None] | None = None
+    ) -> None:
         """Write what a pipeline's ``load_lora_weights`` reads, with rank and alpha.
 
         Args:
-            save_format: names of the weights, "diffusers" or "kohya".
+            kohya: kohya's name of a module, for a file of such names.
         """
         told = {f"{part}.{k}": v for part, each in self.config.items() for k, v in each.items()}
         weights, about = self.state_dict(), {_METADATA: json.dumps(told, sort_keys=True)}
-        if save_format == "kohya":
-            weights, about = self._in_kohyas_terms()
+        if kohya is not None:
+            weights, about = self._in_kohyas_terms(kohya)
         Path(folder).mkdir(parents=True, exist_ok=True)
         save_tensors(Path(folder, WEIGHTS_FILE), weights, **about)
 
@@ -140,7 +152,9 @@ class Adapter:
         Path(folder).mkdir(parents=True, exist_ok=True)
         write_json(Path(folder, "config.json"), self.config)
 
-    def _in_kohyas_terms(self) -> tuple[dict[str, Tensor], dict[str, str]]:
+    def _in_kohyas_terms(
+        self, kohya: Callable[[str], str | None]
+    ) -> tuple[dict[str, Tensor], dict[str, str]]:
         """Weights by kohya's names, an alpha beside each, and what its files tell of themselves.
 
         diffusers' ``convert_state_dict_to_kohya`` writes the rank in place of alpha.
@@ -148,9 +162,9 @@ class Adapter:
         found: dict[str, Tensor] = {}
         for name, weight in self.state_dict().items():
             end = next(end for end in _KOHYA_ENDS if name.endswith(end))
-            part, _, module = name.removesuffix(end).partition(".")
-            head = f"{_KOHYA[part]}_{module.replace('.', '_')}"
-            found[head + _KOHYA_ENDS[end]] = weight
+            module = name.removesuffix(end)
+            head, part = kohya(module), module.partition(".")[0]
+            found[f"{head}{_KOHYA_ENDS[end]}"] = weight
             found[f"{head}.alpha"] = torch.tensor(_alpha(self.config[part]))
         told = next(iter(self.config.values()))
         numbers = {"ss_network_dim": str(told["r"]), "ss_network_alpha": str(_alpha(told))}
@@ -171,9 +185,12 @@ def _told(network: Any) -> dict[str, Any]:
 
 
 def _named(part: str, network: Any) -> Iterator[tuple[str, nn.Parameter]]:
-    """The trainable parameters of a network, by their names in a file."""
+    """The trainable parameters of a network, by their names in a file; those of a CLIP are the same
+    for transformers 4, where it has a ``text_model``, and 5, where it is one."""
     from peft import get_peft_model_state_dict  # pyright: ignore[reportMissingImports]
 
+    is_flat = part.startswith("text_encoder") and not hasattr(network, "text_model")
+    head = f"{part}.text_model" if is_flat else part
     owners = {p.data_ptr(): p for p in network.parameters() if p.requires_grad}
     for name, weight in get_peft_model_state_dict(network, adapter_name=_NAME).items():
-        yield f"{part}.{name}", owners[weight.data_ptr()]
+        yield f"{head}.{name}", owners[weight.data_ptr()]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from diffusers_curriculum.training.publish.card import CardFacts
+from diffusers_curriculum.training.publish.card import CardFacts, shown_name
 from diffusers_curriculum.training.publish.text_to_image import OnePromptPublisher
 
 INFERENCE_STEPS = 30  # as in diffusers' train_text_to_image_lora.py
@@ -40,7 +41,9 @@ class AdapterPublisher(OnePromptPublisher):
         return self.models.network
 
     def _save(self, folder: Path) -> Callable[[], Any]:
-        self.averages.network.save_pretrained(folder, self.args.save_format)
+        named = partial(self.family.kohya_name, network=self.network.config)
+        kohya = named if self.args.save_format == "kohya" else None
+        self.averages.network.save_pretrained(folder, kohya)
         return self._validation_pipeline
 
     def _facts(self) -> CardFacts:
@@ -51,6 +54,10 @@ class AdapterPublisher(OnePromptPublisher):
         )
         adapter = {"Rank": args.rank, "Alpha": args.lora_alpha}
         adapter |= {"Trained modules": ", ".join(args.lora_target_modules)}
+        if args.of_setting("adapter").get("train_text_encoder"):
+            adapter["Text encoders"] = "trained by adapters, too"
+        if autoencoder := args.of_setting("model").get("pretrained_vae_model_name_or_path"):
+            adapter["Autoencoder"] = shown_name(autoencoder)
         return replace(
             facts,
             title="LoRA weights",

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from diffusers_curriculum.training.arguments.command_line import Arguments
-from diffusers_curriculum.training.errors import UsageError
 from diffusers_curriculum.training.loop.task import JobParts
 from diffusers_curriculum.training.publish.adapters import AdapterPublisher
 from diffusers_curriculum.training.publish.flow import FlowPublisher
@@ -19,13 +17,6 @@ class FlowAdapterPublisher(AdapterPublisher, FlowPublisher):
 
 class FlowAdapter(AdapterTask, FlowTransformer):
     """An adapter in the transformer of any family of flow matching."""
-
-    def check(self, args: Arguments) -> None:
-        if args.save_format == "kohya":
-            raise UsageError(
-                "--save_format kohya: names of kohya's trainer are known here for UNets alone; use "
-                "--save_format diffusers."
-            )
 
     def publisher(self, job: JobParts) -> FlowAdapterPublisher:
         args, family = job.args, self.family

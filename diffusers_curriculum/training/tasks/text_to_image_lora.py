@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from diffusers_curriculum.training.arguments.adapters import LORA
@@ -28,14 +29,9 @@ from diffusers_curriculum.training.arguments.text_to_image import (
     PICTURES,
     PROMPTED,
 )
+from diffusers_curriculum.training.errors import UsageError
 from diffusers_curriculum.training.loop.task import JobParts
-from diffusers_curriculum.training.parts.adapters import (
-    FOLDER,
-    Adapter,
-    add_adapter,
-    check_adapter,
-    lora_config,
-)
+from diffusers_curriculum.training.parts.adapters import FOLDER, add_adapters, check_adapter
 from diffusers_curriculum.training.parts.averages import Averages
 from diffusers_curriculum.training.parts.fit import part_config
 from diffusers_curriculum.training.publish.adapters import AdapterPublisher
@@ -59,7 +55,13 @@ class AdapterTask(FamilyTask):
         kind, config = family.part_class(family.network), part_config(family, args, family.network)
         targets = args.lora_target_modules or family.adapter_targets(config)
         args.lora_target_modules = list(targets)
-        check_adapter(args, kind, config)
+        modules = (f"{family.network}.{name}" for name in check_adapter(args, kind, config))
+        unnamed = (name for name in modules if family.kohya_name(name, config) is None)
+        if args.save_format == "kohya" and (module := next(unnamed, None)):
+            raise UsageError(
+                f"--save_format kohya: what kohya's trainer calls {module} is not known here, of "
+                f"{family.title}; use --save_format diffusers."
+            )
 
     def model_facts(self, args: Arguments) -> dict[str, Any]:
         base = weights_identity(args.pretrained_model_name_or_path, self.family.network)
@@ -71,10 +73,14 @@ class AdapterTask(FamilyTask):
         )
         return self.published
 
+    def targets(self, args: Arguments) -> Mapping[str, Sequence[str]]:
+        """Modules that get adapters, by the names of their parts."""
+        return {self.family.network: args.lora_target_modules}
+
     def averages(self, job: JobParts) -> tuple[str, Averages]:
-        args, family, network = job.args, self.family, self.models.network
-        add_adapter(network, lora_config(args, args.lora_target_modules), job.seed)
-        averages = Averages(Adapter({family.network: network}))
+        args, models = job.args, self.models
+        networks = {self.family.network: models.network, **models.encoders}
+        averages = Averages(add_adapters(args, networks, self.targets(args), job.seed))
         return FOLDER, averages.with_ema(args, job.accelerator.device)
 
 

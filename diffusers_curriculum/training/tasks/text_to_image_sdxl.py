@@ -41,6 +41,10 @@ _FAMILIAR = (*_INPUT, *_TRAINING, PICTURES, *OF_MACHINE, CHECKPOINTS)
 # What diffusers' script for Stable Diffusion has, and this one lacks
 _NOT_OFFICIAL = "caption_dropout offload_ema foreach_ema tracker_project_name cache_latents "
 _NOT_OFFICIAL += "latent_cache_dir latent_cache_dtype latent_crops untrained_timestep"
+OWN_VAE = (
+    "AutoencoderKL to train and to draw with: a repository on the Hub or a folder (default: the "
+)
+OWN_VAE += "pipeline's own)"
 _BIAS = [f"timestep_bias_{name}" for name in ("strategy", "multiplier", "begin", "end", "portion")]
 
 
@@ -58,10 +62,7 @@ class TextToImageSDXL(FamilyTask):
             "tracker_project_name": {"default": "text2image-fine-tune-sdxl"},
             "resolution": {"default": 1024},
             "caption_dropout": {"name": "proportion_empty_prompts", "default": 0},
-            "pretrained_vae_model_name_or_path": {
-                "help": "AutoencoderKL to train and to export with: a repository on the Hub or a "
-                "folder (default: the pipeline's own)"
-            },
+            "pretrained_vae_model_name_or_path": {"help": OWN_VAE},
             "validation_steps": {"needs": (PROMPTED,)},
         },
     )

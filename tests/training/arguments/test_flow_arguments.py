@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from diffusers_curriculum.training.arguments.command_line import Arguments
-from diffusers_curriculum.training.errors import UsageError
 from diffusers_curriculum.training.tasks.flow import FlowTransformer
 from diffusers_curriculum.training.tasks.flow_lora import flow_task
 
@@ -90,8 +89,3 @@ def test_an_unknown_scheme_is_refused(capsys: pytest.CaptureFixture[str]) -> Non
     assert "--weighting_scheme" in told
     assert "'logitnormal'" in told
     assert "logit_normal" in told
-
-
-def test_names_of_kohya_are_refused_for_transformers() -> None:
-    with pytest.raises(UsageError, match="--save_format kohya"):
-        parsed("--use_lora", "--save_format", "kohya")

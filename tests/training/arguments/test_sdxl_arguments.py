@@ -1,4 +1,4 @@
-"""The command line of Stable Diffusion XL: a superset of diffusers', in its words."""
+"""The command lines of Stable Diffusion XL: supersets of diffusers', in its words."""
 
 from __future__ import annotations
 
@@ -11,34 +11,54 @@ import pytest
 
 from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.errors import UsageError
+from diffusers_curriculum.training.tasks.text_to_image_lora_sdxl import TextToImageLoraSDXL
 from diffusers_curriculum.training.tasks.text_to_image_sdxl import TextToImageSDXL
 
+Facts = dict[str, Any]
 ROOT = Path(__file__).parents[3]
 FIXTURE = ROOT / "tests" / "fixtures" / "official_flags.json"
-ALL: list[dict[str, Any]] = json.loads(FIXTURE.read_text())["train_text_to_image_sdxl.py"]
-LEFT_OUT = {"--enable_npu_flash_attention"}
-OFFICIAL = [fact for fact in ALL if fact["flag"] not in LEFT_OUT]
+ALL: dict[str, list[Facts]] = json.loads(FIXTURE.read_text())
+LEFT_OUT = {
+    "train_text_to_image_sdxl.py": {"--enable_npu_flash_attention"},
+    "train_text_to_image_lora_sdxl.py": {"--enable_npu_flash_attention", "--debug_loss"},
+}
+OFFICIAL = [
+    pytest.param(script, fact, id=f"{script}-{fact['flag']}")
+    for script, left_out in LEFT_OUT.items()
+    for fact in ALL[script]
+    if fact["flag"] not in left_out
+]
 TYPES = {"int": int, "float": float, "str": str, None: None}
 BASE = ("--pretrained_model_name_or_path", "some/model", "--dataset_name", "some/data")
-PARSER = TextToImageSDXL.command_line.parser()
-ACTIONS: dict[str, argparse.Action] = {a.option_strings[-1]: a for a in PARSER._actions}
+PARSERS = {
+    "train_text_to_image_sdxl.py": TextToImageSDXL.command_line.parser(),
+    "train_text_to_image_lora_sdxl.py": TextToImageLoraSDXL.command_line.parser(),
+}
+ACTIONS: dict[str, dict[str, argparse.Action]] = {
+    script: {action.option_strings[-1]: action for action in parser._actions}
+    for script, parser in PARSERS.items()
+}
 
 
 def parse(*more: str) -> Arguments:
     return TextToImageSDXL().parse([*BASE, *more], machine=False)
 
 
-def test_of_the_59_official_flags_those_left_out_are_told_with_the_reason() -> None:
-    assert len({fact["flag"] for fact in ALL}) == 59
+@pytest.mark.parametrize(
+    ("script", "count"),
+    [("train_text_to_image_sdxl.py", 59), ("train_text_to_image_lora_sdxl.py", 55)],
+)
+def test_official_flags_that_are_left_out_are_told_with_the_reason(script: str, count: int) -> None:
+    assert len({fact["flag"] for fact in ALL[script]}) == count
     text = (ROOT / "docs" / "differences.md").read_text("utf-8")
-    section = text.partition("## train_text_to_image_sdxl.py")[2].partition("\n## ")[0]
-    assert [flag for flag in LEFT_OUT if f"`{flag}`" not in section] == []
-    assert LEFT_OUT & ACTIONS.keys() == set()
+    section = text.partition(f"\n## {script}")[2].partition("\n## ")[0]
+    assert [flag for flag in LEFT_OUT[script] if f"`{flag}`" not in section] == []
+    assert LEFT_OUT[script] & ACTIONS[script].keys() == set()
 
 
-@pytest.mark.parametrize("fact", OFFICIAL, ids=lambda fact: fact["flag"])
-def test_official_flag_is_kept(fact: dict[str, Any]) -> None:
-    action = ACTIONS[fact["flag"]]
+@pytest.mark.parametrize(("script", "fact"), OFFICIAL)
+def test_official_flag_is_kept(script: str, fact: Facts) -> None:
+    action = ACTIONS[script][fact["flag"]]
     is_switch = isinstance(action, argparse._StoreTrueAction)
     assert is_switch == (fact["action"] == "store_true")
     assert action.default == fact["default"]
@@ -50,13 +70,13 @@ def test_official_flag_is_kept(fact: dict[str, Any]) -> None:
         assert sorted(action.choices or ()) == sorted(fact["choices"] or ())
 
 
-@pytest.mark.parametrize("fact", OFFICIAL, ids=lambda fact: fact["flag"])
-def test_official_abbreviations_mean_the_same(fact: dict[str, Any]) -> None:
-    flags = [other["flag"] for other in ALL] + ["--help"]
+@pytest.mark.parametrize(("script", "fact"), OFFICIAL)
+def test_official_abbreviations_mean_the_same(script: str, fact: Facts) -> None:
+    flags = [other["flag"] for other in ALL[script]] + ["--help"]
     for length in range(3, len(fact["flag"])):
         prefix = fact["flag"][:length]
         if sum(flag.startswith(prefix) for flag in flags) == 1:
-            assert PARSER.resolve(prefix) == fact["flag"]
+            assert PARSERS[script].resolve(prefix) == fact["flag"]
 
 
 def test_empty_prompts_are_a_dropout_of_captions() -> None:

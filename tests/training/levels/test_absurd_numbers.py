@@ -33,6 +33,7 @@ from diffusers_curriculum.training.tasks.class_conditional import ClassCondition
 from diffusers_curriculum.training.tasks.flow import FlowTransformer
 from diffusers_curriculum.training.tasks.text_to_image import TextToImage
 from diffusers_curriculum.training.tasks.text_to_image_lora import TextToImageLora
+from diffusers_curriculum.training.tasks.text_to_image_lora_sdxl import TextToImageLoraSDXL
 from diffusers_curriculum.training.tasks.text_to_image_sdxl import TextToImageSDXL
 from diffusers_curriculum.training.tasks.unconditional import Unconditional
 from diffusers_curriculum.weighting import WEIGHTINGS
@@ -93,6 +94,7 @@ def task_of(name: str, patch: pytest.MonkeyPatch) -> Any:
         "text_to_image": TextToImage,
         "text_to_image_lora": TextToImageLora,
         "text_to_image_sdxl": TextToImageSDXL,
+        "text_to_image_lora_sdxl": TextToImageLoraSDXL,
         "flow": FlowTransformer,
         "class_conditional": ClassConditional,
         "unconditional": Unconditional,

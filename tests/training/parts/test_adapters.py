@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors import safe_open
 from torch import Tensor
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from diffusers_curriculum.training.errors import UsageError
 from diffusers_curriculum.training.parts.adapters import (
     WEIGHTS_FILE,
     Adapter,
-    add_adapter,
+    add_adapters,
     check_adapter,
-    lora_config,
 )
+from diffusers_curriculum.training.parts.families.base import families
 from tests.reliability.test_checkpoints_of_scripts import FIXTURES
+from tests.training.parts.families.flow_benches import pipeline_of
 
 peft = pytest.importorskip("peft")
 
@@ -49,8 +52,7 @@ def plain_unet(dtype: torch.dtype = torch.float32) -> Any:
 def adapted(dtype: torch.dtype = torch.float32, seed: int = 3, **changes: Any) -> Adapter:
     """The tiny UNet with an adapter, as the flags ask for it."""
     args, unet = told(**changes), plain_unet(dtype)
-    add_adapter(unet, lora_config(args, args.lora_target_modules), seed)
-    return Adapter({"unet": unet})
+    return add_adapters(args, {"unet": unet}, {"unet": args.lora_target_modules}, seed)
 
 
 def trained(adapter: Adapter) -> Adapter:
@@ -59,6 +61,14 @@ def trained(adapter: Adapter) -> Adapter:
     for weight in adapter.state_dict().values():
         weight.add_(0.3 * torch.randn(weight.shape, generator=generator))
     return adapter
+
+
+def saved(adapter: Adapter, folder: Path, save_format: str, family: str = "sd") -> Path:
+    """The folder of a file with names of that format."""
+    config: Any = adapter.networks["unet"].config
+    named = partial(families()[family].kohya_name, network=config)
+    adapter.save_pretrained(folder, named if save_format == "kohya" else None)
+    return folder
 
 
 def prediction(unet: Any) -> Tensor:
@@ -142,7 +152,7 @@ def test_plain_diffusers_loads_the_same_updates(
     tmp_path: Path, changes: dict[str, Any], save_format: str
 ) -> None:
     adapter = trained(adapted(**changes))
-    adapter.save_pretrained(tmp_path, save_format)
+    saved(adapter, tmp_path, save_format)
     assert [file.name for file in tmp_path.iterdir()] == [WEIGHTS_FILE]
     mine, unet = adapter.networks["unet"], loaded(tmp_path)
     wanted, found = updates(mine), updates(unet)
@@ -157,7 +167,7 @@ def test_a_file_of_another_alpha_is_another(tmp_path: Path, save_format: str) ->
     adapter = trained(adapted(lora_alpha=8.0))
     unet: Any = adapter.networks["unet"]
     unet.peft_config["default"].lora_alpha = 4.0
-    adapter.save_pretrained(tmp_path, save_format)
+    saved(adapter, tmp_path, save_format)
     wanted, found = updates(unet), updates(loaded(tmp_path))
     assert all(torch.allclose(2 * found[k], w, rtol=1e-6, atol=0) for k, w in wanted.items())
 
@@ -173,7 +183,7 @@ def test_the_file_tells_rank_and_alpha_and_nothing_of_one_version_of_peft(tmp_pa
 
 
 def test_kohyas_names_and_numbers(tmp_path: Path) -> None:
-    trained(adapted(lora_alpha=6.0, use_rslora=True)).save_pretrained(tmp_path, "kohya")
+    saved(trained(adapted(lora_alpha=6.0, use_rslora=True)), tmp_path, "kohya")
     module = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_out_0"
     with safe_open(tmp_path / WEIGHTS_FILE, "pt") as file:
         names = {key for key in file.keys() if key.startswith(f"{module}.")}  # noqa: SIM118
@@ -182,6 +192,94 @@ def test_kohyas_names_and_numbers(tmp_path: Path) -> None:
         }
         assert float(file.get_tensor(f"{module}.alpha")) == 12.0  # 6 sqrt(4), as its factor is / 4
         assert file.metadata()["ss_network_dim"] == "4"
+
+
+# -- text encoders ---------------------------------------------------------------------------------
+
+XL: Any = families()["sdxl"]
+
+
+def adapted_xl(**changes: Any) -> Adapter:
+    """Adapters in all networks of a tiny Stable Diffusion XL, as if they had been trained."""
+    pipeline: Any = DiffusionPipeline.from_pretrained(pipeline_of("sdxl"))
+    networks = {name: getattr(pipeline, name) for name in ("unet", *XL.encoders)}
+    configs = {name: networks[name].config.to_dict() for name in XL.encoders}
+    targets = {name: XL.encoder_targets(name, config) for name, config in configs.items()}
+    return trained(add_adapters(told(**changes), networks, {"unet": TARGETS, **targets}, 3))
+
+
+@pytest.mark.parametrize(
+    ("changes", "save_format"),
+    [
+        ({}, "diffusers"),
+        ({"lora_alpha": 2.5, "use_rslora": True}, "diffusers"),
+        ({"lora_alpha": 7.0, "use_dora": True}, "diffusers"),
+        ({"lora_alpha": 2.5, "use_rslora": True}, "kohya"),
+    ],
+    ids=str,
+)
+def test_plain_diffusers_loads_the_same_updates_of_all_networks(
+    tmp_path: Path, changes: dict[str, Any], save_format: str
+) -> None:
+    adapter = adapted_xl(**changes)
+    pipeline: Any = DiffusionPipeline.from_pretrained(pipeline_of("sdxl"))
+    pipeline.load_lora_weights(str(saved(adapter, tmp_path, save_format, "sdxl")))
+    for part, network in adapter.networks.items():
+        wanted, found = updates(network), updates(getattr(pipeline, part))
+        assert wanted.keys() == found.keys()
+        assert all(torch.allclose(found[k], w, rtol=1e-6, atol=0) for k, w in wanted.items())
+    tokens = torch.arange(10)[None]
+    for part in XL.encoders:
+        with torch.no_grad():
+            ours, theirs = (
+                encoder.eval()(tokens, output_hidden_states=True, return_dict=False)
+                for encoder in (adapter.networks[part], getattr(pipeline, part))
+            )
+        assert torch.allclose(ours[0], theirs[0], rtol=1e-5, atol=1e-6)
+
+
+def test_names_of_a_file_are_those_of_every_transformers() -> None:
+    names = [*adapted_xl().state_dict()]
+    heads = {name.partition(".layers.")[0] for name in names if name.startswith("text")}
+    assert heads == {f"{part}.text_model.encoder" for part in XL.encoders}
+
+
+def test_networks_of_one_shape_begin_with_other_weights() -> None:
+    weights = adapted_xl().state_dict()
+    one, other = (
+        weights[f"{part}.text_model.encoder.layers.0.self_attn.q_proj.lora_A.weight"]
+        for part in XL.encoders
+    )
+    assert one.shape == other.shape
+    assert not torch.equal(one, other)
+
+
+def test_a_layer_that_nobody_listens_to_gets_no_adapter() -> None:
+    sizes: dict[str, Any] = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2}
+    config = CLIPTextConfig(**sizes, num_hidden_layers=12, vocab_size=9)
+    for part, layers in (("text_encoder", 11), ("text_encoder_2", 12)):
+        encoder = CLIPTextModel(config)
+        targets = {part: XL.encoder_targets(part, config.to_dict())}
+        names = add_adapters(told(), {part: encoder}, targets, 0).state_dict()
+        found = {int(name.partition(".layers.")[2].partition(".")[0]) for name in names}
+        assert found == {*range(layers)}
+        assert len(names) == layers * 4 * 2
+
+
+def test_kohya_numbers_the_blocks_of_sdxl_through() -> None:
+    module = "attentions.1.transformer_blocks.0.attn1.to_q"
+    network = {"layers_per_block": 2}
+    found = {
+        place: XL.kohya_name(f"unet.{place}.{module}", network)
+        for place in ("down_blocks.1", "mid_block", "up_blocks.1")
+    }
+    rest = "1_transformer_blocks_0_attn1_to_q"
+    assert found == {
+        "down_blocks.1": f"lora_unet_input_blocks_5_{rest}",
+        "mid_block": f"lora_unet_middle_block_{rest}",
+        "up_blocks.1": f"lora_unet_output_blocks_4_{rest}",
+    }
+    assert XL.kohya_name("unet.down_blocks.1.resnets.0.conv1", network) is None
 
 
 # -- checkpoints -----------------------------------------------------------------------------------

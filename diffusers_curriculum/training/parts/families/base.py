@@ -76,6 +76,11 @@ class ModelFamily(PipelineParts):
         """Modules that get adapters unless a flag names others, of a network with this config."""
         return self.lora_targets
 
+    def kohya_name(self, module: str, network: Config) -> str | None:
+        """What kohya's trainer calls a module, such as ``unet.mid_block....to_q``, of a pipeline
+        whose network has this config; None where that is not known."""
+        return None
+
     # -- captions --------------------------------------------------------------------------------
 
     def load_tokenizers(self, args: Arguments) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -34,6 +35,8 @@ from diffusers_curriculum.training.storage.components import SavedPart
 _UNTOLD = ("encoder_hid_dim_type", "class_embed_type", "num_class_embeds")
 _SIZES = 6  # numbers of the time ids: original size, corner of the crop, size of the crop
 _VAE_FLAG = "pretrained_vae_model_name_or_path"
+_KOHYA_ENCODERS = {"text_encoder": "lora_te1", "text_encoder_2": "lora_te2"}
+_ATTENTION = re.compile(r"(down|mid|up)_block(?:s\.(\d+))?\.attentions\.(\d+)\.(.+)")
 
 
 @FAMILIES.register("sdxl")
@@ -97,6 +100,32 @@ class StableDiffusionXL(ModelFamily):
             yield (
                 f"its unet takes {taken} numbers of sizes and pooled captions, and is given {given}"
             )
+
+    # -- adapters --------------------------------------------------------------------------------
+
+    def encoder_targets(self, encoder: str, config: Config) -> tuple[str, ...]:
+        """Modules of a text encoder that get adapters: those of train_text_to_image_lora_sdxl.py,
+        less the last layer of the first encoder, which :meth:`encode_text` does not listen to."""
+        layers = config.get("num_hidden_layers", 12) - (encoder == "text_encoder")
+        return tuple(
+            f"layers.{number}.self_attn.{name}"
+            for number in range(layers)
+            for name in ("q_proj", "k_proj", "v_proj", "out_proj")
+        )
+
+    def kohya_name(self, module: str, network: Config) -> str | None:
+        """kohya's trainer has the UNet of the original code, where blocks are numbered through."""
+        part, _, name = module.partition(".")
+        if part in _KOHYA_ENCODERS:
+            return f"{_KOHYA_ENCODERS[part]}_{name}".replace(".", "_")
+        place, layers = _ATTENTION.fullmatch(name), network.get("layers_per_block", 2)
+        if place is None or not isinstance(layers, int):
+            return None
+        where, block, attention, rest = place.groups()
+        number = (layers + 1) * int(block or 0) + int(attention)
+        blocks = {"down": f"input_blocks_{number + 1}", "up": f"output_blocks_{number}"}
+        head = blocks.get(where, "middle_block")
+        return f"lora_unet_{head}_1_{rest}".replace(".", "_")
 
     # -- what the network is told ----------------------------------------------------------------
 

@@ -83,6 +83,9 @@ class StableDiffusion(ModelFamily):
         text = conditioning["encoder_hidden_states"]
         return network(noisy, timesteps, text, return_dict=False)[0]
 
+    def kohya_name(self, module: str, network: Config) -> str | None:
+        return f"lora_{module}".replace(".", "_")
+
     def save_tiny(self, folder: Path, seed: int = 0) -> None:
         make_tiny_pipeline(None, folder, resolution=16, seed=seed, sizes=MINUSCULE)
 

@@ -1,4 +1,4 @@
-"""Tiny pipelines of every family of flow matching, and runs on them."""
+"""Tiny pipelines of every family of models."""
 
 from __future__ import annotations
 
@@ -17,5 +17,5 @@ RESOLUTION = 16
 def pipeline_of(name: str) -> Path:
     """The tiny pipeline of a family, made once; tests leave it as it is."""
     folder = Path(mkdtemp(prefix=f"tiny-{name}-")) / "pipeline"
-    FLOWS[name].save_tiny(folder)
+    families()[name].save_tiny(folder)
     return folder
