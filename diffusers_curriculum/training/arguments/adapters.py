@@ -78,8 +78,19 @@ LORA = Family.of(
     check=_check,
     check_machine=environment.check_peft,
 )
+
+
+def _check_text_encoders(args: Any) -> None:
+    if args.use_dora and args.train_text_encoder:
+        raise UsageError(
+            "--use_dora with --train_text_encoder: diffusers reads no lengths of rows of text "
+            "encoders, and the weights would draw other pictures; leave one of the two out."
+        )
+
+
 TEXT_ENCODERS = Family.of(
     "adapter",
     tracked("train_text_encoder", help="train an adapter in each text encoder, too"),
     setting="adapter",
+    check=_check_text_encoders,
 )

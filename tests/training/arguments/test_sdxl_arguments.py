@@ -79,6 +79,12 @@ def test_official_abbreviations_mean_the_same(script: str, fact: Facts) -> None:
             assert PARSERS[script].resolve(prefix) == fact["flag"]
 
 
+def test_row_lengths_of_text_encoders_are_refused() -> None:
+    line = (*BASE, "--train_text_encoder", "--use_dora")
+    with pytest.raises(UsageError, match="--use_dora with --train_text_encoder: diffusers reads"):
+        TextToImageLoraSDXL().parse(line, machine=False)
+
+
 def test_empty_prompts_are_a_dropout_of_captions() -> None:
     assert parse("--proportion_empty_prompts", "0.25").caption_dropout == 0.25
     with pytest.raises(UsageError, match=r"--proportion_empty_prompts is 1.5: it must be in"):

@@ -213,7 +213,6 @@ def adapted_xl(**changes: Any) -> Adapter:
     [
         ({}, "diffusers"),
         ({"lora_alpha": 2.5, "use_rslora": True}, "diffusers"),
-        ({"lora_alpha": 7.0, "use_dora": True}, "diffusers"),
         ({"lora_alpha": 2.5, "use_rslora": True}, "kohya"),
     ],
     ids=str,
