@@ -62,7 +62,8 @@ def training_step(
     prediction = run.network(inputs, drawn.timesteps, batch)
 
     # Loss and gradients, of the adapters alone
-    loss, losses = run.objective.loss(prediction, target, run.loss_weights(drawn))
+    weights, mask = run.loss_weights(drawn), run.mask(batch, target)
+    loss, losses = run.objective.loss(prediction, target, weights, mask)
     run.accelerator.backward(loss)
     return LevelLosses(drawn.indices, losses, loss.detach().reshape(1))
 

@@ -22,6 +22,7 @@ from diffusers_curriculum.training.arguments.run import (
     SOURCE,
     official,
 )
+from diffusers_curriculum.training.arguments.subjects import SUBJECTS
 from diffusers_curriculum.training.arguments.text_to_image import (
     CAPTIONS,
     DROPOUT,
@@ -72,7 +73,7 @@ class TextToImageLoraSDXL(AdapterTask, TextToImageSDXL):
 
     command_line = CommandLine(
         "Fine-tune Stable Diffusion XL by LoRA with a timestep curriculum and importance sampling.",
-        (*_FAMILIAR, LORA, TEXT_ENCODERS, EMA, *NOISE_LEVELS, SLOWED, DROPOUT, LOOP),
+        (*_FAMILIAR, *SUBJECTS, LORA, TEXT_ENCODERS, EMA, *NOISE_LEVELS, SLOWED, DROPOUT, LOOP),
         official=f"{official(_FAMILIAR, without=_NOT_OFFICIAL)} rank train_text_encoder",
         changes={
             "output_dir": {"default": "sd-model-finetuned-lora"},
