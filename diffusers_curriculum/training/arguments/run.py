@@ -273,6 +273,7 @@ LOOP = Family.of(
         "raise",
         "a loss or gradient that is not finite: stop, or leave that update out",
     ),
+    count("profile_steps", help="trace so many steps, after 10, into the folder profile"),
     tracked(
         "max_hours", float, help="save and stop before so many hours have passed", bound=ABOVE_ZERO
     ),

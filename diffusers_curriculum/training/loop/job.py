@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from diffusers_curriculum.training.checkpoint.checkpoints import (
@@ -34,6 +35,7 @@ from diffusers_curriculum.training.parts.optimizers import (
 from diffusers_curriculum.training.process import runtime
 from diffusers_curriculum.training.process.launcher import in_effect
 from diffusers_curriculum.training.process.memory import out_of_memory_explained
+from diffusers_curriculum.training.process.profiling import check_traced, profiled
 from diffusers_curriculum.training.process.stopping import StopRequest
 from diffusers_curriculum.training.publish.trackers import start_trackers
 from diffusers_curriculum.training.storage.manifest import read_manifest
@@ -78,14 +80,17 @@ class Job(JobParts):
         self._finish()
 
     def _make_updates(self, training_step: TrainingStep) -> None:
-        batches = self._batches()
-        with self.stop:
+        args, batches = self.args, self._batches()
+        traced = args.profile_steps if self.accelerator.is_main_process else None
+        length, folder = args.max_train_steps - self.start, Path(args.output_dir, "profile")
+        with self.stop, profiled(traced, length, folder) as step_traced:
             self.record.start()
             self.monitor.start(self.start)
             self.task.started(self)
-            for step in range(self.start, self.args.max_train_steps):
+            for step in range(self.start, args.max_train_steps):
                 outcome, norm = make_update(self.run, step, self.plan, batches, training_step)
                 self._after_update(step, outcome, norm)
+                step_traced()
 
     # -- before the first step -------------------------------------------------------------------
 
@@ -157,6 +162,7 @@ class Job(JobParts):
         )
         steps = self.plan.steps_for_epochs(args.num_train_epochs)
         args.max_train_steps = args.max_train_steps or steps
+        check_traced(args.profile_steps, args.max_train_steps)
         check_rates(args, accelerator.num_processes, args.max_train_steps)
 
     def _prepare_run(self, averages: Any) -> None:

@@ -17,6 +17,19 @@ TRACE, TABLE = "trace.json", "operators.txt"
 _ROWS = 50  # of the table
 
 
+def check_traced(steps: int | None, length: int) -> None:
+    """Refuse a run of ``length`` steps that is too short for those to be traced.
+
+    Raises:
+        UsageError: how many there may be.
+    """
+    if steps is not None and length < WARM_UP + steps:
+        raise UsageError(
+            f"--profile_steps is {steps}, and this run makes {length}: {WARM_UP} are left out "
+            f"before, so give at most {max(length - WARM_UP, 0)}, or more --max_train_steps."
+        )
+
+
 @contextmanager
 def profiled(steps: int | None, length: int, folder: Path) -> Iterator[Callable[[], None]]:
     """Trace ``steps`` of the ``length`` steps of a run, from the one after :data:`WARM_UP` on, and
@@ -29,16 +42,12 @@ def profiled(steps: int | None, length: int, folder: Path) -> Iterator[Callable[
         What is called after each step.
 
     Raises:
-        UsageError: the run is too short.
+        UsageError: as :func:`check_traced`.
     """
+    check_traced(steps, length)
     if steps is None:
         yield lambda: None
         return
-    if length < WARM_UP + steps:
-        raise UsageError(
-            f"--profile_steps is {steps}, and this run makes {length}: {WARM_UP} are left out "
-            f"before, so give at most {max(length - WARM_UP, 0)}, or more --max_train_steps."
-        )
     import torch
 
     plan = torch.profiler.schedule(wait=WARM_UP - 1, warmup=1, active=steps, repeat=1)

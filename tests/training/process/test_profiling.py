@@ -10,6 +10,7 @@ import torch
 
 from diffusers_curriculum.training.errors import UsageError
 from diffusers_curriculum.training.process.profiling import TABLE, TRACE, WARM_UP, profiled
+from tests.scripts.every_script import Script
 
 
 def test_the_steps_after_the_warm_up_are_traced(tmp_path: Path) -> None:
@@ -37,3 +38,14 @@ def test_nothing_is_traced_unless_it_is_asked_for(tmp_path: Path) -> None:
     with profiled(None, 1, tmp_path / "none") as stepped:
         stepped()
     assert not (tmp_path / "none").exists()
+
+
+def test_a_run_traces_its_steps_and_refuses_too_few_before_any_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = Script("own_job", tmp_path, monkeypatch)
+    with pytest.raises(UsageError, match="this run makes 10: 10 are left out before"):
+        script.main("--profile_steps", 1)
+    assert not list(script.output.glob("checkpoint-*"))
+    script.main("--profile_steps", 1, "--max_train_steps", 11)
+    assert (script.output / "profile" / TRACE).is_file()
