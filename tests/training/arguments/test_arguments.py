@@ -182,6 +182,7 @@ NEW_DEFAULTS = {
     "caption_dropout": 0.0,
     "nonfinite": "raise",
     "max_hours": None,
+    "profile_steps": None,
     "train_split": None,
     "background": None,
     "instance_data_dir": None,
