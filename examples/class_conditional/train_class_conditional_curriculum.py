@@ -23,38 +23,56 @@ from torch import Tensor
 
 from diffusers_curriculum import Slots
 from diffusers_curriculum.randomness import gaussian, key
+from diffusers_curriculum.samplers import TimestepSample
 from diffusers_curriculum.training.loop.job import Job, run_script
-from diffusers_curriculum.training.loop.run import LevelLosses
+from diffusers_curriculum.training.loop.run import Draw, LevelLosses
 from diffusers_curriculum.training.tasks.class_conditional import ClassConditional
 from diffusers_curriculum.training.tasks.images import ImageRun
 
 
-def training_step(run: ImageRun, step: int, slots: Slots, batch: dict[str, Tensor]) -> LevelLosses:
-    """One micro-batch, from images to gradients."""
+def encode(run: ImageRun, batch: dict[str, Tensor], draw: Draw) -> tuple[Tensor, dict[str, Tensor]]:
+    """Latents of images, or those of the cache, and what the network is told besides."""
     device = run.accelerator.device
-    draw = partial(gaussian, seed=run.seed, step=step, slots=slots, device=device)
-
-    # Encode images, or take the latents that were encoded before; classes were dropped on loading
     batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
     mean, std = run.encoded(batch)
     latents = mean
     if std is not None:
         latents = mean + std * draw(mean.shape[1:], purpose="posterior")
-    labels = batch["label"]
+    return latents, {"class_labels": batch["label"]}  # some were dropped on loading
 
-    # Draw noise and noise levels
+
+def predict(
+    run: ImageRun,
+    latents: Tensor,
+    conditioning: dict[str, Tensor],
+    drawn: TimestepSample,
+    draw: Draw,
+) -> tuple[Tensor, ...]:
+    """The prediction from latents with noise, its target, those latents, and a learned variance."""
+    # Draw noise, and add it
     noise = draw(latents.shape[1:], purpose="noise")
-    drawn = run.sampler.sample(slots, step=step, device=device)
-
-    # Add the noise
     noisy = run.objective.add_noise(latents, noise, run.input_levels(drawn.at, draw))
     target = run.objective.target(latents, noise, drawn.at)
 
+    # Predict
+    inputs = run.objective.scale_input(noisy, drawn.at)
+    output = run.network(inputs, drawn.timesteps, **conditioning, return_dict=False)[0]
+    prediction, variance = output.tensor_split([latents.shape[1]], dim=1)
+    return prediction, target, noisy, variance
+
+
+def training_step(run: ImageRun, step: int, slots: Slots, batch: dict[str, Tensor]) -> LevelLosses:
+    """One micro-batch, from images or their cached latents to gradients."""
+    device = run.accelerator.device
+    draw = partial(gaussian, seed=run.seed, step=step, slots=slots, device=device)
+    latents, conditioning = encode(run, batch, draw)
+
+    # Draw noise levels
+    drawn = run.sampler.sample(slots, step=step, device=device)
+
     # Predict; a model with dropout draws from the global generator
     torch.manual_seed(key(run.seed, step, slots.start, purpose="model") >> 65)
-    inputs = run.objective.scale_input(noisy, drawn.at)
-    output = run.network(inputs, drawn.timesteps, class_labels=labels, return_dict=False)[0]
-    prediction, variance = output.tensor_split([latents.shape[1]], dim=1)
+    prediction, target, noisy, variance = predict(run, latents, conditioning, drawn, draw)
 
     # Loss and gradients
     loss, losses = run.objective.loss(prediction, target, run.loss_weights(drawn))

@@ -19,45 +19,59 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from diffusers_curriculum import Slots
 from diffusers_curriculum.randomness import gaussian, key
+from diffusers_curriculum.samplers import TimestepSample
 from diffusers_curriculum.training.loop.job import Job, run_script
-from diffusers_curriculum.training.loop.run import LevelLosses
+from diffusers_curriculum.training.loop.run import Draw, LevelLosses
+from diffusers_curriculum.training.parts.families.base import Conditioning
 from diffusers_curriculum.training.tasks.flow import FlowRun
 from diffusers_curriculum.training.tasks.flow_lora import flow_task
 
 
-def training_step(run: FlowRun, step: int, slots: Slots, batch: dict[str, Any]) -> LevelLosses:
-    """One micro-batch, from images or their cached latents to gradients."""
-    args, family, models, device = run.args, run.family, run.models, run.accelerator.device
-    draw = partial(gaussian, seed=run.seed, step=step, slots=slots, device=device)
-    captions, read = batch["caption"], batch.keys() - {"caption"}
+def encode(run: FlowRun, batch: dict[str, Any], draw: Draw) -> tuple[Tensor, Conditioning]:
+    """Latents of images, or those of the cache, and what the network is told of their captions."""
+    captions, read, device = batch["caption"], batch.keys() - {"caption"}, run.accelerator.device
     images = {name: batch[name].to(device, non_blocking=True) for name in read}
-
-    # Encode images and captions
     with torch.no_grad():
         mean, std = run.encoded(images)
         encoded = mean + std * draw(mean.shape[1:], purpose="posterior")
-        latents = family.latents(models.vae, encoded)
-        conditioning = run.captions(captions)
+        return run.family.latents(run.models.vae, encoded), run.captions(captions)
 
-    # Draw noise and noise levels
+
+def predict(
+    run: FlowRun, latents: Tensor, conditioning: Conditioning, drawn: TimestepSample, draw: Draw
+) -> tuple[Tensor, ...]:
+    """The prediction from latents with noise, its target, and those latents."""
+    # Draw noise, and add it
     noise = draw(latents.shape[1:], purpose="noise")
-    drawn = run.sampler.sample(slots, step=step, device=device)
-
-    # Add the noise
     noisy = run.objective.add_noise(latents, noise, run.input_levels(drawn.at, draw))
     target = run.objective.target(latents, noise, drawn.at)
 
-    # Predict the velocity; a model with dropout draws from the global generator
+    # Predict the velocity
+    told = conditioning, run.guidance
+    return run.family.predict(run.network, noisy, drawn.timesteps, *told), target, noisy
+
+
+def training_step(run: FlowRun, step: int, slots: Slots, batch: dict[str, Any]) -> LevelLosses:
+    """One micro-batch, from images or their cached latents to gradients."""
+    device = run.accelerator.device
+    draw = partial(gaussian, seed=run.seed, step=step, slots=slots, device=device)
+    latents, conditioning = encode(run, batch, draw)
+
+    # Draw noise levels
+    drawn = run.sampler.sample(slots, step=step, device=device)
+
+    # Predict; a model with dropout draws from the global generator
     torch.manual_seed(key(run.seed, step, slots.start, purpose="model") >> 65)
-    prediction = family.predict(run.network, noisy, drawn.timesteps, conditioning, run.guidance)
+    prediction, target, noisy = predict(run, latents, conditioning, drawn, draw)
 
     # Loss and gradients; what is observed of a level is the error of the velocity
-    weights, mask = run.loss_weights(drawn), run.mask(images, target)
+    weights, mask = run.loss_weights(drawn), run.mask(batch, target)
     loss, losses = run.loss(prediction, target, weights, mask)
-    if args.precondition_outputs:
+    if run.args.precondition_outputs:
         denoised = run.objective.denoised(prediction, noisy, drawn.at)
         loss, _ = run.loss(denoised, latents, weights, mask)
     run.accelerator.backward(loss)

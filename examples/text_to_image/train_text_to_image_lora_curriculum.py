@@ -21,20 +21,19 @@ from torch import Tensor
 
 from diffusers_curriculum import Slots
 from diffusers_curriculum.randomness import gaussian, key
+from diffusers_curriculum.samplers import TimestepSample
 from diffusers_curriculum.training.loop.job import Job, run_script
-from diffusers_curriculum.training.loop.run import LevelLosses
+from diffusers_curriculum.training.loop.run import Draw, LevelLosses
+from diffusers_curriculum.training.parts.families.base import Conditioning
 from diffusers_curriculum.training.tasks.text_to_image import TextToImageRun
 from diffusers_curriculum.training.tasks.text_to_image_lora import TextToImageLora
 
 
-def training_step(
-    run: TextToImageRun, step: int, slots: Slots, batch: dict[str, Tensor]
-) -> LevelLosses:
-    """One micro-batch, from images to gradients."""
-    args, family, models, device = run.args, run.family, run.models, run.accelerator.device
-    draw = partial(gaussian, seed=run.seed, step=step, slots=slots, device=device)
-
-    # Encode images and captions
+def encode(
+    run: TextToImageRun, batch: dict[str, Tensor], draw: Draw
+) -> tuple[Tensor, Conditioning]:
+    """Latents of images, and what the network is told of their captions."""
+    family, models, device = run.family, run.models, run.accelerator.device
     with torch.no_grad():
         # copied, then cast: a cast on the way would be made on the host, from pinned to pageable
         pixels = batch["pixel_values"].to(device, non_blocking=True).to(models.vae.dtype)
@@ -42,23 +41,46 @@ def training_step(
         encoded = mean + std * draw(mean.shape[1:], purpose="posterior")
         latents = family.latents(models.vae, encoded)
         tokens = {"input_ids": batch["input_ids"].to(device, non_blocking=True)}
-        conditioning = family.encode_text(models, tokens)
+        return latents, family.encode_text(models, tokens)
 
-    # Draw noise and noise levels
+
+def predict(
+    run: TextToImageRun,
+    latents: Tensor,
+    conditioning: Conditioning,
+    drawn: TimestepSample,
+    draw: Draw,
+) -> tuple[Tensor, ...]:
+    """The prediction from latents with noise, and its target."""
+    # Draw noise
     noise = draw(latents.shape[1:], purpose="noise")
-    if args.noise_offset:
+    if run.args.noise_offset:
         offset = draw((latents.shape[1], 1, 1), purpose="noise_offset")
-        noise = noise + args.noise_offset * offset
-    drawn = run.sampler.sample(slots, step=step, device=device)
+        noise = noise + run.args.noise_offset * offset
 
-    # Add the noise
+    # Add it
     noisy = run.objective.add_noise(latents, noise, run.input_levels(drawn.at, draw))
     target = run.objective.target(latents, noise, drawn.at)
 
+    # Predict
+    inputs = run.objective.scale_input(noisy, drawn.at)
+    return run.family.predict(run.network, inputs, drawn.timesteps, conditioning), target
+
+
+def training_step(
+    run: TextToImageRun, step: int, slots: Slots, batch: dict[str, Tensor]
+) -> LevelLosses:
+    """One micro-batch, from images to gradients."""
+    device = run.accelerator.device
+    draw = partial(gaussian, seed=run.seed, step=step, slots=slots, device=device)
+    latents, conditioning = encode(run, batch, draw)
+
+    # Draw noise levels
+    drawn = run.sampler.sample(slots, step=step, device=device)
+
     # Predict; dropout of the adapter draws from the global generator
     torch.manual_seed(key(run.seed, step, slots.start, purpose="model") >> 65)
-    inputs = run.objective.scale_input(noisy, drawn.at)
-    prediction = family.predict(run.network, inputs, drawn.timesteps, conditioning)
+    prediction, target = predict(run, latents, conditioning, drawn, draw)
 
     # Loss and gradients, of the adapter alone
     weights, mask = run.loss_weights(drawn), run.mask(batch, target)

@@ -19,6 +19,9 @@ from diffusers_curriculum.training.loop.guard import FiniteGuard
 from diffusers_curriculum.training.parts.averages import Averages
 from diffusers_curriculum.weighting.variational import VariationalBound
 
+# Standard normal numbers of a shape for each sample of a batch: draw(shape, purpose="noise").
+Draw = Callable[..., Tensor]
+
 
 class Outcome(Protocol):
     """What a step returns of its micro-batch: a NamedTuple of tensors, samples on the first axis.
@@ -97,12 +100,8 @@ class LevelRun(Run):
         """The variational term of a learned variance; None where none is trained."""
         return self.levels.bound
 
-    def input_levels(self, at: Tensor, draw: Callable[..., Tensor]) -> Tensor:
-        """The levels whose noise is added: ``at``, or slower ones under --mixflow_gamma.
-
-        Args:
-            draw: standard normal numbers of a shape, ``draw(shape, purpose=...)``.
-        """
+    def input_levels(self, at: Tensor, draw: Draw) -> Tensor:
+        """The levels whose noise is added: ``at``, or slower ones under --mixflow_gamma."""
         gamma = self.args.mixflow_gamma
         if gamma is None:
             return at
