@@ -76,18 +76,18 @@ def load_vision_model(name: str, preprocessing: Preprocessing | None = None) -> 
 
     A FeatureNetworkError says what is missing, and the remedy.
     """
-    folder = _local_folder(name)
+    folder = local_folder(name)
     source = name if folder is None else str(folder)
     try:
         network, missing = _load(source)
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise FeatureNetworkError(
-            f"the feature network {name} cannot be loaded ({_first_line(error)}). Give the name of "
+            f"the feature network {name} cannot be loaded ({first_line(error)}). Give the name of "
             "a transformers vision model with safetensors weights, or download it where there is a "
             "network and give its folder as --eval_feature_model."
         ) from error
     if preprocessing is None:
-        preprocessing = _find_preprocessing(name, folder, network.config)
+        preprocessing = find_preprocessing(name, folder, network.config)
     return VisionFeatures(network, preprocessing, pooled=not missing)
 
 
@@ -103,7 +103,9 @@ def _load(source: str) -> tuple[Any, set[str]]:
     return network.float(), missing
 
 
-def _local_folder(name: str) -> Path | None:
+def local_folder(name: str) -> Path | None:
+    """The folder of a model, None for the name of a repository; a FeatureNetworkError says that
+    there is no such folder, or that it has no safetensors."""
     path = Path(name).expanduser()
     if not path.is_dir():
         if name.startswith(("/", "./", "../", "~")):
@@ -121,7 +123,8 @@ def _local_folder(name: str) -> Path | None:
     return path
 
 
-def _find_preprocessing(name: str, folder: Path | None, config: Any) -> Preprocessing:
+def find_preprocessing(name: str, folder: Path | None, config: Any) -> Preprocessing:
+    """Read the preprocessing of a model with a configuration, from its folder or from the Hub."""
     try:
         path = folder / PREPROCESSOR if folder else Path(hf_hub_download(name, PREPROCESSOR))
     except (OSError, ValueError):  # the Hub's errors are of both kinds
@@ -134,6 +137,7 @@ def _find_preprocessing(name: str, folder: Path | None, config: Any) -> Preproce
     return read_preprocessing(path, getattr(config, "num_channels", 3))
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error says first, without a full stop."""
     lines = str(error).strip().splitlines()
     return lines[0].rstrip(".") if lines else type(error).__name__

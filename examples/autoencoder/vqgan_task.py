@@ -41,8 +41,9 @@ from diffusers_curriculum.training.arguments.run import (
     SAMPLES,
     SOURCE,
 )
+from diffusers_curriculum.training.arguments.validation import HELD_OUT, KEPT_APART
 from diffusers_curriculum.training.checkpoint.same_run import dataset_facts, run_facts
-from diffusers_curriculum.training.data.bad_samples import usable_images
+from diffusers_curriculum.training.data.bad_samples import usable_held_out, usable_images
 from diffusers_curriculum.training.data.dataset import ImageDataset
 from diffusers_curriculum.training.data.transforms import ImageTransform
 from diffusers_curriculum.training.errors import UsageError
@@ -50,7 +51,6 @@ from diffusers_curriculum.training.loop.run import Run
 from diffusers_curriculum.training.loop.task import JobParts, Task, Trained
 from diffusers_curriculum.training.parts.averages import Averages
 
-_HELD_OUT = Need("--validation_data_dir", lambda a: a.validation_data_dir is not None)
 _COMPARED = Need("--perceptual_model", lambda a: a.perceptual_model is not None)
 _CRITIC = Need("an --adversarial_weight above 0", lambda a: a.adversarial_weight > 0)
 _FRESH = Need(
@@ -59,27 +59,13 @@ _FRESH = Need(
 )
 
 
-def _check_data(args: Arguments) -> None:
-    environment.check_data(args, "a folder of images")
-    folder = args.validation_data_dir
-    if folder is not None:
-        environment.check_image_folder("--validation_data_dir", folder, "a folder of images")
-
-
 def _check_losses(args: Arguments) -> None:
     if not (args.l2_weight or args.logit_laplace_weight or args.perceptual_model):
         raise UsageError("nothing is reconstructed: give --l2_weight or --logit_laplace_weight.")
 
 
 _DATA = Family.of(
-    "data",
-    tracked(
-        "validation_data_dir",
-        str,
-        help="folder of images kept apart, for PSNR and pictures",
-        convert=path,
-    ),
-    check_machine=_check_data,
+    "data", check_machine=lambda args: environment.check_data(args, "a folder of images")
 )
 _MODEL = Family.of(
     "model",
@@ -176,13 +162,14 @@ _FAMILIAR = (
     IMAGES,
     LOADING,
     SAMPLES,
+    HELD_OUT,
     RUN,
     OPTIMIZER,
     PRECISION,
     OUTPUT,
     CHECKPOINTS,
 )
-_OURS = "train_split background bad_samples bad_samples_limit allow_config_change"
+_OURS = "train_split background bad_samples bad_samples_limit validation_split allow_config_change"
 _OURS += " overwrite_output_dir lr_num_cycles lr_power lr_end"
 SETTINGS = ("seed", "global_batch", "dataset", "model", "objective", "images", "optimizer")
 SETTINGS += ("imports",)
@@ -269,7 +256,7 @@ class VQGAN(Task):
             },
             "validation_steps": {
                 "help": "optimizer steps between validations (default: at the end)",
-                "needs": (_HELD_OUT,),
+                "needs": (KEPT_APART,),
             },
         },
     )
@@ -278,25 +265,14 @@ class VQGAN(Task):
         self.model_config = _model_config(args)
 
     def load_rows(self, args: Arguments, seed: int) -> Any:
-        from diffusers_curriculum.training.data.sources import load_images, training_rows
+        from diffusers_curriculum.training.data.rows import read_rows
 
-        self.held_out = None
-        if args.validation_data_dir is not None:
-            held_out = load_images(
-                train_data_dir=args.validation_data_dir,
-                cache_dir=args.cache_dir,
-                folder_flag="--validation_data_dir",
-            )
-            self.held_out = held_out.rename_columns({"image": args.image_column})
-        return training_rows(args, seed)
+        training, self.held_out = read_rows(args, seed)
+        return training
 
     def usable_rows(self, args: Arguments, accelerator: Any, rows: Any) -> Any:
         if self.held_out is not None:
-            held_out = {
-                "source": args.validation_data_dir,
-                "skipped_file": "skipped_held_out.jsonl",
-            }
-            self.held_out = usable_images(args, accelerator, self.held_out, **held_out)
+            self.held_out = usable_held_out(args, accelerator, self.held_out)
         return usable_images(args, accelerator, rows)
 
     def facts(self, job: JobParts) -> dict[str, Any]:

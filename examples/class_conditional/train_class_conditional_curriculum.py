@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         UsageError: bad arguments, data or checkpoint; before any model is loaded.
         NonFiniteError: a loss or gradient was not finite.
     """
-    Job(ClassConditional(), argv).train(training_step)
+    Job(ClassConditional(), argv).train(training_step, encode, predict)
 
 
 if __name__ == "__main__":

@@ -23,43 +23,66 @@ from torch import Tensor
 
 from diffusers_curriculum import Slots
 from diffusers_curriculum.randomness import gaussian, key
+from diffusers_curriculum.samplers import TimestepSample
 from diffusers_curriculum.training.loop.job import Job, run_script
-from diffusers_curriculum.training.loop.run import LevelLosses
+from diffusers_curriculum.training.loop.run import Draw, LevelLosses
+from diffusers_curriculum.training.parts.families.base import Conditioning
 from diffusers_curriculum.training.tasks.text_to_image import TextToImageRun
 from diffusers_curriculum.training.tasks.text_to_image_lora_sdxl import TextToImageLoraSDXL
+
+
+def encode(
+    run: TextToImageRun, batch: dict[str, Tensor], draw: Draw
+) -> tuple[Tensor, Conditioning]:
+    """Latents of images, or those of the cache, and what the network is told of their captions."""
+    family, models, device = run.family, run.models, run.accelerator.device
+    conditioning = {name: each.to(device, non_blocking=True) for name, each in batch.items()}
+    with torch.no_grad():
+        mean, std = run.encoded(conditioning)
+        encoded = mean + std * draw(mean.shape[1:], purpose="posterior")
+        latents = family.latents(models.vae, encoded)
+        if not run.args.train_text_encoder:  # else it is told the tokens, and encodes them itself
+            conditioning |= family.encode_text(models, conditioning)
+    return latents, conditioning
+
+
+def predict(
+    run: TextToImageRun,
+    latents: Tensor,
+    conditioning: Conditioning,
+    drawn: TimestepSample,
+    draw: Draw,
+) -> tuple[Tensor, ...]:
+    """The prediction from latents with noise, and its target."""
+    # Draw noise
+    noise = draw(latents.shape[1:], purpose="noise")
+    if run.args.noise_offset:
+        offset = draw((latents.shape[1], 1, 1), purpose="noise_offset")
+        noise = noise + run.args.noise_offset * offset
+
+    # Add it
+    noisy = run.objective.add_noise(latents, noise, run.input_levels(drawn.at, draw))
+    target = run.objective.target(latents, noise, drawn.at)
+
+    # Encode captions if that is trained, and predict
+    inputs = run.objective.scale_input(noisy, drawn.at)
+    return run.network(inputs, drawn.timesteps, conditioning), target
 
 
 def training_step(
     run: TextToImageRun, step: int, slots: Slots, batch: dict[str, Tensor]
 ) -> LevelLosses:
     """One micro-batch, from images or their cached latents to gradients."""
-    args, family, models, device = run.args, run.family, run.models, run.accelerator.device
+    device = run.accelerator.device
     draw = partial(gaussian, seed=run.seed, step=step, slots=slots, device=device)
-    batch = {name: each.to(device, non_blocking=True) for name, each in batch.items()}
+    latents, conditioning = encode(run, batch, draw)
 
-    # Encode images, and captions unless their encoders are trained
-    with torch.no_grad():
-        mean, std = run.encoded(batch)
-        encoded = mean + std * draw(mean.shape[1:], purpose="posterior")
-        latents = family.latents(models.vae, encoded)
-        if not args.train_text_encoder:
-            batch |= family.encode_text(models, batch)
-
-    # Draw noise and noise levels
-    noise = draw(latents.shape[1:], purpose="noise")
-    if args.noise_offset:
-        offset = draw((latents.shape[1], 1, 1), purpose="noise_offset")
-        noise = noise + args.noise_offset * offset
+    # Draw noise levels
     drawn = run.sampler.sample(slots, step=step, device=device)
 
-    # Add the noise
-    noisy = run.objective.add_noise(latents, noise, run.input_levels(drawn.at, draw))
-    target = run.objective.target(latents, noise, drawn.at)
-
-    # Encode captions if that is trained, and predict; dropout draws from the global generator
+    # Predict; dropout draws from the global generator
     torch.manual_seed(key(run.seed, step, slots.start, purpose="model") >> 65)
-    inputs = run.objective.scale_input(noisy, drawn.at)
-    prediction = run.network(inputs, drawn.timesteps, batch)
+    prediction, target = predict(run, latents, conditioning, drawn, draw)
 
     # Loss and gradients, of the adapters alone
     weights, mask = run.loss_weights(drawn), run.mask(batch, target)
@@ -75,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         UsageError: bad arguments, data or checkpoint; before any model is loaded.
         NonFiniteError: a loss or gradient was not finite.
     """
-    Job(TextToImageLoraSDXL(), argv).train(training_step)
+    Job(TextToImageLoraSDXL(), argv).train(training_step, encode, predict)
 
 
 if __name__ == "__main__":

@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         UsageError: bad arguments, data or checkpoint; before any model is loaded.
         NonFiniteError: a loss or gradient was not finite.
     """
-    Job(Unconditional(), argv).train(training_step)
+    Job(Unconditional(), argv).train(training_step, encode, predict)
 
 
 if __name__ == "__main__":

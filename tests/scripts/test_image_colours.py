@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from diffusers_curriculum.training.data.dataset import ImageDataset
-from diffusers_curriculum.training.evaluation.evaluator import read_metrics
+from diffusers_curriculum.training.publish.metrics_record import read_metrics
 from tests.metrics.tiny_networks import save
 from tests.scripts.image_runs import (
     CLASS_SCRIPT,
@@ -64,7 +64,7 @@ def test_a_network_of_other_colours(
     assert {tuple(pixels.shape) for pixels in seen} == {(channels, 8, 8)}
     if channels == ALPHA:  # alpha is the grey of the picture, and no longer all opaque
         assert min(float(pixels[3].min()) for pixels in seen) < 0.5
-    assert set(read_metrics(tmp_path / "out")) == {2}
+    assert set(read_metrics(tmp_path / "out" / "eval_metrics.jsonl")) == {2}
     made = drawn(load_pipeline(tmp_path / "out"), script == CLASS_SCRIPT)
     assert made.shape == (3, 8, 8, channels)
 

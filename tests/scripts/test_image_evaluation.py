@@ -16,9 +16,9 @@ from scipy.linalg import eigvals
 
 from diffusers_curriculum.metrics.features import load_feature_network
 from diffusers_curriculum.randomness import key
-from diffusers_curriculum.training.evaluation.evaluator import read_metrics
 from diffusers_curriculum.training.process.stopping import Stopped, StopRequest
 from diffusers_curriculum.training.publish.images import ImagePublisher
+from diffusers_curriculum.training.publish.metrics_record import read_metrics
 from tests.metrics.tiny_networks import save
 from tests.scripts.image_runs import (
     CLASS_SCRIPT,
@@ -68,7 +68,7 @@ def logged(record: Record) -> dict[int, dict[str, float]]:
 
 def values(output: Path) -> dict[int, dict[str, float]]:
     """What eval_metrics.jsonl holds, by step."""
-    lines = read_metrics(output)
+    lines = read_metrics(output / "eval_metrics.jsonl")
     return {step: {name: line[name] for name in VALUES} for step, line in lines.items()}
 
 

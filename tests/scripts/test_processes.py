@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from diffusers_curriculum.training.publish.metrics_record import read_metrics
 from tests.scripts.small_runs import Bench, train
 from tests.scripts.witness import witnessed
 
@@ -32,6 +33,7 @@ PLAIN = (
     *("--timestep_sampler", "laplace", "--caption_dropout", 0.3),
 )
 SCALED = ("--max_train_steps", 1, "--timestep_sampler", "laplace", "--data_scale", "auto")
+VALIDATED = ("--max_train_steps", 1, "--validation_split", 0.3, "--validation_loss_quantiles", 2)
 
 
 def plan(bench: Bench, name: str, folder: Path, *more: object, batch: int, skew: bool) -> Any:
@@ -65,14 +67,20 @@ def ranks(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> dict[str, l
         plan(bench, "short", folder, *PLAIN, batch=2, skew=False),
         plan(bench, "accumulated", folder, *PLAIN, *twice, batch=1, skew=False),
         plan(bench, "scaled", folder, *SCALED, batch=2, skew=True),
+        plan(bench, "validated", folder, *VALIDATED, batch=2, skew=False),
     ]
     launch(plans, folder)
     names = [entry["name"] for entry in plans]
-    return {name: [read(folder / f"{name}.rank{r}.json") for r in range(2)] for name in names}
+    told = {name: [read(folder / f"{name}.rank{r}.json") for r in range(2)] for name in names}
+    return told | {"validation loss": [validation_loss(folder / "validated")]}
 
 
 def read(path: Path) -> Any:
     return json.loads(path.read_text())
+
+
+def validation_loss(output: Path) -> dict[int, Any]:
+    return read_metrics(output / "validation_loss.jsonl")
 
 
 def column(told: Any, what: str) -> list[Any]:
@@ -137,6 +145,18 @@ def test_the_scale_of_the_data_is_that_of_the_first_rank(
     assert sorted([*levels[0], *levels[1]]) == sorted(
         column(json.loads(json.dumps(alone.__dict__)), "level")
     )
+
+
+def test_one_process_and_two_have_the_same_validation_loss(
+    ranks: dict[str, list[Any]], bench: Bench, tmp_path: Path
+) -> None:
+    """Five samples: one process takes two more than the other."""
+    train(bench.argv(tmp_path, *VALIDATED, batch=4))
+    (together,) = ranks["validation loss"]
+    assert [*together] == [0, 1]
+    for step, line in validation_loss(tmp_path).items():
+        assert line["samples"] == 5
+        assert together[step] == pytest.approx(line, rel=1e-5)
 
 
 def test_no_sample_is_seen_by_both_ranks(ranks: dict[str, list[Any]]) -> None:

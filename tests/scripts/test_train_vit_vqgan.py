@@ -332,7 +332,7 @@ def test_training_goes_on_from_a_saved_model(
             ["--adversarial_weight", "0", "--discriminator_start", "9"],
             "is 9, .*without an --adversarial",
         ),
-        (["--validation_steps", "3"], "is 3, .*without --validation_data"),
+        (["--validation_steps", "3"], "is 3, .*without --validation_split or"),
         (["--validation_data_dir", "/nowhere/at/all"], "/nowhere/at/all: there is no such folder"),
         (["--lr_scheduler", "sinus"], "--lr_scheduler is 'sinus'"),
         (["--report_to", "pigeon"], "--report_to is 'pigeon'"),

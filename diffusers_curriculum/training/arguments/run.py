@@ -30,6 +30,7 @@ from diffusers_curriculum.training.arguments.flag import (
     tracked,
 )
 from diffusers_curriculum.training.arguments.imports import IMPORT
+from diffusers_curriculum.training.arguments.validation import HELD_OUT, VALIDATION_LOSS
 from diffusers_curriculum.training.errors import UsageError
 
 # diffusers' names. `piecewise_constant` needs rules that no flag can give.
@@ -281,11 +282,12 @@ LOOP = Family.of(
 # What any job takes; the others are for images, kernels and the Hub.
 FAMILIES = (LOADING, RUN, OPTIMIZER, EMA, PRECISION, OUTPUT, CHECKPOINTS, LOOP)
 # Families in a row, in the order of diffusers' scripts, and what those scripts lack of them
-OF_IMAGES = (IMAGES, LOADING, SAMPLES)
+OF_IMAGES = (IMAGES, LOADING, SAMPLES, HELD_OUT, VALIDATION_LOSS)
 OF_MACHINE = (PRECISION, KERNELS, OUTPUT, HUB)
-_OURS = {flag.name for flag in SAMPLES.flags}
+_OURS = {flag.name for family in (SAMPLES, HELD_OUT, VALIDATION_LOSS) for flag in family.flags}
 _OURS |= {"attention", "train_split", "background", "ema_decay", "ema_interval", "license"}
 _OURS |= {"allow_config_change", "overwrite_output_dir", "lr_num_cycles", "lr_power", "lr_end"}
+_OURS |= {"validation_clip_score"}
 
 
 def official(families: Sequence[Family], *, without: Collection[str] = ()) -> str:

@@ -12,6 +12,7 @@ from diffusers_curriculum.training.arguments.flag import (
     Need,
     count,
     place,
+    sharing,
     tracked,
 )
 
@@ -55,12 +56,29 @@ NOISE = Family.of(
     tracked("noise_offset", float, 0, "scale of noise shared by a channel", bound=NOT_NEGATIVE),
     setting="objective",
 )
+CLIP_SCORE = place(
+    "validation_clip_score",
+    help="CLIP model that tells how well the pictures fit their prompts, such as "
+    "openai/clip-vit-large-patch14: a repository on the Hub or a folder",
+    metavar="MODEL",
+)
+
+
+def check_clip_score(args: Any) -> None:
+    """Refuse a folder that is not there."""
+    environment.check_folder(
+        args, "validation_clip_score", "a CLIP model that save_pretrained wrote"
+    )
+
+
 # Of one prompt, as in all of diffusers' scripts but train_text_to_image.py
 PICTURES = Family.of(
     "validation",
     tracked("validation_prompt", str, help="prompt drawn from time to time"),
     count("num_validation_images", 4, "pictures of it", most=10_000),
     count("validation_epochs", 1, "epochs between validations"),
+    *sharing(CLIP_SCORE, needs=PROMPTED),
+    check_machine=check_clip_score,
 )
 DROPOUT = Family.of(
     "further options",

@@ -52,6 +52,7 @@ _TEXTS = {
     "global_batch": "--train_batch_size x --gradient_accumulation_steps x processes",
     "dataset.rows": "number of training samples",
     "dataset.sha256": "digest of captions or classes, file names and sizes",
+    "dataset.held_out": "the same of the samples that are kept apart",
     "model.files": "digest of the base model's file names and sizes",
     "model.weights": "digest of the base model's frozen network",
     "schedule.sha256": "digest of the noise levels",
@@ -154,10 +155,8 @@ def plain(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def conflicts(saved: Mapping[str, Any], facts: Mapping[str, Any]) -> list[Difference]:
-    """All differences between the facts of a checkpoint and those of this run.
-
-    A setting that the checkpoint does not tell, as it is of an older version, is passed over.
-    """
+    """All differences between the facts of a checkpoint and those of this run, of settings that the
+    checkpoint tells: an older version knew fewer."""
     found = []
     if "sampler" in saved:
         saved = {**saved, "sampler": upgraded_config(saved["sampler"])}

@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 CACHE_FILE = "checked_images.json"
 SKIPPED_FILE = "skipped_samples.jsonl"
+SKIPPED_HELD_OUT_FILE = "skipped_held_out.jsonl"
 SAMPLED = 1000  # images that --bad_samples sample looks at
 _SHOWN = 5  # samples in a message
 
@@ -68,6 +69,15 @@ def usable_images(
         world_size=accelerator.num_processes,
         gather=gather_object,
     )
+
+
+def usable_held_out(
+    args: Arguments, accelerator: Any, dataset: Dataset, **text_columns: str
+) -> Dataset:
+    """:func:`usable_images` of those that are kept apart."""
+    source, skipped = args.validation_data_dir, SKIPPED_HELD_OUT_FILE
+    named = {"source": source, "skipped_file": skipped, **text_columns}
+    return usable_images(args, accelerator, dataset, **named)
 
 
 def usable_rows(

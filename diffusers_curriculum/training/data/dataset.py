@@ -19,7 +19,7 @@ from diffusers_curriculum.randomness import host_generator
 from diffusers_curriculum.training.data.checks import decoded
 from diffusers_curriculum.training.data.decoding import upright_size
 from diffusers_curriculum.training.data.masks import Masks
-from diffusers_curriculum.training.data.plan import BatchPlan
+from diffusers_curriculum.training.data.plan import BatchPlan, InOrder
 from diffusers_curriculum.training.data.transforms import Crop, ImageTransform
 from diffusers_curriculum.training.errors import UsageError
 from diffusers_curriculum.training.process.stopping import ignore_stop_signals
@@ -64,7 +64,7 @@ class ImageDataset(TorchDataset):
     def __init__(
         self,
         rows: Dataset,
-        plan: BatchPlan,
+        plan: BatchPlan | InOrder,
         transform: ImageTransform,
         *,
         image_column: str = "image",
@@ -182,7 +182,7 @@ class ImageCaptionDataset(ImageDataset):
     def __init__(
         self,
         rows: Dataset,
-        plan: BatchPlan,
+        plan: BatchPlan | InOrder,
         tokenize: Callable[[Sequence[str]], Mapping[str, Any]],
         transform: ImageTransform,
         *,

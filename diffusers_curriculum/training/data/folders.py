@@ -40,12 +40,14 @@ class Source(NamedTuple):
     Attributes:
         split: asked for; None for the flag's default.
         default: the split where none is asked for; None for all.
+        split_flag: the flag that asks for one.
     """
 
     flag: str
     folder: str
     split: str | None
     default: str | None
+    split_flag: str
 
 
 class _Images(ImageFolder):
@@ -177,15 +179,16 @@ def _other_splits(source: Source, found: Listing) -> list[str]:
         return []
     wanted = _SPLIT_OF.get(wanted.lower(), wanted)
     if wanted not in splits:
-        raise UsageError(no_such_split(source.flag, source.folder, wanted, splits or ["train"]))
+        known, where = splits or ["train"], (source.flag, source.folder)
+        raise UsageError(no_such_split(*where, wanted, known, source.split_flag))
     return [folder for split in splits if split != wanted for folder in splits[split]]
 
 
-def no_such_split(flag: str, name: str, split: str, known: Any) -> str:
+def no_such_split(flag: str, name: str, split: str, known: Any, split_flag: str) -> str:
     """What is said of a split that a data set does not have."""
     return (
         f"{flag} {name!r} has no split {split!r}; it has: {', '.join(map(str, known))}. "
-        "Choose one with --train_split."
+        f"Choose one with {split_flag}."
     )
 
 

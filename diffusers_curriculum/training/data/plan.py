@@ -11,8 +11,10 @@ above, and 2 q + 1 the class image beside it: the (q mod m)-th entry of another 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -113,3 +115,27 @@ class BatchPlan:
     def steps_for_epochs(self, epochs: int) -> int:
         """Return the fewest steps that hold `epochs` epochs: ceil(epochs * epoch / total)."""
         return -(-epochs * self.epoch // self.total)
+
+
+class InOrder(NamedTuple):
+    """The order of samples that are looked at, and not trained on: as they stand."""
+
+    seed: int = 0  # of their crops and phrasings
+
+    def index(self, position: int) -> int:
+        """Return the data set row at `position`, which is the same."""
+        return position
+
+
+def share(count: int, batch_size: int, rank: int, processes: int) -> tuple[range, int]:
+    """Return the samples that one of several processes takes, in whole batches (the last may get
+    fewer), and how many rows each has, filled or not, as gathering wants equal sizes."""
+    rows = math.ceil(math.ceil(count / batch_size) / processes) * batch_size
+    first = min(count, rank * rows)
+    return range(first, min(count, first + rows)), rows
+
+
+def chosen_rows(count: int, wanted: int, seed: int) -> list[int]:
+    """Return ``wanted`` of ``count`` rows, or all of them, in ascending order, by the seed."""
+    generator = host_generator(seed, purpose="evaluation")
+    return sorted(generator.permutation(count)[:wanted].tolist())

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 from datasets import ClassLabel, Dataset, DatasetDict, Image, Value, load_dataset, load_from_disk
 
-from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.data.checks import describe
 from diffusers_curriculum.training.data.columns import (
     check_caption_column,
@@ -30,22 +29,6 @@ from diffusers_curriculum.training.errors import UsageError
 _SAVED = ("state.json", "dataset_dict.json")  # of save_to_disk: a data set, or several splits
 
 
-def training_rows(args: Arguments, seed: int, **columns: Any) -> Dataset:
-    """The samples that the flags ask for; ``columns`` as ``caption_column``, ``label_column`` or
-    ``mask_column``."""
-    return load_images(
-        args.dataset_name,
-        args.dataset_config_name,
-        args.train_data_dir,
-        split=args.train_split,
-        cache_dir=args.cache_dir,
-        image_column=args.image_column,
-        max_train_samples=args.max_train_samples,
-        seed=seed,
-        **columns,
-    )
-
-
 def load_images(
     dataset_name: str | None = None,
     dataset_config_name: str | None = None,
@@ -60,8 +43,9 @@ def load_images(
     max_train_samples: int | None = None,
     seed: int = 0,
     folder_flag: str = "--train_data_dir",
+    split_flag: str = "--train_split",
 ) -> Dataset:
-    """Load the training split from the Hub, a local path or an image folder, images undecoded.
+    """Load a split from the Hub, a local path or an image folder, images undecoded.
 
     A local folder is read with all folders that links in it lead to; what is left out is logged.
 
@@ -78,7 +62,7 @@ def load_images(
         label_column: column of classes, of numbers or words; None leaves classes out.
         mask_column: column of masks, like that of images; None leaves them out.
         max_train_samples: keep this many samples, chosen by a shuffle with `seed`.
-        folder_flag: what messages call `train_data_dir`.
+        folder_flag, split_flag: what messages call `train_data_dir` and `split`.
 
     Returns:
         The columns asked for, that of classes with its `ClassLabel` names; a cell of an image or
@@ -89,8 +73,9 @@ def load_images(
     """
     if max_train_samples is not None and max_train_samples < 1:
         raise UsageError(f"--max_train_samples is {max_train_samples}; it must be at least 1.")
-    asked = _Asked(dataset_name, dataset_config_name, train_data_dir, split, folder_flag)
-    dataset, folder = _load_training_split(asked, cache_dir), asked.local
+    place = dataset_name, dataset_config_name, train_data_dir
+    asked = _Asked(*place, split, folder_flag, split_flag)
+    dataset, folder = _load_split(asked, cache_dir), asked.local
     masks = {} if mask_column is None else {mask_column: "--mask_column"}
     images = {image_column: "--image_column"} | masks
     for column, flag in images.items():
@@ -102,10 +87,14 @@ def load_images(
     if label_column is not None:
         check_label_column(dataset.features, label_column, folder)
     dataset = _selected(dataset, images, caption_column, label_column, folder)
-    if max_train_samples is not None:
-        kept = range(min(max_train_samples, len(dataset)))
-        dataset = dataset.shuffle(seed=seed).select(kept)
-    return dataset
+    return some_of(dataset, max_train_samples, seed)
+
+
+def some_of(rows: Dataset, most: int | None, seed: int) -> Dataset:
+    """At most so many of the rows, chosen by a shuffle with ``seed``; None keeps all."""
+    if most is None:
+        return rows
+    return rows.shuffle(seed=seed).select(range(min(most, len(rows))))
 
 
 def _selected(
@@ -164,6 +153,7 @@ class _Asked(NamedTuple):
     folder: str | None
     split: str | None
     flag: str  # of the folder
+    split_flag: str
 
     @property
     def told(self) -> str:
@@ -178,7 +168,7 @@ class _Asked(NamedTuple):
         return path if path is not None and os.path.isdir(path) else None
 
 
-def _load_training_split(asked: _Asked, cache_dir: str | None) -> Dataset:
+def _load_split(asked: _Asked, cache_dir: str | None) -> Dataset:
     remedy = "Check its name, content and the connection."
     if asked.name is None:
         remedy = "Check its metadata.jsonl or metadata.csv: one entry per image, all of one form."
@@ -199,11 +189,14 @@ def _load_training_split(asked: _Asked, cache_dir: str | None) -> Dataset:
 def _load(asked: _Asked, cache_dir: str | None) -> Dataset:
     name, local = asked.name, asked.local
     if name is None:
-        return read_folder(Source(asked.flag, str(local), asked.split, None), cache_dir)
+        return read_folder(
+            Source(asked.flag, str(local), asked.split, None, asked.split_flag), cache_dir
+        )
     if any(os.path.isfile(os.path.join(name, file)) for file in _SAVED):
         splits = _load_saved(name, asked.config, asked.folder)
     elif local and asked.config is None and is_image_folder(local):
-        return read_folder(Source("--dataset_name", local, asked.split, "train"), cache_dir)
+        source = Source("--dataset_name", local, asked.split, "train", asked.split_flag)
+        return read_folder(source, cache_dir)
     else:
         splits = load_dataset(name, asked.config, cache_dir=cache_dir, data_dir=asked.folder)
         splits = splits if isinstance(splits, DatasetDict) else DatasetDict()
@@ -211,7 +204,7 @@ def _load(asked: _Asked, cache_dir: str | None) -> Dataset:
             warn_of_unread_files(name, asked.config, asked.folder, cache_dir)
     wanted = asked.split or "train"
     if wanted not in splits:
-        raise UsageError(no_such_split("--dataset_name", name, wanted, splits))
+        raise UsageError(no_such_split("--dataset_name", name, wanted, splits, asked.split_flag))
     return splits[wanted]
 
 

@@ -6,7 +6,6 @@ number of processes: one process or two, and a resumed run, give the same number
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -25,13 +24,12 @@ from diffusers_curriculum.metrics.distances import (
 )
 from diffusers_curriculum.metrics.features import FeatureNetwork, load_feature_network
 from diffusers_curriculum.metrics.preprocessing import FeatureNetworkError
-from diffusers_curriculum.randomness import host_generator
 from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.data.checks import decoded
+from diffusers_curriculum.training.data.plan import chosen_rows, share
 from diffusers_curriculum.training.data.transforms import ImageTransform
 from diffusers_curriculum.training.errors import UsageError
-from diffusers_curriculum.training.publish.trackers import log_metrics
-from diffusers_curriculum.training.storage.files import write_atomically
+from diffusers_curriculum.training.publish.metrics_record import MetricsRecord
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -77,6 +75,7 @@ class Evaluator:
     ) -> None:
         self.args, self.accelerator, self.seed, self.last_step = args, accelerator, seed, last_step
         self.networks, self.network_of = networks, network_of
+        self.record = MetricsRecord(accelerator, Path(args.output_dir, FILE_NAME), "eval")
         rows = chosen_rows(real_count, args.eval_samples, seed)
         self._check_counts(len(rows))
         self.real = self._features(lambda numbers: real([rows[n] for n in numbers]), len(rows))
@@ -108,11 +107,7 @@ class Evaluator:
             OSError: eval_metrics.jsonl could not be written.
         """
         values = self._agreed(self._features(generate, self.args.eval_samples))
-        log_metrics(self.accelerator, {f"eval/{name}": x for name, x in values.items()}, step)
-        if self.accelerator.is_main_process:
-            shown = ", ".join(f"{name} {x:.4g}" for name, x in values.items())
-            logger.info("step %d: %s (%d samples)", step, shown, self.args.eval_samples)
-            write_metrics(Path(self.args.output_dir), step, values, self.facts)
+        self.record.add(step, values, self.facts)
         return values
 
     def _check_counts(self, real: int) -> None:
@@ -243,45 +238,3 @@ def make_evaluator(
             raise UsageError(f"--eval_metrics {' '.join(metrics)}: {error}") from error
     run: dict[str, Any] = {"last_step": last_step, "guidance_scale": guidance_scale}
     return Evaluator(args, accelerator, networks, network_of, real, real_count, seed=seed, **run)
-
-
-def share(count: int, batch_size: int, rank: int, processes: int) -> tuple[range, int]:
-    """Return the samples that one of several processes takes, in whole batches (the last may get
-    fewer), and how many rows each has, filled or not, as gathering wants equal sizes."""
-    rows = math.ceil(math.ceil(count / batch_size) / processes) * batch_size
-    first = min(count, rank * rows)
-    return range(first, min(count, first + rows)), rows
-
-
-def chosen_rows(count: int, wanted: int, seed: int) -> list[int]:
-    """Return ``wanted`` of ``count`` rows, or all of them, in ascending order, by the seed."""
-    generator = host_generator(seed, purpose="evaluation")
-    return sorted(generator.permutation(count)[:wanted].tolist())
-
-
-def write_metrics(
-    folder: Path, step: int, values: Mapping[str, float], facts: Mapping[str, Any]
-) -> None:
-    """Put the line of one step into eval_metrics.jsonl, in the place of an older one of this step;
-    a metric that is not finite becomes null.
-
-    Raises:
-        OSError: the file could not be written; an older one is intact.
-    """
-    metrics = {name: x if math.isfinite(x) else None for name, x in values.items()}
-    lines = read_metrics(folder) | {step: {"step": step, **metrics, **facts}}
-    text = "".join(json.dumps(lines[key]) + "\n" for key in sorted(lines))
-    write_atomically(folder / FILE_NAME, text)
-
-
-def read_metrics(folder: Path) -> dict[int, dict[str, Any]]:
-    """Return the lines of eval_metrics.jsonl by step; a line that is damaged is a warning."""
-    path = folder / FILE_NAME
-    found: dict[int, dict[str, Any]] = {}
-    for line in path.read_text("utf-8").splitlines() if path.is_file() else ():
-        try:
-            content = json.loads(line)
-            found[int(content["step"])] = content
-        except (ValueError, TypeError, KeyError) as error:
-            logger.warning("Dropping a damaged line of %s: %r", path, error)
-    return found

@@ -26,7 +26,7 @@ from diffusers_curriculum.training.data.plan import BatchPlan
 from diffusers_curriculum.training.loop.guard import FiniteGuard
 from diffusers_curriculum.training.loop.run import TrainingStep, make_update
 from diffusers_curriculum.training.loop.saving import Saver
-from diffusers_curriculum.training.loop.task import JobParts, Publisher, Task
+from diffusers_curriculum.training.loop.task import Forward, JobParts, Publisher, Task
 from diffusers_curriculum.training.parts.optimizers import (
     build_lr_scheduler,
     build_optimizer,
@@ -58,18 +58,26 @@ class Job(JobParts):
         self.task = task
         self.args = task.parse(argv)
 
-    def train(self, training_step: TrainingStep) -> None:
+    def train(
+        self,
+        training_step: TrainingStep,
+        encode: Callable[..., Any] | None = None,
+        predict: Callable[..., Any] | None = None,
+    ) -> None:
         """Train from loading to the upload, or show what the command line asks for.
 
         Args:
             training_step: ``(run, step, slots, batch) -> outcome``: one micro-batch from its
                 samples to gradients.
+            encode, predict: parts of it that a validation loss is computed by; see
+                :class:`Forward`.
 
         Raises:
             UsageError: bad data, models or checkpoint; before any model is loaded where it can be.
             NonFiniteError: a loss or gradient was not finite.
             Stopped: the run was asked to stop; everything is saved.
         """
+        self.forward = Forward(encode, predict) if encode and predict else None
         shown = self.task.show(self.args)
         if shown is not None:
             sys.stdout.write(shown + "\n")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 from torch import Tensor
@@ -30,7 +30,15 @@ class JobParts:
     network: Any  # what is trained, without accelerate's wrappers
     weights: Any  # what of it is trained and saved: itself, or an adapter in it
     run: Run  # what the step works with
+    forward: Forward | None  # what a validation loss is computed by, of the script
     start: int  # the first optimizer step
+
+
+class Forward(NamedTuple):
+    """The parts of a step that a validation loss shares with it."""
+
+    encode: Callable[..., tuple[Tensor, Any]]  # (run, batch, draw) -> latents and conditioning
+    predict: Callable[..., tuple[Tensor, ...]]  # (run, latents, conditioning, drawn, draw)
 
 
 class Trained(NamedTuple):

@@ -115,8 +115,12 @@ class PipelinePublisher:
         if self.accelerator.is_main_process:
             with self.averages.shown():
                 images = self._draw(self._validation_pipeline)
-            log_images(self.accelerator, "validation", images, self.captions, done)
+            self._show("validation", images, done)
         self.accelerator.wait_for_everyone()
+
+    def _show(self, tag: str, images: list[Image], done: int) -> None:
+        """Log the pictures, and what is measured of them."""
+        log_images(self.accelerator, tag, images, self.captions, done)
 
     def finish(self) -> None:
         """:meth:`keep` the trained pipeline, with pictures; a HubError says that the upload failed,
@@ -160,7 +164,7 @@ class PipelinePublisher:
         facts = self._facts()
         if images:
             image_grid(images, self.captions).save(folder / GRID_FILE)
-            log_images(self.accelerator, "test", images, self.captions, self.args.max_train_steps)
+            self._show("test", images, self.args.max_train_steps)
             facts = replace(facts, image_grid=GRID_FILE)
         others = [name for name in pictures(folder) if name != facts.image_grid]
         write_model_card(replace(facts, pictures=tuple(others)), folder)

@@ -12,6 +12,7 @@ import torch
 from PIL.Image import Image
 from torch import nn
 
+from diffusers_curriculum.metrics.clip_score import ClipScore
 from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.data.plan import BatchPlan
 from diffusers_curriculum.training.errors import UsageError, usage_errors
@@ -19,6 +20,7 @@ from diffusers_curriculum.training.levels.levels import Levels
 from diffusers_curriculum.training.levels.sampling import with_prediction_type
 from diffusers_curriculum.training.parts.components import Components
 from diffusers_curriculum.training.parts.families.base import ModelFamily
+from diffusers_curriculum.training.publish.metrics_record import MetricsRecord
 from diffusers_curriculum.training.publish.pictures import decoding_precisely, evaluation_mode
 from diffusers_curriculum.training.publish.publisher import PipelinePublisher
 
@@ -27,6 +29,7 @@ from diffusers_curriculum.training.publish.publisher import PipelinePublisher
 
 logger = logging.getLogger(__name__)
 
+CLIP_FILE = "clip_score.jsonl"
 INFERENCE_STEPS = 20  # as in diffusers' train_text_to_image.py
 ONE_PROMPT_STEPS = 25  # as in diffusers' train_text_to_image_sdxl.py
 
@@ -57,8 +60,11 @@ class TextToImagePublisher(PipelinePublisher):
         plan: BatchPlan,
         family: ModelFamily,
     ) -> None:
-        self.family = family
+        self.family, self.clip_score = family, None
         super().__init__(args, accelerator, levels, plan)
+        if args.validation_clip_score is not None and accelerator.is_main_process:
+            with usage_errors("--validation_clip_score"):
+                self.clip_score = ClipScore(args.validation_clip_score)
 
     @property
     def captions(self) -> Sequence[str]:
@@ -101,11 +107,22 @@ class TextToImagePublisher(PipelinePublisher):
         """How many there are of each caption."""
         return 1
 
+    def _show(self, tag: str, images: list[Image], done: int) -> None:
+        super()._show(tag, images, done)
+        if self.clip_score is not None:
+            prompts = [caption for caption in self.captions for _ in range(self.pictures)]
+            score = self.clip_score(images, prompts, self.accelerator.device)
+            record = MetricsRecord(
+                self.accelerator, Path(self.args.output_dir, CLIP_FILE), "validation"
+            )
+            facts = {"pictures": len(images), "model": self.args.validation_clip_score}
+            record.add(done, {"clip_score": score}, facts)
+
     def _draw(self, build: Any) -> list[Image]:
         return validation_images(
             (lambda: decoding_precisely(build())) if self.family.precise_vae else build,
             self.captions,
-            seed=self.args.seed,
+            seed=self.plan.seed,
             device=self.accelerator.device,
             steps=self.steps,
             images=self.pictures,
@@ -133,7 +150,7 @@ def validation_images(
     build_pipeline: Callable[[], Any],
     prompts: Sequence[str],
     *,
-    seed: int | None,
+    seed: int,
     device: torch.device | str,
     steps: int = INFERENCE_STEPS,
     images: int = 1,
@@ -143,7 +160,7 @@ def validation_images(
     """Sample ``images`` pictures for every prompt; then let go of the pipeline, and free memory.
 
     Every prompt starts from the same noise, drawn on the CPU, so that a picture depends neither on
-    the other prompts nor on the device; with no seed the noise is fresh each time.
+    the other prompts nor on the device.
 
     Args:
         settings: of the pipeline's call, such as height and width.
@@ -152,13 +169,12 @@ def validation_images(
 
     pipeline = build_pipeline().to(device)
     pipeline.set_progress_bar_config(disable=True)
-    noise_seed = torch.Generator().seed() if seed is None else seed
     modules = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
     drawn: list[Image] = []
     try:
         with evaluation_mode(*modules), autocast():
             for prompt in prompts:
-                generator = torch.Generator().manual_seed(noise_seed)
+                generator = torch.Generator().manual_seed(seed)
                 told = {"generator": generator, "num_inference_steps": steps} | settings
                 for _ in range(images):
                     drawn += pipeline(prompt=prompt, **told).images

@@ -146,9 +146,9 @@ class ClassConditional(ImageTask):
         self.classes = len(self.id2label)
         return super().facts(job)
 
-    def dataset_options(self, job: JobParts) -> dict[str, Any]:
+    def dataset_options(self, args: Arguments) -> dict[str, Any]:
         return {
             **self.text_columns,
-            "label_dropout": job.args.label_dropout,
+            "label_dropout": args.label_dropout,
             "null_label": self.null_label or 0,
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -189,7 +190,9 @@ class FlowTransformer(FamilyTask):
     def load(self, job: JobParts) -> Trained:
         trained, args = super().load(job), job.args
         told = Told(args.max_sequence_length, args.text_encoder_out_layers)
-        captions = _captions(job, args) if args.cache_text_embeddings else None
+        captions = None
+        if args.cache_text_embeddings:
+            captions = _captions(args, job.rows, self.held_out)
         device = job.accelerator.device
         self.captions = CaptionEncoder(self.family, self.models, told, device, captions)
         return trained
@@ -204,10 +207,9 @@ class FlowTransformer(FamilyTask):
         )
 
 
-def _captions(job: JobParts, args: Arguments) -> Iterator[str]:
+def _captions(args: Arguments, *sources: Any) -> Iterator[str]:
     """All that a sample may be told: every phrasing, and nothing where captions are left out."""
-    cells = job.rows[args.caption_column]
-    for cell in cells:
+    for cell in chain.from_iterable(rows[args.caption_column] for rows in sources if rows):
         yield from [cell] if isinstance(cell, str) else cell
     if args.caption_dropout:
         yield ""

@@ -4,26 +4,27 @@ the latents of an autoencoder, with diffusion, flow matching or EDM."""
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
-from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from diffusers_curriculum.models.latent_space import LatentSpace
 from diffusers_curriculum.models.networks import check_conditioning, null_class, takes_labels
 from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.arguments.laws import settle_log_normal
+from diffusers_curriculum.training.cache.latents import CachedLatents
 from diffusers_curriculum.training.data.dataset import ImageDataset
 from diffusers_curriculum.training.data.decoding import MODES
+from diffusers_curriculum.training.data.plan import BatchPlan, InOrder
 from diffusers_curriculum.training.data.transforms import ImageTransform
 from diffusers_curriculum.training.errors import UsageError, usage_errors
 from diffusers_curriculum.training.evaluation.evaluator import (
+    Evaluator,
     make_evaluator,
-    read_metrics,
     training_images,
 )
 from diffusers_curriculum.training.levels.formulations import (
@@ -38,7 +39,8 @@ from diffusers_curriculum.training.parts import images as parts
 from diffusers_curriculum.training.parts.averages import Averages
 from diffusers_curriculum.training.process.runtime import frozen_dtype
 from diffusers_curriculum.training.publish.images import ImagePublisher
-from diffusers_curriculum.training.tasks.levels import ImageLevelTask, check_slowed
+from diffusers_curriculum.training.tasks.image_levels import ImageLevelTask, Measure
+from diffusers_curriculum.training.tasks.levels import check_slowed
 from diffusers_curriculum.weighting.variational import VariationalBound
 
 
@@ -110,8 +112,8 @@ class ImageTask(ImageLevelTask):
         self.mode = MODES[parts.colours(args)]
         parts.check_network(args, labelled=bool(self.text_columns))
 
-    def transform(self) -> ImageTransform:
-        return ImageTransform.of(self.args, self.mode)
+    def transform(self, args: Arguments) -> ImageTransform:
+        return ImageTransform.of(args, self.mode)
 
     def model_facts(self, args: Arguments) -> dict[str, Any]:
         return parts.model_facts(args, self.classes)
@@ -152,7 +154,7 @@ class ImageTask(ImageLevelTask):
         self.evaluator = make_evaluator(
             args,
             accelerator,
-            training_images(job.rows, self.transform(), args.image_column),
+            training_images(job.rows, self.transform(args), args.image_column),
             len(job.rows),
             job.seed,
             args.max_train_steps,
@@ -173,24 +175,26 @@ class ImageTask(ImageLevelTask):
         space = self.models.space
         return ImageRun(**common, levels=self.levels, space=space, null_label=self.null_label)
 
-    def dataset_options(self, job: JobParts) -> dict[str, Any]:
+    def dataset_options(self, args: Arguments) -> dict[str, Any]:
         """What else the data set is told."""
         return {}
 
-    def dataset(self, job: JobParts) -> ImageDataset:
-        """Encodes for the cache only now: all that is quicker to fail has been made."""
-        latents = None
-        if job.args.cache_latents:
-            autoencoder = parts.autoencoder_identity(job.args)
-            latents = self.cached_latents(job, self.models.space, autoencoder)
+    def samples(
+        self, args: Arguments, rows: Any, plan: BatchPlan | InOrder, latents: Any = None
+    ) -> ImageDataset:
         return ImageDataset(
-            job.rows,
-            job.plan,
-            self.transform(),
-            image_column=job.args.image_column,
+            rows,
+            plan,
+            self.transform(args),
+            image_column=args.image_column,
             latents=latents,
-            **self.dataset_options(job),
+            **self.dataset_options(args),
         )
+
+    def latents(self, job: JobParts) -> CachedLatents | None:
+        if not job.args.cache_latents:
+            return None
+        return self.cached_latents(job, self.models.space, parts.autoencoder_identity(job.args))
 
     def described(self, job: JobParts) -> dict[str, Any]:
         return {
@@ -202,25 +206,11 @@ class ImageTask(ImageLevelTask):
 
     # -- metrics while it trains -----------------------------------------------------------------
 
-    def started(self, job: JobParts) -> None:
-        super().started(job)
-        if self.evaluator is None:
-            return
-        # make up those of the step that the run goes on from, where it was stopped before them
-        missing = [job.start not in read_metrics(Path(job.args.output_dir))]
-        broadcast_object_list(missing)  # the main process may be the only one to see the file
-        if missing[0] and job.start < job.args.max_train_steps:
-            self._evaluate(job, job.start)
+    def measures(self, job: JobParts) -> Iterator[tuple[Measure, Callable[[int], object]]]:
+        yield from super().measures(job)
+        if self.evaluator is not None:
+            yield self.evaluator, partial(self._evaluate, job, self.evaluator)
 
-    def after_update(self, job: JobParts, done: int, outcome: Any, norm: Tensor | None) -> None:
-        if done < job.args.max_train_steps:  # at the end, all is saved first
-            self._evaluate(job, done)
-
-    def finished(self, job: JobParts) -> None:
-        self._evaluate(job, job.args.max_train_steps)
-
-    def _evaluate(self, job: JobParts, done: int) -> None:
-        if self.evaluator is not None and self.evaluator.is_due(done):
-            with self.published.averages.shown():
-                images = self.published.images(job.args.eval_num_inference_steps)
-                self.evaluator.evaluate(images, done)
+    def _evaluate(self, job: JobParts, evaluator: Evaluator, done: int) -> None:
+        with self.published.averages.shown():
+            evaluator.evaluate(self.published.images(job.args.eval_num_inference_steps), done)

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-import torch
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from diffusers_curriculum.analysis.advice import laplace_betas
 from diffusers_curriculum.analysis.preview import quantiles
 from diffusers_curriculum.training.arguments.command_line import Arguments
-from diffusers_curriculum.training.cache.latents import CachedLatents, cache_latents
 from diffusers_curriculum.training.checkpoint.record import recorded_facts
-from diffusers_curriculum.training.checkpoint.same_run import dataset_facts, level_facts, run_facts
-from diffusers_curriculum.training.data.bad_samples import usable_images
-from diffusers_curriculum.training.data.dataset import ImageDataset
-from diffusers_curriculum.training.data.transforms import ImageTransform
+from diffusers_curriculum.training.checkpoint.same_run import level_facts, run_facts
 from diffusers_curriculum.training.errors import UsageError
 from diffusers_curriculum.training.levels import data_scale
 from diffusers_curriculum.training.levels.data_scale import DataScale
@@ -28,12 +22,8 @@ from diffusers_curriculum.training.levels.levels import Levels
 from diffusers_curriculum.training.levels.timesteps import check_length, length_fault
 from diffusers_curriculum.training.loop.monitor import LevelMonitor
 from diffusers_curriculum.training.loop.task import JobParts, Task
-from diffusers_curriculum.training.storage.fingerprints import dataset_digest
 
 logger = logging.getLogger(__name__)
-
-LATENTS_FOLDER = "latents"
-CROP_SEED = 0  # of cached crops, so that runs of other seeds may share a cache
 
 
 def check_slowed(args: Arguments, levels: Levels) -> None:
@@ -179,75 +169,3 @@ class LevelTask(Task):
         self.levels.warn_of_terminal_snr()
         for warning in laplace_betas(self.levels.scheduler):
             logger.warning("%s", warning)
-
-
-class ImageLevelTask(LevelTask):
-    """A task on images, with captions or classes if any."""
-
-    @property
-    def text_columns(self) -> Mapping[str, str]:
-        """Columns beside the images, as ``caption_column`` or ``label_column``."""
-        return {}
-
-    def load_rows(self, args: Arguments, seed: int) -> Any:
-        from diffusers_curriculum.training.data.sources import training_rows
-
-        return training_rows(args, seed, **self.text_columns)
-
-    def usable_rows(self, args: Arguments, accelerator: Any, rows: Any) -> Any:
-        text: dict[str, Any] = {**self.text_columns}
-        return usable_images(args, accelerator, rows, **text)
-
-    def data_facts(self, job: JobParts) -> dict[str, Any]:
-        text = next(iter(self.text_columns.values()), None)
-        columns = [job.args.image_column, *([] if text is None else [text])]
-        return dataset_facts(job.args, job.rows, text) | {"columns": columns}
-
-    def clean(self, job: JobParts) -> Iterator[tuple[Tensor, Tensor | None]]:
-        args, count = job.args, min(data_scale.SAMPLES, len(job.rows))
-        samples = ImageDataset(job.rows, job.plan, self.transform(), image_column=args.image_column)
-        for start in range(0, count, args.train_batch_size):
-            places = range(start, min(count, start + args.train_batch_size))
-            pixels = torch.stack([samples[place]["pixel_values"] for place in places])
-            yield self.encode(pixels.to(job.accelerator.device))
-
-    def cached_latents(self, job: JobParts, space: Any, autoencoder: Any) -> CachedLatents:
-        """The latents of all images, encoded now unless they are there; every process calls it.
-
-        Args:
-            space: ``encode(pixels) -> (mean, std or None)``.
-            autoencoder: what tells it, as plain data.
-        """
-        args, accelerator = job.args, job.accelerator
-        folder = args.train_data_dir if args.dataset_name is None else None
-        label_column = self.text_columns.get("label_column")
-        fingerprint = {
-            "autoencoder": autoencoder,
-            "data": dataset_digest(job.rows, args.image_column, label_column, folder),
-        }
-        return cache_latents(
-            job.rows,
-            space,
-            self.transform(),
-            fingerprint=fingerprint,
-            folder=args.latent_cache_dir or Path(args.output_dir, LATENTS_FOLDER),
-            image_column=args.image_column,
-            crops=args.latent_crops,
-            flip=args.random_flip,
-            seed=CROP_SEED,
-            batch_size=args.train_batch_size,
-            device=accelerator.device,
-            dtype=args.latent_cache_dtype,
-            progress=accelerator.is_local_main_process,
-            rank=accelerator.process_index,
-            world_size=accelerator.num_processes,
-            wait=accelerator.wait_for_everyone,
-        )
-
-    def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Mean and deviation of what is trained on, of images (B, 3, H, W) on the device."""
-        raise NotImplementedError
-
-    def transform(self) -> ImageTransform:
-        """The geometry of the training images."""
-        return ImageTransform.of(self.args)

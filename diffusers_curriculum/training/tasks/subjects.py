@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,7 +14,10 @@ from diffusers_curriculum.training.loop.task import JobParts
 from diffusers_curriculum.training.parts.families.base import ModelFamily
 from diffusers_curriculum.training.publish.class_images import draw_class_images
 from diffusers_curriculum.training.storage.fingerprints import dataset_digest
-from diffusers_curriculum.training.tasks.levels import ImageLevelTask
+from diffusers_curriculum.training.tasks.image_levels import ImageLevelTask
+
+if TYPE_CHECKING:  # it takes a second to import, which --help should not have to wait for
+    from diffusers_curriculum.training.data.rows import Rows
 
 
 class SubjectTask(ImageLevelTask):
@@ -28,18 +31,17 @@ class SubjectTask(ImageLevelTask):
         super().choose(args, seed)
         self.seed = seed
 
-    def load_rows(self, args: Arguments, seed: int) -> Any:
-        from diffusers_curriculum.training.data.sources import training_rows
+    def read_rows(self, args: Arguments, seed: int) -> Rows:
+        from diffusers_curriculum.training.data.rows import read_rows
 
-        columns = {"mask_column": args.mask_column}
-        if args.instance_prompt is None:
-            return training_rows(args, seed, **columns, **self.text_columns)
-        rows = training_rows(args, seed, **columns)
-        return rows.add_column(args.caption_column, [args.instance_prompt] * len(rows))
+        name, prompt = args.caption_column, args.instance_prompt
+        if prompt is None:
+            return read_rows(args, seed, mask_column=args.mask_column, **self.text_columns)
+        rows = read_rows(args, seed, mask_column=args.mask_column)
+        return rows.each(lambda each: each.add_column(name, [prompt] * len(each)))
 
     def usable_rows(self, args: Arguments, accelerator: Any, rows: Any) -> Any:
-        text: dict[str, Any] = {**self.text_columns}
-        rows = usable_images(args, accelerator, rows, masks=self.masks(args), **text)
+        rows = super().usable_rows(args, accelerator, rows)
         if not args.with_prior_preservation:
             return rows
         from diffusers_curriculum.training.data import class_images
@@ -47,7 +49,8 @@ class SubjectTask(ImageLevelTask):
         with accelerator.main_process_first():
             self._draw_missing(args, accelerator.device)
             images = class_images.class_rows(args, rows, args.caption_column)
-        text |= {"source": args.class_data_dir, "skipped_file": class_images.SKIPPED_FILE}
+        named = {"source": args.class_data_dir, "skipped_file": class_images.SKIPPED_FILE}
+        text: dict[str, Any] = {**named, **self.text_columns}
         images = usable_images(args, accelerator, images, **text)
         self.num_class_images = len(images)
         return class_images.beside(rows, images)
@@ -68,10 +71,11 @@ class SubjectTask(ImageLevelTask):
             )
 
     def masks(self, args: Arguments) -> Masks | None:
-        """What of each image counts in the loss; None: all of it."""
         if args.mask_column is None and not args.mask_from_alpha:
             return None
-        return Masks(args.image_column, args.mask_column, self.transform(), args.unmasked_weight)
+        return Masks(
+            args.image_column, args.mask_column, self.transform(args), args.unmasked_weight
+        )
 
     def data_facts(self, job: JobParts) -> dict[str, Any]:
         args, facts = job.args, super().data_facts(job)

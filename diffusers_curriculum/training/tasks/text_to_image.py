@@ -16,7 +16,14 @@ from torch import Tensor
 from diffusers_curriculum.samplers import TimestepSample
 from diffusers_curriculum.training.arguments.command_line import Arguments, CommandLine
 from diffusers_curriculum.training.arguments.curriculum import NOISE_LEVELS
-from diffusers_curriculum.training.arguments.flag import NOT_NEGATIVE, Family, Need, count, tracked
+from diffusers_curriculum.training.arguments.flag import (
+    NOT_NEGATIVE,
+    Family,
+    Need,
+    count,
+    sharing,
+    tracked,
+)
 from diffusers_curriculum.training.arguments.noise_levels import PREDICTION, SLOWED
 from diffusers_curriculum.training.arguments.run import (
     CHECKPOINTS,
@@ -30,10 +37,18 @@ from diffusers_curriculum.training.arguments.run import (
     official,
 )
 from diffusers_curriculum.training.arguments.subjects import SUBJECTS
-from diffusers_curriculum.training.arguments.text_to_image import CAPTIONS, DROPOUT, MODEL, NOISE
+from diffusers_curriculum.training.arguments.text_to_image import (
+    CAPTIONS,
+    CLIP_SCORE,
+    DROPOUT,
+    MODEL,
+    NOISE,
+    check_clip_score,
+)
 from diffusers_curriculum.training.cache.latents import CachedLatents
 from diffusers_curriculum.training.data.columns import warn_of_long_captions
 from diffusers_curriculum.training.data.dataset import ImageCaptionDataset
+from diffusers_curriculum.training.data.plan import BatchPlan, InOrder
 from diffusers_curriculum.training.errors import UsageError
 from diffusers_curriculum.training.levels.levels import Levels
 from diffusers_curriculum.training.loop.run import LevelRun
@@ -77,6 +92,8 @@ _VALIDATION = Family.of(
     "validation",
     tracked("validation_prompts", str, help="prompts drawn from time to time", nargs="+"),
     count("validation_epochs", 5, "epochs between validations"),
+    *sharing(CLIP_SCORE, needs=_PROMPTED),
+    check_machine=check_clip_score,
 )
 _INPUT = (MODEL, _UNET, SOURCE, CAPTIONS, *OF_IMAGES)
 _TRAINING = (RUN, OPTIMIZER, PREDICTION, NOISE, _PERTURBED, EMA)
@@ -195,23 +212,21 @@ class FamilyTask(SubjectTask):
             "shares": self.shares(job),
         }
 
-    def dataset(self, job: JobParts) -> ImageCaptionDataset:
+    def samples(
+        self, args: Arguments, rows: Any, plan: BatchPlan | InOrder, latents: Any = None
+    ) -> ImageCaptionDataset:
         return ImageCaptionDataset(
-            job.rows,
-            job.plan,
+            rows,
+            plan,
             partial(self.family.tokenize, self.tokenizers),
-            self.transform(),
-            image_column=job.args.image_column,
+            self.transform(args),
+            image_column=args.image_column,
             **self.text_columns,
-            caption_dropout=job.args.caption_dropout,
-            latents=self.latents(job),
-            masks=self.masks(job.args),
-            tell_crop=partial(self.family.size_conditioning, resolution=job.args.resolution),
+            caption_dropout=args.caption_dropout,
+            latents=latents,
+            masks=self.masks(args),
+            tell_crop=partial(self.family.size_conditioning, resolution=args.resolution),
         )
-
-    def latents(self, job: JobParts) -> CachedLatents | None:
-        """What is read instead of images; None where they are encoded as they come."""
-        return None
 
     def encoded_once(self, job: JobParts) -> CachedLatents:
         """The latents of all images, for --cache_latents."""

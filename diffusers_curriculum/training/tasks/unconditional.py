@@ -165,8 +165,8 @@ class Unconditional(ImageTask):
     def private(self) -> bool:
         return self.args.hub_private_repo
 
-    def dataset_options(self, job: JobParts) -> dict[str, Any]:
-        return {"precise": job.args.preserve_input_precision}
+    def dataset_options(self, args: Arguments) -> dict[str, Any]:
+        return {"precise": args.preserve_input_precision}
 
     def after_update(self, job: JobParts, done: int, *outcome: Any) -> None:
         ends = job.plan.epoch_is_due(done, job.args.save_model_epochs)

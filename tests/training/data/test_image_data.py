@@ -278,7 +278,8 @@ def sequence(
 
 
 def labels_of(dataset: ImageDataset, start: int, stop: int, workers: int = 0) -> list[int]:
-    loaded = training_batches(dataset, dataset.plan, start, stop, num_workers=workers)
+    plan: Any = dataset.plan
+    loaded = training_batches(dataset, plan, start, stop, num_workers=workers)
     return [label for batch in loaded for label in batch["label"].tolist()]
 
 

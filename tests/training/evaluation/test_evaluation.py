@@ -26,17 +26,16 @@ from diffusers_curriculum.metrics.distances import (
 )
 from diffusers_curriculum.metrics.features import FeatureNetwork, eight_bit
 from diffusers_curriculum.training.arguments.command_line import Arguments
+from diffusers_curriculum.training.data.plan import chosen_rows, share
 from diffusers_curriculum.training.data.transforms import ImageTransform
 from diffusers_curriculum.training.errors import UsageError
 from diffusers_curriculum.training.evaluation.evaluator import (
+    FILE_NAME,
     Evaluator,
-    chosen_rows,
     make_evaluator,
-    read_metrics,
-    share,
     training_images,
-    write_metrics,
 )
+from diffusers_curriculum.training.publish.metrics_record import read_metrics, write_metrics
 from diffusers_curriculum.training.tasks.unconditional import Unconditional
 from tests.metrics.tiny_networks import save
 
@@ -239,7 +238,7 @@ def test_only_the_main_process_writes(tmp_path: Path) -> None:
 
 def test_a_step_evaluated_again_replaces_its_line(tmp_path: Path) -> None:
     for step, value in ((10, 1.0), (30, 3.0), (20, 2.0), (30, 4.0)):
-        write_metrics(tmp_path, step, {"fid": value}, {})
+        write_metrics(tmp_path / FILE_NAME, step, {"fid": value}, {})
     lines = (tmp_path / "eval_metrics.jsonl").read_text().splitlines()
     assert [tuple(json.loads(line).values()) for line in lines] == [(10, 1.0), (20, 2.0), (30, 4.0)]
     assert [path.name for path in tmp_path.iterdir()] == ["eval_metrics.jsonl"]
@@ -250,8 +249,11 @@ def test_a_damaged_line_is_dropped_with_a_warning(
 ) -> None:
     path = tmp_path / "eval_metrics.jsonl"
     path.write_text('{"step": 10, "fid": 1.0}\n{"step": 20, "fi\n[]\n{}\n')
-    write_metrics(tmp_path, 30, {"fid": math.nan}, {})
-    assert read_metrics(tmp_path) == {10: {"step": 10, "fid": 1.0}, 30: {"step": 30, "fid": None}}
+    write_metrics(tmp_path / FILE_NAME, 30, {"fid": math.nan}, {})
+    assert read_metrics(tmp_path / FILE_NAME) == {
+        10: {"step": 10, "fid": 1.0},
+        30: {"step": 30, "fid": None},
+    }
     assert caplog.text.count("damaged line") == 3
 
 
@@ -268,7 +270,7 @@ def test_images_that_are_not_finite_give_nan_and_a_warning(
     values = evaluator(tmp_path).evaluate(broken, 10)
     assert all(math.isnan(x) for x in values.values())
     assert "not finite" in caplog.text
-    assert read_metrics(tmp_path)[10]["fid"] is None
+    assert read_metrics(tmp_path / FILE_NAME)[10]["fid"] is None
 
 
 def test_another_number_of_images_is_refused(tmp_path: Path) -> None:
@@ -290,7 +292,7 @@ def test_too_few_images_are_refused_and_few_are_warned_of(
 def test_a_network_without_finite_features_is_refused_before_training(tmp_path: Path) -> None:
     networks = {"patches": FeatureNetwork("patches", Patches())}
     networks["patches"].module.register_forward_hook(lambda *_: torch.full((4, 4), math.nan))
-    args: Any = SimpleNamespace(**SETTINGS | {"eval_samples": 4})
+    args: Any = SimpleNamespace(**SETTINGS | {"eval_samples": 4, "output_dir": str(tmp_path)})
     with pytest.raises(UsageError, match="not finite"):
         Evaluator(args, Process(), networks, {"fid": "patches"}, pictures(1), 30, seed=0)
 
@@ -343,7 +345,7 @@ def test_an_evaluator_of_a_command_line(tmp_path: Path) -> None:
     assert made is not None
     assert [step for step in range(9) if made.is_due(step)] == [5, 7]
     assert set(made.evaluate(pictures(0), 5)) == {"kid", "precision", "recall"}
-    assert read_metrics(tmp_path)[5]["networks"]["kid"] == str(tmp_path / "network")
+    assert read_metrics(tmp_path / FILE_NAME)[5]["networks"]["kid"] == str(tmp_path / "network")
 
 
 def test_without_the_flag_there_is_none(tmp_path: Path) -> None:

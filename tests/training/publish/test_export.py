@@ -157,7 +157,7 @@ def test_validation_draws_with_the_average(tmp_path: Path, noted: Noted, average
     assert noted.weights == [2.0 if averaged else 1.0]
     assert unet.weight[0, 0].item() == 1.0  # training goes on with its own
     assert noted.calls[0]["prompts"] == ["a", "b"]
-    assert noted.calls[0]["seed"] == 5
+    assert noted.calls[0]["seed"] == PLAN.seed
     assert made.accelerator.trackers[0].images == [("validation", (2, 8, 8, 3), 7)]
 
 
