@@ -15,7 +15,6 @@ from typing import Any
 HERE = Path(__file__).parent
 DOCUMENT = HERE.parents[1] / "docs" / "drop-in.md"
 BEGIN, END = "<!-- changes: generated -->\n", "<!-- changes: end -->\n"
-RESULTS = {True: "ran two steps", False: "applies"}
 FIXTURE: dict[str, Any] = json.loads((HERE / "changes.json").read_text("utf-8"))
 
 
@@ -117,9 +116,17 @@ def _told(group: Mapping[str, Any]) -> str:
     diff = ["```diff", f"--- a/examples/{first}", f"+++ b/examples/{first}"]
     for hunk in hunks:
         diff += ["@@", *hunk]
-    rows = [f"| `{path}` | {RESULTS[path in FIXTURE['ran']]} |" for path in group["scripts"]]
+    rows = [f"| `{path}` | {_outcome(path)} |" for path in group["scripts"]]
     head = [f"## {group['title']}", "", textwrap.fill(group["text"], 100), ""]
     return "\n".join([*head, *diff, "```", "", "| script | outcome |", "|---|---|", *rows])
+
+
+def _outcome(path: str) -> str:
+    if path in FIXTURE["ran"]:
+        return "ran two steps"
+    return (
+        f"applies; not run: {next(w for w, paths in FIXTURE['not_run'].items() if path in paths)}"
+    )
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
     python run_official.py WITNESS.json SCRIPT.py [arguments of the script]
 
-`drawn` holds the timesteps of each draw by this library, `seen` the `timestep` argument of each
-call of the network in training.
+`drawn` holds the timesteps of each draw by this library, `seen` those of each call of the
+network in training.
 """
 
 from __future__ import annotations
@@ -29,8 +29,17 @@ NETWORKS = (
     diffusers.UNet2DModel,
     diffusers.SD3Transformer2DModel,
     diffusers.FluxTransformer2DModel,
+    diffusers.Flux2Transformer2DModel,
     diffusers.Lumina2Transformer2DModel,
+    diffusers.QwenImageTransformer2DModel,
+    diffusers.ZImageTransformer2DModel,
+    diffusers.Krea2Transformer2DModel,
+    diffusers.SanaTransformer2DModel,
+    diffusers.HiDreamImageTransformer2DModel,
+    diffusers.Ideogram4Transformer2DModel,
+    diffusers.PriorTransformer,
 )
+CLOCKS = ("timestep", "timesteps", "t")  # what networks call that argument
 NOTES: dict[str, list[list[float]]] = {"drawn": [], "seen": []}
 
 
@@ -73,7 +82,8 @@ def watch(network: Any) -> None:
     @functools.wraps(forward)
     def noted(self: Any, *args: Any, **kwargs: Any) -> Any:
         if torch.is_grad_enabled():
-            timestep = signature.bind(self, *args, **kwargs).arguments["timestep"]
+            given = signature.bind(self, *args, **kwargs).arguments
+            timestep = next(given[name] for name in CLOCKS if name in given)
             NOTES["seen"].append(timestep.double().tolist())
         return forward(self, *args, **kwargs)
 

@@ -23,12 +23,16 @@ BATCH, STEPS = 2, 2
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a script is run on, with which arguments, and the weights it should leave."""
+    """What a script is run on, with which arguments, and the weights it should leave.
+
+    The timesteps that were drawn are ``origin + scale * seen`` of those that its network is given.
+    """
 
     pipeline: str
     arguments: str
     weights: str
-    network_scale: float = 1.0  # what the script divides timesteps by for its network
+    scale: float = 1.0
+    origin: float = 0.0
 
 
 _COMMON = (
@@ -51,6 +55,28 @@ _TOKEN = (
 _CONTROL = (
     "--pretrained_model_name_or_path {pipeline} --dataset_name {controlled} --cache_dir {cache}"
     " --max_train_steps 2 " + _COMMON
+)
+_EDIT = (
+    "--pretrained_model_name_or_path {pipeline} --dataset_name {controlled} --cache_dir {cache}"
+    " --original_image_column image --edited_image_column conditioning_image"
+    " --edit_prompt_column text --max_train_steps 2 " + _COMMON
+)
+_PAIRED = (
+    "--rank 2 --pretrained_model_name_or_path {pipeline} --dataset_name {controlled} --image_column"
+    " image --cond_image_column conditioning_image --caption_column text --instance_prompt photo"
+    " --cache_dir {cache}"
+    " --max_train_steps 2 " + _COMMON
+)
+_KANDINSKY = (
+    "--pretrained_decoder_model_name_or_path {pipeline} --pretrained_prior_model_name_or_path"
+    " {pipeline}/prior --train_data_dir {captioned} --cache_dir {cache} --max_train_steps 2 "
+    + _COMMON
+)
+# of captions, where a script without them takes one sample at a time
+_CAPTIONED = (
+    "--rank 2 --pretrained_model_name_or_path {pipeline} --dataset_name {captioned} --image_column"
+    " image --caption_column text --instance_prompt photo --cache_dir {cache} --max_train_steps 2 "
+    + _COMMON
 )
 _CONTROLNET = "diffusion_pytorch_model.safetensors"
 _LORA = "pytorch_lora_weights.safetensors"
@@ -85,6 +111,40 @@ RECIPES = {
         "sdxl", _SUBJECT, _LORA
     ),
     "dreambooth/train_dreambooth_lora_lumina2.py": Recipe("lumina2", _SUBJECT, _LORA, 1000.0),
+    "dreambooth/train_dreambooth_lora_flux_kontext.py": Recipe("flux", _PAIRED, _LORA, 1000.0),
+    "dreambooth/train_dreambooth_lora_ideogram4.py": Recipe(
+        "ideogram4", _SUBJECT, _LORA, -1000.0, 1000.0
+    ),
+    "kandinsky2_2/text_to_image/train_text_to_image_decoder.py": Recipe(
+        "kandinsky", _KANDINSKY, _UNET
+    ),
+    "kandinsky2_2/text_to_image/train_text_to_image_prior.py": Recipe(
+        "kandinsky", _KANDINSKY, "prior/diffusion_pytorch_model.safetensors"
+    ),
+    "dreambooth/train_dreambooth_lora_flux2_klein.py": Recipe(
+        "flux2", _SUBJECT + " --text_encoder_out_layers 9 18 27", _LORA, 1000.0
+    ),
+    "dreambooth/train_dreambooth_lora_flux2_klein_img2img.py": Recipe(
+        "flux2", _PAIRED, _LORA, 1000.0
+    ),
+    "dreambooth/train_dreambooth_lora_qwen_image.py": Recipe("qwen_image", _SUBJECT, _LORA, 1000.0),
+    "dreambooth/train_dreambooth_lora_z_image.py": Recipe(
+        "z_image", _SUBJECT, _LORA, -1000.0, 1000.0
+    ),
+    "dreambooth/train_dreambooth_lora_krea2.py": Recipe("krea2", _SUBJECT, _LORA, 1000.0),
+    "dreambooth/train_dreambooth_lora_sana.py": Recipe("sana", _CAPTIONED, _LORA),
+    "dreambooth/train_dreambooth_lora_hidream.py": Recipe(
+        "hidream",
+        _CAPTIONED + " --max_sequence_length 77"
+        " --pretrained_text_encoder_4_name_or_path {pipeline}/text_encoder_4"
+        " --pretrained_tokenizer_4_name_or_path {pipeline}/tokenizer_4",
+        _LORA,
+    ),
+    "instruct_pix2pix/train_instruct_pix2pix.py": Recipe("sd", _EDIT, _UNET),
+    "instruct_pix2pix/train_instruct_pix2pix_sdxl.py": Recipe("sdxl", _EDIT, _UNET),
+    "t2i_adapter/train_t2i_adapter_sdxl.py": Recipe(
+        "sdxl_adapter", _CONTROL + " --adapter_model_name_or_path {pipeline}/adapter", _CONTROLNET
+    ),
     "controlnet/train_controlnet.py": Recipe("sd", _CONTROL, _CONTROLNET),
     "controlnet/train_controlnet_sdxl.py": Recipe("sdxl", _CONTROL, _CONTROLNET),
     "controlnet/train_controlnet_sd3.py": Recipe("sd3", _CONTROL, _CONTROLNET),

@@ -23,8 +23,8 @@ def test_two_steps_train_on_the_timesteps_that_were_drawn_here(name: str, tmp_pa
     outcome = run(name, Path(SOURCE), tmp_path)
     assert outcome.status == 0, outcome.output[-3000:]
     assert [len(batch) for batch in outcome.drawn] == [BATCH] * STEPS
-    scale = RECIPES[name].network_scale
-    torch.testing.assert_close(torch.tensor(outcome.seen) * scale, torch.tensor(outcome.drawn))
+    recipe, seen = RECIPES[name], torch.tensor(outcome.seen)
+    torch.testing.assert_close(recipe.origin + recipe.scale * seen, torch.tensor(outcome.drawn))
     weights = load_file(outcome.weights)
     assert weights
     assert all(bool(tensor.isfinite().all()) for tensor in weights.values())

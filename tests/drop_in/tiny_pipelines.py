@@ -7,49 +7,49 @@ from typing import Any
 
 import torch
 from diffusers import (
-    AutoencoderKL,
     DDPMScheduler,
-    FlowMatchEulerDiscreteScheduler,
-    FluxPipeline,
-    FluxTransformer2DModel,
-    Lumina2Pipeline,
-    Lumina2Transformer2DModel,
-    SD3Transformer2DModel,
-    StableDiffusion3Pipeline,
+    KandinskyV22CombinedPipeline,
+    KandinskyV22PriorPipeline,
+    PriorTransformer,
     StableDiffusionXLPipeline,
+    T2IAdapter,
+    UnCLIPScheduler,
     UNet2DConditionModel,
     UNet2DModel,
+    VQModel,
 )
 from transformers import (
-    CLIPTextConfig,
+    CLIPImageProcessor,
     CLIPTextModel,
     CLIPTextModelWithProjection,
-    CLIPTokenizer,
-    Gemma2Config,
-    Gemma2Model,
-    T5Config,
-    T5EncoderModel,
-    T5Tokenizer,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
 )
 
-from diffusers_curriculum.models.tiny import TinySizes, caption_tokenizer, make_tiny_pipeline
-
-WIDTH = 16  # of every text embedding
-CAPTIONS = ["a photo", "picture number"]
+from diffusers_curriculum.models.tiny import TinySizes, make_tiny_pipeline
+from diffusers_curriculum.models.tiny_parts import WIDTH, clip, clip_tokenizer
+from diffusers_curriculum.training.parts.families.base import families
+from tests.drop_in import tiny_transformers
 
 
 def build(kind: str, folder: Path) -> Path:
-    """Save a pipeline ("sd", "sdxl", "sd3", ...) or a model's config ("unconditional")."""
+    """Save a pipeline ("sd", "sdxl", "flux2", ...) or a model's config ("unconditional")."""
+    own = {
+        "sd": _stable_diffusion,
+        "sdxl": _sdxl,
+        "sdxl_adapter": _sdxl_adapter,
+        "sd3": tiny_transformers.sd3,
+        "flux": tiny_transformers.flux,
+        "lumina2": tiny_transformers.lumina2,
+        "sana": tiny_transformers.sana,
+        "hidream": tiny_transformers.hidream,
+        "ideogram4": tiny_transformers.ideogram4,
+        "kandinsky": _kandinsky,
+        "unconditional": _unconditional,
+    }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        {
-            "sd": _stable_diffusion,
-            "sdxl": _sdxl,
-            "sd3": _sd3,
-            "flux": _flux,
-            "lumina2": _lumina2,
-            "unconditional": _unconditional,
-        }[kind](folder)
+        (own.get(kind) or families()[kind].save_tiny)(folder)
     return folder
 
 
@@ -73,104 +73,81 @@ def _sdxl(folder: Path) -> None:
         addition_time_embed_dim=4,
         projection_class_embeddings_input_dim=6 * 4 + WIDTH,
     )
-    tokenizer = _clip_tokenizer()
+    tokenizer = clip_tokenizer()
     scheduler: Any = DDPMScheduler(
         beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012
     )
     StableDiffusionXLPipeline(
-        vae=_autoencoder(),
+        vae=tiny_transformers.autoencoder(),
         unet=unet,
-        text_encoder=_clip(CLIPTextModel, tokenizer),
-        text_encoder_2=_clip(CLIPTextModelWithProjection, tokenizer),
+        text_encoder=clip(CLIPTextModel, tokenizer),
+        text_encoder_2=clip(CLIPTextModelWithProjection, tokenizer),
         tokenizer=tokenizer,
         tokenizer_2=tokenizer,
         scheduler=scheduler,
     ).save_pretrained(folder)
 
 
-def _sd3(folder: Path) -> None:
-    transformer = SD3Transformer2DModel(
-        sample_size=16,
-        patch_size=2,
-        in_channels=4,
-        out_channels=4,
-        num_layers=13,  # a ControlNet copies the first 12
-        attention_head_dim=8,
-        num_attention_heads=2,
-        caption_projection_dim=16,
-        joint_attention_dim=2 * WIDTH,
-        pooled_projection_dim=2 * WIDTH,
+def _sdxl_adapter(folder: Path) -> None:
+    _sdxl(folder)
+    adapter = T2IAdapter(
+        channels=[8] * 4, num_res_blocks=1, downscale_factor=16, adapter_type="full_adapter_xl"
     )
-    tokenizer = _clip_tokenizer()
-    StableDiffusion3Pipeline(
-        transformer=transformer,
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-        vae=_autoencoder(),
-        text_encoder=_clip(CLIPTextModelWithProjection, tokenizer),
-        tokenizer=tokenizer,
-        text_encoder_2=_clip(CLIPTextModelWithProjection, tokenizer),
-        tokenizer_2=tokenizer,
-        text_encoder_3=_t5(2 * WIDTH),
-        tokenizer_3=_t5_tokenizer(),
-    ).save_pretrained(folder)
+    adapter.save_pretrained(folder / "adapter")
 
 
-def _flux(folder: Path) -> None:
-    transformer = FluxTransformer2DModel(
-        patch_size=1,
-        in_channels=16,
-        num_layers=1,
-        num_single_layers=1,
-        attention_head_dim=16,
-        num_attention_heads=2,
-        joint_attention_dim=WIDTH,
-        pooled_projection_dim=WIDTH,
-        guidance_embeds=True,
-        axes_dims_rope=(4, 4, 8),
-    )
-    tokenizer = _clip_tokenizer()
-    FluxPipeline(
-        transformer=transformer,
-        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
-        vae=_autoencoder(),
-        text_encoder=_clip(CLIPTextModel, tokenizer),
-        tokenizer=tokenizer,
-        text_encoder_2=_t5(WIDTH),
-        tokenizer_2=_t5_tokenizer(),
-    ).save_pretrained(folder)
-
-
-def _lumina2(folder: Path) -> None:
-    transformer = Lumina2Transformer2DModel(
+def _kandinsky(folder: Path) -> None:
+    """The decoder with its prior, and the prior alone in ``prior``."""
+    unet = UNet2DConditionModel(
         sample_size=8,
-        patch_size=2,
         in_channels=4,
-        hidden_size=24,
-        num_layers=1,
-        num_refiner_layers=1,
-        num_attention_heads=3,
-        num_kv_heads=1,
-        multiple_of=16,
-        axes_dim_rope=(4, 2, 2),
-        axes_lens=(512, 32, 32),
-        cap_feat_dim=WIDTH,
+        out_channels=8,
+        addition_embed_type="image",
+        encoder_hid_dim_type="image_proj",
+        encoder_hid_dim=WIDTH,
+        cross_attention_dim=WIDTH,
+        block_out_channels=(8, 8),
+        down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
+        mid_block_type="UNetMidBlock2DSimpleCrossAttn",
+        up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
+        layers_per_block=1,
+        attention_head_dim=4,
+        norm_num_groups=4,
+        resnet_time_scale_shift="scale_shift",
     )
-    config = Gemma2Config(
-        vocab_size=64,
-        hidden_size=WIDTH,
-        intermediate_size=WIDTH,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=8,
+    movq = VQModel(
+        block_out_channels=(32, 32),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+        num_vq_embeddings=8,
+        norm_type="spatial",
+        vq_embed_dim=4,
     )
-    Lumina2Pipeline(
-        transformer=transformer,
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=6.0),
-        vae=_autoencoder(),
-        text_encoder=Gemma2Model(config),
-        tokenizer=_t5_tokenizer(),
+    tokenizer, sizes = clip_tokenizer(), dict.fromkeys(("hidden_size", "intermediate_size"), 8)
+    sizes |= {"num_hidden_layers": 1, "num_attention_heads": 2, "patch_size": 8, "image_size": 32}
+    sight: Any = CLIPVisionConfig.from_dict(sizes | {"projection_dim": WIDTH})
+    transformer = PriorTransformer(
+        num_attention_heads=2, attention_head_dim=8, num_layers=1, embedding_dim=WIDTH
+    )
+    torch.nn.init.ones_(transformer.clip_std)  # which embeddings are divided by
+    prior: dict[str, Any] = {
+        "prior": transformer,
+        "image_encoder": CLIPVisionModelWithProjection(sight),
+        "text_encoder": clip(CLIPTextModelWithProjection, tokenizer),
+        "tokenizer": tokenizer,
+        "scheduler": UnCLIPScheduler(variance_type="fixed_small_log", prediction_type="sample"),
+        "image_processor": CLIPImageProcessor(
+            size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
+        ),
+    }
+    KandinskyV22CombinedPipeline(
+        unet=unet,
+        scheduler=DDPMScheduler(),
+        movq=movq,
+        **{f"prior_{name}": part for name, part in prior.items()},
     ).save_pretrained(folder)
+    KandinskyV22PriorPipeline(**prior).save_pretrained(folder / "prior")
 
 
 def _unconditional(folder: Path) -> None:
@@ -182,45 +159,3 @@ def _unconditional(folder: Path) -> None:
         layers_per_block=1,
         norm_num_groups=4,
     ).save_config(folder)
-
-
-def _autoencoder() -> AutoencoderKL:
-    layout: dict[str, Any] = {
-        "block_out_channels": (8,) * 4,  # ControlNets count on 8 pixels per latent
-        "down_block_types": ("DownEncoderBlock2D",) * 4,
-        "up_block_types": ("UpDecoderBlock2D",) * 4,
-    }
-    return AutoencoderKL(
-        **layout, latent_channels=4, norm_num_groups=4, sample_size=32, shift_factor=0.0
-    )
-
-
-def _clip_tokenizer() -> CLIPTokenizer:
-    return caption_tokenizer(CAPTIONS, max_length=77)
-
-
-def _clip(kind: Any, tokenizer: CLIPTokenizer) -> Any:
-    special: Any = tokenizer
-    config = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=WIDTH,
-        intermediate_size=WIDTH,
-        projection_dim=WIDTH,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        bos_token_id=special.bos_token_id,
-        eos_token_id=special.eos_token_id,
-        pad_token_id=special.pad_token_id,
-    )
-    return kind(config)
-
-
-def _t5(width: int) -> T5EncoderModel:
-    config = T5Config(vocab_size=64, d_model=width, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
-    return T5EncoderModel(config)
-
-
-def _t5_tokenizer() -> T5Tokenizer:
-    letters = "\u2581abcdefghijklmnopqrstuvwxyz0123456789"
-    vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -9.0), *((c, -3.0) for c in letters)]
-    return T5Tokenizer(vocab=vocabulary, extra_ids=0, model_max_length=77)

@@ -88,7 +88,7 @@ class CenterCrop:
     def __init__(self, size: Any) -> None:
         self.size = size
 
-    def __call__(self, image: Image.Image) -> Image.Image:
+    def __call__(self, image: Any) -> Any:
         return functional.center_crop(image, self.size)
 
 
@@ -99,13 +99,13 @@ class RandomCrop:
         self.size = (size, size) if isinstance(size, int) else tuple(size)
 
     @staticmethod
-    def get_params(image: Image.Image, output_size: Any) -> tuple[int, int, int, int]:
+    def get_params(image: Any, output_size: Any) -> tuple[int, int, int, int]:
         """top, left, height, width."""
-        height, width = output_size
-        top = random.randint(0, image.height - height)
-        return top, random.randint(0, image.width - width), height, width
+        whole, (height, width) = functional.size_of(image), output_size
+        top = random.randint(0, whole[0] - height)
+        return top, random.randint(0, whole[1] - width), height, width
 
-    def __call__(self, image: Image.Image) -> Image.Image:
+    def __call__(self, image: Any) -> Any:
         return functional.crop(image, *self.get_params(image, self.size))
 
 

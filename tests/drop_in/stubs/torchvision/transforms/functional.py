@@ -47,15 +47,30 @@ def resize(
     return image.resize((size[1], size[0]), method)
 
 
-def crop(image: Image.Image, top: int, left: int, height: int, width: int) -> Image.Image:
+def size_of(image: Any) -> tuple[int, int]:
+    """Height and width of a PIL image or of a tensor (..., H, W)."""
+    if isinstance(image, Tensor):
+        return image.shape[-2], image.shape[-1]
+    return image.height, image.width
+
+
+def to_pil_image(pixels: Tensor) -> Image.Image:
+    """An image of (C, H, W) uint8."""
+    return Image.fromarray(pixels.permute(1, 2, 0).numpy())
+
+
+def crop(image: Any, top: int, left: int, height: int, width: int) -> Any:
     """The part whose upper left corner is (top, left)."""
+    if isinstance(image, Tensor):
+        return image[..., top : top + height, left : left + width]
     return image.crop((left, top, left + width, top + height))
 
 
-def center_crop(image: Image.Image, size: Any) -> Image.Image:
+def center_crop(image: Any, size: Any) -> Any:
     """The middle."""
     height, width = (size, size) if isinstance(size, int) else size
-    top, left = (image.height - height) // 2, (image.width - width) // 2
+    whole = size_of(image)
+    top, left = (whole[0] - height) // 2, (whole[1] - width) // 2
     return crop(image, top, left, height, width)
 
 
