@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import ModelCard
 
 from diffusers_curriculum.training.errors import UsageError
 from diffusers_curriculum.training.parts.families.base import families
@@ -111,6 +112,9 @@ def test_what_is_trained_is_what_is_drawn_elsewhere(
     assert whole.numbers == [*range(LENGTH)]
     assert finite(whole)
     assert len(shown) == 2
+    tags = ModelCard.load(tmp_path / "whole" / "README.md").data.to_dict()["tags"]
+    assert {*families()[family].tags, "text-to-image"} < {*tags}
+    assert ("lora" in tags) == is_adapter
 
     # Stopped and resumed, the same losses and the same bits in every file; names of an adapter's
     # weights may be others at the end

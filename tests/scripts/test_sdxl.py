@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from diffusers.training_utils import compute_snr
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
@@ -213,6 +214,26 @@ def test_the_step_equals_diffusers(
     assert {name.partition(".")[0] for name in found} == parts
     card = (tmp_path / "README.md").read_text()
     assert ("* Text encoders: trained by adapters" in card) == (adapter == ALL)
+
+
+def test_adapters_alone_change_and_are_float32(bench: Bench, tmp_path: Path) -> None:
+    more = (*ALL, "--max_train_steps", 2, "--mixed_precision", "bf16", "--use_ema")
+    adapter = adapted(bench, "lora_sdxl").train(tmp_path, *more).last.weights
+    assert {weight.dtype for weight in adapter.parameters()} == {torch.float32}
+    mine = {id(weight) for weight in adapter.parameters()}
+    assert adapter.networks.keys() == {"unet", "text_encoder", "text_encoder_2"}
+    for part, network in adapter.networks.items():
+        base = [weight for weight in network.parameters() if id(weight) not in mine]
+        assert {weight.dtype for weight in base} == {torch.bfloat16}
+        assert not any(weight.requires_grad for weight in base)
+        saved = load_file(next((bench.pipeline / part).glob("*.safetensors")))
+        held = {plain(name): weight for name, weight in network.state_dict().items()}
+        assert all(torch.equal(held[plain(n)], w.bfloat16()) for n, w in saved.items())
+
+
+def plain(name: str) -> str:
+    """The name of a weight without an adapter beside it, in any transformers."""
+    return name.replace(".base_layer", "").removeprefix("text_model.")
 
 
 def test_recomputing_gives_the_same_gradients(bench: Bench, tmp_path: Path) -> None:

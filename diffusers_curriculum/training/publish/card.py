@@ -23,7 +23,6 @@ from diffusers_curriculum.training.arguments.environment import is_repository_na
 from diffusers_curriculum.training.errors import HubError
 
 TAGS = ("diffusers", "diffusers-training")
-TEXT_TO_IMAGE_TAGS = ("stable-diffusion", "stable-diffusion-diffusers", "text-to-image", *TAGS)
 _TITLES = {
     "timesteps.png": "Noise levels that were drawn",
     "loss_per_noise_level.png": "Loss by noise level",
@@ -76,7 +75,7 @@ class CardFacts:
     sampler: Mapping[str, object] = field(default_factory=dict)
     versions: Mapping[str, object] = field(default_factory=dict)
     license: str | None = None
-    tags: tuple[str, ...] = TEXT_TO_IMAGE_TAGS
+    tags: tuple[str, ...] = TAGS
     prompts_title: str = "Validation prompts"
     title: str = ""
     usage: str = _USAGE

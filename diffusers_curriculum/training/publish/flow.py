@@ -6,15 +6,11 @@ from dataclasses import replace
 from typing import Any
 
 from diffusers_curriculum.training.process.runtime import frozen_dtype
-from diffusers_curriculum.training.publish.card import TAGS, CardFacts
 from diffusers_curriculum.training.publish.text_to_image import OnePromptPublisher
 
 
 class FlowPublisher(OnePromptPublisher):
     """Publishes the pipeline of a family of flow matching."""
-
-    def _facts(self) -> CardFacts:
-        return replace(super()._facts(), tags=("text-to-image", *TAGS))
 
     def _validation_pipeline(self) -> Any:
         """Around the models in memory; text encoders that were freed are read again, for now."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,6 +21,7 @@ from diffusers_curriculum.training.levels.levels import Levels
 from diffusers_curriculum.training.levels.sampling import with_prediction_type
 from diffusers_curriculum.training.parts.components import Components
 from diffusers_curriculum.training.parts.families.base import ModelFamily
+from diffusers_curriculum.training.publish.card import TAGS, CardFacts
 from diffusers_curriculum.training.publish.metrics_record import MetricsRecord
 from diffusers_curriculum.training.publish.pictures import decoding_precisely, evaluation_mode
 from diffusers_curriculum.training.publish.publisher import PipelinePublisher
@@ -86,6 +88,9 @@ class TextToImagePublisher(PipelinePublisher):
                 f"--{self.prompt_flag}."
             )
         logger.warning("%s; the saved pipeline will need another one", problem)
+
+    def _facts(self) -> CardFacts:
+        return replace(super()._facts(), tags=(*self.family.tags, "text-to-image", *TAGS))
 
     @property
     def _prediction_type(self) -> str:

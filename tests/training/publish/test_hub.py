@@ -114,13 +114,7 @@ def test_card_states_the_facts() -> None:
         "library_name": "diffusers",
         "license": "mit",
         "inference": True,
-        "tags": [
-            "stable-diffusion",
-            "stable-diffusion-diffusers",
-            "text-to-image",
-            "diffusers",
-            "diffusers-training",
-        ],
+        "tags": ["diffusers", "diffusers-training"],
     }
     rendered = MARKDOWN.render(body)
     assert "Resolution" not in rendered

@@ -36,9 +36,11 @@ class ModelFamily(PipelineParts):
 
     Attributes:
         lora_targets: modules of the network that get adapters unless a flag names others.
+        tags: of model cards, besides those that all have.
     """
 
     lora_targets: ClassVar[tuple[str, ...]] = ()
+    tags: ClassVar[tuple[str, ...]] = ()
 
     # -- before anything is loaded ---------------------------------------------------------------
 

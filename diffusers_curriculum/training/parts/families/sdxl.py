@@ -57,6 +57,7 @@ class StableDiffusionXL(ModelFamily):
     optional = ("feature_extractor", "image_encoder")
     settings = ("force_zeros_for_empty_prompt",)
     lora_targets = ("to_k", "to_q", "to_v", "to_out.0")  # of train_text_to_image_lora_sdxl.py
+    tags = ("stable-diffusion-xl", "stable-diffusion-xl-diffusers")
     precise_vae = True
 
     # -- what its parts are ----------------------------------------------------------------------

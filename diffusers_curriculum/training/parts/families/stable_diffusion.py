@@ -51,6 +51,7 @@ class StableDiffusion(ModelFamily):
         "requires_safety_checker": False,
     }
     lora_targets = ("to_k", "to_q", "to_v", "to_out.0")  # of train_text_to_image_lora.py
+    tags = ("stable-diffusion", "stable-diffusion-diffusers")
 
     def source(self, args: Arguments, part: str) -> Source:
         source, revision = super().source(args, part), args.non_ema_revision
