@@ -1,9 +1,11 @@
-"""What to do when memory runs out, in numbers."""
+"""What to do when memory runs out, in numbers; and what is kept of it from step to step."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import ctypes
+import os
+from collections.abc import Iterator, Mapping
 
 import torch
 
@@ -17,6 +19,27 @@ _MESSAGES = (
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
 )
+
+
+# Parameters of glibc's mallopt, and the largest threshold of blocks that it takes.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _LARGEST = -1, -3, 32 * 2**20
+
+
+def keep_freed_memory(environment: Mapping[str, str] = os.environ) -> bool:
+    """Let glibc keep what a step on the CPU frees for the next one: by default it may hand the
+    pages back after each, and the kernel fills them with zeros anew.
+
+    Returns:
+        Whether it does now: not with another allocator than glibc's, nor where a variable of the
+        environment says what it should do.
+    """
+    if any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in environment):
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # musl, macOS, Windows
+        return False
+    return bool(mallopt(_MMAP_THRESHOLD, _LARGEST) and mallopt(_TRIM_THRESHOLD, 2**31 - 1))
 
 
 @contextlib.contextmanager

@@ -30,6 +30,7 @@ from diffusers_curriculum.training.errors import (
     tell_launcher,
 )
 from diffusers_curriculum.training.process.launcher import check_environment, check_in_effect
+from diffusers_curriculum.training.process.memory import keep_freed_memory
 from diffusers_curriculum.training.process.quiet import without_torchvision_lines
 from diffusers_curriculum.training.process.stopping import Stopped
 
@@ -81,6 +82,8 @@ def make_accelerator(args: Arguments) -> Accelerator:
             "the ACCELERATE_ variables or --mixed_precision."
         ) from error
     check_in_effect(args, accelerator)
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
     if accelerator.device.type == "mps":
         accelerator.native_amp = False
     if args.allow_tf32:
