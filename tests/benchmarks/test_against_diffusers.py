@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from benchmarks.against_diffusers import __main__ as command
@@ -25,11 +26,12 @@ def test_a_run_ends_with_its_last_step(tmp_path: Path) -> None:
     script, notes = tmp_path / "endless.py", tmp_path / "notes.json"
     script.write_text(SCRIPT)
     words = ["benchmarks.against_diffusers.timed", str(notes), "0.0", "3", str(script)]
+    held = np.ones(2**27)  # bytes of the one that starts it are not its own
     subprocess.run([sys.executable, "-m", *words], cwd=ROOT, check=True, timeout=100)
     found = json.loads(notes.read_text("utf-8"))
     assert len(found["ends"]) == 3
     assert found["ends"] == sorted(found["ends"])
-    assert found["peak_bytes"] > 50e6
+    assert 50e6 < found["peak_bytes"] < held.nbytes
 
 
 def test_a_script_that_is_quicker_here_has_a_ratio_above_one() -> None:
