@@ -22,6 +22,7 @@ from diffusers_curriculum.training.levels.levels import Levels
 from diffusers_curriculum.training.loop.guard import FiniteGuard
 from diffusers_curriculum.training.loop.run import LevelLosses, make_update
 from diffusers_curriculum.training.parts.averages import Averages
+from diffusers_curriculum.training.parts.captions import CaptionEncoder
 from diffusers_curriculum.training.parts.components import Components
 from diffusers_curriculum.training.parts.families.base import families
 from diffusers_curriculum.training.parts.optimizers import build_lr_scheduler, build_optimizer
@@ -163,6 +164,7 @@ def build_run(accelerator: Accelerator, models: Components, *flags: str) -> Text
         levels=Levels.of(args, scheduler, scheduler, 0),
         family=families()["sd"],
         models=models,
+        captions=CaptionEncoder(families()["sd"], models, accelerator.device),
     )
 
 

@@ -19,6 +19,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor
 
 from diffusers_curriculum import Slots
@@ -33,12 +34,11 @@ from diffusers_curriculum.training.tasks.flow_lora import flow_task
 
 def encode(run: FlowRun, batch: dict[str, Any], draw: Draw) -> tuple[Tensor, Conditioning]:
     """Latents of images, or those of the cache, and what the network is told of their captions."""
-    captions, read, device = batch["caption"], batch.keys() - {"caption"}, run.accelerator.device
-    images = {name: batch[name].to(device, non_blocking=True) for name in read}
+    sent: Any = send_to_device(batch, run.accelerator.device, non_blocking=True)
     with torch.no_grad():
-        mean, std = run.encoded(images)
+        mean, std = run.encoded(sent)
         encoded = mean + std * draw(mean.shape[1:], purpose="posterior")
-        return run.family.latents(run.models.vae, encoded), run.captions(captions)
+        return run.family.latents(run.models.vae, encoded), run.captions(sent)
 
 
 def predict(

@@ -15,8 +15,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor
 
 from diffusers_curriculum import Slots
@@ -29,19 +31,14 @@ from diffusers_curriculum.training.tasks.text_to_image import TextToImageRun
 from diffusers_curriculum.training.tasks.text_to_image_lora import TextToImageLora
 
 
-def encode(
-    run: TextToImageRun, batch: dict[str, Tensor], draw: Draw
-) -> tuple[Tensor, Conditioning]:
+def encode(run: TextToImageRun, batch: dict[str, Any], draw: Draw) -> tuple[Tensor, Conditioning]:
     """Latents of images, and what the network is told of their captions."""
     family, models, device = run.family, run.models, run.accelerator.device
+    sent: Any = send_to_device(batch, device, non_blocking=True)
     with torch.no_grad():
-        # copied, then cast: a cast on the way would be made on the host, from pinned to pageable
-        pixels = batch["pixel_values"].to(device, non_blocking=True).to(models.vae.dtype)
-        mean, std = family.posterior(models.vae, pixels)
+        mean, std = run.encoded(sent)
         encoded = mean + std * draw(mean.shape[1:], purpose="posterior")
-        latents = family.latents(models.vae, encoded)
-        tokens = {"input_ids": batch["input_ids"].to(device, non_blocking=True)}
-        return latents, family.encode_text(models, tokens)
+        return family.latents(models.vae, encoded), run.captions(sent)
 
 
 def predict(
@@ -68,7 +65,7 @@ def predict(
 
 
 def training_step(
-    run: TextToImageRun, step: int, slots: Slots, batch: dict[str, Tensor]
+    run: TextToImageRun, step: int, slots: Slots, batch: dict[str, Any]
 ) -> LevelLosses:
     """One micro-batch, from images to gradients."""
     device = run.accelerator.device

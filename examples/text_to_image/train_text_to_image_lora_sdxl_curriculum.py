@@ -17,8 +17,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor
 
 from diffusers_curriculum import Slots
@@ -31,18 +33,16 @@ from diffusers_curriculum.training.tasks.text_to_image import TextToImageRun
 from diffusers_curriculum.training.tasks.text_to_image_lora_sdxl import TextToImageLoraSDXL
 
 
-def encode(
-    run: TextToImageRun, batch: dict[str, Tensor], draw: Draw
-) -> tuple[Tensor, Conditioning]:
+def encode(run: TextToImageRun, batch: dict[str, Any], draw: Draw) -> tuple[Tensor, Conditioning]:
     """Latents of images, or those of the cache, and what the network is told of their captions."""
     family, models, device = run.family, run.models, run.accelerator.device
-    conditioning = {name: each.to(device, non_blocking=True) for name, each in batch.items()}
+    conditioning: Any = send_to_device(batch, device, non_blocking=True)
     with torch.no_grad():
         mean, std = run.encoded(conditioning)
         encoded = mean + std * draw(mean.shape[1:], purpose="posterior")
         latents = family.latents(models.vae, encoded)
         if not run.args.train_text_encoder:  # else it is told the tokens, and encodes them itself
-            conditioning |= family.encode_text(models, conditioning)
+            conditioning |= run.captions(conditioning)
     return latents, conditioning
 
 
@@ -70,7 +70,7 @@ def predict(
 
 
 def training_step(
-    run: TextToImageRun, step: int, slots: Slots, batch: dict[str, Tensor]
+    run: TextToImageRun, step: int, slots: Slots, batch: dict[str, Any]
 ) -> LevelLosses:
     """One micro-batch, from images or their cached latents to gradients."""
     device = run.accelerator.device

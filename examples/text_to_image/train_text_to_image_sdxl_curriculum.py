@@ -17,8 +17,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor
 
 from diffusers_curriculum import Slots
@@ -31,19 +33,17 @@ from diffusers_curriculum.training.tasks.text_to_image import TextToImageRun
 from diffusers_curriculum.training.tasks.text_to_image_sdxl import TextToImageSDXL
 
 
-def encode(
-    run: TextToImageRun, batch: dict[str, Tensor], draw: Draw
-) -> tuple[Tensor, Conditioning]:
+def encode(run: TextToImageRun, batch: dict[str, Any], draw: Draw) -> tuple[Tensor, Conditioning]:
     """Latents of images, or those of the cache, and what the network is told of their captions."""
     family, models, device = run.family, run.models, run.accelerator.device
-    batch = {name: each.to(device, non_blocking=True) for name, each in batch.items()}
+    sent: Any = send_to_device(batch, device, non_blocking=True)
     with torch.no_grad():
-        mean, std = run.encoded(batch)
+        mean, std = run.encoded(sent)
         encoded = mean + std * draw(mean.shape[1:], purpose="posterior")
         latents = family.latents(models.vae, encoded)
-        conditioning = family.encode_text(models, batch)
+        conditioning = run.captions(sent)
     # sizes and corner of the crop that is seen
-    return latents, conditioning | {"time_ids": batch["time_ids"]}
+    return latents, conditioning | {"time_ids": sent["time_ids"]}
 
 
 def predict(
@@ -70,7 +70,7 @@ def predict(
 
 
 def training_step(
-    run: TextToImageRun, step: int, slots: Slots, batch: dict[str, Tensor]
+    run: TextToImageRun, step: int, slots: Slots, batch: dict[str, Any]
 ) -> LevelLosses:
     """One micro-batch, from images or their cached latents to gradients."""
     device = run.accelerator.device

@@ -11,6 +11,7 @@ from diffusers_curriculum.training.arguments.flag import (
     Family,
     choice,
     count,
+    place,
     sharing,
     tracked,
 )
@@ -20,6 +21,12 @@ from diffusers_curriculum.training.errors import UsageError
 # that nobody has changed.
 INITIAL_WEIGHTS = ("gaussian", "kaiming", "orthogonal")
 SAVE_FORMATS = ("diffusers", "kohya")
+QUANTIZATIONS = (*environment.BY_BITSANDBYTES, "int8wo", "float8wo")  # of the frozen base
+
+
+def _check_machine(args: Any) -> None:
+    environment.check_peft(args)
+    environment.check_quantized(args)
 
 
 def _settle(args: Any) -> None:
@@ -28,6 +35,12 @@ def _settle(args: Any) -> None:
 
 
 def _check(args: Any) -> None:
+    path = args.bnb_quantization_config_path
+    if path is not None and args.quantize_base is not None:
+        raise UsageError(
+            f"--quantize_base {args.quantize_base} and --bnb_quantization_config_path {path} both "
+            "say in how many bits the base is kept: drop one of the two."
+        )
     if args.use_dora and args.save_format == "kohya":
         raise UsageError(
             "--use_dora with --save_format kohya: diffusers reads no lengths of rows from kohya's "
@@ -74,9 +87,22 @@ LORA = Family.of(
         "names of the saved weights: diffusers', or those of kohya's trainer, which other programs "
         "read; diffusers loads both",
     ),
+    choice(
+        "quantize_base",
+        QUANTIZATIONS,
+        help="bits of the frozen network's linear layers: 4bit (NF4) and 8bit by bitsandbytes on a "
+        "GPU, int8wo and float8wo (weights only) by torchao; the adapter stays float32, and loads "
+        "onto the base in full",
+        setting="model",
+    ),
+    place(
+        "bnb_quantization_config_path",
+        help="JSON file of diffusers' BitsAndBytesConfig, in the place of --quantize_base",
+        setting="model",
+    ),
     settle=_settle,
     check=_check,
-    check_machine=environment.check_peft,
+    check_machine=_check_machine,
 )
 
 

@@ -37,8 +37,8 @@ class Arguments(argparse.Namespace):
         return next(flag.name for flag in self.flags if flag.dest == name)
 
     def is_open(self, name: str) -> bool:
-        """Whether there is a switch of that name which is off and would do something if on."""
-        switches = [flag for flag in self.flags if flag.name == name and not getattr(self, name)]
+        """Whether a flag gives that argument which is off and would do something if on."""
+        switches = [flag for flag in self.flags if flag.dest == name and not getattr(self, name)]
         return any(flag.does_something(self) for flag in switches)
 
     def of_setting(self, setting: str) -> dict[str, Any]:
@@ -47,7 +47,7 @@ class Arguments(argparse.Namespace):
 
     def _tells(self, flag: Flag, setting: str) -> bool:
         value, unset = getattr(self, flag.dest), (None, {}, [], ())
-        is_set = value is not False and value not in unset and flag.does_something(self)
+        is_set = value not in unset and value != flag.default and flag.does_something(self)
         return flag.setting == setting and (is_set or not flag.later)
 
     def tracked(self) -> dict[str, bool | int | float | str]:

@@ -16,6 +16,7 @@ from diffusers_curriculum.training.errors import HubError, UsageError
 _ALONE = ("wandb", "comet_ml", "aim", "mlflow", "clearml", "dvclive", "swanlab", "trackio")
 TRACKERS = {"tensorboard": ("tensorboard", "tensorboardX")} | {name: (name,) for name in _ALONE}
 
+BY_BITSANDBYTES = ("4bit", "8bit")  # kinds of --quantize_base
 NO_TRACKER = "none"  # transformers' word, too
 _WRITTEN = ("output_dir", "logging_dir")  # places that a run does not read
 LOCAL = ("/", "./", "../", "~")  # of names that cannot be those of a repository
@@ -192,10 +193,40 @@ def check_repository_name(repo_id: str) -> None:
         )
 
 
-def check_8bit(args: Any) -> None:
-    """Refuse 8-bit Adam without its package."""
+def check_optimizer(args: Any) -> None:
+    """Refuse an optimizer without its package."""
     if args.use_8bit_adam and not installed("bitsandbytes"):
-        raise UsageError("--use_8bit_adam needs bitsandbytes: pip install it, or drop the flag.")
+        raise UsageError(
+            "--use_8bit_adam needs bitsandbytes: pip install "
+            "'diffusers-curriculum[quantization]', or drop the flag."
+        )
+    if args.optimizer == "prodigy" and not installed("prodigyopt"):
+        raise UsageError(
+            "--optimizer prodigy needs prodigyopt: pip install 'diffusers-curriculum[prodigy]', or "
+            "drop the flag."
+        )
+
+
+def check_quantized(args: Any) -> None:
+    """Refuse a base in fewer bits without the package that does it, or on a device that can't."""
+    flag, package = f"--quantize_base {args.quantize_base}", "bitsandbytes"
+    if args.bnb_quantization_config_path is not None:
+        flag = "--bnb_quantization_config_path"
+    elif args.quantize_base is None:
+        return
+    elif args.quantize_base not in BY_BITSANDBYTES:
+        package = "torchao"
+    if not installed(package):
+        raise UsageError(
+            f"{flag} needs {package}: pip install 'diffusers-curriculum[quantization]', or drop "
+            "the flag."
+        )
+    import torch
+
+    if package == "bitsandbytes" and not torch.cuda.is_available():
+        raise UsageError(
+            f"{flag} needs a CUDA device and torch sees none: --quantize_base int8wo works on any."
+        )
 
 
 def check_peft(args: Any) -> None:

@@ -5,6 +5,7 @@ Importing this module loads no model code, as a wrong command line is told at on
 
 from __future__ import annotations
 
+import argparse
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -86,6 +87,14 @@ def key_values(flag: str, value: Any) -> dict[str, Any]:
     return parse_key_values(flag, value or ())
 
 
+def truth(word: str) -> bool:
+    """A word that says yes or no."""
+    answers = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+    if word.lower() not in answers:
+        raise argparse.ArgumentTypeError(f"{word!r} is neither true nor false")
+    return answers[word.lower()]
+
+
 @dataclass(frozen=True)
 class Flag:
     """One flag of a command line.
@@ -103,7 +112,7 @@ class Flag:
         needs: conditions without which it must not be given.
         setting: the key of :data:`SETTINGS` that it is part of; None may change freely.
         later: whether it is younger than checkpoints that can be resumed: facts tell of it only
-            where it has a value and does something.
+            where it has a value other than its default, and does something.
         tracked: whether trackers and run.json may tell its value. Each of these is allowed on
             purpose, so that a secret cannot slip in.
     """

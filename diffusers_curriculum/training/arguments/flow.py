@@ -122,13 +122,6 @@ TEXT = Family.of(
     ),
     setting="images",
 )
-CACHED_TEXT = Family.of(
-    "captions",
-    tracked(
-        "cache_text_embeddings",
-        help="encode every caption once, keep that in host memory, and free the text encoders",
-    ),
-)
 
 
 def _settle_adapter(args: Any) -> None:

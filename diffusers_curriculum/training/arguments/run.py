@@ -9,15 +9,11 @@ from diffusers_curriculum.training.arguments import environment
 from diffusers_curriculum.training.arguments.flag import (
     ABOVE_ZERO,
     BATCH,
-    DECAY,
     FROM_ZERO,
-    NOT_NEGATIVE,
-    POSITIVE,
     SEED,
     SETTINGS,
     SHARE,
     SIDE,
-    Bound,
     Family,
     Flag,
     Need,
@@ -30,18 +26,10 @@ from diffusers_curriculum.training.arguments.flag import (
     tracked,
 )
 from diffusers_curriculum.training.arguments.imports import IMPORT
+from diffusers_curriculum.training.arguments.optimizer import OPTIMIZER
 from diffusers_curriculum.training.arguments.validation import HELD_OUT, VALIDATION_LOSS
 from diffusers_curriculum.training.errors import UsageError
 
-# diffusers' names. `piecewise_constant` needs rules that no flag can give.
-LR_SCHEDULERS = (
-    "linear",
-    "cosine",
-    "cosine_with_restarts",
-    "polynomial",
-    "constant",
-    "constant_with_warmup",
-)
 INTERPOLATIONS = ("bicubic", "bilinear", "box", "hamming", "lanczos", "nearest", "nearest_exact")
 POLICIES = ("raise", "skip")  # for what is not finite
 # for samples that cannot be used: all images are looked at, or a sample of them, or none
@@ -51,13 +39,8 @@ ATTENTIONS = ("sdpa", "xformers", "flash", "cudnn", "efficient", "math", "flex")
 
 _OF_A_DATA_SET = Need("--dataset_name", lambda a: a.dataset_name is not None)
 _AVERAGED = Need("--use_ema", lambda a: a.use_ema)
-_RESTARTS = Need(
-    "--lr_scheduler cosine_with_restarts", lambda a: a.lr_scheduler == "cosine_with_restarts"
-)
-_POLYNOMIAL = Need("--lr_scheduler polynomial", lambda a: a.lr_scheduler == "polynomial")
 _SKIPPING = Need("--bad_samples skip", lambda a: a.bad_samples == "skip")
 _RESUMED = Need("--resume_from_checkpoint", lambda a: bool(a.resume_from_checkpoint))
-_CLIPPING = Bound("above 0 (inf: no clipping)", lambda x: x > 0)
 
 
 def _check_background(args: Any) -> None:
@@ -163,31 +146,6 @@ RUN = Family.of(
     Flag("local_rank", int, -1, "set by the launcher; LOCAL_RANK overrides it", bound=at_least(-1)),
     settle=environment.settle_local_rank,
 )
-OPTIMIZER = Family.of(
-    "optimizer",
-    tracked("learning_rate", float, 1e-4, "learning rate after warm-up", bound=NOT_NEGATIVE),
-    tracked("scale_lr", help="multiply it by batch x accumulation x processes"),
-    tracked("lr_scheduler", str, "constant", "course of the learning rate", known=LR_SCHEDULERS),
-    tracked("lr_warmup_steps", int, 500, "optimizer steps of warm-up", bound=FROM_ZERO),
-    count("lr_num_cycles", help="restarts (default: 1)", needs=(_RESTARTS,), later=True),
-    *sharing(
-        tracked(
-            "lr_power", float, help="exponent of the decay (default: 1)", bound=POSITIVE, later=True
-        ),
-        tracked(
-            "lr_end", float, help="rate at its end (default: 1e-7)", bound=NOT_NEGATIVE, later=True
-        ),
-        needs=_POLYNOMIAL,
-    ),
-    tracked("use_8bit_adam", help="keep AdamW's state in 8 bits (bitsandbytes)"),
-    tracked("adam_beta1", float, 0.9, "decay of the first moment", bound=DECAY),
-    tracked("adam_beta2", float, 0.999, "decay of the second moment", bound=DECAY),
-    tracked("adam_weight_decay", float, 1e-2, "decoupled weight decay", bound=NOT_NEGATIVE),
-    tracked("adam_epsilon", float, 1e-8, "added to the denominator", bound=NOT_NEGATIVE),
-    tracked("max_grad_norm", float, 1.0, "longer gradients are cut to this norm", bound=_CLIPPING),
-    setting="optimizer",
-    check_machine=environment.check_8bit,
-)
 EMA = Family.of(
     "moving average",
     tracked("use_ema", help="average the weights, and use the average"),
@@ -288,6 +246,7 @@ _OURS = {flag.name for family in (SAMPLES, HELD_OUT, VALIDATION_LOSS) for flag i
 _OURS |= {"attention", "train_split", "background", "ema_decay", "ema_interval", "license"}
 _OURS |= {"allow_config_change", "overwrite_output_dir", "lr_num_cycles", "lr_power", "lr_end"}
 _OURS |= {"validation_clip_score"}
+_OURS |= {f.name for f in OPTIMIZER.flags if f.name.startswith(("optimizer", "prodigy_"))}
 
 
 def official(families: Sequence[Family], *, without: Collection[str] = ()) -> str:

@@ -80,6 +80,14 @@ PICTURES = Family.of(
     *sharing(CLIP_SCORE, needs=PROMPTED),
     check_machine=check_clip_score,
 )
+MEMORY = Family.of(
+    "memory",
+    tracked(
+        "cache_text_embeddings",
+        help="encode every caption once, keep that in host memory, and free the text encoders",
+    ),
+    tracked("offload", help="autoencoder and text encoders wait on the host until they are used"),
+)
 DROPOUT = Family.of(
     "further options",
     tracked(

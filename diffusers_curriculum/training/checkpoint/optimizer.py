@@ -12,6 +12,9 @@ from torch.optim import Optimizer
 from diffusers_curriculum.training.errors import CheckpointError
 from diffusers_curriculum.training.storage.tensors import on_device_of, pack, unpack
 
+# What Prodigy keeps among the hyperparameters of its groups, and finds while it trains
+_FOUND = {"d", "d_max", "d_hat", "d_numerator", "d_denom", "k"}
+
 
 def optimizer_state(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The state of an optimizer as named tensors and a JSON description of all else.
@@ -59,7 +62,8 @@ def own_numbers(optimizer: Optimizer, lr_scheduler: Any = None) -> Callable[[], 
     Args:
         lr_scheduler: a ``LambdaLR``, as every schedule of diffusers is; None: constant rates.
     """
-    numbers = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
+    kept = _FOUND | {"params"}
+    numbers = [{k: v for k, v in g.items() if k not in kept} for g in optimizer.param_groups]
     rates = None if lr_scheduler is None else list(lr_scheduler.base_lrs)
 
     def put_back() -> None:

@@ -42,17 +42,17 @@ class Source:
         """Turn what loaders raise into a UsageError that names the flag and the part."""
         try:
             yield
-        except (OSError, RuntimeError, *OF_CONFIGS) as error:
+        except (OSError, RuntimeError, ImportError, *OF_CONFIGS) as error:
             raise UsageError(
                 f"--{self.flag} {self.path!r}: its {part} cannot be loaded ({error}). "
                 f"Give {self.kind or kind}'s folder or Hub id, and check --revision, --variant."
             ) from error
 
-    def load(self, kind: Any, dtype: torch.dtype) -> Any:
+    def load(self, kind: Any, dtype: torch.dtype, **more: Any) -> Any:
         """The model of class ``kind``; the dtype is always said, as diffusers and transformers have
-        different defaults."""
+        different defaults. ``more`` is for its ``from_pretrained``."""
         where = {"revision": self.revision, "variant": self.variant, "subfolder": self.subfolder}
-        settings: dict[str, Any] = where | {DTYPE: dtype}
+        settings: dict[str, Any] = where | {DTYPE: dtype} | more
         return load_whole(kind, self.path, **settings)[0]
 
 
@@ -112,6 +112,7 @@ class Components:
         vae: the autoencoder.
         encoders: of text, by their names in the pipeline; so are the ``tokenizers``.
         base: what is kept of the pipeline that all come from, if they come from one.
+        vae_waits: whether the autoencoder is on the host until it is used.
     """
 
     network: Any
@@ -119,6 +120,7 @@ class Components:
     encoders: dict[str, Any] = field(default_factory=dict)
     tokenizers: dict[str, Any] = field(default_factory=dict)
     base: Base | None = None
+    vae_waits: bool = False
 
 
 def load_schedulers(args: Arguments) -> tuple[Any, Any]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import logging
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from typing import Any
 
 import torch
@@ -30,9 +32,11 @@ def check_rates(args: Arguments, num_processes: int, max_train_steps: int) -> No
     """Look at the course of the learning rate before any model is loaded.
 
     Raises:
-        UsageError: a polynomial decay that would not fall.
+        UsageError: a polynomial decay that would not fall, or a rate that the optimizer refuses.
     """
     rate, end = base_rate(args, num_processes), _end(args)
+    if args.optimizer == "prodigy":
+        _check_factor(args.learning_rate)
     if args.lr_scheduler == "polynomial" and rate <= end:
         raise UsageError(
             f"--lr_end is {end:g}, which is not below the learning rate {rate:g} that "
@@ -58,13 +62,15 @@ def check_rates(args: Arguments, num_processes: int, max_train_steps: int) -> No
 
 
 def build_optimizer(args: Arguments, parameters: Sequence[nn.Parameter], num_processes: int) -> Any:
-    """AdamW, or its 8-bit form from bitsandbytes."""
+    """AdamW, its 8-bit form from bitsandbytes, or Prodigy."""
     settings: dict[str, Any] = {
         "lr": base_rate(args, num_processes),
         "betas": (args.adam_beta1, args.adam_beta2),
         "weight_decay": args.adam_weight_decay,
         "eps": args.adam_epsilon,
     }
+    if args.optimizer == "prodigy":
+        return _prodigy(args, parameters, settings)
     if args.use_8bit_adam:
         import bitsandbytes  # pyright: ignore[reportMissingImports]
 
@@ -72,6 +78,35 @@ def build_optimizer(args: Arguments, parameters: Sequence[nn.Parameter], num_pro
     # the fused kernels can leave an update out without asking the host
     fused = all(parameter.device.type in ("cpu", "cuda") for parameter in parameters)
     return torch.optim.AdamW(parameters, fused=fused, **settings)
+
+
+def _check_factor(rate: float) -> None:
+    if rate == 0:
+        raise UsageError("--learning_rate is 0, which --optimizer prodigy refuses: 1 is usual.")
+    if rate <= 0.1:
+        logger.warning(
+            "--learning_rate %g with --optimizer prodigy multiplies a rate that it finds by "
+            "itself: 1 is usual.",
+            rate,
+        )
+
+
+def _prodigy(args: Arguments, parameters: Sequence[nn.Parameter], settings: dict[str, Any]) -> Any:
+    """Prodigy (arXiv 2306.06101), with the settings of diffusers' scripts."""
+    from prodigyopt import Prodigy  # pyright: ignore[reportMissingImports]
+
+    with redirect_stdout(io.StringIO()):  # it prints that weights decay
+        optimizer = Prodigy(
+            parameters,
+            **settings,
+            beta3=args.prodigy_beta3,
+            decouple=args.prodigy_decouple,
+            use_bias_correction=args.prodigy_use_bias_correction,
+            safeguard_warmup=args.prodigy_safeguard_warmup,
+        )
+    for group in optimizer.param_groups:  # which its first step would add
+        group |= {"d_denom": 0.0, "d_hat": group["d0"]}
+    return optimizer
 
 
 def build_lr_scheduler(args: Arguments, optimizer: Any, max_train_steps: int) -> Any:

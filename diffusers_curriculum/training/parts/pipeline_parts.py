@@ -85,15 +85,20 @@ class PipelineParts:
 
     # -- models and pipelines --------------------------------------------------------------------
 
-    def load_part(self, args: Arguments, part: str, dtype: torch.dtype = torch.float32) -> Any:
+    def load_part(
+        self, args: Arguments, part: str, dtype: torch.dtype = torch.float32, **more: Any
+    ) -> Any:
         """The model of a part, on the CPU.
+
+        Args:
+            more: for its ``from_pretrained``.
 
         Raises:
             UsageError: it cannot be loaded, or lacks weights.
         """
         source = self.source(args, part)
         with source.loading(part, self.title):
-            return source.load(self.part_class(part), dtype)
+            return source.load(self.part_class(part), dtype, **more)
 
     def load_components(
         self,
@@ -103,25 +108,30 @@ class PipelineParts:
         frozen_dtype: torch.dtype,
         *,
         frozen: bool = False,
+        **settings: Any,
     ) -> Components:
-        """Load the models onto ``device``; the network trains in float32, the rest is frozen.
+        """Load the models onto ``device``, or the host for what waits there under --offload; the
+        network trains in float32, the rest is frozen.
 
         Args:
             frozen: whether the network is, too, as where an adapter is trained in it.
+            settings: for the network's ``from_pretrained``.
 
         Raises:
             UsageError: a part cannot be loaded.
         """
         encoders = {name: self.load_part(args, name, frozen_dtype) for name in self.encoders}
         vae = self.load_part(args, "vae", torch.float32 if self.precise_vae else frozen_dtype)
-        network = self.load_part(args, self.network, frozen_dtype if frozen else torch.float32)
+        dtype = frozen_dtype if frozen else torch.float32
+        network = self.load_part(args, self.network, dtype, **settings)
         for part in (*encoders.values(), vae):
-            part.requires_grad_(False).eval().to(device)
+            part.requires_grad_(False).eval().to("cpu" if args.offload else device)
         network.requires_grad_(not frozen).train().to(device)
         choose_attention(args, network)
         if args.gradient_checkpointing:
             network.enable_gradient_checkpointing()
-        return Components(network, vae, encoders, tokenizers, self.open_base(args))
+        base = self.open_base(args)
+        return Components(network, vae, encoders, tokenizers, base, vae_waits=args.offload)
 
     def load_averaged(self, args: Arguments) -> Any:
         """The network whose weights an average starts from; None: the one that is trained."""

@@ -1,4 +1,5 @@
-"""What to do when memory runs out, in numbers; and what is kept of it from step to step."""
+"""What to do when memory runs out, in numbers; what is kept of it from step to step; and what is on
+the device only while it is used."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ import os
 from collections.abc import Iterator, Mapping
 
 import torch
+from torch import nn
 
 from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.errors import OutOfMemoryError
@@ -40,6 +42,16 @@ def keep_freed_memory(environment: Mapping[str, str] = os.environ) -> bool:
     except (AttributeError, OSError, TypeError):  # musl, macOS, Windows
         return False
     return bool(mallopt(_MMAP_THRESHOLD, _LARGEST) and mallopt(_TRIM_THRESHOLD, 2**31 - 1))
+
+
+@contextlib.contextmanager
+def lent(device: torch.device, *models: nn.Module, only: bool = True) -> Iterator[None]:
+    """Models are on a device inside the block, and then where they were; nothing is done unless
+    ``only`` for the block."""
+    from diffusers.training_utils import offload_models  # whose import takes seconds
+
+    with offload_models(*models, device=device, offload=only):
+        yield
 
 
 @contextlib.contextmanager
@@ -88,6 +100,12 @@ def _remedies(args: Arguments) -> Iterator[str]:
         yield "--gradient_checkpointing: activations are computed twice instead of kept"
     if args.mixed_precision not in ("bf16", "fp16"):
         yield "--mixed_precision bf16: half the size of activations and frozen models"
+    if args.is_open("cache_text_embeddings"):
+        yield "--cache_text_embeddings: captions are encoded once, and their encoders are freed"
+    if args.is_open("quantize_base"):
+        yield "--quantize_base 4bit: a quarter of the frozen network (needs bitsandbytes)"
+    if args.is_open("offload"):
+        yield f"--{args.flag('offload')}: autoencoder and text encoders wait on the host"
     if args.is_open("use_8bit_adam"):
         yield "--use_8bit_adam: a quarter of the optimizer's state (needs bitsandbytes)"
     if args.is_open("offload_ema"):

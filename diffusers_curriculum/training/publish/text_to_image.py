@@ -21,6 +21,8 @@ from diffusers_curriculum.training.levels.levels import Levels
 from diffusers_curriculum.training.levels.sampling import with_prediction_type
 from diffusers_curriculum.training.parts.components import Components
 from diffusers_curriculum.training.parts.families.base import ModelFamily
+from diffusers_curriculum.training.process.memory import lent
+from diffusers_curriculum.training.process.runtime import frozen_dtype
 from diffusers_curriculum.training.publish.card import TAGS, CardFacts
 from diffusers_curriculum.training.publish.metrics_record import MetricsRecord
 from diffusers_curriculum.training.publish.pictures import decoding_precisely, evaluation_mode
@@ -101,7 +103,13 @@ class TextToImagePublisher(PipelinePublisher):
         return with_prediction_type(self.levels.inference, self._prediction_type)
 
     def _validation_pipeline(self) -> Any:
-        return self.family.pipeline_of(self.models, self.network, self._scheduler())
+        """Around the models in memory; text encoders that were freed are read again, for now."""
+        family, models = self.family, self.models
+        if not models.encoders:
+            dtype = frozen_dtype(self.accelerator)
+            read = {name: family.load_part(self.args, name, dtype) for name in family.encoders}
+            models = replace(models, encoders=read)
+        return family.pipeline_of(models, self.network, self._scheduler())
 
     def _save(self, folder: Path) -> Callable[[], Any]:
         base = self.models.base or self.family.open_base(self.args)
@@ -124,16 +132,18 @@ class TextToImagePublisher(PipelinePublisher):
             record.add(done, {"clip_score": score}, facts)
 
     def _draw(self, build: Any) -> list[Image]:
-        return validation_images(
-            (lambda: decoding_precisely(build())) if self.family.precise_vae else build,
-            self.captions,
-            seed=self.plan.seed,
-            device=self.accelerator.device,
-            steps=self.steps,
-            images=self.pictures,
-            autocast=self.accelerator.autocast,
-            **self.family.picture_settings(self.args),
-        )
+        device, models = self.accelerator.device, self.models
+        with lent(device, models.vae, *models.encoders.values()):  # which may wait on the host
+            return validation_images(
+                (lambda: decoding_precisely(build())) if self.family.precise_vae else build,
+                self.captions,
+                seed=self.plan.seed,
+                device=device,
+                steps=self.steps,
+                images=self.pictures,
+                autocast=self.accelerator.autocast,
+                **self.family.picture_settings(self.args),
+            )
 
 
 class OnePromptPublisher(TextToImagePublisher):

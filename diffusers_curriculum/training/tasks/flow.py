@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from itertools import chain
 from typing import Any
 
 import torch
-from accelerate.utils import send_to_device
 from torch import Tensor
 
 from diffusers_curriculum.drop_in import compute_loss_weighting_for_sd3
 from diffusers_curriculum.training.arguments.command_line import Arguments, CommandLine
 from diffusers_curriculum.training.arguments.curriculum import NOISE_LEVELS
-from diffusers_curriculum.training.arguments.flow import (
-    ADAPTER,
-    CACHED_TEXT,
-    FLOW,
-    SCHEME,
-    TEXT,
-    WEIGHTS,
-)
+from diffusers_curriculum.training.arguments.flow import ADAPTER, FLOW, SCHEME, TEXT, WEIGHTS
 from diffusers_curriculum.training.arguments.images import AUTOENCODER
 from diffusers_curriculum.training.arguments.noise_levels import PREDICTION, SLOWED
 from diffusers_curriculum.training.arguments.run import (
@@ -39,6 +30,7 @@ from diffusers_curriculum.training.arguments.subjects import MASKS, PRIOR, SUBJE
 from diffusers_curriculum.training.arguments.text_to_image import (
     CAPTIONS,
     DROPOUT,
+    MEMORY,
     MODEL,
     PICTURES,
     PROMPTED,
@@ -47,18 +39,18 @@ from diffusers_curriculum.training.cache.latents import CachedLatents
 from diffusers_curriculum.training.errors import UsageError
 from diffusers_curriculum.training.levels.formulations import pipeline_index
 from diffusers_curriculum.training.levels.levels import Levels
-from diffusers_curriculum.training.loop.task import JobParts, Trained
+from diffusers_curriculum.training.loop.task import JobParts
 from diffusers_curriculum.training.parts.components import Components
 from diffusers_curriculum.training.parts.families.base import Conditioning, ModelFamily, families
 from diffusers_curriculum.training.parts.families.flow import FlowFamily, Told
-from diffusers_curriculum.training.publish.flow import FlowPublisher
+from diffusers_curriculum.training.publish.text_to_image import OnePromptPublisher
 from diffusers_curriculum.training.tasks.text_to_image import FamilyTask, TextToImageRun
-
-_CACHED_AT_ONCE = 16  # captions
 
 _DATA = (MODEL, SUBJECT, PRIOR, SOURCE, CAPTIONS, *OF_IMAGES, TEXT)
 _TRAINING = (RUN, OPTIMIZER, SCHEME, FLOW)
 _FAMILIAR = (*_DATA, *_TRAINING, PICTURES, *OF_MACHINE, CHECKPOINTS)
+_PRODIGY = [f.name for f in OPTIMIZER.flags if f.name.startswith(("optimizer", "prodigy_"))]
+_MEMORY = ["offload", "bnb_quantization_config_path"]
 _CACHE = replace(AUTOENCODER, flags=AUTOENCODER.flags[1:], check_machine=None)  # of latents
 
 
@@ -67,7 +59,6 @@ class FlowRun(TextToImageRun):
     """What the step works with."""
 
     family: FlowFamily
-    captions: CaptionEncoder
     guidance: float | None  # what the network is told, if it was distilled to be
 
     def loss(
@@ -80,42 +71,6 @@ class FlowRun(TextToImageRun):
         weight = 1.0 if weights is None else weights.view(-1, *[1] * (squares.ndim - 1))
         each = torch.mean((weight * squares).reshape(len(squares), -1), 1)
         return each.mean(), squares.detach().reshape(len(squares), -1).mean(1)
-
-
-class CaptionEncoder:
-    """What the network is told of captions: encoded now, or before, and kept on the host.
-
-    Args:
-        captions: to be encoded at once; None encodes each batch as it comes. The models let go of
-            their text encoders then.
-    """
-
-    def __init__(
-        self,
-        family: FlowFamily,
-        models: Components,
-        told: Told,
-        device: torch.device,
-        captions: Iterable[str] | None = None,
-    ) -> None:
-        self.family, self.models, self.told, self.device = family, models, told, device
-        self.kept: dict[str, Conditioning] = {}
-        if captions is not None:
-            for caption in sorted({*captions}):
-                self.kept[caption] = send_to_device(self._encode([caption]), "cpu")
-            models.encoders.clear()
-
-    def __call__(self, captions: list[str]) -> Conditioning:
-        """Of a batch, on the device."""
-        if not self.kept:
-            return self._encode(captions)
-        joined = self.family.joined([self.kept[caption] for caption in captions])
-        told: Any = send_to_device(joined, self.device, non_blocking=True)
-        return told
-
-    def _encode(self, captions: list[str]) -> Conditioning:
-        with torch.no_grad():
-            return self.family.encode_text(self.models, {"caption": captions}, self.told)
 
 
 class FlowTransformer(FamilyTask):
@@ -131,7 +86,7 @@ class FlowTransformer(FamilyTask):
             MASKS,
             ADAPTER,
             _CACHE,
-            CACHED_TEXT,
+            MEMORY,
             DROPOUT,
             EMA,
             PREDICTION,
@@ -139,7 +94,7 @@ class FlowTransformer(FamilyTask):
             SLOWED,
             LOOP,
         ),
-        official=official(_FAMILIAR),
+        official=f"{official(_FAMILIAR)} {' '.join(_MEMORY + _PRODIGY)}",
         changes={
             "output_dir": {"default": "flow-model-finetuned"},
             "tracker_project_name": {"default": "flow-fine-tune"},
@@ -152,8 +107,8 @@ class FlowTransformer(FamilyTask):
             "train_batch_size": {"default": 4},
             "num_train_epochs": {"default": 1},
             "adam_weight_decay": {"default": 1e-4},
-            "lr_num_cycles": {"default": 1},
-            "lr_power": {"default": 1.0},
+            "lr_num_cycles": {"default": 1, "later": False},
+            "lr_power": {"default": 1.0, "later": False},
             "validation_epochs": {"default": 50},
             "validation_steps": {"needs": (PROMPTED,)},
         },
@@ -179,37 +134,20 @@ class FlowTransformer(FamilyTask):
             levels.weights = compute_loss_weighting_for_sd3(args.weighting_scheme, sigma)
         return levels
 
-    def publisher(self, job: JobParts) -> FlowPublisher:
+    def publisher(self, job: JobParts) -> OnePromptPublisher:
         args, family = job.args, self.family
-        self.published = FlowPublisher(args, job.accelerator, self.levels, job.plan, family)
+        self.published = OnePromptPublisher(args, job.accelerator, self.levels, job.plan, family)
         return self.published
 
     def latents(self, job: JobParts) -> CachedLatents | None:
         return self.encoded_once(job) if job.args.cache_latents else None
 
-    def load(self, job: JobParts) -> Trained:
-        trained, args = super().load(job), job.args
-        told = Told(args.max_sequence_length, args.text_encoder_out_layers)
-        captions = None
-        if args.cache_text_embeddings:
-            captions = _captions(args, job.rows, self.held_out)
-        device = job.accelerator.device
-        self.captions = CaptionEncoder(self.family, self.models, told, device, captions)
-        return trained
+    def encode_text(self, models: Components, tokens: Mapping[str, Any]) -> Conditioning:
+        told = Told(self.args.max_sequence_length, self.args.text_encoder_out_layers)
+        return self.family.encode_text(models, tokens, told)
 
     def make_run(self, job: JobParts, **common: Any) -> FlowRun:
         distilled = self.models.network.config.get("guidance_embeds")
         return FlowRun(
-            **common,
-            **self.run_parts(job),
-            captions=self.captions,
-            guidance=job.args.guidance_scale if distilled else None,
+            **common, **self.run_parts(job), guidance=job.args.guidance_scale if distilled else None
         )
-
-
-def _captions(args: Arguments, *sources: Any) -> Iterator[str]:
-    """All that a sample may be told: every phrasing, and nothing where captions are left out."""
-    for cell in chain.from_iterable(rows[args.caption_column] for rows in sources if rows):
-        yield from [cell] if isinstance(cell, str) else cell
-    if args.caption_dropout:
-        yield ""

@@ -4,24 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from diffusers_curriculum.training.loop.task import JobParts
-from diffusers_curriculum.training.publish.adapters import AdapterPublisher
-from diffusers_curriculum.training.publish.flow import FlowPublisher
 from diffusers_curriculum.training.tasks.flow import FlowTransformer
 from diffusers_curriculum.training.tasks.text_to_image_lora import AdapterTask
 
 
-class FlowAdapterPublisher(AdapterPublisher, FlowPublisher):
-    """Publishes the weights of an adapter in a transformer."""
-
-
 class FlowAdapter(AdapterTask, FlowTransformer):
     """An adapter in the transformer of any family of flow matching."""
-
-    def publisher(self, job: JobParts) -> FlowAdapterPublisher:
-        args, family = job.args, self.family
-        self.published = FlowAdapterPublisher(args, job.accelerator, self.levels, job.plan, family)
-        return self.published
 
 
 def flow_task(argv: Sequence[str] | None = None) -> FlowTransformer:

@@ -41,6 +41,7 @@ from diffusers_curriculum.training.arguments.text_to_image import (
     CAPTIONS,
     CLIP_SCORE,
     DROPOUT,
+    MEMORY,
     MODEL,
     NOISE,
     check_clip_score,
@@ -54,10 +55,12 @@ from diffusers_curriculum.training.levels.levels import Levels
 from diffusers_curriculum.training.loop.run import LevelRun
 from diffusers_curriculum.training.loop.task import JobParts, Trained
 from diffusers_curriculum.training.parts.averages import Averages
+from diffusers_curriculum.training.parts.captions import CaptionEncoder, as_they_are, phrasings
 from diffusers_curriculum.training.parts.components import Components
-from diffusers_curriculum.training.parts.families.base import ModelFamily, families
+from diffusers_curriculum.training.parts.families.base import Conditioning, ModelFamily, families
 from diffusers_curriculum.training.parts.fit import check_parts, check_tokenizers
 from diffusers_curriculum.training.parts.images import autoencoder_identity
+from diffusers_curriculum.training.process.memory import lent
 from diffusers_curriculum.training.process.runtime import frozen_dtype
 from diffusers_curriculum.training.publish.text_to_image import TextToImagePublisher
 from diffusers_curriculum.training.storage.fingerprints import model_identity
@@ -106,6 +109,7 @@ class TextToImageRun(LevelRun):
 
     family: ModelFamily
     models: Components
+    captions: CaptionEncoder
     shares: Tensor | None = None  # (B,) of samples and class images in the loss; None: equal
 
     def loss_weights(self, drawn: TimestepSample) -> Tensor | None:
@@ -126,9 +130,11 @@ class TextToImageRun(LevelRun):
     def encoded(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Mean and deviation of the latents of a batch that is on the device, as the autoencoder
         gives them: encoded now, or taken from the cache."""
-        if "pixel_values" in batch:
-            return self.family.posterior(self.models.vae, batch["pixel_values"])
-        return batch["mean"], batch["std"]
+        if "pixel_values" not in batch:
+            return batch["mean"], batch["std"]
+        vae = self.models.vae
+        with lent(self.accelerator.device, vae, only=self.models.vae_waits):
+            return self.family.posterior(vae, batch["pixel_values"])
 
 
 class FamilyTask(SubjectTask):
@@ -180,11 +186,29 @@ class FamilyTask(SubjectTask):
             warn_of_long_captions(job.rows, args.caption_column, *limit)
         dtype = frozen_dtype(job.accelerator)
         self.models = family.load_components(
-            args, self.tokenizers, device, dtype, frozen=self.is_adapted
+            args,
+            self.tokenizers,
+            device,
+            dtype,
+            frozen=self.is_adapted,
+            **self.network_settings(args, dtype),
         )
         folder, averages = self.averages(job)
         self.published.models, self.published.averages = self.models, averages
+        self.captions = CaptionEncoder(
+            family, self.models, device, self.encode_text, offload=args.offload
+        )
+        if args.cache_text_embeddings:
+            self.captions.keep(phrasings(args, job.rows, self.held_out))
         return Trained(self.models.network, folder, averages)
+
+    def network_settings(self, args: Arguments, dtype: torch.dtype) -> dict[str, Any]:
+        """What else the network is loaded with; ``dtype`` is that of frozen models."""
+        return {}
+
+    def encode_text(self, models: Components, tokens: Mapping[str, Any]) -> Conditioning:
+        """What the network is told of the tokens of a batch."""
+        return self.family.encode_text(models, tokens)
 
     def averages(self, job: JobParts) -> tuple[str, Averages]:
         """The name of what is trained in checkpoints, and its averages, once models are loaded."""
@@ -195,7 +219,7 @@ class FamilyTask(SubjectTask):
 
     def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
         vae, family = self.models.vae, self.family
-        with torch.no_grad():
+        with torch.no_grad(), lent(pixels.device, vae, only=self.models.vae_waits):
             mean, std = family.posterior(vae, pixels)
             zero = family.latents(vae, torch.zeros_like(std))
             return family.latents(vae, mean), family.latents(vae, std) - zero
@@ -209,16 +233,18 @@ class FamilyTask(SubjectTask):
             "levels": self.levels,
             "family": self.family,
             "models": self.models,
+            "captions": self.captions,
             "shares": self.shares(job),
         }
 
     def samples(
         self, args: Arguments, rows: Any, plan: BatchPlan | InOrder, latents: Any = None
     ) -> ImageCaptionDataset:
+        tokenize = partial(self.family.tokenize, self.tokenizers)
         return ImageCaptionDataset(
             rows,
             plan,
-            partial(self.family.tokenize, self.tokenizers),
+            as_they_are if args.cache_text_embeddings else tokenize,
             self.transform(args),
             image_column=args.image_column,
             **self.text_columns,
@@ -229,9 +255,15 @@ class FamilyTask(SubjectTask):
         )
 
     def encoded_once(self, job: JobParts) -> CachedLatents:
-        """The latents of all images, for --cache_latents."""
-        space = SimpleNamespace(encode=partial(self.family.posterior, self.models.vae))
-        return self.cached_latents(job, space, autoencoder_identity(job.args))
+        """The latents of all images, for --cache_latents; from then on the autoencoder waits on the
+        host for pictures."""
+        vae = self.models.vae
+        space = SimpleNamespace(encode=partial(self.family.posterior, vae))
+        with lent(job.accelerator.device, vae):
+            latents = self.cached_latents(job, space, autoencoder_identity(job.args))
+        vae.to("cpu")
+        self.models.vae_waits = True
+        return latents
 
 
 class TextToImage(FamilyTask):
@@ -239,9 +271,10 @@ class TextToImage(FamilyTask):
 
     command_line = CommandLine(
         "Fine-tune Stable Diffusion with a timestep curriculum and importance sampling.",
-        (*_FAMILIAR, *SUBJECTS, *NOISE_LEVELS, SLOWED, DROPOUT, LOOP),
+        (*_FAMILIAR, *SUBJECTS, *NOISE_LEVELS, SLOWED, DROPOUT, MEMORY, LOOP),
         official=official(_FAMILIAR),
         changes={
+            "offload": {"name": "offload_models"},  # --offload is short for an official flag
             "output_dir": {"default": "sd-model-finetuned"},
             "tracker_project_name": {"default": "text2image-fine-tune"},
             "validation_steps": {"needs": (_PROMPTED,)},

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+
 from diffusers_curriculum.training.arguments.adapters import LORA
 from diffusers_curriculum.training.arguments.command_line import Arguments, CommandLine
 from diffusers_curriculum.training.arguments.curriculum import NOISE_LEVELS
@@ -24,6 +26,7 @@ from diffusers_curriculum.training.arguments.subjects import SUBJECTS
 from diffusers_curriculum.training.arguments.text_to_image import (
     CAPTIONS,
     DROPOUT,
+    MEMORY,
     MODEL,
     NOISE,
     PICTURES,
@@ -34,6 +37,7 @@ from diffusers_curriculum.training.loop.task import JobParts
 from diffusers_curriculum.training.parts.adapters import FOLDER, add_adapters, check_adapter
 from diffusers_curriculum.training.parts.averages import Averages
 from diffusers_curriculum.training.parts.fit import part_config
+from diffusers_curriculum.training.parts.quantization import quantization_facts, quantized
 from diffusers_curriculum.training.publish.adapters import AdapterPublisher
 from diffusers_curriculum.training.storage.fingerprints import weights_identity
 from diffusers_curriculum.training.tasks.text_to_image import FamilyTask
@@ -65,7 +69,10 @@ class AdapterTask(FamilyTask):
 
     def model_facts(self, args: Arguments) -> dict[str, Any]:
         base = weights_identity(args.pretrained_model_name_or_path, self.family.network)
-        return super().model_facts(args) | base
+        return super().model_facts(args) | base | quantization_facts(args)
+
+    def network_settings(self, args: Arguments, dtype: torch.dtype) -> dict[str, Any]:
+        return quantized(args, dtype)
 
     def publisher(self, job: JobParts) -> AdapterPublisher:
         self.published = AdapterPublisher(
@@ -89,7 +96,7 @@ class TextToImageLora(AdapterTask):
 
     command_line = CommandLine(
         "Fine-tune Stable Diffusion by LoRA with a timestep curriculum and importance sampling.",
-        (*_FAMILIAR, *SUBJECTS, LORA, EMA, *NOISE_LEVELS, SLOWED, DROPOUT, LOOP),
+        (*_FAMILIAR, *SUBJECTS, LORA, EMA, *NOISE_LEVELS, SLOWED, DROPOUT, MEMORY, LOOP),
         official=f"{official(_FAMILIAR, without=_NOT_OFFICIAL)} rank",
         changes={
             "output_dir": {"default": "sd-model-finetuned-lora"},

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from diffusers_curriculum.training.arguments.adapters import LORA, TEXT_ENCODERS
 from diffusers_curriculum.training.arguments.command_line import Arguments, CommandLine
 from diffusers_curriculum.training.arguments.curriculum import NOISE_LEVELS
+from diffusers_curriculum.training.arguments.flag import Need
 from diffusers_curriculum.training.arguments.images import AUTOENCODER
 from diffusers_curriculum.training.arguments.noise_levels import PREDICTION, SLOWED
 from diffusers_curriculum.training.arguments.run import (
@@ -26,6 +27,7 @@ from diffusers_curriculum.training.arguments.subjects import SUBJECTS
 from diffusers_curriculum.training.arguments.text_to_image import (
     CAPTIONS,
     DROPOUT,
+    MEMORY,
     MODEL,
     NOISE,
     PICTURES,
@@ -39,6 +41,9 @@ from diffusers_curriculum.training.parts.fit import part_config
 from diffusers_curriculum.training.tasks.text_to_image_lora import AdapterTask
 from diffusers_curriculum.training.tasks.text_to_image_sdxl import OWN_VAE, TextToImageSDXL
 
+_FROZEN_TEXT = Need(
+    "text encoders as they are (drop --train_text_encoder)", lambda a: not a.train_text_encoder
+)
 _INPUT = (MODEL, AUTOENCODER, SOURCE, CAPTIONS, *OF_IMAGES)
 _FAMILIAR = (*_INPUT, RUN, OPTIMIZER, PREDICTION, NOISE, PICTURES, *OF_MACHINE, CHECKPOINTS)
 _NOT_OFFICIAL = ("tracker_project_name", "untrained_timestep", "cache_latents", "latent_cache_dir")
@@ -73,7 +78,18 @@ class TextToImageLoraSDXL(AdapterTask, TextToImageSDXL):
 
     command_line = CommandLine(
         "Fine-tune Stable Diffusion XL by LoRA with a timestep curriculum and importance sampling.",
-        (*_FAMILIAR, *SUBJECTS, LORA, TEXT_ENCODERS, EMA, *NOISE_LEVELS, SLOWED, DROPOUT, LOOP),
+        (
+            *_FAMILIAR,
+            *SUBJECTS,
+            LORA,
+            TEXT_ENCODERS,
+            EMA,
+            *NOISE_LEVELS,
+            SLOWED,
+            DROPOUT,
+            MEMORY,
+            LOOP,
+        ),
         official=f"{official(_FAMILIAR, without=_NOT_OFFICIAL)} rank train_text_encoder",
         changes={
             "output_dir": {"default": "sd-model-finetuned-lora"},
@@ -81,6 +97,7 @@ class TextToImageLoraSDXL(AdapterTask, TextToImageSDXL):
             "resolution": {"default": 1024},
             "pretrained_vae_model_name_or_path": {"help": OWN_VAE},
             "validation_steps": {"needs": (PROMPTED,)},
+            "cache_text_embeddings": {"needs": (_FROZEN_TEXT,)},
         },
     )
 

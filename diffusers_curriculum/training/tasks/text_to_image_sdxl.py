@@ -23,6 +23,7 @@ from diffusers_curriculum.training.arguments.subjects import SUBJECTS
 from diffusers_curriculum.training.arguments.text_to_image import (
     CAPTIONS,
     DROPOUT,
+    MEMORY,
     MODEL,
     NOISE,
     PICTURES,
@@ -53,7 +54,7 @@ class TextToImageSDXL(FamilyTask):
 
     command_line = CommandLine(
         "Fine-tune Stable Diffusion XL with a timestep curriculum and importance sampling.",
-        (*_FAMILIAR, *SUBJECTS, *NOISE_LEVELS, SLOWED, LOOP),
+        (*_FAMILIAR, *SUBJECTS, *NOISE_LEVELS, SLOWED, MEMORY, LOOP),
         official=" ".join(
             (official(_FAMILIAR, without=_NOT_OFFICIAL.split()), "proportion_empty_prompts", *_BIAS)
         ),

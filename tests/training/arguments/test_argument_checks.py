@@ -11,7 +11,7 @@ from diffusers_curriculum.cli.calibrate import CALIBRATION
 from diffusers_curriculum.training.arguments import curriculum, noise_levels
 from diffusers_curriculum.training.arguments import environment as environment_checks
 from diffusers_curriculum.training.arguments.command_line import CommandLine
-from diffusers_curriculum.training.arguments.run import LR_SCHEDULERS
+from diffusers_curriculum.training.arguments.optimizer import LR_SCHEDULERS
 from diffusers_curriculum.training.errors import ExitCode, UsageError
 from diffusers_curriculum.training.tasks.class_conditional import ClassConditional
 from diffusers_curriculum.training.tasks.text_to_image import TextToImage
@@ -242,6 +242,7 @@ def test_good_resume_paths(tmp_path: Path):
     [
         ("--enable_xformers_memory_efficient_attention", "xformers", "pip install xformers"),
         ("--use_8bit_adam", "bitsandbytes", "drop the flag"),
+        ("--optimizer prodigy", "prodigyopt", "diffusers-curriculum[prodigy]"),
         ("--report_to wandb", "wandb", "another tracker"),
         ("--report_to comet_ml", "comet_ml", "pip install comet_ml"),
         ("--show_timesteps t.png", "matplotlib", "pip install matplotlib"),

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from diffusers_curriculum.training.arguments.command_line import Arguments
+from diffusers_curriculum.training.arguments.flag import truth
 from diffusers_curriculum.training.tasks.flow import FlowTransformer
 from diffusers_curriculum.training.tasks.flow_lora import flow_task
 
@@ -20,7 +21,7 @@ FIXTURE = ROOT / "tests" / "fixtures" / "official_flow_flags.json"
 SCRIPTS: dict[str, Any] = {
     name: facts for name, facts in json.loads(FIXTURE.read_text()).items() if name != "source"
 }
-TYPES = {"int": int, "float": float, "str": str, None: None}
+TYPES = {"int": int, "float": float, "str": str, "bool": truth, None: None}
 FACTS = [(name, fact) for name, facts in SCRIPTS.items() for fact in facts]
 
 

@@ -95,6 +95,7 @@ def test_only_what_is_not_done_already_is_advised(tmp_path: Path) -> None:
     args = arguments(tmp_path, "--use_ema", "--resolution", 64)
     args.train_batch_size, args.gradient_checkpointing = 1, True
     args.mixed_precision, args.use_8bit_adam = "bf16", True
+    args.cache_text_embeddings = args.offload = True
     told = str(explain_out_of_memory(FAILED[0], args))
     assert [line.split(":")[0] for line in told.splitlines() if line.startswith("  - ")] == [
         "  - --offload_ema",

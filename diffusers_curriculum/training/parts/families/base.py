@@ -13,6 +13,7 @@ from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from diffusers_curriculum.catalogue import Catalogue
@@ -129,6 +130,10 @@ class ModelFamily(PipelineParts):
         on the device."""
         raise NotImplementedError
 
+    def joined(self, conditionings: Sequence[Conditioning]) -> Conditioning:
+        """One batch of several."""
+        return {name: _joined([c[name] for c in conditionings]) for name in conditionings[0]}
+
     # -- images ----------------------------------------------------------------------------------
 
     def posterior(self, vae: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -188,3 +193,9 @@ def text_config(encoder: Config) -> Config:
     """The settings of the text half of a model of text and images; of a text encoder its own."""
     inner = encoder.get("text_config")
     return inner if isinstance(inner, Mapping) else encoder
+
+
+def _joined(values: Sequence[Any]) -> Any:
+    if isinstance(values[0], list):
+        return [each for value in values for each in value]
+    return torch.cat([*values])

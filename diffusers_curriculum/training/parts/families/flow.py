@@ -116,10 +116,6 @@ class FlowFamily(ModelFamily):
         """What the network is told of a batch of captions, as the pipeline makes it."""
         raise NotImplementedError
 
-    def joined(self, conditionings: Sequence[Conditioning]) -> Conditioning:
-        """One batch of several."""
-        return {name: _joined([c[name] for c in conditionings]) for name in conditionings[0]}
-
     # -- latents ---------------------------------------------------------------------------------
 
     def latents(self, vae: Any, encoded: Tensor) -> Tensor:
@@ -149,11 +145,13 @@ class FlowFamily(ModelFamily):
 
     # -- models ----------------------------------------------------------------------------------
 
-    def load_part(self, args: Arguments, part: str, dtype: torch.dtype = torch.float32) -> Any:
+    def load_part(
+        self, args: Arguments, part: str, dtype: torch.dtype = torch.float32, **more: Any
+    ) -> Any:
         library, name = components(pipeline_index(args))[part]
         source, kinds = self.source(args, part), {"diffusers": diffusers}
         with source.loading(part, self.title):
-            return source.load(getattr(kinds.get(library, transformers), name), dtype)
+            return source.load(getattr(kinds.get(library, transformers), name), dtype, **more)
 
 
 def packed(latents: Tensor) -> Tensor:
@@ -177,9 +175,3 @@ def unlike(config: Config, name: str, wanted: int, giving: str) -> Iterator[str]
     """Whether a setting of the transformer is another number than it should be."""
     if config.get(name) != wanted:
         yield f"its transformer's {name} is {config.get(name)}, and {giving} {wanted}"
-
-
-def _joined(values: Sequence[Any]) -> Any:
-    if isinstance(values[0], list):
-        return [each for value in values for each in value]
-    return torch.cat([*values])

@@ -64,8 +64,10 @@ class Flux2(FlowFamily):
         network, latent = configs["transformer"], configs["vae"].get("latent_channels", 32)
         yield from unlike(network, "in_channels", 4 * latent, "patches of its latents have")
 
-    def load_part(self, args: Arguments, part: str, dtype: torch.dtype = torch.float32) -> Any:
-        model = super().load_part(args, part, torch.float32 if part == "vae" else dtype)
+    def load_part(
+        self, args: Arguments, part: str, dtype: torch.dtype = torch.float32, **more: Any
+    ) -> Any:
+        model = super().load_part(args, part, torch.float32 if part == "vae" else dtype, **more)
         if part != "vae" or dtype == torch.float32:
             return model
         norm, model.bn = model.bn, None  # latents are normalised by its own numbers, unrounded
@@ -89,7 +91,8 @@ class Flux2(FlowFamily):
     def latents(self, vae: Any, encoded: Tensor) -> Tensor:
         """Patches of 2 x 2 as channels, (z - mean) / sqrt(variance + eps) of each."""
         norm = vae.bn
-        mean, variance = (x.view(1, -1, 1, 1) for x in (norm.running_mean, norm.running_var))
+        numbers = (norm.running_mean, norm.running_var)  # on the host, if the autoencoder is
+        mean, variance = (x.view(1, -1, 1, 1).to(encoded.device) for x in numbers)
         patches = self.pipeline_class._patchify_latents(encoded)
         return (patches - mean) / torch.sqrt(variance + vae.config.batch_norm_eps)
 

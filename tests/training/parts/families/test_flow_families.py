@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 
 from diffusers_curriculum.randomness import gaussian
 from diffusers_curriculum.training.errors import UsageError
-from diffusers_curriculum.training.parts.families.flow import Told
-from diffusers_curriculum.training.tasks.flow import CaptionEncoder, FlowTransformer
+from diffusers_curriculum.training.parts.captions import CaptionEncoder
+from diffusers_curriculum.training.tasks.flow import FlowTransformer
 from examples.text_to_image.train_text_to_image_flow_curriculum import training_step
 from tests.training.parts.families.flow_benches import FLOWS, RESOLUTION, pipeline_of
 from tests.training.parts.families.test_flow_parity import CAPTIONS, SLOTS, make_run
@@ -49,16 +49,17 @@ def test_kept_captions_are_those_of_the_batch(name: str) -> None:
     run = make_run(name)
     family, models, cpu = run.family, run.models, torch.device("cpu")
     expected = family.encode_text(models, {"caption": CAPTIONS})
-    kept = CaptionEncoder(family, models, Told(), cpu, CAPTIONS)
+    kept = CaptionEncoder(family, models, cpu)
+    kept.keep(CAPTIONS)
     assert models.encoders == {}
-    found = kept(CAPTIONS)
+    found = kept({"caption": CAPTIONS})
     assert found.keys() == expected.keys()
     for key, value in expected.items():
         for ours, theirs in zip(found[key], value, strict=True):
             assert ours.shape == theirs.shape
             torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
     # of equal lengths no mask is left
-    same = kept(["a red bird"] * 2)
+    same = kept({"caption": ["a red bird"] * 2})
     assert "encoder_hidden_states_mask" not in same
     assert len(next(iter(same.values()))) == 2
 
@@ -67,7 +68,7 @@ def test_the_length_of_captions_is_taken_over() -> None:
     long = ["a small bird " * 9] * 3
     for name, shorter in (("flux", 20), ("sd3", 97), ("flux2", 20)):
         encoder = make_run(name, "--max_sequence_length", 20).captions
-        assert encoder(long)["encoder_hidden_states"].shape[1] == shorter
+        assert encoder({"caption": long})["encoder_hidden_states"].shape[1] == shorter
 
 
 @pytest.mark.parametrize(("name", "length"), [("sd3", 77), ("flux", 512), ("qwen_image", 512)])
@@ -80,8 +81,9 @@ def test_captions_are_counted_by_the_language_model(name: str, length: int) -> N
 
 
 def test_layers_of_flux2_are_taken_over(tmp_path: Path) -> None:
-    states = make_run("flux2").captions(CAPTIONS)["encoder_hidden_states"]
-    others = make_run("flux2", "--text_encoder_out_layers", 10, 20, 28).captions(CAPTIONS)
+    states = make_run("flux2").captions({"caption": CAPTIONS})["encoder_hidden_states"]
+    other = make_run("flux2", "--text_encoder_out_layers", 10, 20, 28).captions
+    others = other({"caption": CAPTIONS})
     assert states.shape == others["encoder_hidden_states"].shape
     assert not torch.equal(states, others["encoder_hidden_states"])
     for layers in ((9, 18), (9, 18, 29)):
@@ -197,7 +199,7 @@ def test_frozen_parts_in_half_precision(name: str) -> None:
     task, half = choose(pipeline_of(name)), torch.bfloat16
     models = run.family.load_components(run.args, task.tokenizers, run.accelerator.device, half)
     run.models, run.network = models, models.network
-    run.captions = CaptionEncoder(run.family, models, Told(), run.accelerator.device)
+    run.captions = CaptionEncoder(run.family, models, run.accelerator.device)
     pixels = gaussian((3, RESOLUTION, RESOLUTION), seed=1, step=0, slots=SLOTS, purpose="noise")
     with torch.autocast("cpu", half):
         outcome = training_step(run, 0, SLOTS, {"pixel_values": pixels, "caption": CAPTIONS})

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from diffusers_curriculum import Slots
 from diffusers_curriculum.randomness import gaussian
-from diffusers_curriculum.training.parts.families.flow import Told
-from diffusers_curriculum.training.tasks.flow import CaptionEncoder, FlowRun, FlowTransformer
+from diffusers_curriculum.training.parts.captions import CaptionEncoder
+from diffusers_curriculum.training.tasks.flow import FlowRun, FlowTransformer
 from examples.text_to_image.train_text_to_image_flow_curriculum import training_step
 from tests.training.parts.families.flow_benches import FLOWS, RESOLUTION, pipeline_of
 
@@ -39,7 +39,6 @@ def make_run(name: str, *more: object) -> FlowRun:
     task.choose(args, SEED)
     cpu = torch.device("cpu")
     models = task.family.load_components(args, task.tokenizers, cpu, torch.float32)
-    told = Told(args.max_sequence_length, args.text_encoder_out_layers)
     backward = SimpleNamespace(device=cpu, backward=lambda loss: loss.backward())
     unused = dict.fromkeys(("averages", "optimizer", "guard", "lr_scheduler"))
     return FlowRun(
@@ -51,7 +50,7 @@ def make_run(name: str, *more: object) -> FlowRun:
         levels=task.levels,
         family=task.family,
         models=models,
-        captions=CaptionEncoder(task.family, models, told, cpu),
+        captions=CaptionEncoder(task.family, models, cpu, task.encode_text),
         guidance=3.5 if models.network.config.get("guidance_embeds") else None,
     )
 

@@ -1,0 +1,78 @@
+"""What a network is told of captions: encoded as they come, or once, and kept on the host."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from accelerate.utils import send_to_device
+
+from diffusers_curriculum.training.arguments.command_line import Arguments
+from diffusers_curriculum.training.errors import UsageError
+from diffusers_curriculum.training.parts.components import Components
+from diffusers_curriculum.training.parts.families.base import Conditioning, ModelFamily
+from diffusers_curriculum.training.process.memory import lent
+
+
+class CaptionEncoder:
+    """Encodes the captions of a batch.
+
+    Args:
+        family: of the models.
+        models: their text encoders are used, on ``device``.
+        encode: ``(models, tokens) -> conditioning``; default the family's own.
+        offload: text encoders wait on the host, but while they are used.
+    """
+
+    def __init__(
+        self,
+        family: ModelFamily,
+        models: Components,
+        device: torch.device,
+        encode: Callable[[Components, Mapping[str, Any]], Conditioning] | None = None,
+        *,
+        offload: bool = False,
+    ) -> None:
+        self.family, self.models, self.device = family, models, device
+        self.encode, self.offload = encode or family.encode_text, offload
+        self.kept: dict[str, Conditioning] = {}
+
+    def keep(self, captions: Iterable[str]) -> None:
+        """Encode captions once and for all, and let go of the text encoders; samples are to hold a
+        ``caption`` from now on, and no tokens."""
+        for caption in sorted({*captions}):
+            tokens = self.family.tokenize(self.models.tokenizers, [caption])
+            self.kept[caption] = send_to_device(self._encoded(tokens), "cpu")
+        self.models.encoders.clear()
+
+    def __call__(self, batch: Mapping[str, Any]) -> Conditioning:
+        """What the network is told of the captions of a batch that is on the device."""
+        if not self.kept:
+            return self._encoded(batch)
+        missing = [caption for caption in batch["caption"] if caption not in self.kept]
+        if missing:
+            raise UsageError(f"--cache_text_embeddings: {missing[0]!r} was not encoded before.")
+        joined = self.family.joined([self.kept[caption] for caption in batch["caption"]])
+        told: Any = send_to_device(joined, self.device, non_blocking=True)
+        return told
+
+    def _encoded(self, tokens: Mapping[str, Any]) -> Conditioning:
+        encoders, tokens = self.models.encoders.values(), send_to_device(tokens, self.device)
+        with torch.no_grad(), lent(self.device, *encoders, only=self.offload):
+            return self.encode(self.models, tokens)
+
+
+def phrasings(args: Arguments, *sources: Any) -> Iterator[str]:
+    """All that samples of data sets, or of none, may be told: every phrasing of their captions, and
+    nothing where some are left out."""
+    for rows in filter(None, sources):
+        for cell in rows[args.caption_column]:
+            yield from [cell] if isinstance(cell, str) else cell
+    if args.caption_dropout:
+        yield ""
+
+
+def as_they_are(captions: Sequence[str]) -> dict[str, list[str]]:
+    """What stands in samples in the place of tokens, for captions that are encoded before."""
+    return {"caption": [*captions]}
