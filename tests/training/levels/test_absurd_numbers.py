@@ -77,6 +77,10 @@ CONTEXTS: tuple[list[str], ...] = (
     ["--perceptual_model", "x"],
     ["--pretrained_vae_model_name_or_path", "{vae}", "--cache_latents"],
     ["--eval_metrics", "fid", "--eval_steps", "9"],
+    ["--optimizer", "prodigy"],
+    ["--mask_from_alpha"],
+    ["--instance_prompt", "a", "--with_prior_preservation", "--class_prompt", "b"]
+    + ["--class_data_dir", "c"],
 )
 
 
