@@ -79,8 +79,7 @@ CONTEXTS: tuple[list[str], ...] = (
     ["--eval_metrics", "fid", "--eval_steps", "9"],
     ["--optimizer", "prodigy"],
     ["--mask_from_alpha"],
-    ["--instance_prompt", "a", "--with_prior_preservation", "--class_prompt", "b"]
-    + ["--class_data_dir", "c"],
+    ["--instance_prompt=a", "--with_prior_preservation", "--class_prompt=b", "--class_data_dir=c"],
 )
 
 
