@@ -89,7 +89,7 @@ def test_the_settings_are_those_of_the_flags(tmp_path: Path) -> None:
     assert {name: group[name] for name in expected} == expected
 
 
-def test_a_rate_of_0_is_refused_and_a_small_one_told(
+def test_zeros_are_refused_and_a_small_rate_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(
@@ -99,8 +99,9 @@ def test_a_rate_of_0_is_refused_and_a_small_one_told(
     assert not caplog.text
     check_rates(arguments(tmp_path, "--optimizer", "Prodigy"), 1, 10)
     assert "multiplies a rate that it finds by itself: 1 is usual" in caplog.text
-    with pytest.raises(UsageError, match="--learning_rate is 0, which --optimizer prodigy refuse"):
-        check_rates(arguments(tmp_path, *PRODIGY, "--learning_rate", 0), 1, 10)
+    for name in ("learning_rate", "adam_epsilon"):
+        with pytest.raises(UsageError, match=f"--{name} is 0, which --optimizer prodigy refuses"):
+            check_rates(arguments(tmp_path, *PRODIGY, f"--{name}", 0), 1, 10)
 
 
 @pytest.mark.parametrize(

@@ -32,11 +32,11 @@ def check_rates(args: Arguments, num_processes: int, max_train_steps: int) -> No
     """Look at the course of the learning rate before any model is loaded.
 
     Raises:
-        UsageError: a polynomial decay that would not fall, or a rate that the optimizer refuses.
+        UsageError: a polynomial decay that would not fall, or a number that the optimizer refuses.
     """
     rate, end = base_rate(args, num_processes), _end(args)
     if args.optimizer == "prodigy":
-        _check_factor(args.learning_rate)
+        _check_prodigy(args)
     if args.lr_scheduler == "polynomial" and rate <= end:
         raise UsageError(
             f"--lr_end is {end:g}, which is not below the learning rate {rate:g} that "
@@ -80,9 +80,11 @@ def build_optimizer(args: Arguments, parameters: Sequence[nn.Parameter], num_pro
     return torch.optim.AdamW(parameters, fused=fused, **settings)
 
 
-def _check_factor(rate: float) -> None:
-    if rate == 0:
-        raise UsageError("--learning_rate is 0, which --optimizer prodigy refuses: 1 is usual.")
+def _check_prodigy(args: Arguments) -> None:
+    rate = args.learning_rate
+    for name, usual in (("learning_rate", "1"), ("adam_epsilon", "1e-8")):
+        if args[name] == 0:
+            raise UsageError(f"--{name} is 0, which --optimizer prodigy refuses: {usual} is usual.")
     if rate <= 0.1:
         logger.warning(
             "--learning_rate %g with --optimizer prodigy multiplies a rate that it finds by "
