@@ -144,7 +144,8 @@ def put_models(made: export.TextToImagePublisher, averaged: bool) -> torch.nn.Li
     torch.nn.init.constant_(unet.weight, 2.0)
     ema = EMAModel(unet.parameters()) if averaged else None
     torch.nn.init.constant_(unet.weight, 1.0)
-    made.models = Components(unet, "v", base=Base(None, {}, {}))
+    vae, encoders = torch.nn.Linear(1, 1), {"text_encoder": torch.nn.Linear(1, 1)}
+    made.models = Components(unet, vae, encoders, base=Base(None, {}, {}))
     made.averages = Averages(unet, ema)
     return unet
 
