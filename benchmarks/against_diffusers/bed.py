@@ -54,7 +54,7 @@ class Pair:
 
 
 _COMMON = (
-    *("--resolution", str(RESOLUTION), "--seed", "0", "--learning_rate", "1e-4"),
+    *("--resolution", str(RESOLUTION), "--learning_rate", "1e-4"),
     *("--checkpointing_steps", str(LONG), "--random_flip", "--use_ema"),
 )
 _PIXELS = ("--train_data_dir", "{images}", *_COMMON)
@@ -71,7 +71,7 @@ PAIRS = {
         "text_to_image/train_text_to_image.py",
         (
             *("--pretrained_model_name_or_path", "{pipeline}", "--train_data_dir", "{captions}"),
-            *(*_COMMON, *_STEPS),
+            *(*_COMMON, *_STEPS, "--seed", "0"),
         ),
     ),
     "unconditional": Pair(

@@ -12,6 +12,10 @@ import pytest
 
 from benchmarks.against_diffusers import __main__ as command
 from benchmarks.against_diffusers.bed import PAIRS, ROOT
+from diffusers_curriculum.training.loop.task import Task
+from diffusers_curriculum.training.tasks.class_conditional import ClassConditional
+from diffusers_curriculum.training.tasks.text_to_image import TextToImage
+from diffusers_curriculum.training.tasks.unconditional import Unconditional
 
 SCRIPT = """
 import sys, torch
@@ -53,5 +57,19 @@ def test_check_fails_where_a_bar_is_missed(monkeypatch: pytest.MonkeyPatch, tmp_
     assert command.main(argv) == 0
 
 
-def test_the_scripts_here_are_those_of_the_project() -> None:
-    assert all((ROOT / pair.here).is_file() for pair in PAIRS.values())
+TASKS: dict[str, type[Task]] = {
+    "text_to_image": TextToImage,
+    "unconditional": Unconditional,
+    "class_conditional": ClassConditional,
+}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_both_scripts_of_a_pair_know_their_flags(name: str) -> None:
+    pair = PAIRS[name]
+    facts = json.loads((ROOT / "tests/fixtures/official_flags.json").read_text("utf-8"))
+    official = {fact["flag"] for fact in facts[Path(pair.official).name]}
+    given = {word for word in (*pair.flags, *pair.only_official) if word.startswith("--")}
+    assert given <= official
+    assert (ROOT / pair.here).is_file()
+    TASKS[name]().parse([*pair.flags, *pair.only_here], machine=False)
