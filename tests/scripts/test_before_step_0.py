@@ -103,11 +103,14 @@ def test_memory_that_ends_before_step_0_is_explained(
     assert "no room" in told
 
 
+_OF_OTHERS = ("eval_steps", "profile_steps")  # the one needs metrics, the other a longer run
+
+
 def counts(task: Any, argv: list[str]) -> Iterator[object]:
     """The largest number for each flag that only counts and has an effect in a run."""
     args = task().parse(argv, machine=False)
     for flag in task.command_line.flags:
-        counted = flag.type is int and flag.most == LARGEST and flag.name != "eval_steps"
+        counted = flag.type is int and flag.most == LARGEST and flag.name not in _OF_OTHERS
         if counted and flag.bound.holds(LARGEST) and all(need.holds(args) for need in flag.needs):
             yield from (f"--{flag.name}", LARGEST)
 

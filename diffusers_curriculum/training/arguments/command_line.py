@@ -47,8 +47,9 @@ class Arguments(argparse.Namespace):
 
     def _tells(self, flag: Flag, setting: str) -> bool:
         value, unset = getattr(self, flag.dest), (None, {}, [], ())
-        is_set = value not in unset and value != flag.default and flag.does_something(self)
-        return flag.setting == setting and (is_set or not flag.later)
+        is_set = value not in unset and (value != flag.default or bool(flag.needs))
+        told = not flag.later or (is_set and flag.does_something(self))
+        return flag.setting == setting and told
 
     def tracked(self) -> dict[str, bool | int | float | str]:
         """What trackers and run.json may store, as scalars; unset ones are left out.

@@ -112,7 +112,7 @@ class Flag:
         needs: conditions without which it must not be given.
         setting: the key of :data:`SETTINGS` that it is part of; None may change freely.
         later: whether it is younger than checkpoints that can be resumed: facts tell of it only
-            where it has a value other than its default, and does something.
+            where it does something, and without needs only where it is not at its default.
         tracked: whether trackers and run.json may tell its value. Each of these is allowed on
             purpose, so that a secret cannot slip in.
     """
