@@ -14,7 +14,7 @@ from torch import Tensor
 from benchmarks.gpu import clock, speed, subject
 from benchmarks.gpu.findings import Findings
 from benchmarks.gpu.settings import Settings
-from diffusers_curriculum.training.tasks.text_to_image import TextToImageRun
+from diffusers_curriculum.training.tasks.family import TextToImageRun
 
 # (batch, accumulation): a large step, and small ones in which the host's share shows
 SETTINGS = ((8, 1), (1, 4))

@@ -15,7 +15,7 @@ from benchmarks.gpu.findings import CheckError, Findings
 from benchmarks.gpu.settings import Settings
 from diffusers_curriculum import Slots
 from diffusers_curriculum.training.levels.timesteps import build_sampler
-from diffusers_curriculum.training.tasks.text_to_image import TextToImageRun
+from diffusers_curriculum.training.tasks.family import TextToImageRun
 
 BATCHES = (4, 8, 16)
 WINDOWS, WINDOW_SECONDS = 5, 1.0

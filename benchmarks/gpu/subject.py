@@ -26,7 +26,8 @@ from diffusers_curriculum.training.parts.captions import CaptionEncoder
 from diffusers_curriculum.training.parts.components import Components
 from diffusers_curriculum.training.parts.families.base import families
 from diffusers_curriculum.training.parts.optimizers import build_lr_scheduler, build_optimizer
-from diffusers_curriculum.training.tasks.text_to_image import TextToImage, TextToImageRun
+from diffusers_curriculum.training.tasks.family import TextToImageRun
+from diffusers_curriculum.training.tasks.text_to_image import TextToImage
 from train_text_to_image_curriculum import training_step
 
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -29,7 +29,7 @@ from diffusers_curriculum.samplers import TimestepSample
 from diffusers_curriculum.training.loop.job import Job, run_script
 from diffusers_curriculum.training.loop.run import Draw, LevelLosses
 from diffusers_curriculum.training.parts.families.base import Conditioning
-from diffusers_curriculum.training.tasks.text_to_image import TextToImageRun
+from diffusers_curriculum.training.tasks.family import TextToImageRun
 from diffusers_curriculum.training.tasks.text_to_image_lora_sdxl import TextToImageLoraSDXL
 
 

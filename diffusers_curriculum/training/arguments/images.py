@@ -22,10 +22,10 @@ from diffusers_curriculum.training.arguments.flag import (
     tracked,
 )
 from diffusers_curriculum.training.arguments.noise_levels import FLOW_SHIFT
+from diffusers_curriculum.training.arguments.run import FILE_DTYPES
 from diffusers_curriculum.training.errors import UsageError
 
 FORMULATIONS = ("ddpm", "flow", "edm")
-DTYPES = ("float32", "float16")
 LEARNED_VARIANCES = ("none", "vlb", "ignore")
 # diffusers' schedules that need no table.
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "laplace")
@@ -42,11 +42,10 @@ _CONTINUOUS = Need(
     "--formulation flow or edm, which are drawn continuously otherwise",
     lambda a: a.formulation in ("flow", "edm"),
 )
-_AUTOENCODER = Need(
+AUTOENCODED = Need(
     "--pretrained_vae_model_name_or_path or the autoencoder of a pretrained pipeline",
     lambda a: bool(a.pretrained_vae_model_name_or_path or a.pretrained_model_name_or_path),
 )
-_CACHED = Need("--cache_latents", lambda a: a.cache_latents)
 _POWER = Need("--power_ema", lambda a: bool(a.power_ema))
 
 AUTOENCODER = Family.of(
@@ -56,18 +55,6 @@ AUTOENCODER = Family.of(
         help="autoencoder (AutoencoderKL, VQModel or ViTVQModel) whose latents are trained on: a "
         "repository on the Hub or a folder (default: the pipeline's own, else pixels)",
         setting="model",
-    ),
-    tracked(
-        "cache_latents",
-        help="encode every image once and keep mean and std of its latents on disk",
-        needs=(_AUTOENCODER,),
-        setting="images",
-    ),
-    *sharing(
-        place("latent_cache_dir", help="folder for them (default: latents in --output_dir)"),
-        choice("latent_cache_dtype", DTYPES, "float32", "number format of the files"),
-        count("latent_crops", 1, "random crops kept of each image", setting="images", most=10_000),
-        needs=_CACHED,
     ),
     check_machine=lambda args: environment.check_folder(
         args, "pretrained_vae_model_name_or_path", "a saved autoencoder"
@@ -156,7 +143,7 @@ POWER_EMA = Family.of(
             "power_ema_snapshot_steps",
             help="optimizer steps between copies of them (default: 64 copies in all)",
         ),
-        choice("power_ema_dtype", DTYPES, "float16", "number format of the copies"),
+        choice("power_ema_dtype", FILE_DTYPES, "float16", "number format of the copies"),
         needs=_POWER,
     ),
     check=_check_widths,

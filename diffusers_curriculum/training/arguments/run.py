@@ -35,11 +35,13 @@ POLICIES = ("raise", "skip")  # for what is not finite
 # for samples that cannot be used: all images are looked at, or a sample of them, or none
 SAMPLE_POLICIES = (*POLICIES, "sample", "off")
 MIXED_PRECISIONS = ("no", "fp16", "bf16")
+FILE_DTYPES = ("float32", "float16")
 ATTENTIONS = ("sdpa", "xformers", "flash", "cudnn", "efficient", "math", "flex")
 
 _OF_A_DATA_SET = Need("--dataset_name", lambda a: a.dataset_name is not None)
 _AVERAGED = Need("--use_ema", lambda a: a.use_ema)
 _SKIPPING = Need("--bad_samples skip", lambda a: a.bad_samples == "skip")
+_CACHED = Need("--cache_latents", lambda a: a.cache_latents)
 _RESUMED = Need("--resume_from_checkpoint", lambda a: bool(a.resume_from_checkpoint))
 
 
@@ -94,6 +96,22 @@ IMAGES = Family.of(
     setting="images",
     check=_check_background,
 )
+LATENT_CACHE = Family.of(
+    "latents",
+    tracked(
+        "cache_latents",
+        help="encode every image once and keep mean and std of its latents on disk",
+        setting="images",
+    ),
+    *sharing(
+        place("latent_cache_dir", help="folder for them (default: latents in --output_dir)"),
+        choice("latent_cache_dtype", FILE_DTYPES, "float32", "number format of the files"),
+        count("latent_crops", 1, "random crops kept of each image", setting="images", most=10_000),
+        needs=_CACHED,
+    ),
+)
+# changes of scripts that were without the cache, whose checkpoints do not tell of it
+YOUNGER_CACHE = {name: {"later": True} for name in ("cache_latents", "latent_crops")}
 LOADING = Family.of(
     "data",
     tracked(

@@ -21,6 +21,7 @@ from diffusers_curriculum.training.arguments.flag import (
     tracked,
 )
 from diffusers_curriculum.training.arguments.images import (
+    AUTOENCODED,
     AUTOENCODER,
     DDPM,
     FORMULATION,
@@ -34,6 +35,7 @@ from diffusers_curriculum.training.arguments.noise_levels import PREDICTION, SLO
 from diffusers_curriculum.training.arguments.run import (
     CHECKPOINTS,
     EMA,
+    LATENT_CACHE,
     LOOP,
     OF_IMAGES,
     OF_MACHINE,
@@ -102,7 +104,8 @@ _PICTURES = pictures(
 )
 # Named as in diffusers' scripts, whose abbreviations go on working.
 _TRAINING = (RUN, OPTIMIZER, EMA, *OF_MACHINE, CHECKPOINTS)
-_FAMILIAR = (_MODEL, SOURCE, _LABELS, *OF_IMAGES, AUTOENCODER, *_TRAINING)
+_INPUT = (_MODEL, SOURCE, _LABELS, *OF_IMAGES, AUTOENCODER, LATENT_CACHE)
+_FAMILIAR = (*_INPUT, *_TRAINING)
 _LEVELS = (PREDICTION, PROCESS, FORMULATION, *NOISE_LEVELS, SLOWED)
 
 
@@ -120,6 +123,7 @@ class ClassConditional(ImageTask):
             "resolution": {"default": 256},
             "adam_weight_decay": {"default": 0.0},
             "prediction_type": {"needs": (DDPM,)},
+            "cache_latents": {"needs": (AUTOENCODED,)},
             "validation_steps": {"needs": (PICTURES,)},
         },
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,11 +13,11 @@ from diffusers_curriculum.drop_in import compute_loss_weighting_for_sd3
 from diffusers_curriculum.training.arguments.command_line import Arguments, CommandLine
 from diffusers_curriculum.training.arguments.curriculum import NOISE_LEVELS
 from diffusers_curriculum.training.arguments.flow import ADAPTER, FLOW, SCHEME, TEXT, WEIGHTS
-from diffusers_curriculum.training.arguments.images import AUTOENCODER
 from diffusers_curriculum.training.arguments.noise_levels import PREDICTION, SLOWED
 from diffusers_curriculum.training.arguments.run import (
     CHECKPOINTS,
     EMA,
+    LATENT_CACHE,
     LOOP,
     OF_IMAGES,
     OF_MACHINE,
@@ -35,7 +35,6 @@ from diffusers_curriculum.training.arguments.text_to_image import (
     PICTURES,
     PROMPTED,
 )
-from diffusers_curriculum.training.cache.latents import CachedLatents
 from diffusers_curriculum.training.errors import UsageError
 from diffusers_curriculum.training.levels.formulations import pipeline_index
 from diffusers_curriculum.training.levels.levels import Levels
@@ -44,14 +43,13 @@ from diffusers_curriculum.training.parts.components import Components
 from diffusers_curriculum.training.parts.families.base import Conditioning, ModelFamily, families
 from diffusers_curriculum.training.parts.families.flow import FlowFamily, Told
 from diffusers_curriculum.training.publish.text_to_image import OnePromptPublisher
-from diffusers_curriculum.training.tasks.text_to_image import FamilyTask, TextToImageRun
+from diffusers_curriculum.training.tasks.family import FamilyTask, TextToImageRun
 
 _DATA = (MODEL, SUBJECT, PRIOR, SOURCE, CAPTIONS, *OF_IMAGES, TEXT)
 _TRAINING = (RUN, OPTIMIZER, SCHEME, FLOW)
 _FAMILIAR = (*_DATA, *_TRAINING, PICTURES, *OF_MACHINE, CHECKPOINTS)
 _PRODIGY = [f.name for f in OPTIMIZER.flags if f.name.startswith(("optimizer", "prodigy_"))]
 _MEMORY = ["offload", "bnb_quantization_config_path"]
-_CACHE = replace(AUTOENCODER, flags=AUTOENCODER.flags[1:], check_machine=None)  # of latents
 
 
 @dataclass(kw_only=True)
@@ -85,7 +83,7 @@ class FlowTransformer(FamilyTask):
             *_FAMILIAR,
             MASKS,
             ADAPTER,
-            _CACHE,
+            LATENT_CACHE,
             MEMORY,
             DROPOUT,
             EMA,
@@ -114,9 +112,6 @@ class FlowTransformer(FamilyTask):
         },
     )
 
-    def settle(self, args: Arguments) -> None:
-        args.pretrained_vae_model_name_or_path = None  # the script has no flag for it
-
     def family_of(self, args: Arguments) -> ModelFamily:
         name = pipeline_index(args).get("_class_name")
         known = {f.pipeline: f for f in families().values() if isinstance(f, FlowFamily)}
@@ -138,9 +133,6 @@ class FlowTransformer(FamilyTask):
         args, family = job.args, self.family
         self.published = OnePromptPublisher(args, job.accelerator, self.levels, job.plan, family)
         return self.published
-
-    def latents(self, job: JobParts) -> CachedLatents | None:
-        return self.encoded_once(job) if job.args.cache_latents else None
 
     def encode_text(self, models: Components, tokens: Mapping[str, Any]) -> Conditioning:
         told = Told(self.args.max_sequence_length, self.args.text_encoder_out_layers)

@@ -14,12 +14,14 @@ from diffusers_curriculum.training.arguments.noise_levels import PREDICTION, SLO
 from diffusers_curriculum.training.arguments.run import (
     CHECKPOINTS,
     EMA,
+    LATENT_CACHE,
     LOOP,
     OF_IMAGES,
     OF_MACHINE,
     OPTIMIZER,
     RUN,
     SOURCE,
+    YOUNGER_CACHE,
     official,
 )
 from diffusers_curriculum.training.arguments.subjects import SUBJECTS
@@ -40,11 +42,11 @@ from diffusers_curriculum.training.parts.fit import part_config
 from diffusers_curriculum.training.parts.quantization import quantization_facts, quantized
 from diffusers_curriculum.training.publish.adapters import AdapterPublisher
 from diffusers_curriculum.training.storage.fingerprints import weights_identity
-from diffusers_curriculum.training.tasks.text_to_image import FamilyTask
+from diffusers_curriculum.training.tasks.family import FamilyTask
 
 _INPUT = (MODEL, SOURCE, CAPTIONS, *OF_IMAGES)
 _FAMILIAR = (*_INPUT, RUN, OPTIMIZER, PREDICTION, NOISE, PICTURES, *OF_MACHINE, CHECKPOINTS)
-
+_AROUND = (EMA, DROPOUT, LATENT_CACHE, MEMORY)
 _NOT_OFFICIAL = ("tracker_project_name", "untrained_timestep")
 
 
@@ -96,12 +98,13 @@ class TextToImageLora(AdapterTask):
 
     command_line = CommandLine(
         "Fine-tune Stable Diffusion by LoRA with a timestep curriculum and importance sampling.",
-        (*_FAMILIAR, *SUBJECTS, LORA, EMA, *NOISE_LEVELS, SLOWED, DROPOUT, MEMORY, LOOP),
+        (*_FAMILIAR, *SUBJECTS, LORA, *_AROUND, *NOISE_LEVELS, SLOWED, LOOP),
         official=f"{official(_FAMILIAR, without=_NOT_OFFICIAL)} rank",
         changes={
             "output_dir": {"default": "sd-model-finetuned-lora"},
             "tracker_project_name": {"default": "text2image-fine-tune"},
             "validation_steps": {"needs": (PROMPTED,)},
+            **YOUNGER_CACHE,
         },
     )
 

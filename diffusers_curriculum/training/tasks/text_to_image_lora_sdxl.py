@@ -15,6 +15,7 @@ from diffusers_curriculum.training.arguments.noise_levels import PREDICTION, SLO
 from diffusers_curriculum.training.arguments.run import (
     CHECKPOINTS,
     EMA,
+    LATENT_CACHE,
     LOOP,
     OF_IMAGES,
     OF_MACHINE,
@@ -46,8 +47,7 @@ _FROZEN_TEXT = Need(
 )
 _INPUT = (MODEL, AUTOENCODER, SOURCE, CAPTIONS, *OF_IMAGES)
 _FAMILIAR = (*_INPUT, RUN, OPTIMIZER, PREDICTION, NOISE, PICTURES, *OF_MACHINE, CHECKPOINTS)
-_NOT_OFFICIAL = ("tracker_project_name", "untrained_timestep", "cache_latents", "latent_cache_dir")
-_NOT_OFFICIAL += ("latent_cache_dtype", "latent_crops")
+_NOT_OFFICIAL = ("tracker_project_name", "untrained_timestep")
 
 
 class CaptionedNetwork(nn.Module):
@@ -87,6 +87,7 @@ class TextToImageLoraSDXL(AdapterTask, TextToImageSDXL):
             *NOISE_LEVELS,
             SLOWED,
             DROPOUT,
+            LATENT_CACHE,
             MEMORY,
             LOOP,
         ),

@@ -11,6 +11,7 @@ from diffusers_curriculum.training.arguments.noise_levels import PREDICTION, SLO
 from diffusers_curriculum.training.arguments.run import (
     CHECKPOINTS,
     EMA,
+    LATENT_CACHE,
     LOOP,
     OF_IMAGES,
     OF_MACHINE,
@@ -29,19 +30,17 @@ from diffusers_curriculum.training.arguments.text_to_image import (
     PICTURES,
     PROMPTED,
 )
-from diffusers_curriculum.training.cache.latents import CachedLatents
 from diffusers_curriculum.training.loop.task import JobParts
 from diffusers_curriculum.training.parts.families.base import ModelFamily, families
 from diffusers_curriculum.training.parts.images import autoencoder_identity
 from diffusers_curriculum.training.publish.text_to_image import OnePromptPublisher
-from diffusers_curriculum.training.tasks.text_to_image import FamilyTask
+from diffusers_curriculum.training.tasks.family import FamilyTask
 
 _INPUT = (MODEL, AUTOENCODER, SOURCE, CAPTIONS, *OF_IMAGES)
 _TRAINING = (RUN, OPTIMIZER, PREDICTION, NOISE, EMA, DROPOUT)
 _FAMILIAR = (*_INPUT, *_TRAINING, PICTURES, *OF_MACHINE, CHECKPOINTS)
 # What diffusers' script for Stable Diffusion has, and this one lacks
-_NOT_OFFICIAL = "caption_dropout offload_ema foreach_ema tracker_project_name cache_latents "
-_NOT_OFFICIAL += "latent_cache_dir latent_cache_dtype latent_crops untrained_timestep"
+_NOT_OFFICIAL = "caption_dropout offload_ema foreach_ema tracker_project_name untrained_timestep"
 OWN_VAE = (
     "AutoencoderKL to train and to draw with: a repository on the Hub or a folder (default: the "
 )
@@ -54,7 +53,7 @@ class TextToImageSDXL(FamilyTask):
 
     command_line = CommandLine(
         "Fine-tune Stable Diffusion XL with a timestep curriculum and importance sampling.",
-        (*_FAMILIAR, *SUBJECTS, *NOISE_LEVELS, SLOWED, MEMORY, LOOP),
+        (*_FAMILIAR, *SUBJECTS, *NOISE_LEVELS, SLOWED, LATENT_CACHE, MEMORY, LOOP),
         official=" ".join(
             (official(_FAMILIAR, without=_NOT_OFFICIAL.split()), "proportion_empty_prompts", *_BIAS)
         ),
@@ -79,6 +78,3 @@ class TextToImageSDXL(FamilyTask):
             job.args, job.accelerator, self.levels, job.plan, self.family
         )
         return self.published
-
-    def latents(self, job: JobParts) -> CachedLatents | None:
-        return self.encoded_once(job) if job.args.cache_latents else None

@@ -19,6 +19,7 @@ from diffusers_curriculum.training.arguments.flag import (
     tracked,
 )
 from diffusers_curriculum.training.arguments.images import (
+    AUTOENCODED,
     AUTOENCODER,
     DDPM,
     FORMULATION,
@@ -32,6 +33,7 @@ from diffusers_curriculum.training.arguments.noise_levels import PREDICTION, SLO
 from diffusers_curriculum.training.arguments.run import (
     CHECKPOINTS,
     EMA,
+    LATENT_CACHE,
     LOOP,
     OF_IMAGES,
     OF_MACHINE,
@@ -93,7 +95,7 @@ _OUTPUT = Family.of(
     "output",
     tracked("hub_private_repo", help="create the repository as a private one", needs=(_PUSHED,)),
 )
-_INPUT = (_MODEL, SOURCE, _DATA, *OF_IMAGES, AUTOENCODER)
+_INPUT = (_MODEL, SOURCE, _DATA, *OF_IMAGES, AUTOENCODER, LATENT_CACHE)
 _TRAINING = (RUN, OPTIMIZER, EMA, _WARM_UP, PREDICTION, PROCESS, FORMULATION)
 _RESULTS = (*OF_MACHINE, _OUTPUT, CHECKPOINTS)
 _LEVELS = (*NOISE_LEVELS, SLOWED)
@@ -137,6 +139,7 @@ class Unconditional(ImageTask):
                 "help": "what the network predicts",
                 "needs": (DDPM,),
             },
+            "cache_latents": {"needs": (AUTOENCODED,)},
             "validation_steps": {"needs": (PICTURES,)},
         },
     )

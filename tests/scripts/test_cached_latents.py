@@ -1,0 +1,56 @@
+"""--cache_latents in the scripts of captions: what is trained stays the same.
+
+What a cache holds and refuses: tests/training/cache. Images alone: test_image_scripts.py.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.scripts.small_runs import BENCHES, Bench, hashes, status
+
+SCRIPTS = ["text_to_image", "text_to_image_lora", "text_to_image_sdxl"]
+CACHED = ("--cache_latents", "--latent_crops", 2, "--random_flip")
+
+
+@pytest.fixture(scope="module", params=SCRIPTS)
+def script(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    """Each script of captions but the one of flow matching; see test_flow_families.py."""
+    return BENCHES[request.param](tmp_path_factory.mktemp("bench"))
+
+
+def test_kept_latents_give_the_same_run(script: Bench, tmp_path: Path) -> None:
+    more = ("--max_train_steps", 3, "--lr_warmup_steps", 0, "--center_crop", "--noise_offset", 0.1)
+    kept = script.train(tmp_path / "kept", *more, "--cache_latents")
+    plain = script.train(tmp_path / "plain", *more)
+    found, expected = ([float.fromhex(loss) for loss in run.losses] for run in (kept, plain))
+    assert found == pytest.approx(expected, rel=1e-5)
+    assert (tmp_path / "kept" / "latents" / "mean.npy").is_file()
+    assert kept.last.models.vae_waits
+
+
+def test_a_run_with_kept_latents_goes_on_bit_for_bit(
+    script: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = (*CACHED, "--max_train_steps", 4, "--checkpointing_steps", 2, "--use_ema")
+    more += ("--curriculum", "difficulty", "--curriculum_patience", 1)
+    more += ("--curriculum_max_share", 9, "--latent_cache_dir", tmp_path / "cache")
+    whole = script.train(tmp_path / "whole", *more)
+    shutil.copytree(tmp_path / "whole" / "checkpoint-2", tmp_path / "again" / "checkpoint-2")
+    resumed = (*more, "--resume_from_checkpoint", "latest")
+    rest = script.train(tmp_path / "again", *resumed)
+    assert rest.steps == whole.steps[2:]
+    last = tmp_path / "whole" / "checkpoint-4"
+    assert hashes(tmp_path / "again" / "checkpoint-4") == hashes(last)
+
+    shutil.rmtree(tmp_path / "again" / "checkpoint-4")
+    without = [word for word in script.argv(tmp_path / "again", *resumed) if word != CACHED[0]]
+    at = without.index("--latent_crops")
+    del without[at : at + 2]
+    at = without.index("--latent_cache_dir")
+    del without[at : at + 2]
+    assert status(without, script.script) == 2
+    assert "images.cache_latents is " in capsys.readouterr().err
