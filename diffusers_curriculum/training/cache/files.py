@@ -1,9 +1,12 @@
-"""A latent cache on disk, how it is read and checked: ``manifest.json, mean.npy, std.npy``."""
+"""A latent cache on disk, how it is read and checked: ``manifest.json, mean.npy, std.npy``, and
+``verified.json``, which tells what the files were like when their digests were last compared."""
 
 from __future__ import annotations
 
+import json
+import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,10 +19,14 @@ from torch import Tensor
 
 from diffusers_curriculum.randomness import host_generator
 from diffusers_curriculum.training.errors import CheckpointError, UsageError
+from diffusers_curriculum.training.storage.files import write_atomically
 from diffusers_curriculum.training.storage.fingerprints import flattened
 from diffusers_curriculum.training.storage.manifest import MANIFEST, find_faults, read_manifest
 
+logger = logging.getLogger(__name__)
+
 MEAN, STD = "mean.npy", "std.npy"
+_VERIFIED = "verified.json"
 
 
 @dataclass(frozen=True)
@@ -84,7 +91,8 @@ def open_cache(
     """The cache in a folder, None where there is none yet.
 
     Args:
-        hashes: compare the files' SHA-256; otherwise only their sizes.
+        hashes: compare the files' SHA-256, unless they are as they were when it was last compared;
+            otherwise only their sizes.
 
     Raises:
         UsageError: it was made from something else, is damaged, or is no cache.
@@ -101,13 +109,42 @@ def open_cache(
         raise UsageError(f"{folder} is a checkpoint and no latent cache: give another folder.")
     saved = manifest["facts"]["latents"]
     _refuse_other(folder, saved, fingerprint)
-    faults = find_faults(folder, manifest) if hashes else _wrong_sizes(folder, manifest["files"])
+    files = manifest["files"]
+    known = not hashes or _were_verified(folder, files)
+    faults = _wrong_sizes(folder, files) if known else find_faults(folder, manifest)
     if faults:
         raise UsageError(
             f"The latent cache {folder} is damaged: {'; '.join(faults)}. Delete it, and it is made "
             "again."
         )
+    if not known:
+        remember_verified(folder, files)
     return CachedLatents(folder, saved)
+
+
+def remember_verified(folder: Path, files: Iterable[str]) -> None:
+    """Note that the files are what the manifest says, so that the next start need not read them.
+
+    A folder that cannot be written to is read at each start.
+    """
+    try:
+        write_atomically(folder / _VERIFIED, json.dumps(_stamps(folder, files)))
+    except OSError as error:
+        logger.warning("The next start reads all of %s again: %s", folder, error)
+
+
+def _were_verified(folder: Path, files: Iterable[str]) -> bool:
+    try:
+        return json.loads((folder / _VERIFIED).read_bytes()) == _stamps(folder, files)
+    except (OSError, ValueError, RecursionError):
+        return False
+
+
+def _stamps(folder: Path, files: Iterable[str]) -> dict[str, list[int]]:
+    """Size of each file, and when its content and its state last changed; the latter time is one
+    that no copying sets back."""
+    stats = {name: os.stat(folder / name) for name in files}
+    return {name: [s.st_size, s.st_mtime_ns, s.st_ctime_ns] for name, s in stats.items()}
 
 
 def _refuse_other(folder: Path, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

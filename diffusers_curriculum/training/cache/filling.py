@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusers_curriculum.training.cache.files import MEAN, STD, size_of
+from diffusers_curriculum.training.cache.files import MEAN, STD, remember_verified, size_of
 from diffusers_curriculum.training.errors import UsageError
 from diffusers_curriculum.training.storage.files import disk_full_explained, write_atomically
 from diffusers_curriculum.training.storage.folders import publish, sync_tree
@@ -112,6 +112,7 @@ class WorkFolder:
         write_manifest(self.files, 0, {"latents": self.fingerprint})
         sync_tree(self.files)
         publish(self.files, self.final)
+        remember_verified(self.final, self.layout.names)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _is_fit(self) -> bool:

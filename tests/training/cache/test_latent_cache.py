@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import threading
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
@@ -25,6 +26,7 @@ from diffusers_curriculum.training.cache.latents import CachedLatents, cache_lat
 from diffusers_curriculum.training.data.decoding import decode_image
 from diffusers_curriculum.training.data.transforms import ImageTransform
 from diffusers_curriculum.training.errors import DiskFullError, UsageError
+from diffusers_curriculum.training.storage import manifest
 
 SIDE = 16
 VAE: dict[str, Any] = {
@@ -97,7 +99,9 @@ def cached(folder: Path, rows=None, space=None, transform=CENTER, **options) -> 
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    """All files but the one that tells when the others were looked at."""
+    files = (path for path in folder.iterdir() if path.name != "verified.json")
+    return {path.name: path.read_bytes() for path in files}
 
 
 # -- values ----------------------------------------------------------------------------------------
@@ -258,6 +262,28 @@ def test_damage_is_found(tmp_path, name, damage):
     if damage == "cut":  # the other processes compare the sizes only
         with pytest.raises(UsageError):
             cached(tmp_path / "c", rank=1, world_size=2)
+
+
+def test_files_are_read_whole_only_where_they_may_have_changed(tmp_path, monkeypatch):
+    read: list[str] = []
+    hashed = manifest.file_sha256
+    monkeypatch.setattr(manifest, "file_sha256", lambda p: (read.append(p.name), hashed(p))[1])
+    cached(tmp_path / "c")
+    assert read == ["mean.npy"]
+    cached(tmp_path / "c")
+    assert read == ["mean.npy"]  # nobody touched it
+    file = tmp_path / "c" / "mean.npy"
+    before = file.stat()
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    for _ in range(2):
+        cached(tmp_path / "c")
+    assert read == ["mean.npy"] * 2  # once for all
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(UsageError, match="another sha256"):
+        cached(tmp_path / "c")
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
