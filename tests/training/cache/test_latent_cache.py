@@ -161,7 +161,7 @@ def test_the_uniforms_choose_crop_and_mirroring(tmp_path):
 def test_without_mirroring_the_uniform_has_no_effect(tmp_path):
     latents = cached(tmp_path / "c")
     assert torch.equal(latents.read(2, 0.3, 0.1)[0], latents.read(2, 0.9, 0.9)[0])
-    assert sorted(path.name for path in (tmp_path / "c").iterdir()) == ["manifest.json", "mean.npy"]
+    assert contents(tmp_path / "c").keys() == {"manifest.json", "mean.npy"}
     for row in (-1, 6):
         with pytest.raises(IndexError, match=f"row {row} is not in the latent cache"):
             latents.read(row, 0.0, 0.0)
