@@ -92,6 +92,8 @@ def pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     folder = tmp_path / "my_pipeline"
     diffusers.DDPMScheduler(**SD, clip_sample=False).save_pretrained(folder / "scheduler")  # type: ignore[arg-type]
+    (sources,) = [code for name, code in blocks("json") if name == "docs/data.md"]
+    (tmp_path / "sources.json").write_text(sources)
     (folder / "model_index.json").write_text('{"scheduler": ["diffusers", "DDPMScheduler"]}')
     yield folder
     if "own_density" in sys.modules:  # of a command with --import

@@ -20,12 +20,14 @@ class Arguments(argparse.Namespace):
             recipe.
         by_recipe: those of a recipe alone.
         data_std: standard deviation of the data, once a run knows it.
+        sources: rows of --data_config; none for images from one place.
         flags: those of the command line, as they were declared.
     """
 
     given: frozenset[str]
     by_recipe: frozenset[str] = frozenset()
     data_std: float | None = None
+    sources: tuple[Any, ...] = ()
     flags: tuple[Flag, ...]
 
     def __getitem__(self, name: str) -> Any:

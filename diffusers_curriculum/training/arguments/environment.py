@@ -54,7 +54,7 @@ def check_folder(args: Any, name: str, wanted: str) -> None:
 def check_data(args: Any, wanted: str) -> None:
     """Refuse a run without data, a local folder being the one ``wanted``; --show_timesteps looks at
     the scheduler only."""
-    missing = args.dataset_name is None and args.train_data_dir is None
+    missing = args.dataset_name is None and args.train_data_dir is None and not args.sources
     if missing and "show_timesteps" not in args.given:
         raise UsageError(
             "neither --dataset_name nor --train_data_dir is given: name a data set on the Hub, or "

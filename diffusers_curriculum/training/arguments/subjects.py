@@ -49,16 +49,15 @@ def _check_prior(args: Any) -> None:
             f"--with_prior_preservation needs --{' and --'.join(missing)}: the folder of class "
             "images, which are drawn as far as they are missing, and the prompt that tells them."
         )
-    source = args.dataset_name or args.train_data_dir
-    if source is None:
-        return
-    own, of_class = Path(source).resolve(), Path(args.class_data_dir).resolve()
-    if own.is_relative_to(of_class) or of_class.is_relative_to(own):
-        raise UsageError(
-            f"--class_data_dir {args.class_data_dir} and {source}, the folder of the subject's "
-            "images, lie in each other: one would be read as the other. Give two folders side by "
-            "side."
-        )
+    one = args.dataset_name or args.train_data_dir
+    for named in [one] if one else [source.place for source in args.sources]:
+        own, of_class = Path(named).resolve(), Path(args.class_data_dir).resolve()
+        if own.is_relative_to(of_class) or of_class.is_relative_to(own):
+            raise UsageError(
+                f"--class_data_dir {args.class_data_dir} and {named}, the folder of the subject's "
+                "images, lie in each other: one would be read as the other. Give two folders side "
+                "by side."
+            )
 
 
 def _check_masks(args: Any) -> None:

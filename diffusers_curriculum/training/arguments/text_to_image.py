@@ -5,6 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from diffusers_curriculum.training.arguments import environment
+from diffusers_curriculum.training.arguments.data_config import (
+    DATA_CONFIG,
+    check_sources,
+    settle_sources,
+)
 from diffusers_curriculum.training.arguments.flag import (
     NOT_NEGATIVE,
     SHARE,
@@ -49,6 +54,9 @@ CAPTIONS = Family.of(
         setting="dataset",
         needs=(_CAPTIONED,),
     ),
+    DATA_CONFIG,
+    settle=settle_sources,
+    check=check_sources,
     check_machine=lambda args: environment.check_data(args, _WANTED),
 )
 NOISE = Family.of(

@@ -141,7 +141,7 @@ def dataset_facts(args: Arguments, rows: Dataset, text_column: str | None) -> di
         text_column: of captions or classes; None where there is none.
     """
     source = args.train_data_dir if args.dataset_name is None else args.dataset_name
-    folder = source if os.path.isdir(source) else None
+    folder = source if source is not None and os.path.isdir(source) else None  # of several: None
     return {
         "name": None if folder else source,
         "config": args.dataset_config_name,

@@ -52,7 +52,8 @@ def usable_images(
     """
     from accelerate.utils import gather_object
 
-    place = str(source or args.dataset_name or args.train_data_dir)
+    own = args.dataset_name or args.train_data_dir or [each.place for each in args.sources]
+    place = str(source or own)
     return usable_rows(
         dataset,
         args.image_column,

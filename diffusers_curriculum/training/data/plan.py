@@ -7,6 +7,10 @@ the same global batches.
 
 With m class images for prior preservation (arXiv 2208.12242) position 2 q is the q-th sample as
 above, and 2 q + 1 the class image beside it: the (q mod m)-th entry of another permutation.
+
+Of several sources, each is an endless sequence of permutations of its rows, of which epoch e takes
+the next d, its draws e d ... (e + 1) d - 1, whatever its number of rows; those of all sources are
+then permuted. So no image of a source is ever more than one draw ahead of another.
 """
 
 from __future__ import annotations
@@ -28,9 +32,34 @@ def _permutation(seed: int, epoch: int, count: int, purpose: str) -> np.ndarray:
     return order
 
 
+class SourceShare(NamedTuple):
+    """What one of several sources has."""
+
+    rows: int  # of the data set, after those of the sources before it
+    draws: int  # of an epoch
+
+
+@lru_cache(maxsize=3)
+def _order_of_sources(seed: int, epoch: int, sources: tuple[SourceShare, ...]) -> np.ndarray:
+    """The rows of an epoch."""
+    parts, before = [], 0
+    for number, (rows, draws) in enumerate(sources):
+        first = epoch * draws
+        turns = range(first // rows, (first + draws - 1) // rows + 1)
+        keys = ((seed, number, turn) for turn in turns)
+        turned = [host_generator(*key, purpose="source_order").permutation(rows) for key in keys]
+        start = first - turns.start * rows
+        parts.append(before + np.concatenate(turned)[start : start + draws])
+        before += rows
+    drawn = np.concatenate(parts)
+    order = drawn[host_generator(seed, epoch, purpose="data_order").permutation(len(drawn))]
+    order.setflags(write=False)
+    return order
+
+
 @dataclass(frozen=True)
 class BatchPlan:
-    """The order of the samples for one rank, a pure function of its seven integers.
+    """The order of the samples for one rank, a pure function of its numbers.
 
     Raises:
         ValueError: a count below 1, or a rank outside [0, world_size).
@@ -43,6 +72,7 @@ class BatchPlan:
     rank: int
     seed: int
     num_class_images: int = 0  # m, the rows after those of the samples
+    sources: tuple[SourceShare, ...] = ()  # of the samples, where there are several
 
     def __post_init__(self) -> None:
         for field in fields(self)[:4]:
@@ -51,6 +81,8 @@ class BatchPlan:
                 raise ValueError(f"{field.name} is {value}; it must be at least 1.")
         if not 0 <= self.rank < self.world_size:
             raise ValueError(f"rank is {self.rank}; it must lie in [0, {self.world_size}).")
+        if self.sources and sum(source.rows for source in self.sources) != self.num_samples:
+            raise ValueError(f"{self.sources} do not have {self.num_samples} rows.")
 
     @property
     def each(self) -> int:
@@ -59,8 +91,14 @@ class BatchPlan:
 
     @property
     def epoch(self) -> int:
-        """Return the number of positions of an epoch, in which every sample is seen once."""
-        return self.num_samples * self.each
+        """Return the number of positions of an epoch, in which every sample is seen once, or as
+        often as its source says."""
+        return self._drawn * self.each
+
+    @property
+    def _drawn(self) -> int:
+        """Return the number of samples of an epoch, class images not counted."""
+        return sum(source.draws for source in self.sources) or self.num_samples
 
     @property
     def total(self) -> int:
@@ -94,9 +132,12 @@ class BatchPlan:
 
     def index(self, position: int) -> int:
         """Return the data set row at `position`: permutation(seed, p // n)[p mod n], and with class
-        images as the module says."""
+        images or several sources as the module says."""
         number, beside = divmod(position, self.each)
         first, count, purpose = 0, self.num_samples, "data_order"
+        if self.sources and not beside:
+            epoch, place = divmod(number, self._drawn)
+            return int(_order_of_sources(self.seed, epoch, self.sources)[place])
         if beside:
             first, count, purpose = self.num_samples, self.num_class_images, "class_order"
         epoch, place = divmod(number, count)

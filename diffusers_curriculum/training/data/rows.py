@@ -13,6 +13,7 @@ from datasets import Dataset
 from diffusers_curriculum.randomness import host_generator
 from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.arguments.validation import held_out_share
+from diffusers_curriculum.training.data.joined import each_source, joined_rows
 from diffusers_curriculum.training.data.sources import load_images, some_of
 from diffusers_curriculum.training.errors import UsageError
 
@@ -38,6 +39,8 @@ class Rows(NamedTuple):
 def read_rows(args: Arguments, seed: int, **columns: Any) -> Rows:
     """The samples that the flags ask for.
 
+    Those of several sources have captions in the column that ``args`` name.
+
     Args:
         seed: chooses --max_train_samples; what is held out does not depend on it.
         columns: as ``caption_column``, ``label_column`` or ``mask_column``, the last of training
@@ -50,7 +53,11 @@ def read_rows(args: Arguments, seed: int, **columns: Any) -> Rows:
     load = partial(load_images, cache_dir=args.cache_dir, **columns)
     named = args.dataset_name, args.dataset_config_name, args.train_data_dir
     data = partial(load, *named, image_column=args.image_column)
-    rows, share = data(split=args.train_split), held_out_share(args.validation_split)
+    share = held_out_share(args.validation_split)
+    if args.sources:
+        rows = joined_rows(args, seed, columns.get("mask_column"))
+    else:
+        rows = data(split=args.train_split)
     if share is not None:
         rows, held_out = _parted(rows, share)
     elif args.validation_split is not None:
@@ -103,6 +110,10 @@ def _without_files_of(held_out: Dataset, rows: Dataset, column: str) -> Dataset:
 
 def _files(rows: Dataset, column: str) -> list[str | None]:
     """The file of each image, links followed; None where there is none."""
+    return [file for part in each_source(rows) for file in _files_of_one(part, column)]
+
+
+def _files_of_one(rows: Dataset, column: str) -> list[str | None]:
     cells = rows.select_columns([column])
     if (cells[0][column] or {}).get("bytes") is not None:  # which need not be read for that
         return [None] * len(cells)

@@ -167,6 +167,7 @@ class Job(JobParts):
             accelerator.process_index,
             self.seed,
             class_images,
+            self.task.sources,
         )
         steps = self.plan.steps_for_epochs(args.num_train_epochs)
         args.max_train_steps = args.max_train_steps or steps

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -52,6 +52,7 @@ class CardFacts:
         base_model: the pipeline that was fine-tuned; of a local one only the folder's name shows.
             None: trained from scratch.
         dataset_name: the data set on the Hub, None for a local folder.
+        sources: the names of several, of those on the Hub; empty for one.
         prompts: the validation prompts or classes, in the order of the pictures.
         image_grid: the file name of the picture grid beside the card.
         pictures: the file names of all others beside it.
@@ -68,6 +69,7 @@ class CardFacts:
     repo_id: str
     base_model: str | None = None
     dataset_name: str | None = None
+    sources: tuple[str | None, ...] = ()
     prompts: tuple[str, ...] = ()
     image_grid: str | None = None
     pictures: tuple[str, ...] = ()
@@ -93,7 +95,7 @@ def build_model_card(facts: CardFacts) -> ModelCard:
     """
     data = ModelCardData(
         base_model=_hub_name(facts.base_model),
-        datasets=_hub_name(facts.dataset_name),
+        datasets=_hub_names(facts.sources) or _hub_name(facts.dataset_name),
         library_name="diffusers",
         license=resolve_license(facts.base_model, facts.license),
         inference=True,
@@ -129,6 +131,11 @@ def _hub_name(name: str | None) -> str | None:
     return name if name and is_repository_name(name) and not os.path.exists(name) else None
 
 
+def _hub_names(names: Iterable[str | None]) -> list[str]:
+    """Those of the names that can be repositories, each once."""
+    return list(dict.fromkeys(filter(None, map(_hub_name, names))))
+
+
 def shown_name(name: str) -> str:
     """A model as a card calls it: of a local one only the folder's name shows."""
     return Path(name).resolve().name if os.path.exists(name) else name
@@ -160,6 +167,9 @@ def _body(facts: CardFacts) -> str:
 
 def _introduction(facts: CardFacts) -> str:
     data = f"the data set {plain(facts.dataset_name)}" if facts.dataset_name else "a local data set"
+    if facts.sources:
+        named = [plain(name) for name in _hub_names(facts.sources)]
+        data = f"{len(facts.sources)} data sets" + (f" ({', '.join(named)})" if named else "")
     if facts.base_model is None:
         return f"Trained from scratch on {data} with diffusers-curriculum."
     base = plain(shown_name(facts.base_model))

@@ -176,6 +176,7 @@ class PipelinePublisher:
             repo_id=self.repository,
             base_model=args.pretrained_model_name_or_path,
             dataset_name=args.dataset_name,
+            sources=tuple(source.flags.get("dataset_name") for source in args.sources),
             prompts=tuple(self.captions),
             license=args.license,
             versions=versions(),

@@ -17,6 +17,8 @@ from diffusers_curriculum.training.storage.fingerprints import dataset_digest
 from diffusers_curriculum.training.tasks.image_levels import ImageLevelTask
 
 if TYPE_CHECKING:  # it takes a second to import, which --help should not have to wait for
+    from datasets import Dataset
+
     from diffusers_curriculum.training.data.rows import Rows
 
 
@@ -37,11 +39,19 @@ class SubjectTask(ImageLevelTask):
         name, prompt = args.caption_column, args.instance_prompt
         if prompt is None:
             return read_rows(args, seed, mask_column=args.mask_column, **self.text_columns)
-        rows = read_rows(args, seed, mask_column=args.mask_column)
-        return rows.each(lambda each: each.add_column(name, [prompt] * len(each)))
+
+        def prompted(rows: Dataset) -> Dataset:
+            told = name in rows.column_names  # of several sources
+            return rows if told else rows.add_column(name, [prompt] * len(rows))
+
+        return read_rows(args, seed, mask_column=args.mask_column).each(prompted)
 
     def usable_rows(self, args: Arguments, accelerator: Any, rows: Any) -> Any:
         rows = super().usable_rows(args, accelerator, rows)
+        if args.sources:
+            from diffusers_curriculum.training.data.joined import apart
+
+            rows, self.sources = apart(rows, args.sources)
         if not args.with_prior_preservation:
             return rows
         from diffusers_curriculum.training.data import class_images
@@ -79,14 +89,19 @@ class SubjectTask(ImageLevelTask):
 
     def data_facts(self, job: JobParts) -> dict[str, Any]:
         args, facts = job.args, super().data_facts(job)
+        if args.sources:
+            each = enumerate((source.facts for source in args.sources), 1)
+            facts["sources"] = {str(number): told for number, told in each}
         if args.mask_column is None:
             return facts
         folder = args.train_data_dir if args.dataset_name is None else args.dataset_name
         return facts | {"masks": dataset_digest(job.rows, args.mask_column, None, folder)}
 
     def described(self, job: JobParts) -> dict[str, Any]:
-        count = self.num_class_images
-        return super().described(job) | ({"class images": count} if count else {})
+        told, count = super().described(job), self.num_class_images
+        for source, share in zip(job.args.sources, self.sources, strict=True):
+            told[f"of {source.place}"] = f"{share.rows}, {share.draws} in an epoch"
+        return told | ({"class images": count} if count else {})
 
     def shares(self, job: JobParts) -> Tensor | None:
         """(B,) what the loss of each sample of a micro-batch is multiplied by, so that the mean is

@@ -202,6 +202,7 @@ NEW_DEFAULTS = {
     "prodigy_safeguard_warmup": True,
     "cache_text_embeddings": False,
     "offload_models": False,
+    "data_config": None,
     "instance_data_dir": None,
     "instance_prompt": None,
     "with_prior_preservation": False,

@@ -1,0 +1,176 @@
+"""--data_config: where the images of a run come from, if from several sources, as a file.
+
+Each row holds flags for one source, by their names, and what it leaves out is that of the command
+line.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from diffusers_curriculum.training.arguments.flag import Bound, Flag, place
+from diffusers_curriculum.training.arguments.validation import held_out_share
+from diffusers_curriculum.training.errors import UsageError
+
+_PLACES = ("dataset_name", "train_data_dir")
+_OF_A_DATA_SET = ("dataset_name", "dataset_config_name", "train_data_dir", "train_split")
+_FLAGS = (*_OF_A_DATA_SET, "image_column", "caption_column", "instance_prompt", "max_train_samples")
+_KINDS: dict[Any, tuple[Any, str]] = {
+    str: (str, "a text"),
+    int: (int, "a whole number"),
+    float: ((int, float), "a number"),
+}
+REPEATS = Flag(
+    "repeats", float, 1.0, bound=Bound("above 0 and at most 10,000", lambda x: 0 < x <= 10_000)
+)
+DATA_CONFIG = place(
+    "data_config",
+    help="JSON or YAML file of several sources of images, each with a number of repeats "
+    "(docs/data.md)",
+    metavar="FILE",
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A row of the file.
+
+    Attributes:
+        where: what messages call it.
+        flags: values of flags that hold for it, by their names.
+        repeats: how many times each of its images is seen in an epoch.
+    """
+
+    where: str
+    flags: Mapping[str, Any]
+    repeats: float
+
+    @property
+    def place(self) -> str:
+        """The name or the folder of its images."""
+        return str(self.flags.get("dataset_name") or self.flags.get("train_data_dir"))
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a resumed run is compared with, beside the samples; a folder may be moved."""
+        flags = {name: self.flags.get(name) for name in _OF_A_DATA_SET[:2]}
+        return flags | {"repeats": self.repeats}
+
+    def put(self, args: Any) -> Any:
+        """The arguments of a run on it alone."""
+        own = copy.copy(args)
+        flags = dict(self.flags)
+        if "caption_column" in flags:
+            flags = {"instance_prompt": None} | flags
+        for name, value in flags.items():
+            setattr(own, name, value)
+        return own
+
+
+def settle_sources(args: Any) -> None:
+    """Read the file, if there is one."""
+    if args.data_config is None:
+        return
+    rows = _read(args.data_config)
+    declared = {flag.name: flag for flag in args.flags if flag.name in _FLAGS}
+    declared["repeats"] = REPEATS
+    args.sources = tuple(
+        _source(f"--data_config {args.data_config}, row {number}", row, declared)
+        for number, row in enumerate(rows, 1)
+    )
+
+
+def check_sources(args: Any) -> None:
+    """Refuse flags beside the file that say where images come from."""
+    given = [name for name in _PLACES if args[name] is not None]
+    if args.sources and given:
+        name = given[0]
+        raise UsageError(
+            f"--data_config {args.data_config} and --{name} {args[name]} both name the images: "
+            "drop one of the two, or put that into a row of the file."
+        )
+    if args.sources and args.max_train_samples is not None:
+        raise UsageError(
+            f"--max_train_samples {args.max_train_samples} beside --data_config does not say of "
+            "which source: put max_train_samples into its rows."
+        )
+    split = args.validation_split
+    if args.sources and split is not None and held_out_share(split) is None:
+        raise UsageError(
+            f"--validation_split {split} names a split, and --data_config several sources: give a "
+            "share of all their samples, such as 0.05, or --validation_data_dir."
+        )
+
+
+def _read(name: str) -> list[Any]:
+    """The rows of a file."""
+    form = Path(name).suffix.lower()
+    if form not in (".json", ".yaml", ".yml"):
+        raise UsageError(f"--data_config is {name}: give a file that ends in .json or .yaml.")
+    try:
+        text = Path(name).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--data_config is {name}, which cannot be read: {error}.") from error
+    try:
+        rows = json.loads(text) if form == ".json" else _of_yaml(text)
+        json.dumps(rows, allow_nan=False)
+    except (ValueError, TypeError, RecursionError) as error:
+        told = " ".join(str(error).split())
+        raise UsageError(
+            f"--data_config is {name}, which is not {form[1:].upper()} of texts, finite numbers "
+            f"and lists: {told}."
+        ) from error
+    if not isinstance(rows, list) or not rows:
+        kind = "no rows" if rows in ([], None) else f"one {type(rows).__name__}"
+        raise UsageError(
+            f"--data_config {name} holds {kind}: give a list with one row for each source, such as "
+            '[{"train_data_dir": "cats", "repeats": 2}, {"train_data_dir": "dogs"}].'
+        )
+    return rows
+
+
+def _of_yaml(text: str) -> Any:
+    import yaml  # of huggingface_hub and accelerate; here, as few ask for it
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(error) from error
+
+
+def _source(where: str, row: Any, declared: Mapping[str, Flag]) -> Source:
+    """A row that was checked."""
+    known = ", ".join(declared)
+    if not isinstance(row, dict):
+        raise UsageError(f"{where} is {row!r}: give names and values, of {known}.")
+    unknown = [name for name in row if name not in declared]
+    if unknown:
+        raise UsageError(f"{where} has {unknown[0]!r}, which no row can have: choose from {known}.")
+    found = {name: _value(where, declared[name], value) for name, value in row.items()}
+    repeats, missing = float(found.pop("repeats", 1)), None
+    if not found.keys() & {*_PLACES}:
+        missing = f"{where} does not say where its images are: give dataset_name or train_data_dir."
+    elif "dataset_config_name" in found and "dataset_name" not in found:
+        missing = f"{where} has dataset_config_name, which has no effect without dataset_name."
+    elif "instance_prompt" in found and "caption_column" in found:
+        missing = f"{where} has instance_prompt and caption_column: drop one of the two."
+    if missing:
+        raise UsageError(missing)
+    return Source(where, found, repeats)
+
+
+def _value(where: str, flag: Flag, value: Any) -> Any:
+    """A value of a row as the flag of that name would give it."""
+    kind, wanted = _KINDS[flag.type]
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise UsageError(f"{where} has {flag.name}={value!r}: give {wanted}.")
+    try:
+        flag.check(value)
+    except UsageError as error:
+        raise UsageError(f"{where}: {str(error).removeprefix('--')}") from error
+    return value if flag.convert is None else flag.convert(flag.name, value)
