@@ -144,7 +144,7 @@ def applied_update(
     bench: Bench, folder: Path, monkeypatch: pytest.MonkeyPatch, *more: object
 ) -> tuple[float, float]:
     """Length of what plain gradient descent at rate 1 changed, and the norm told for it."""
-    descent: Callable[..., Any] = lambda args, parameters, processes: torch.optim.SGD(  # noqa: E731
+    descent: Callable[..., Any] = lambda args, parameters, *rest: torch.optim.SGD(  # noqa: E731
         parameters, lr=1.0
     )
     monkeypatch.setattr(job, "build_optimizer", descent)

@@ -90,11 +90,9 @@ def test_the_settings_are_those_of_the_flags(tmp_path: Path) -> None:
 
 
 def test_zeros_are_refused_and_a_small_rate_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(
-        "diffusers_curriculum.training.arguments.environment.installed", lambda name: True
-    )
+    pytest.importorskip("prodigyopt")
     check_rates(arguments(tmp_path, *PRODIGY), 1, 10)
     assert not caplog.text
     check_rates(arguments(tmp_path, "--optimizer", "Prodigy"), 1, 10)
@@ -107,7 +105,7 @@ def test_zeros_are_refused_and_a_small_rate_is_told(
 @pytest.mark.parametrize(
     ("more", "told"),
     [
-        (("--optimizer", "sgd"), "--optimizer is 'sgd': choose from AdamW, prodigy"),
+        (("--optimizer", "sgd"), "--optimizer is 'sgd': choose from AdamW, prodigy, "),
         (("--prodigy_beta3", 0.5), "no effect without --optimizer prodigy"),
         (("--optimizer", "prodigy", "--use_8bit_adam"), "no effect without --optimizer AdamW"),
     ],

@@ -39,7 +39,7 @@ def test_the_applied_update_is_clipped(
 ) -> None:
     before: list[Tensor] = []
 
-    def descent(args: Any, parameters: list[Tensor], processes: int) -> Any:
+    def descent(args: Any, parameters: list[Tensor], *rest: Any) -> Any:
         before.extend(parameter.detach().clone() for parameter in parameters)
         return torch.optim.SGD(parameters, lr=1.0)
 

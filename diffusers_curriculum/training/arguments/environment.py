@@ -5,8 +5,11 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from packaging.requirements import Requirement
 
 from diffusers_curriculum.models.image_files import has_files
 from diffusers_curriculum.training.arguments.flag import path as as_path
@@ -26,6 +29,15 @@ _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 def installed(package: str) -> bool:
     """Whether ``package`` can be imported; it is not imported."""
     return importlib.util.find_spec(package) is not None
+
+
+def satisfied(requirement: str) -> bool:
+    """Whether what pip would install for ``requirement``, such as "name>=1.0", is there."""
+    wanted = Requirement(requirement)
+    try:
+        return wanted.specifier.contains(version(wanted.name), prereleases=True)
+    except PackageNotFoundError:
+        return False
 
 
 def settle_local_rank(args: Any) -> None:
@@ -190,20 +202,6 @@ def check_repository_name(repo_id: str) -> None:
         raise HubError(
             f"repository name {repo_id!r} is not one that the Hub accepts; give --hub_model_id as "
             "NAME or OWNER/NAME of letters, digits, '-', '_' and '.', without '--' or '..'"
-        )
-
-
-def check_optimizer(args: Any) -> None:
-    """Refuse an optimizer without its package."""
-    if args.use_8bit_adam and not installed("bitsandbytes"):
-        raise UsageError(
-            "--use_8bit_adam needs bitsandbytes: pip install "
-            "'diffusers-curriculum[quantization]', or drop the flag."
-        )
-    if args.optimizer == "prodigy" and not installed("prodigyopt"):
-        raise UsageError(
-            "--optimizer prodigy needs prodigyopt: pip install 'diffusers-curriculum[prodigy]', or "
-            "drop the flag."
         )
 
 

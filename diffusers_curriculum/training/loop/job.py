@@ -177,7 +177,7 @@ class Job(JobParts):
     def _prepare_run(self, averages: Any) -> None:
         args, accelerator = self.args, self.accelerator
         parameters = list(self.weights.parameters())
-        optimizer = build_optimizer(args, parameters, accelerator.num_processes)
+        optimizer = build_optimizer(args, parameters, accelerator.num_processes, self.network)
         lr_scheduler = build_lr_scheduler(args, optimizer, args.max_train_steps)
         prepared, optimizer = accelerator.prepare(self.network, optimizer)
         self.run = self.task.make_run(

@@ -6,6 +6,7 @@ import io
 import logging
 from collections.abc import Sequence
 from contextlib import redirect_stdout
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from diffusers.optimization import get_polynomial_decay_schedule_with_warmup, ge
 from torch import nn
 
 from diffusers_curriculum.training.arguments.command_line import Arguments
+from diffusers_curriculum.training.arguments.optimizer import Optimizer, chosen_optimizer
 from diffusers_curriculum.training.errors import UsageError
 
 logger = logging.getLogger(__name__)
@@ -35,8 +37,7 @@ def check_rates(args: Arguments, num_processes: int, max_train_steps: int) -> No
         UsageError: a polynomial decay that would not fall, or a number that the optimizer refuses.
     """
     rate, end = base_rate(args, num_processes), _end(args)
-    if args.optimizer == "prodigy":
-        _check_prodigy(args)
+    _check_numbers(args, chosen_optimizer(args))
     if args.lr_scheduler == "polynomial" and rate <= end:
         raise UsageError(
             f"--lr_end is {end:g}, which is not below the learning rate {rate:g} that "
@@ -61,54 +62,66 @@ def check_rates(args: Arguments, num_processes: int, max_train_steps: int) -> No
         )
 
 
-def build_optimizer(args: Arguments, parameters: Sequence[nn.Parameter], num_processes: int) -> Any:
-    """AdamW, its 8-bit form from bitsandbytes, or Prodigy."""
-    settings: dict[str, Any] = {
-        "lr": base_rate(args, num_processes),
-        "betas": (args.adam_beta1, args.adam_beta2),
-        "weight_decay": args.adam_weight_decay,
-        "eps": args.adam_epsilon,
-    }
-    if args.optimizer == "prodigy":
-        return _prodigy(args, parameters, settings)
-    if args.use_8bit_adam:
-        import bitsandbytes  # pyright: ignore[reportMissingImports]
-
-        return bitsandbytes.optim.AdamW8bit(parameters, **settings)
-    # the fused kernels can leave an update out without asking the host
-    fused = all(parameter.device.type in ("cpu", "cuda") for parameter in parameters)
-    return torch.optim.AdamW(parameters, fused=fused, **settings)
-
-
-def _check_prodigy(args: Arguments) -> None:
-    rate = args.learning_rate
-    for name, usual in (("learning_rate", "1"), ("adam_epsilon", "1e-8")):
+def _check_numbers(args: Arguments, chosen: Optimizer) -> None:
+    for name, usual in chosen.above_zero.items():
         if args[name] == 0:
-            raise UsageError(f"--{name} is 0, which --optimizer prodigy refuses: {usual} is usual.")
-    if rate <= 0.1:
+            raise UsageError(
+                f"--{name} is 0, which --optimizer {args.optimizer} refuses: {usual} is usual."
+            )
+    if chosen.finds_scale and args.learning_rate <= 0.1:
         logger.warning(
-            "--learning_rate %g with --optimizer prodigy multiplies a rate that it finds by "
-            "itself: 1 is usual.",
-            rate,
+            "--learning_rate %g with --optimizer %s multiplies a rate that it finds by itself: 1 "
+            "is usual.",
+            args.learning_rate,
+            args.optimizer,
         )
 
 
-def _prodigy(args: Arguments, parameters: Sequence[nn.Parameter], settings: dict[str, Any]) -> Any:
-    """Prodigy (arXiv 2306.06101), with the settings of diffusers' scripts."""
-    from prodigyopt import Prodigy  # pyright: ignore[reportMissingImports]
+def build_optimizer(
+    args: Arguments, parameters: Sequence[nn.Parameter], num_processes: int, network: Any = None
+) -> Any:
+    """The optimizer that the command line asks for.
 
-    with redirect_stdout(io.StringIO()):  # it prints that weights decay
-        optimizer = Prodigy(
-            parameters,
-            **settings,
-            beta3=args.prodigy_beta3,
-            decouple=args.prodigy_decouple,
-            use_bias_correction=args.prodigy_use_bias_correction,
-            safeguard_warmup=args.prodigy_safeguard_warmup,
-        )
-    for group in optimizer.param_groups:  # which its first step would add
-        group |= {"d_denom": 0.0, "d_hat": group["d0"]}
+    Args:
+        network: whose embeddings are no matrices to an optimizer that takes matrices only.
+    """
+    chosen, rate = chosen_optimizer(args), base_rate(args, num_processes)
+    if chosen.beside is None:
+        return _built(chosen, args, rate, parameters)
+    modules = [] if network is None else network.modules()
+    tables = {id(module.weight) for module in modules if isinstance(module, nn.Embedding)}
+    matrices = [p for p in parameters if p.ndim == 2 and id(p) not in tables]
+    others = [p for p in parameters if p.ndim != 2 or id(p) in tables]
+    pairs = ((chosen, matrices), (chosen.beside, others))
+    return Together([_built(kind, args, rate, own) for kind, own in pairs if own])
+
+
+def _built(
+    kind: Optimizer, args: Arguments, rate: float, parameters: Sequence[nn.Parameter]
+) -> torch.optim.Optimizer:
+    module, _, name = kind.kind.rpartition(".")
+    settings = kind.arguments(args)
+    if kind.fused:
+        settings["fused"] = all(p.device.type in ("cpu", "cuda") for p in parameters)
+    with redirect_stdout(io.StringIO()):  # prodigyopt prints that weights decay
+        optimizer = getattr(import_module(module), name)(parameters, lr=rate, **settings)
+    for group in optimizer.param_groups:
+        group |= kind.group
     return optimizer
+
+
+class Together(torch.optim.Optimizer):
+    """Several optimizers as one, each with a group of parameters of its own."""
+
+    def __init__(self, members: Sequence[torch.optim.Optimizer]) -> None:
+        self.members = members
+        super().__init__([group for each in members for group in each.param_groups], {})
+
+    def step(self, closure: Any = None) -> None:
+        """Let each step on its group; the state is the whole one's, which may have been loaded."""
+        for member, group in zip(self.members, self.param_groups, strict=True):
+            member.param_groups, member.state = [group], self.state
+            member.step()
 
 
 def build_lr_scheduler(args: Arguments, optimizer: Any, max_train_steps: int) -> Any:

@@ -241,8 +241,6 @@ def test_good_resume_paths(tmp_path: Path):
     ("line", "package", "remedy"),
     [
         ("--enable_xformers_memory_efficient_attention", "xformers", "pip install xformers"),
-        ("--use_8bit_adam", "bitsandbytes", "drop the flag"),
-        ("--optimizer prodigy", "prodigyopt", "diffusers-curriculum[prodigy]"),
         ("--report_to wandb", "wandb", "another tracker"),
         ("--report_to comet_ml", "comet_ml", "pip install comet_ml"),
         ("--show_timesteps t.png", "matplotlib", "pip install matplotlib"),

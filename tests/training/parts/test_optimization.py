@@ -61,16 +61,14 @@ def test_scale_lr_multiplies_by_the_global_batch(
 
 def test_8_bit_adam_comes_from_bitsandbytes(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Any] = []
-    fake = ModuleType("bitsandbytes")
-    fake.optim = type("optim", (), {"AdamW8bit": lambda *a, **k: made.append((a, k)) or "8"})  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "bitsandbytes", fake)
-    args = arguments(tmp_path)
+    fake = ModuleType("bitsandbytes.optim")
+    fake.AdamW8bit = lambda p, **k: made.append(k) or torch.optim.SGD(p)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "bitsandbytes", ModuleType("bitsandbytes"))
+    monkeypatch.setitem(sys.modules, fake.__name__, fake)
+    args = arguments(tmp_path, "--learning_rate", 0.3, "--adam_beta1", 0.1, "--adam_epsilon", 0.5)
     args.use_8bit_adam = True
-    parameters = weights()
-    assert build_optimizer(args, parameters, 1) == "8"
-    ((positional, named),) = made
-    assert positional == (parameters,)
-    assert named["lr"] == args.learning_rate
+    build_optimizer(args, weights(), 1)
+    assert made == [{"lr": 0.3, "betas": (0.1, 0.999), "weight_decay": 0.01, "eps": 0.5}]
 
 
 def test_warm_up_and_decay_count_optimizer_steps(tmp_path: Any) -> None:
