@@ -116,7 +116,7 @@ def shown(folder: str, paths: Collection[str]) -> str:
 
 def _reason(path: str, root: str) -> str | None:
     """Why a file is left out that may be a picture."""
-    *folders, name = os.path.relpath(path, root).split(os.sep)
+    *folders, name = path[len(root) :].lstrip(os.sep).split(os.sep)
     if name.startswith(".") or any(part.startswith((".", "__")) for part in folders):
         return HIDDEN
     if not os.path.isfile(path):

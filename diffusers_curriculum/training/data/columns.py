@@ -47,7 +47,9 @@ def check_caption_column(
 ) -> None:
     """Check that the column exists and holds strings or lists of strings; for data of an image
     ``folder`` the message names the usual remedy."""
-    hint = _caption_hint(folder, caption_column) if folder else ""
+    hint = ""
+    if folder and caption_column not in features:
+        hint = _caption_hint(folder, caption_column)
     _check_there(features, "--caption_column", caption_column, hint)
     if not _may_hold_text(features[caption_column]):
         raise UsageError(

@@ -142,8 +142,8 @@ def flattened(value: Any, name: str) -> Iterator[tuple[str, Any]]:
 def _relative(path: str | None, root: str | None) -> str | None:
     if path is None:
         return None
-    if root is not None and os.path.abspath(path).startswith(root + os.sep):
-        return Path(os.path.relpath(path, root)).as_posix()
+    if root is not None and (whole := os.path.abspath(path)).startswith(root + os.sep):
+        return whole[len(root) + 1 :].replace(os.sep, "/")
     return path.rpartition("/")[2]
 
 
