@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.scripts.small_runs import BENCHES, Bench, hashes, status
@@ -54,3 +55,24 @@ def test_a_run_with_kept_latents_goes_on_bit_for_bit(
     del without[at : at + 2]
     assert status(without, script.script) == 2
     assert "images.cache_latents is " in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_curves_with_and_without_agree_within_the_spread_of_seeds(
+    script: Bench, tmp_path: Path
+) -> None:
+    steps, seeds, window = 2000, 5, 500
+    means: dict[bool, list[list[float]]] = {True: [], False: []}
+    for seed in range(seeds):
+        for kept, found in means.items():
+            more = CACHED if kept else ("--random_flip",)
+            common = ("--max_train_steps", steps, "--seed", seed, "--lr_warmup_steps", 0)
+            record = script.train(tmp_path / f"{seed}-{kept}", *common, *more, batch=4)
+            losses = np.array([float.fromhex(loss) for loss in record.losses])
+            found.append(losses.reshape(-1, window).mean(1).tolist())
+    with_cache, without = np.array(means[True]), np.array(means[False])
+    spread = without.std(0, ddof=1)
+    apart = np.abs(with_cache.mean(0) - without.mean(0))
+    print(f"apart {apart}, spread of {seeds} seeds {spread}")
+    assert (apart < spread).all()

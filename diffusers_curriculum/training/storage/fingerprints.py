@@ -142,8 +142,11 @@ def flattened(value: Any, name: str) -> Iterator[tuple[str, Any]]:
 def _relative(path: str | None, root: str | None) -> str | None:
     if path is None:
         return None
-    if root is not None and (whole := os.path.abspath(path)).startswith(root + os.sep):
-        return whole[len(root) + 1 :].replace(os.sep, "/")
+    if root is not None:
+        plain = path.startswith("/") and "/." not in path and "//" not in path
+        whole = path if plain else os.path.abspath(path)  # which takes time with millions of files
+        if whole.startswith(root + os.sep):
+            return whole[len(root) + 1 :].replace(os.sep, "/")
     return path.rpartition("/")[2]
 
 
