@@ -6,7 +6,7 @@
 ``sample(batch)`` and ``observe(indices, losses, step)`` are timed in turn with
 ``torch.randint(0, T, (batch,))``, the draw that diffusers' scripts make (A B A B ...): a block is
 ``repeats`` single calls of each, and figures are medians over the blocks of the medians of a block.
-With ``--check`` the exit status is 1 if a figure exceeds 60 microseconds.
+With ``--check`` the exit status is 1 if a figure exceeds 30 microseconds, or what MORE allows.
 
 The entries are read from the registries. One that needs arguments takes them from its example; one
 that cannot be built is listed as left out, with the reason.
@@ -37,7 +37,14 @@ from diffusers_curriculum.pacing import PACINGS
 from diffusers_curriculum.randomness import DRAWS
 from diffusers_curriculum.samplers import SAMPLERS
 
-LIMIT = 60.0  # microseconds
+LIMIT = 30.0  # microseconds
+# What more is done than one draw through a table that is kept, or one observation.
+MORE: dict[str, float] = {
+    "curriculum over auto": 60.0,  # two learn: the law and the pacing
+    "sequence, mixed": 120.0,  # another law at every step, made of two
+    "continuous, edm": 150.0,  # a place in the cell besides
+    "continuous, flow": 200.0,
+}
 WARM_UP = 20
 
 # Arguments of the samplers and pacings that have no defaults for all of theirs; densities bring
@@ -92,10 +99,10 @@ def build_density(name: str, scheduler: Any = None, **settings: Any) -> DensityT
     return DensityTimestepSampler(scheduler, density=name, density_args=args, **settings)
 
 
-def build_sampler(name: str, **settings: Any) -> TimestepSampler:
-    """A sampler with its example arguments, on a variance preserving schedule."""
+def build_sampler(name: str, scheduler: Any = None, **settings: Any) -> TimestepSampler:
+    """A sampler with its example arguments, by default on a variance preserving schedule."""
     args = EXAMPLES.get(name, {}) | settings
-    return TimestepSampler.kinds()[name].from_scheduler(_SCHEDULERS["vp"](), **args)
+    return TimestepSampler.kinds()[name].from_scheduler(scheduler or _SCHEDULERS["vp"](), **args)
 
 
 def build_curriculum(pacing: str, base: str = "laplace", **settings: Any) -> TimestepSampler:
@@ -103,6 +110,12 @@ def build_curriculum(pacing: str, base: str = "laplace", **settings: Any) -> Tim
     args = EXAMPLES.get(pacing, {})
     density = build_density(base, **settings)
     return CurriculumTimestepSampler(density, pacing=pacing, pacing_args=args)
+
+
+def curriculum_over(name: str, scheduler: Any = None, **settings: Any) -> TimestepSampler:
+    """A curriculum over the sampler that is registered as ``name``."""
+    base = build_sampler(SAMPLERS.look_up(name).__name__, scheduler)
+    return CurriculumTimestepSampler(base, **settings)
 
 
 def cases() -> Iterator[tuple[str, Callable[[], TimestepSampler]]]:
@@ -125,21 +138,36 @@ def cases() -> Iterator[tuple[str, Callable[[], TimestepSampler]]]:
     )
     for name in own_samplers():
         yield f"sampler {name}", lambda name=name: build_sampler(name)
+    for name in ("auto", "moving"):
+        yield f"curriculum over {name}", lambda name=name: curriculum_over(name)
+    yield "sequence, mixed", lambda: build_sampler("SequenceTimestepSampler", mix_steps=10**9)
+    for name, density in {"edm": "edm", "flow": "logit_normal"}.items():
+        yield (
+            f"continuous, {name}",
+            lambda name=name, density=density: build_density(
+                density, _SCHEDULERS[name](), continuous=True
+            ),
+        )
 
 
 def measure(sampler: TimestepSampler, batch: int, repeats: int, blocks: int) -> tuple[float, ...]:
     """(sample, ratio, observe, ratio): medians over the blocks."""
-    indices, losses = sampler.sample(batch).indices, torch.rand(batch)
-    levels, steps = len(sampler.levels), count(1)
-    baseline = lambda: torch.randint(0, levels, (batch,))  # noqa: E731
+    indices, losses, steps = sampler.sample(batch).indices, torch.rand(batch), count(1)
     calls = (lambda: sampler.sample(batch), lambda: sampler.observe(indices, losses, next(steps)))
-    found: list[float] = []
-    for call in calls:
-        _times(call, baseline, WARM_UP)
-        timed = [_times(call, baseline, repeats) for _ in range(blocks)]
-        pairs = [(ours, ours / theirs) for ours, theirs in timed]
-        found += [statistics.median(column) for column in zip(*pairs, strict=True)]
-    return tuple(found)
+    timed = (paired(call, batch, len(sampler.levels), repeats, blocks) for call in calls)
+    return tuple(figure for pair in timed for figure in pair)
+
+
+def paired(
+    call: Callable[[], Any], batch: int, levels: int, repeats: int, blocks: int
+) -> tuple[float, float]:
+    """Microseconds of a call, and their ratio to the draw of diffusers' scripts, timed in turn."""
+    baseline = lambda: torch.randint(0, levels, (batch,))  # noqa: E731
+    _times(call, baseline, min(WARM_UP, repeats))
+    timed = [_times(call, baseline, repeats) for _ in range(blocks)]
+    pairs = [(ours, ours / theirs) for ours, theirs in timed]
+    time_taken, ratio = (statistics.median(column) for column in zip(*pairs, strict=True))
+    return time_taken, ratio
 
 
 def _times(a: Callable[[], Any], b: Callable[[], Any], repeats: int) -> tuple[float, float]:
@@ -178,8 +206,8 @@ def table(rows: list[Row], left_out: dict[str, str]) -> str:
 
 
 def too_slow(rows: list[Row], limit: float = LIMIT) -> list[str]:
-    """The names of the rows above ``limit`` microseconds."""
-    return [row.name for row in rows if max(row.sample, row.observe) > limit]
+    """The names of the rows above ``limit`` microseconds, or what MORE allows."""
+    return [r.name for r in rows if max(r.sample, r.observe) > MORE.get(r.name, limit)]
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -27,7 +27,7 @@ PLATEAU_STAGE = math.exp(0.5772156649015329)
 
 def _lerp_numbers(start: float, end: float, weight: float) -> float:
     # torch's own, which may round once where Python's arithmetic rounds twice
-    first, last = torch.tensor([start, end], dtype=torch.float64)
+    first, last = (torch.scalar_tensor(value, dtype=torch.float64) for value in (start, end))
     return torch.lerp(first, last, weight).item()
 
 

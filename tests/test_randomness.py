@@ -365,3 +365,32 @@ def test_global_generators_are_left_alone(draw: str) -> None:
 def test_an_unknown_draw_is_refused() -> None:
     with pytest.raises(ValueError, match=r"draw 'halton' is unknown: choose from .*sobol"):
         uniforms("halton", seed=0, step=0, slots=Slots(0, 1, 1))
+
+
+def test_a_lent_generator_is_at_the_beginning_of_its_stream() -> None:
+    """Whatever was drawn from it before, and while another one is in use."""
+    for step in range(3):
+        first = randomness._lent(7, step, purpose="a")
+        first.integers(0, 10, 3, dtype=np.uint32)  # half a word is left
+        second = randomness._lent(7, step + 1, purpose="b")
+        fresh = randomness.host_generator(7, step + 1, purpose="b")
+        expected = fresh.integers(0, 2**32, 5, dtype=np.uint32), fresh.permutation(9)
+        assert np.array_equal(second.integers(0, 2**32, 5, dtype=np.uint32), expected[0])
+        assert np.array_equal(second.permutation(9), expected[1])
+        assert first is not second
+        randomness._IDLE.extend([first, second])
+
+
+def test_a_draw_may_draw_inside() -> None:
+    slots, iid = Slots(0, 8, 8), randomness.DRAWS.look_up("iid")
+    plain = randomness.uniforms("iid", seed=3, step=5, slots=slots)
+
+    @randomness.DRAWS.register("nested")
+    def nested(rng: np.random.Generator, *rest: int) -> np.ndarray:
+        randomness.uniforms("stratified", seed=4, step=9, slots=slots)
+        return iid(rng, *rest)
+
+    try:
+        assert torch.equal(randomness.uniforms("nested", seed=3, step=5, slots=slots), plain)
+    finally:
+        randomness.DRAWS.remove("nested")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import KW_ONLY, InitVar, dataclass, fields
 from typing import Any, ClassVar, dataclass_transform
 
@@ -20,7 +20,7 @@ from diffusers_curriculum.checks import (
 )
 from diffusers_curriculum.noise_levels import NoiseLevels, to_device
 from diffusers_curriculum.samplers.base import TimestepSampler
-from diffusers_curriculum.samplers.composition import CPU, copy_on, tables
+from diffusers_curriculum.samplers.composition import CPU, are_finite, copy_on, pick
 from diffusers_curriculum.samplers.density import DensityTimestepSampler, upgraded_law
 from diffusers_curriculum.samplers.description import build_scheduler, plain_config
 from diffusers_curriculum.samplers.states import check_fits, upgraded_averages
@@ -208,10 +208,8 @@ class AdaptiveTimestepSampler(TimestepSampler):
         usable = known & (total > 0) & total.isfinite()
         return torch.where(usable, law / total * share, warm_up)
 
-    def _tables(self, step: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        if device not in self._drawn:
-            self._drawn[device] = tables(*self._mass_and_importance(step, device))
-        return self._drawn[device]
+    def version(self, step: int) -> Hashable:
+        return self._version
 
     # -- learning --------------------------------------------------------------------------------
 
@@ -242,9 +240,9 @@ class AdaptiveTimestepSampler(TimestepSampler):
         if self._state["profile"].device != losses.device:
             self._state = to_device(self._state, losses.device)
         state, (statistics, constants) = self._state, self._present()
-        scaled = losses.detach().to(state["profile"].dtype) * constants["scale"][indices]
+        scaled = losses.detach().to(state["profile"].dtype) * pick(constants["scale"], indices)
         values = self._observed(scaled)
-        statistics.add(state, indices, values.nan_to_num(0.0, 0.0, 0.0), values.isfinite())
+        statistics.add(state, indices, values.nan_to_num(0.0, 0.0, 0.0), are_finite(values))
 
     def _end_step(self, step: int) -> None:
         # windows are counted, so that a step that was not observed does not cost a refresh
@@ -293,7 +291,7 @@ class AdaptiveTimestepSampler(TimestepSampler):
 
     def _forget_laws(self) -> None:
         self._laws: dict[torch.device, Tensor] = {}
-        self._drawn: dict[torch.device, tuple[Tensor, Tensor]] = {}
+        self._version = object()
 
     def _present(self) -> tuple[Statistics, dict[str, Tensor]]:
         """Statistics and constants where the state is; copies are made once."""

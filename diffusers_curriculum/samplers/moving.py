@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import torch
@@ -155,6 +155,10 @@ class MovingTimestepSampler(TimestepSampler):
     def _tables(self, step: int, device: torch.device) -> tuple[Tensor, Tensor]:
         cdf, importance = self._of_place("tables", self._drawn, step, device)
         return cdf, importance
+
+    def version(self, step: int) -> Hashable:
+        place = self._place(step)
+        return None if isinstance(place, Tensor) else place
 
     def _place(self, step: int) -> int | Tensor:
         """Where the course is; a tensor where that is known to a device only."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Hashable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -136,7 +137,7 @@ class SequenceTimestepSampler(TimestepSampler):
 
     def phases_at(self, step: int) -> list[Phase]:
         """What optimizer step ``step`` draws from: one phase, or two while they are mixed."""
-        number = max(i for i, start in enumerate(self.starts) if start <= max(step, 0))
+        number = bisect_right(self.starts, max(step, 0)) - 1
         age = step - self.starts[number]
         if not number or age >= self._mix_steps:
             return [Phase(number, age, 1.0)]
@@ -156,6 +157,11 @@ class SequenceTimestepSampler(TimestepSampler):
     def cells(self, step: int, device: torch.device) -> Cells:
         present = self.phases_at(step)[-1]  # where two are mixed, inside a cell the new one
         return self.samplers[present.number].cells(present.step, device)
+
+    def version(self, step: int) -> Hashable:
+        present, *second = self.phases_at(step)
+        own = None if second else self.samplers[present.number].version(present.step)
+        return None if own is None else (present.number, own)
 
     def _mixed(self, kind: str, step: int, device: torch.device) -> Tensor:
         phases = self.phases_at(step)

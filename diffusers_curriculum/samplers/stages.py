@@ -15,7 +15,7 @@ from diffusers_curriculum.checks import one_of
 from diffusers_curriculum.noise_levels import to_device
 from diffusers_curriculum.pacing import Pacing
 from diffusers_curriculum.randomness import host_generator
-from diffusers_curriculum.samplers.composition import tables
+from diffusers_curriculum.samplers.composition import are_finite, tables
 
 ORDERS = ("easy_to_hard", "hard_to_easy", "random")
 WITHIN = ("base", "balanced")
@@ -157,7 +157,7 @@ class Progress:
         self._move(losses.device)
         if self.pace:  # a schedule learns nothing
             self.pace = self.pacing.observe(self.pace, _mean(losses), self.stages)
-        seen = losses.isfinite().to(clusters.dtype)
+        seen = are_finite(losses).to(clusters.dtype)
         self.cluster_counts = self.cluster_counts.index_add(0, clusters, seen)
         self._record_stage(step + 1)
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from diffusers_curriculum.checks import one_of
 from diffusers_curriculum.clustering import log_snr_cells
 from diffusers_curriculum.noise_levels import NoiseLevels
+from diffusers_curriculum.samplers.composition import pick
 from diffusers_curriculum.weighting.formulas import softplus, to_target
 
 State = dict[str, Tensor]
@@ -96,7 +97,7 @@ class BinnedMeans(Statistics):
 
     def add(self, state: State, indices: Tensor, values: Tensor, valid: Tensor) -> None:
         # not index_add_: on CUDA that adds in no fixed order, and processes would drift apart
-        cell = (self.cell[indices],)
+        cell = (pick(self.cell, indices),)
         state["sums"].index_put_(cell, values, accumulate=True)
         state["counts"].index_put_(cell, valid.to(values.dtype), accumulate=True)
 

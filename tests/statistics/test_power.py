@@ -64,7 +64,7 @@ class MissingJacobian(DensityTimestepSampler):
         points = self.density.pdf(self.levels.log_snr)
         uniform = torch.full_like(points, 1 / len(points))
         mass = (1 - self.floor) * points / points.sum() + self.floor * uniform
-        self._cache[torch.device("cpu")] = (mass.cumsum(0), torch.ones_like(mass))
+        self._cache[torch.device("cpu")] = (0, (mass.cumsum(0), torch.ones_like(mass)))
         return super().sample(*args, **kwargs)
 
 

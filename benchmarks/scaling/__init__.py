@@ -1,0 +1,1 @@
+"""What the parts of this package cost as a run grows, and how."""
