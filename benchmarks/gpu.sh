@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
-# Everything that only a CUDA GPU can show, in below nine minutes and without a network.
+# What only a CUDA GPU can show, without a network, in a time that it keeps.
 #
-#   bash benchmarks/gpu.sh [OUTPUT_DIR]
+#   bash benchmarks/gpu.sh quick [OUTPUT_DIR]   150 seconds: is it right, and is it faster?
+#   bash benchmarks/gpu.sh full [OUTPUT_DIR]    400 seconds: what is fast, and how near to the peak?
 #
-# Writes gpu.json, gpu.md and gpu.log to OUTPUT_DIR (default: $OUT, else benchmarks/results/<device>).
-# The package need not be installed, only its dependencies; PYTHON chooses the interpreter.
+# Writes gpu.json, gpu.md and gpu.log to OUTPUT_DIR (default: $OUT, else benchmarks/results/<device>),
+# after each part. The package need not be installed: PYTHON chooses an interpreter that has torch, and
+# what else is needed (diffusers, datasets, xformers, ...) may lie unpacked on PYTHONPATH.
 # Exit status: 0 all is well or there is no GPU, 1 a part failed or overran its time.
 set -euo pipefail
 
@@ -15,5 +17,6 @@ if [ -z "${PYTHON:-}" ]; then
 fi
 
 export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
-output="${1:-${OUT:-}}"
-exec "$PYTHON" -m benchmarks.gpu --device cuda ${output:+--output_dir "$output"}
+tier="${1:-quick}"
+output="${2:-${OUT:-}}"
+exec "$PYTHON" -m benchmarks.gpu "$tier" --device cuda ${output:+--output_dir "$output"}

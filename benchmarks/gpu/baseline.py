@@ -1,4 +1,4 @@
-"""Part 6: the training step against the one that diffusers' script writes inline."""
+"""The training step against the one that diffusers' script writes inline."""
 
 from __future__ import annotations
 
@@ -16,18 +16,22 @@ from benchmarks.gpu.findings import Findings
 from benchmarks.gpu.settings import Settings
 from diffusers_curriculum.training.tasks.family import TextToImageRun
 
-# (batch, accumulation): a large step, and small ones in which the host's share shows
-SETTINGS = ((8, 1), (1, 4))
+# (batch, accumulation): large steps, and small ones in which the host's share shows
+SETTINGS = ((32, 1), (8, 1), (1, 4))
+SAMPLERS = {"curriculum": subject.CURRICULUM, "uniform": subject.UNIFORM}
 
 
 def measure(findings: Findings, settings: Settings) -> None:
     """Official inline step against uniform, and against curriculum with Laplace; same models."""
     run = speed.sd15_run(settings)
-    for batch, accumulation in SETTINGS:
-        for name, flags in {"uniform": (), "curriculum": subject.CURRICULUM}.items():
-            row = f"{name}, batch {batch} x {accumulation}"
-            findings.attempt(row, partial(_compare, run, settings, flags, batch, accumulation))
-            speed.free(run, settings)
+    rows = {
+        f"{name}, batch {batch} x {accumulation}": speed.freed(
+            run, settings, partial(_compare, run, settings, flags, batch, accumulation)
+        )
+        for name, flags in SAMPLERS.items()
+        for batch, accumulation in (((2, 1), (1, 2)) if settings.smoke else SETTINGS)
+    }
+    findings.attempt_all(rows)
 
 
 def _compare(

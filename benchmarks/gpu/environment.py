@@ -1,4 +1,4 @@
-"""Part 1: what the numbers were measured on."""
+"""What the numbers were measured on."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "datasets", "xfo
 
 def measure(findings: Findings, settings: Settings) -> None:
     """Versions of everything, and the device."""
-    findings.attempt("versions", _versions)
-    findings.attempt("device", lambda: _device(settings.device))
+    findings.attempt_all({"versions": _versions, "device": lambda: _device(settings.device)})
 
 
 def _versions() -> dict[str, Any]:

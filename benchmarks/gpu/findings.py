@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.gpu.report import LEFT_OUT
+
 PASSED, FAILED, TIMEOUT = "passed", "failed", "timeout"
 NOT_INSTALLED, NOT_APPLICABLE = "not installed", "not applicable"
 OUT_OF_MEMORY = "out of memory"
 BAD = (FAILED, TIMEOUT)
+
+
+Measure = Callable[[], dict[str, Any]]
 
 
 class CheckError(RuntimeError):
@@ -37,13 +43,27 @@ class Findings:
 
     Args:
         path: JSON file that is written anew after every row.
+        until: time.time() at which all must be done.
     """
 
-    def __init__(self, path: Path | None = None) -> None:
-        self.path = path
+    def __init__(self, path: Path | None = None, until: float = math.inf) -> None:
+        self.path, self.until = path, until
         self.rows: dict[str, dict[str, Any]] = {}
 
-    def attempt(self, name: str, measure: Callable[[], dict[str, Any]]) -> bool:
+    def attempt_all(self, measures: Mapping[str, Measure]) -> None:
+        """Run measurements while one as long as the longest so far would end in time; the others
+        are told as left out, also where something ends this process."""
+        for name in measures:
+            self.rows[name] = {"status": LEFT_OUT, "error": "no time was left for this row"}
+        self.save()
+        longest = 0.0
+        for name, measure in measures.items():
+            if time.time() + longest > self.until:
+                break
+            self.attempt(name, measure)
+            longest = max(longest, self.rows[name]["seconds"])
+
+    def attempt(self, name: str, measure: Measure) -> bool:
         """Run one measurement and keep what it returns, or why it failed; the next one goes on."""
         start = time.perf_counter()
         try:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+LEFT_OUT = "left out"
+
 
 def markdown(report: Mapping[str, Any]) -> str:
     """The whole report in Markdown."""

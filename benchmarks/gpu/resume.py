@@ -1,4 +1,4 @@
-"""Part 4: a run that was stopped goes on bit for bit, under deterministic algorithms."""
+"""A run that was stopped goes on bit for bit, under deterministic algorithms."""
 
 from __future__ import annotations
 
@@ -29,10 +29,14 @@ def measure(findings: Findings, settings: Settings) -> None:
     flags, kind = pipeline_and_images(settings)
     flags += ["--max_train_steps", str(STEPS), "--checkpointing_steps", str(STOP)]
     flags += ["--gradient_accumulation_steps", "2"]
-    for precision in ("no",) if settings.smoke else ("no", "bf16"):
-        name = "fp32" if precision == "no" else precision
-        argv = [*flags, "--mixed_precision", precision]
-        findings.attempt(name, partial(_compare, settings.work_dir / precision, argv, kind))
+    precisions = {"fp32": "no"} if settings.smoke else {"bf16": "bf16", "fp32": "no"}
+    rows = {
+        name: partial(
+            _compare, settings.work_dir / name, [*flags, "--mixed_precision", precision], kind
+        )
+        for name, precision in precisions.items()
+    }
+    findings.attempt_all(rows)
 
 
 def _compare(folder: Path, argv: list[str], kind: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Part 2: the training script on a tiny pipeline, in every precision, with and without xformers."""
+"""The training script on a tiny pipeline, in every precision, with and without xformers."""
 
 from __future__ import annotations
 
@@ -23,18 +23,21 @@ def measure(findings: Findings, settings: Settings) -> None:
     flags, kind = pipeline_and_images(settings)
     steps = 2 if settings.smoke else 6
     flags += ["--max_train_steps", str(steps)]
-    for precision in ("no", "bf16", "fp16"):
-        for extra in ((), (XFORMERS,)):
-            name = f"{'fp32' if precision == 'no' else precision}{', xformers' if extra else ''}"
-            findings.attempt(name, partial(_trains, settings, flags, precision, extra, kind))
-    findings.attempt("the command, bf16", partial(_command, settings, flags, steps))
+    rows = {
+        f"{'fp32' if precision == 'no' else precision}{', xformers' if extra else ''}": partial(
+            _trains, settings, flags, precision, extra, kind
+        )
+        for precision in ("bf16", "fp16", "no")
+        for extra in ((), (XFORMERS,))
+    }
+    findings.attempt_all(rows | {"the command, bf16": partial(_command, settings, flags, steps)})
 
 
 def _trains(
     settings: Settings, flags: list[str], precision: str, extra: tuple[str, ...], kind: str
 ) -> dict[str, Any]:
     if extra:
-        subject.require_xformers()
+        subject.require("xformers")
     if precision == "fp16" and not settings.cuda:
         raise Unavailable(NOT_APPLICABLE)
     folder = settings.work_dir / f"out-{precision}{len(extra)}"

@@ -17,13 +17,11 @@ class Settings:
     Attributes:
         smoke: minuscule sizes and single steps: does the code run at all?
         work_dir: an empty folder that is deleted afterwards.
-        seconds: how long the part may take; it leaves out what would not fit.
     """
 
     device: torch.device
     smoke: bool
     work_dir: Path
-    seconds: float = 600.0
 
     @property
     def cuda(self) -> bool:

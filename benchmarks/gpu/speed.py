@@ -1,41 +1,51 @@
-"""Part 5: images per second and memory of the training step at the size of Stable Diffusion 1.5."""
+"""Images per second, memory and share of the device's peak, at the size of Stable Diffusion 1.5."""
 
 from __future__ import annotations
 
 import itertools
 import statistics
 import time
+from collections.abc import Iterator
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.gpu import clock, subject
-from benchmarks.gpu.findings import CheckError, Findings
+from benchmarks.gpu import clock, flops, subject
+from benchmarks.gpu.findings import Findings, Measure
 from benchmarks.gpu.settings import Settings
 from diffusers_curriculum import Slots
 from diffusers_curriculum.training.levels.timesteps import build_sampler
 from diffusers_curriculum.training.tasks.family import TextToImageRun
 
-BATCHES = (4, 8, 16)
-WINDOWS, WINDOW_SECONDS = 5, 1.0
+BATCHES = (8, 32, 16, 4, 64)
+WINDOWS, SWEEP_WINDOWS, WINDOW_SECONDS = 5, 3, 0.6
+Batches = Iterator[dict[str, Any]]
 
 
 def measure(findings: Findings, settings: Settings) -> None:
-    """Uniform against curriculum with Laplace, with PyTorch's own attention and with xformers."""
-    deadline = time.monotonic() + 0.9 * settings.seconds
-    findings.attempt("sampler alone", partial(_sampler, settings))
+    """The peak; uniform against curriculum with Laplace; then each attention at several batches."""
     run = sd15_run(settings)
+    peak = flops.matrix_peak(settings)
+    per_image = flops.counted(stepper(run, settings, 2)) / 2  # xformers' kernels are not counted
+    free(run, settings)
     batches = (2,) if settings.smoke else BATCHES
-    for attention in ("sdpa", "xformers"):
-        if attention == "xformers" and not findings.attempt(
-            "xformers processors", partial(_use_xformers, run)
-        ):
-            return
-        for batch in batches:
-            name = f"{attention}, batch {batch}"
-            findings.attempt(name, partial(_compare, run, settings, batch, deadline))
-            free(run, settings)
+    rows: dict[str, Measure] = {
+        "bf16 matrix product": lambda: {"teraflops_per_second": round(peak / 1e12, 3)},
+        "sampler alone": partial(_sampler, settings),
+        f"curriculum against uniform, batch {batches[0]}": partial(
+            _compare, run, settings, batches[0]
+        ),
+    }
+    for batch, attention in itertools.product(batches, ("sdpa", "flash")):
+        rate = partial(_rate, run, settings, batch, attention, per_image, peak)
+        rows[f"{attention}, batch {batch}"] = freed(run, settings, rate)
+    for batch in batches:  # at last, as there is no way back
+        rate = partial(_rate, run, settings, batch, "xformers", per_image, peak)
+        rows[f"xformers, batch {batch}"] = freed(run, settings, rate)
+    findings.attempt_all(rows)
 
 
 def sd15_run(settings: Settings) -> TextToImageRun:
@@ -52,7 +62,19 @@ def sizes_of(settings: Settings) -> subject.Sizes:
     return subject.SMALL if settings.smoke else subject.SD15
 
 
-def free(run: TextToImageRun, settings: Settings) -> None:
+def freed(run: Any, settings: Settings, work: Measure) -> Measure:
+    """``work``, after which what a batch size took is given back."""
+
+    def row() -> dict[str, Any]:
+        try:
+            return work()
+        finally:
+            free(run, settings)
+
+    return row
+
+
+def free(run: Any, settings: Settings) -> None:
     """Give back what a batch size took, also after it did not fit."""
     run.optimizer.optimizer.zero_grad(set_to_none=True)
     if settings.cuda:
@@ -64,25 +86,48 @@ def window_seconds(settings: Settings) -> float:
     return 0.0 if settings.smoke else WINDOW_SECONDS
 
 
-def _use_xformers(run: TextToImageRun) -> dict[str, Any]:
-    unet = run.averages.network
-    subject.use_xformers(unet)
-    return {"processors": subject.processors(unet)}
-
-
-def _compare(
-    run: TextToImageRun, settings: Settings, batch: int, deadline: float
-) -> dict[str, Any]:
-    if time.monotonic() > deadline:
-        raise CheckError("no time was left for this row")
+def stepper(
+    run: TextToImageRun,
+    settings: Settings,
+    batch: int,
+    flags: tuple[str, ...] = subject.CURRICULUM,
+    batches: Batches | None = None,
+) -> clock.Step:
+    """One optimizer step of a batch after the other, with the law of ``flags``."""
+    variant, steps = subject.with_sampler(run, *flags), itertools.count()
     plan = subject.batch_plan(batch)
-    batches = subject.host_batches(sizes_of(settings), batch, pinned=settings.cuda)
+    if batches is None:
+        batches = subject.host_batches(sizes_of(settings), batch, pinned=settings.cuda)
+    return lambda: subject.update(variant, next(steps), plan, batches)
 
-    def stepper(*flags: str) -> clock.Step:
-        variant, steps = subject.with_sampler(run, *flags), itertools.count()
-        return lambda: subject.update(variant, next(steps), plan, batches)
 
-    variants = {"uniform": stepper(), "curriculum": stepper(*subject.CURRICULUM)}
+def rate(settings: Settings, step: clock.Step, batch: int) -> dict[str, Any]:
+    """Images per second and memory of one kind of step."""
+    length = window_seconds(settings)
+    return clock.paired_windows(settings.device, {"step": step}, batch, SWEEP_WINDOWS, length)
+
+
+def _rate(
+    run: TextToImageRun,
+    settings: Settings,
+    batch: int,
+    attention: str,
+    per_image: float,
+    peak: float,
+) -> dict[str, Any]:
+    """The step with one attention: PyTorch's choice of its kernels, its flash kernel alone, or
+    xformers."""
+    if attention == "xformers":
+        subject.use_xformers(run.averages.network)
+    alone = sdpa_kernel(SDPBackend.FLASH_ATTENTION) if attention == "flash" else nullcontext()
+    with alone:
+        found = rate(settings, stepper(run, settings, batch), batch)
+    return found | flops.share(found["step"]["images_per_second"], per_image, peak)
+
+
+def _compare(run: TextToImageRun, settings: Settings, batch: int) -> dict[str, Any]:
+    flags = {"uniform": subject.UNIFORM, "curriculum": subject.CURRICULUM}
+    variants = {name: stepper(run, settings, batch, own) for name, own in flags.items()}
     return clock.paired_windows(settings.device, variants, batch, WINDOWS, window_seconds(settings))
 
 

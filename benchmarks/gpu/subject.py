@@ -149,24 +149,62 @@ def arguments(*flags: str) -> Arguments:
 def build_run(accelerator: Accelerator, models: Components, *flags: str) -> TextToImageRun:
     """What the script's job hands to its training step, for the given flags of its own."""
     args, scheduler = arguments(*flags), stable_diffusion_scheduler()
-    optimizer = build_optimizer(args, list(models.network.parameters()), 1)
-    lr_scheduler = build_lr_scheduler(args, optimizer, 10**6)
     averages = Averages(models.network).with_ema(args, accelerator.device)
-    unet, optimizer = accelerator.prepare(models.network, optimizer)
-    return TextToImageRun(
-        args=args,
-        accelerator=accelerator,
-        seed=0,
-        network=unet,
-        averages=averages,
-        optimizer=optimizer,
-        guard=FiniteGuard(accelerator, optimizer),
-        lr_scheduler=lr_scheduler,
-        levels=Levels.of(args, scheduler, scheduler, 0),
+    return text_to_image_run(
+        accelerator,
+        args,
+        scheduler,
         family=families()["sd"],
         models=models,
-        captions=CaptionEncoder(families()["sd"], models, accelerator.device),
+        network=models.network,
+        averages=averages,
     )
+
+
+def text_to_image_run(
+    accelerator: Accelerator,
+    args: Arguments,
+    scheduler: Any,
+    *,
+    family: Any,
+    models: Components,
+    network: Any,
+    averages: Averages,
+) -> TextToImageRun:
+    """What the job of a script hands to its training step; ``network`` is what that one calls."""
+    return TextToImageRun(
+        **common_parts(accelerator, args, network, averages),
+        levels=Levels.of(args, scheduler, scheduler, 0),
+        family=family,
+        models=models,
+        captions=CaptionEncoder(family, models, accelerator.device),
+    )
+
+
+def common_parts(
+    accelerator: Accelerator, args: Arguments, network: Any, averages: Averages
+) -> dict[str, Any]:
+    """What the runs of all scripts have."""
+    optimizer = build_optimizer(args, averages.parameters, 1)
+    lr_scheduler = build_lr_scheduler(args, optimizer, 10**6)
+    network, optimizer = accelerator.prepare(network, optimizer)
+    return {
+        "args": args,
+        "accelerator": accelerator,
+        "seed": 0,
+        "network": network,
+        "averages": averages,
+        "optimizer": optimizer,
+        "guard": FiniteGuard(accelerator, optimizer),
+        "lr_scheduler": lr_scheduler,
+    }
+
+
+def knowing(run: TextToImageRun, captions: dict[str, Any]) -> TextToImageRun:
+    """The same run, where captions were encoded before."""
+    encoder = CaptionEncoder(run.family, run.models, run.accelerator.device)
+    encoder.kept = captions
+    return replace(run, captions=encoder)
 
 
 def with_sampler(run: TextToImageRun, *flags: str) -> TextToImageRun:
@@ -210,15 +248,15 @@ def processors(unet: Any) -> list[str]:
     return sorted({type(p).__name__ for p in unet.attn_processors.values()})
 
 
-def require_xformers() -> None:
-    """Raise Unavailable where xformers is not installed."""
-    if importlib.util.find_spec("xformers") is None:
+def require(package: str) -> None:
+    """Raise Unavailable where a package is not installed."""
+    if importlib.util.find_spec(package) is None:
         raise Unavailable(NOT_INSTALLED)
 
 
 def use_xformers(unet: Any) -> None:
     """Switch to xformers, and make sure that it is in effect everywhere."""
-    require_xformers()
+    require("xformers")
     unet.enable_xformers_memory_efficient_attention()
     check_processors(processors(unet), xformers=True)
 

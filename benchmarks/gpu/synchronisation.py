@@ -1,4 +1,4 @@
-"""Part 3: does a training step ever make the host wait for the device?"""
+"""Does a training step ever make the host wait for the device?"""
 
 from __future__ import annotations
 
@@ -25,11 +25,14 @@ WARM_UP, STEPS = 2, 4
 
 def measure(findings: Findings, settings: Settings) -> None:
     """Steps with the synchronisation debug mode set to error, for each sampler and precision."""
-    for precision in ("bf16", "no"):
-        for name, flags in SAMPLERS.items():
-            label = f"{name}, {'fp32' if precision == 'no' else precision}"
-            findings.attempt(label, partial(_forbidden, settings, precision, flags))
-    findings.attempt("gradient scaler, fp16", partial(_counted, settings))
+    rows = {
+        f"{name}, {'fp32' if precision == 'no' else precision}": partial(
+            _forbidden, settings, precision, flags
+        )
+        for precision in ("bf16", "no")
+        for name, flags in reversed(SAMPLERS.items())
+    }
+    findings.attempt_all(rows | {"gradient scaler, fp16": partial(_counted, settings)})
 
 
 def _forbidden(settings: Settings, precision: str, flags: tuple[str, ...]) -> dict[str, Any]:

@@ -13,16 +13,33 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 
 from benchmarks.gpu import __main__ as gpu
-from benchmarks.gpu import baseline, clock, images, resume, script, speed, subject, synchronisation
+from benchmarks.gpu import (
+    baseline,
+    caches,
+    clock,
+    compiled,
+    flops,
+    images,
+    larger,
+    resume,
+    script,
+    speed,
+    subject,
+    synchronisation,
+)
+from benchmarks.gpu import findings as findings_module
 from benchmarks.gpu.findings import CheckError, Findings, Unavailable, check
 from benchmarks.gpu.report import markdown
 from benchmarks.gpu.script_runs import Watched, run_script
 from benchmarks.gpu.settings import Settings
+from diffusers_curriculum.models.networks import build_network
 
 ROOT = Path(__file__).parents[2]
 STATUSES = {"passed", "failed", "timeout", "not installed", "not applicable", "out of memory"}
+STATUSES |= {"left out"}
 
 
 @pytest.fixture
@@ -51,9 +68,10 @@ def test_synchronisations(settings: Settings) -> None:
     assert rows["curriculum, bf16"]["synchronisations"] == "not applicable"
 
 
-@pytest.mark.parametrize("part", [speed, baseline])
+@pytest.mark.parametrize("part", [speed, baseline, caches])
 def test_speeds(part: Any, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed, "WINDOWS", 2)
+    monkeypatch.setattr(speed, "SWEEP_WINDOWS", 2)
     rows = rows_of(part, settings)
     measured = [row for row in rows.values() if "ratio" in row]
     assert measured
@@ -62,6 +80,33 @@ def test_speeds(part: Any, settings: Settings, monkeypatch: pytest.MonkeyPatch) 
         assert len(variants) == 2
         assert all(len(v["windows"]) == 2 and v["images_per_second"] > 0 for v in variants)
         assert all(v["peak_memory_gib"] is None for v in variants)
+
+
+@pytest.mark.parametrize("part", [speed, larger])
+def test_shares_of_the_peak(part: Any, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "SWEEP_WINDOWS", 1)
+    rows = rows_of(part, settings)
+    shared = {name: row for name, row in rows.items() if "share_of_matrix_peak" in row}
+    assert len(shared) == 2, rows
+    for row in shared.values():
+        assert row["teraflops_per_image"] > 0
+        assert 0 < row["share_of_matrix_peak"] < 1
+    if part is larger:
+        assert rows["SDXL LoRA, batch 2"]["parameters"] > 3 * 36_864
+        assert rows["SDXL LoRA, batch 2"]["trained_parameters"] == 36_864
+
+
+@pytest.mark.slow
+def test_compiled_networks_are_measured(settings: Settings) -> None:
+    rows = rows_of(compiled, settings)
+    assert [row["compiled"] for row in rows.values()] == ["none", "blocks", "full"]
+
+
+def test_operations_are_counted_forward_and_backward() -> None:
+    a, b = torch.randn(4, 8, requires_grad=True), torch.randn(8, 16, requires_grad=True)
+    assert flops.counted(lambda: a @ b) == 2 * 4 * 8 * 16
+    assert flops.counted(lambda: (a @ b).sum().backward()) == 3 * 2 * 4 * 8 * 16
+    assert flops.share(10.0, 2e12, 4e13)["share_of_matrix_peak"] == 0.5
 
 
 def test_the_script_trains(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,8 +157,9 @@ def test_an_inexact_resumption_is_found(
 
 
 @pytest.mark.slow
-def test_all_of_it(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "benchmarks.gpu", "--device", "cpu", "--smoke"]
+@pytest.mark.parametrize("tier", gpu.TIERS)
+def test_all_of_it(tier: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.gpu", tier, "--device", "cpu", "--smoke"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     told = subprocess.run([*command, "--output_dir", str(tmp_path)], cwd=ROOT, env=environment)
     report = json.loads((tmp_path / "gpu.json").read_text("utf-8"))
@@ -128,7 +174,9 @@ def test_the_report_has_its_fields(tmp_path: Path) -> None:
     argv = ["--device", "cpu", "--smoke", "--output_dir", str(tmp_path), "--only", "environment"]
     assert gpu.main(argv) == 0
     report = json.loads((tmp_path / "gpu.json").read_text("utf-8"))
-    assert report.keys() == {"schema", "device", "device_name", "smoke", "seconds", "parts"}
+    own = {"schema", "device", "device_name", "tier", "smoke", "seconds", "parts"}
+    assert report.keys() == own
+    assert [path.name for path in tmp_path.glob("*.json")] == ["gpu.json"]
     part = report["parts"]["environment"]
     assert part.keys() == {"status", "seconds", "limit_seconds", "error", "rows"}
     assert part["rows"]["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
@@ -137,7 +185,7 @@ def test_the_report_has_its_fields(tmp_path: Path) -> None:
 
 def test_a_part_that_dies_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    argv = ["--device", "cpu", "--output_dir", str(tmp_path), "--only", "resume", "speed"]
+    argv = ["--device", "cpu", "--output_dir", str(tmp_path), "--only", "resume", "baseline"]
     assert gpu.main(argv) == 1
     parts = json.loads((tmp_path / "gpu.json").read_text("utf-8"))["parts"]
     assert [part["status"] for part in parts.values()] == ["failed", "failed"]
@@ -151,19 +199,41 @@ def test_a_part_that_hangs_is_ended_with_its_children(
     sleeper.write_text(f"#!/bin/sh\nsleep 300 &\necho $! > {tmp_path}/child\nwait\n")
     sleeper.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(sleeper))
-    monkeypatch.setitem(gpu.PARTS, "speed", 10)
     monkeypatch.setattr(gpu, "SHORTEST_SECONDS", 0)
-    monkeypatch.setattr(gpu, "TOTAL_SECONDS", 1)
-    assert gpu.main(["--device", "cpu", "--output_dir", str(tmp_path), "--only", "speed"]) == 1
-    part = json.loads((tmp_path / "gpu.json").read_text("utf-8"))["parts"]["speed"]
+    monkeypatch.setitem(gpu.TOTAL_SECONDS, "quick", 1)
+    assert gpu.main(["--device", "cpu", "--output_dir", str(tmp_path), "--only", "baseline"]) == 1
+    part = json.loads((tmp_path / "gpu.json").read_text("utf-8"))["parts"]["baseline"]
     assert part["status"] == "timeout"
     child = Path(f"/proc/{(tmp_path / 'child').read_text().strip()}/stat")
     assert not child.exists() or child.read_text("utf-8").split()[2] in "ZX"
 
 
+def test_a_run_that_is_cut_tells_what_it_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_part(part: str, *_: Any) -> dict[str, Any]:
+        if part == "script":
+            raise KeyboardInterrupt
+        return {"status": "passed", "seconds": 1.0, "limit_seconds": 9.0, "error": None, "rows": {}}
+
+    monkeypatch.setattr(gpu, "_run_part", run_part)
+    with pytest.raises(KeyboardInterrupt):
+        gpu.main(["quick", "--device", "cpu", "--output_dir", str(tmp_path)])
+    parts = json.loads((tmp_path / "gpu.json").read_text("utf-8"))["parts"]
+    assert list(parts) == list(gpu.TIERS["quick"])
+    assert [part["status"] for part in parts.values()] == ["passed"] + ["left out"] * 4
+    assert "| baseline | left out |" in (tmp_path / "gpu.md").read_text("utf-8")
+
+
+def test_tiers_keep_their_time() -> None:
+    for tier, most in {"quick": 150, "full": 400}.items():
+        assert gpu.TOTAL_SECONDS[tier] <= most - 5
+        assert max(gpu.TIERS[tier].values()) < gpu.TOTAL_SECONDS[tier]
+
+
 def test_without_a_gpu_it_says_so_in_one_line(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": ""}
-    command = ["bash", str(ROOT / "benchmarks" / "gpu.sh"), str(tmp_path / "out")]
+    command = ["bash", str(ROOT / "benchmarks" / "gpu.sh"), "full", str(tmp_path / "out")]
     told = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
     assert told.returncode == 0, told.stderr
     assert told.stdout == "No CUDA GPU here: nothing was measured.\n"
@@ -202,6 +272,25 @@ def test_a_failing_row_does_not_end_the_others(tmp_path: Path) -> None:
     part = {"status": "failed", "seconds": 1.0, "limit_seconds": 9.0, "error": "a", "rows": rows}
     report = {"device_name": "X", "smoke": False, "parts": {"speed": part}}
     assert "| a | failed | RuntimeError: a kernel died |" in markdown(report)
+
+
+def test_rows_without_time_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now, path = [100.0], tmp_path / "rows.json"
+    monkeypatch.setattr(findings_module.time, "time", lambda: now[0])
+    monkeypatch.setattr(findings_module.time, "perf_counter", lambda: now[0])
+
+    def takes(seconds: float) -> dict[str, Any]:
+        stored = json.loads(path.read_text("utf-8"))
+        assert len(stored) == 4  # an end in the midst of it tells of all
+        now[0] += seconds
+        return {}
+
+    findings = Findings(path, until=119.0)
+    findings.attempt_all({f"{s}": (lambda s=s: takes(s)) for s in (2.0, 9.0, 1.0, 0.5)})
+    stored = json.loads(path.read_text("utf-8"))
+    assert [row["status"] for row in stored.values()] == ["passed"] * 2 + ["left out"] * 2
+    assert stored["0.5"]["error"] == "no time was left for this row"
+    assert findings.status == "passed"
 
 
 def test_processors_are_looked_at() -> None:
@@ -252,3 +341,8 @@ def test_the_real_sizes_are_stable_diffusions() -> None:
     ]
     # the published parameter counts of the three parts of Stable Diffusion 1.5
     assert counts == [859_520_964, 83_653_863, 123_060_480]
+    with torch.device("meta"):
+        sdxl: Any = UNet2DConditionModel(**larger.SDXL)
+        dit = build_network("DiT-XL/2", channels=4, sample_size=32, num_classes=1000)
+    assert sum(p.numel() for p in sdxl.parameters()) == 2_567_463_684
+    assert sum(p.numel() for p in dit.parameters()) > 670_000_000
