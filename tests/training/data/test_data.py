@@ -113,7 +113,9 @@ def test_one_batch_is_made_ahead_in_a_thread(rows, monkeypatch):
         return read(self, places)
 
     monkeypatch.setattr(type(dataset), "__getitems__", noting)
-    ahead = training_batches(dataset, dataset.plan, 0, 3)
+    plan = dataset.plan
+    assert isinstance(plan, BatchPlan)
+    ahead = training_batches(dataset, plan, 0, 3)
     ahead.wait()
     assert made == []  # what precedes the first step has the samples to itself
     for step in range(3):
