@@ -87,9 +87,10 @@ def scheduler_for(density: str) -> Any:
 
 
 def own_samplers() -> list[str]:
-    """The classes of the samplers that the package itself brings, by name."""
+    """The classes of the samplers that the package itself brings, by name, but for those that are
+    told more than a batch to draw."""
     own = [k for k in SAMPLERS.values() if k.__module__.startswith("diffusers_curriculum.")]
-    return [kind.__name__ for kind in own]
+    return [kind.__name__ for kind in own if kind.sample is TimestepSampler.sample]
 
 
 def build_density(name: str, scheduler: Any = None, **settings: Any) -> DensityTimestepSampler:

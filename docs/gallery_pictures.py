@@ -32,6 +32,7 @@ SAMPLER_ARGUMENTS: dict[str, dict[str, Any]] = {
     "density": {"density": "laplace"},
     "gradient_norm": {"mode": "loss"},
     "moving": {"move_steps": 400, "widen_steps": 500},
+    "per_source": {"laws": [{"density": "uniform"}, {"density": "laplace"}], "of_source": [0, 1]},
     "sequence": {
         "phases": [
             {"until": 600, "sampler": {"density": "normal", "density_args": {"mean": -1.6}}},

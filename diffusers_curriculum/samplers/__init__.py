@@ -24,6 +24,7 @@ from diffusers_curriculum.samplers.loss_based import (
 )
 from diffusers_curriculum.samplers.moving import MovingTimestepSampler
 from diffusers_curriculum.samplers.sequence import SequenceTimestepSampler
+from diffusers_curriculum.samplers.sources import PerSourceTimestepSampler
 
 __all__ = [
     "SAMPLERS",
@@ -36,6 +37,7 @@ __all__ = [
     "LossProportionalTimestepSampler",
     "LossSecondMomentTimestepSampler",
     "MovingTimestepSampler",
+    "PerSourceTimestepSampler",
     "Report",
     "SequenceTimestepSampler",
     "TimestepSample",
@@ -73,9 +75,9 @@ def sampler_named(name: str) -> type[TimestepSampler] | None:
     Raises:
         ValueError: an installed package that should register it is broken.
     """
-    composed = (DensityTimestepSampler, CurriculumTimestepSampler, SequenceTimestepSampler)
+    several = (CurriculumTimestepSampler, SequenceTimestepSampler, PerSourceTimestepSampler)
     kind = SAMPLERS.get(name)
-    return None if kind in composed else kind
+    return None if kind in (DensityTimestepSampler, *several) else kind
 
 
 import_all()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -16,6 +16,8 @@ from diffusers_curriculum.randomness import DRAWS, Slots, batch_uniforms
 from diffusers_curriculum.samplers.composition import (
     CPU,
     Cells,
+    SourceOrder,
+    TimestepSample,
     check_continuous,
     compose,
     copy_on,
@@ -28,30 +30,6 @@ from diffusers_curriculum.samplers.description import Described, checked_argumen
 
 SAMPLERS: Catalogue[type[TimestepSampler]] = Catalogue("sampler", group=GROUPS[2])
 _NOTHING = (None, None)
-
-
-class TimestepSample(NamedTuple):
-    """One draw of noise levels.
-
-    Attributes:
-        timesteps: (B,) in the dtype that the scheduler and the model expect.
-        indices: (B,) int64, position in ``sampler.levels``, 0 = cleanest; of a continuous draw, the
-            level in whose cell it fell.
-        importance: (B,) float32, factor of each sample's loss; ones unless a correction is on.
-        log_snr: (B,) float64 (float32 on MPS), the noise level of a continuous draw, finite; None
-            where the levels are those of the table.
-    """
-
-    timesteps: Tensor
-    indices: Tensor
-    importance: Tensor
-    log_snr: Tensor | None = None
-
-    @property
-    def at(self) -> Tensor:
-        """(B,) the noise level as :class:`~diffusers_curriculum.objective.Objective` takes it: the
-        log-SNR of a continuous draw, else the index."""
-        return self.indices if self.log_snr is None else self.log_snr
 
 
 class TimestepSampler(Described):
@@ -125,6 +103,11 @@ class TimestepSampler(Described):
     def inner(self) -> Sequence[TimestepSampler]:
         """The samplers that this one is made of: a curriculum's base, a sequence's phases."""
         return ()
+
+    @property
+    def laws(self) -> dict[str, TimestepSampler]:
+        """What is drawn from: one law, without a name, or others beside it by whose they are."""
+        return {"": self}
 
     def walk(self) -> Iterator[TimestepSampler]:
         """This sampler and all those inside it."""
@@ -227,6 +210,9 @@ class TimestepSampler(Described):
         wait for the others."""
         for sampler in self.inner:
             sampler.tell_open(opened)
+
+    def take_order(self, order: SourceOrder) -> None:
+        """Take note of the source of each sample of a run; one law for all has no use for it."""
 
     def _step(self, step: int | None) -> int:
         return self._calls if step is None else step

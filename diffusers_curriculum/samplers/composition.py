@@ -3,21 +3,65 @@ cell of a level a continuous draw falls."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from diffusers_curriculum.checks import flag, is_finite
 from diffusers_curriculum.densities import Density
 from diffusers_curriculum.noise_levels import NoiseLevels, cell_edges, to_device
+from diffusers_curriculum.randomness import Slots
 
 CPU = torch.device("cpu")
 Tables = TypeVar("Tables")
 _PIECES = 64
 # Of less mass, float64's rounding of a cdf would be more than a thousandth of the cell.
 _LEAST_MASS = 1e-13
+
+
+class TimestepSample(NamedTuple):
+    """One draw of noise levels.
+
+    Attributes:
+        timesteps: (B,) in the dtype that the scheduler and the model expect.
+        indices: (B,) int64, position in ``sampler.levels``, 0 = cleanest; of a continuous draw, the
+            level in whose cell it fell.
+        importance: (B,) float32, factor of each sample's loss; ones unless a correction is on.
+        log_snr: (B,) float64 (float32 on MPS), the noise level of a continuous draw, finite; None
+            where the levels are those of the table.
+    """
+
+    timesteps: Tensor
+    indices: Tensor
+    importance: Tensor
+    log_snr: Tensor | None = None
+
+    @property
+    def at(self) -> Tensor:
+        """(B,) the noise level as :class:`~diffusers_curriculum.objective.Objective` takes it: the
+        log-SNR of a continuous draw, else the index."""
+        return self.indices if self.log_snr is None else self.log_snr
+
+
+class SourceOrder(Protocol):
+    """Which source each sample of a run is of, counted from 0; -1 for what is of none."""
+
+    @property
+    def shares_of_sources(self) -> Sequence[float]:
+        """(S,) of all samples."""
+        ...
+
+    def sources_at(self, step: int, slots: Slots) -> np.ndarray:
+        """(B,) at some slots of an optimizer step."""
+        ...
+
+    def sources_observed(self, step: int) -> np.ndarray:
+        """(N,) of a whole step, in the order in which its losses are observed."""
+        ...
 
 
 def compose(law: Tensor, reference: Tensor, floor: float, exponent: float) -> tuple[Tensor, Tensor]:

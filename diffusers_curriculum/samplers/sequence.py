@@ -69,9 +69,9 @@ class SequenceTimestepSampler(TimestepSampler):
         self.samplers = tuple(_phase_sampler(number, p) for number, p in enumerate(phases, 1))
         ends: list[Any] = [phase.get("until") for phase in phases]
         _check_ends(ends)
-        for number, sampler in enumerate(self.samplers[1:], 2):
-            _check_alike(self.samplers[0], sampler, number)
-        first = self.samplers[0]
+        first, *others = self.samplers
+        for number, sampler in enumerate(others, 2):
+            check_alike(first, sampler, ("phase 1", f"phase {number}"), [*first.settings])
         super().__init__(first.levels, **first.settings)
         self.learns = any(sampler.learns for sampler in self.samplers)
         self.starts: tuple[int, ...] = (0, *ends[:-1])
@@ -92,7 +92,7 @@ class SequenceTimestepSampler(TimestepSampler):
     ) -> SequenceTimestepSampler:
         """A sequence for ``scheduler``; the phases' configs need none, and are of a
         :class:`DensityTimestepSampler` where they name no class."""
-        built = [dict(p) | {"sampler": _sampler_for(scheduler, p["sampler"])} for p in phases]
+        built = [dict(p) | {"sampler": sampler_for(scheduler, p["sampler"])} for p in phases]
         return cls(built, **config)
 
     @classmethod
@@ -247,7 +247,7 @@ def _phase_sampler(number: int, phase: Mapping[str, Any]) -> TimestepSampler:
     return TimestepSampler.from_config(checked_config(f"sampler of phase {number}", given))
 
 
-def _sampler_for(scheduler: Any, settings: Any) -> TimestepSampler:
+def sampler_for(scheduler: Any, settings: Any) -> TimestepSampler:
     """The sampler for ``scheduler`` with ``settings``, by default a density sampler; a sampler is
     returned as it is."""
     if isinstance(settings, TimestepSampler):
@@ -267,18 +267,22 @@ def _check_ends(ends: Sequence[Any]) -> None:
         whole(f"until (of phase {number})", end, before + 1)
 
 
-def _check_alike(first: TimestepSampler, other: TimestepSampler, number: int) -> None:
-    """Raise ValueError unless phase ``number`` can follow the first one."""
-    for name, mine in first.settings.items():
-        theirs = other.settings[name]
-        if mine != theirs:
+def check_alike(
+    first: TimestepSampler, other: TimestepSampler, names: tuple[str, str], settings: Sequence[str]
+) -> None:
+    """Raise ValueError unless two samplers, as messages call them, can be parts of one: some
+    settings and the schedule are the same."""
+    mine, theirs = names
+    for name in settings:
+        if first.settings[name] != other.settings[name]:
+            *most, last = settings
             raise ValueError(
-                f"phase {number} has {name}={theirs!r} and phase 1 {mine!r}: give all phases the "
-                "same draw, floor, importance_correction, seed and continuous."
+                f"{theirs} has {name}={other.settings[name]!r} and {mine} "
+                f"{first.settings[name]!r}: give all the same {', '.join(most)} and {last}."
             )
     a, b = first.levels, other.levels
     if len(a) != len(b) or not torch.equal(a.log_snr, b.log_snr):
-        raise ValueError(f"phase {number} is of another schedule than phase 1: use one scheduler.")
+        raise ValueError(f"{theirs} is of another schedule than {mine}: use one scheduler.")
 
 
 def _check_mix(mix: str, mix_steps: int, starts: Sequence[int]) -> None:

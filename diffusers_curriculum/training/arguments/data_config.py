@@ -8,30 +8,34 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffusers_curriculum.training.arguments.flag import Bound, Flag, place
+from diffusers_curriculum.training.arguments.flag import Bound, Flag, key_values, place
+from diffusers_curriculum.training.arguments.laws import is_file
 from diffusers_curriculum.training.arguments.validation import held_out_share
 from diffusers_curriculum.training.errors import UsageError
 
 _PLACES = ("dataset_name", "train_data_dir")
 _OF_A_DATA_SET = ("dataset_name", "dataset_config_name", "train_data_dir", "train_split")
 _FLAGS = (*_OF_A_DATA_SET, "image_column", "caption_column", "instance_prompt", "max_train_samples")
+_LAW = ("timestep_sampler", "timestep_sampler_args")
 _KINDS: dict[Any, tuple[Any, str]] = {
     str: (str, "a text"),
     int: (int, "a whole number"),
     float: ((int, float), "a number"),
+    key_values: (dict, "names and values"),
 }
 REPEATS = Flag(
     "repeats", float, 1.0, bound=Bound("above 0 and at most 10,000", lambda x: 0 < x <= 10_000)
 )
 DATA_CONFIG = place(
     "data_config",
-    help="JSON or YAML file of several sources of images, each with a number of repeats "
-    "(docs/data.md)",
+    help="JSON or YAML file of several sources of images, each with a number of repeats and, if "
+    "wanted, a --timestep_sampler of its own (docs/data.md)",
     metavar="FILE",
 )
 
@@ -56,6 +60,19 @@ class Source:
         return str(self.flags.get("dataset_name") or self.flags.get("train_data_dir"))
 
     @property
+    def has_law(self) -> bool:
+        """Whether its noise levels are drawn by a law of its own."""
+        return "timestep_sampler" in self.flags
+
+    @contextmanager
+    def named(self) -> Iterator[None]:
+        """Let a UsageError tell which row it is of."""
+        try:
+            yield
+        except UsageError as error:
+            raise UsageError(f"{self.where}: {error}") from error
+
+    @property
     def facts(self) -> dict[str, Any]:
         """What a resumed run is compared with, beside the samples; a folder may be moved."""
         flags = {name: self.flags.get(name) for name in _OF_A_DATA_SET[:2]}
@@ -67,6 +84,8 @@ class Source:
         flags = dict(self.flags)
         if "caption_column" in flags:
             flags = {"instance_prompt": None} | flags
+        if self.has_law:
+            flags = {"timestep_sampler_args": {}} | flags
         for name, value in flags.items():
             setattr(own, name, value)
         return own
@@ -77,7 +96,7 @@ def settle_sources(args: Any) -> None:
     if args.data_config is None:
         return
     rows = _read(args.data_config)
-    declared = {flag.name: flag for flag in args.flags if flag.name in _FLAGS}
+    declared = {flag.name: flag for flag in args.flags if flag.name in (*_FLAGS, *_LAW)}
     declared["repeats"] = REPEATS
     args.sources = tuple(
         _source(f"--data_config {args.data_config}, row {number}", row, declared)
@@ -99,11 +118,25 @@ def check_sources(args: Any) -> None:
             f"--max_train_samples {args.max_train_samples} beside --data_config does not say of "
             "which source: put max_train_samples into its rows."
         )
+    if args.sources and all(source.has_law for source in args.sources):
+        _check_law_of_run(args)
     split = args.validation_split
     if args.sources and split is not None and held_out_share(split) is None:
         raise UsageError(
             f"--validation_split {split} names a split, and --data_config several sources: give a "
             "share of all their samples, such as 0.05, or --validation_data_dir."
+        )
+
+
+def _check_law_of_run(args: Any) -> None:
+    """Refuse a law of the run that nothing is drawn from."""
+    flags = "timestep_sampler", "timestep_sampler_config", "timestep_bias_strategy", "curriculum"
+    given = [name for name in flags if name in args.given - args.by_recipe]
+    if given and not args.with_prior_preservation:
+        raise UsageError(
+            f"--{given[0]} {args[given[0]]} has no effect, as each row of --data_config "
+            f"{args.data_config} has a timestep_sampler: leave it out of one of them, or drop "
+            f"--{given[0]}."
         )
 
 
@@ -159,6 +192,11 @@ def _source(where: str, row: Any, declared: Mapping[str, Flag]) -> Source:
         missing = f"{where} has dataset_config_name, which has no effect without dataset_name."
     elif "instance_prompt" in found and "caption_column" in found:
         missing = f"{where} has instance_prompt and caption_column: drop one of the two."
+    elif found.get("timestep_sampler_args") and not _takes_parameters(found):
+        missing = (
+            f"{where} has timestep_sampler_args, which has no effect without a timestep_sampler "
+            "in the same row other than uniform and a file."
+        )
     if missing:
         raise UsageError(missing)
     return Source(where, found, repeats)
@@ -166,11 +204,18 @@ def _source(where: str, row: Any, declared: Mapping[str, Flag]) -> Source:
 
 def _value(where: str, flag: Flag, value: Any) -> Any:
     """A value of a row as the flag of that name would give it."""
-    kind, wanted = _KINDS[flag.type]
+    kind, wanted = _KINDS[key_values if flag.convert is key_values else flag.type]
     if not isinstance(value, kind) or isinstance(value, bool):
         raise UsageError(f"{where} has {flag.name}={value!r}: give {wanted}.")
+    if kind is dict:
+        return value
     try:
         flag.check(value)
     except UsageError as error:
         raise UsageError(f"{where}: {str(error).removeprefix('--')}") from error
     return value if flag.convert is None else flag.convert(flag.name, value)
+
+
+def _takes_parameters(row: Mapping[str, Any]) -> bool:
+    name = row.get("timestep_sampler", "uniform")
+    return name != "uniform" and not is_file(name)

@@ -141,7 +141,7 @@ def dataset_facts(args: Arguments, rows: Dataset, text_column: str | None) -> di
         text_column: of captions or classes; None where there is none.
     """
     source = args.train_data_dir if args.dataset_name is None else args.dataset_name
-    folder = source if source is not None and os.path.isdir(source) else None  # of several: None
+    folder = source if source is not None and os.path.isdir(source) else None
     return {
         "name": None if folder else source,
         "config": args.dataset_config_name,
@@ -174,14 +174,13 @@ def conflicts(saved: Mapping[str, Any], facts: Mapping[str, Any]) -> list[Differ
 def keep_choices(args: Arguments, saved: Mapping[str, Any]) -> None:
     """Take from the facts of the checkpoint what its sampler chose by a default that has changed
     since, and the flags leave open: a new version is no other run."""
-    settings = upgraded_config(saved.get("sampler"))
-    if settings is None:
+    if (settings := upgraded_config(saved.get("sampler"))) is None:
         return
-    clustering = settings.get("clustering")
+    base = settings.get("laws", [settings])[0]  # of several, that of the command line
+    clustering = base.get("clustering")
     if args.curriculum_clustering == "auto" and clustering in _AUTO:
         args.curriculum_clustering = clustering
         _log_choices({"clustering": clustering})
-    base = settings
     while "base" in base:
         base = base["base"]
     if _law_of(base) == args.timestep_sampler:
@@ -290,6 +289,8 @@ def _own_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     if "phases" in own:
         parts = [{**phase, "sampler": _own_settings(phase["sampler"])} for phase in own["phases"]]
         own |= {"phases": {str(number): part for number, part in enumerate(parts, 1)}}
+    if "laws" in own:
+        own |= {"laws": {str(n): _own_settings(law) for n, law in enumerate(own["laws"])}}
     return {**_own_settings(config["base"]), "curriculum": own} if "base" in config else own
 
 

@@ -77,7 +77,7 @@ def _rows_of(source: Source, args: Arguments, seed: int, mask_column: str | None
     """The samples of one source, in the columns of all."""
     own = source.put(args)
     prompt = own.instance_prompt
-    try:
+    with source.named():
         rows = load_images(
             own.dataset_name,
             own.dataset_config_name,
@@ -90,8 +90,6 @@ def _rows_of(source: Source, args: Arguments, seed: int, mask_column: str | None
             max_train_samples=own.max_train_samples,
             seed=seed,
         )
-    except UsageError as error:
-        raise UsageError(f"{source.where}: {error}") from error
     names = {own.image_column: args.image_column}
     if prompt is None:
         names[own.caption_column] = args.caption_column

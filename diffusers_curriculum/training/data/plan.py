@@ -143,6 +143,32 @@ class BatchPlan:
         epoch, place = divmod(number, count)
         return first + int(_permutation(self.seed, epoch, count, purpose)[place])
 
+    @property
+    def shares_of_sources(self) -> list[float]:
+        """Return the share of each source among all positions."""
+        return [source.draws / self.epoch for source in self.sources]
+
+    def sources_at(self, step: int, slots: Slots) -> np.ndarray:
+        """Return the number of each slot's source (B,), counted from 0; -1 for a class image."""
+        first = step * self.total + slots.start
+        return self._sources_of(np.arange(first, first + slots.count))
+
+    def sources_observed(self, step: int) -> np.ndarray:
+        """Return the same of a whole step (N,) in the order in which its losses are gathered: of
+        each rank all micro-batches, one after the other."""
+        slots = np.arange(self.total).reshape(self.accumulation, self.world_size, -1)
+        return self._sources_of(step * self.total + slots.swapaxes(0, 1).reshape(-1))
+
+    def _sources_of(self, positions: np.ndarray) -> np.ndarray:
+        number, beside = np.divmod(positions, self.each)
+        epochs, place = np.divmod(number, self._drawn)
+        rows = np.empty_like(place)
+        for epoch in np.unique(epochs).tolist():
+            here = epochs == epoch
+            rows[here] = _order_of_sources(self.seed, epoch, self.sources)[place[here]]
+        ends = np.cumsum([source.rows for source in self.sources])
+        return np.where(beside == 1, -1, np.searchsorted(ends, rows, side="right"))
+
     def epochs_finished(self, step: int) -> int:
         """Return how many epochs are complete once `step` has been done."""
         return (step + 1) * self.total // self.epoch

@@ -45,6 +45,8 @@ def completed(config: Mapping[str, Any], scheduler: Any, seed: int) -> dict[str,
         found.setdefault("_class_name", SAMPLERS.look_up(found.pop("type")).__name__)
     if isinstance(found.get("base"), Mapping):
         return found | {"base": completed(found["base"], scheduler, seed)}
+    if isinstance(found.get("laws"), list):
+        return found | {"laws": [completed(each, scheduler, seed) for each in found["laws"]]}
     if isinstance(found.get("phases"), list):
         return found | {"phases": [_phase(each, scheduler, seed) for each in found["phases"]]}
     takes = inspect.signature(TimestepSampler.kind_of(found)).parameters

@@ -16,6 +16,7 @@ from diffusers_curriculum.samplers import (
     AdaptiveTimestepSampler,
     CurriculumTimestepSampler,
     DensityTimestepSampler,
+    PerSourceTimestepSampler,
     SequenceTimestepSampler,
     TimestepSampler,
     named_samplers,
@@ -53,6 +54,27 @@ def build_sampler(
     Raises:
         UsageError: the sampler refuses the arguments.
     """
+    sampler = _of_run(args, scheduler, seed, continuous)
+    if not any(source.has_law for source in args.sources):
+        return sampler
+    laws, of_source = [sampler], []
+    for source in args.sources:
+        of_source.append(len(laws) if source.has_law else 0)
+        if source.has_law:
+            own = source.put(args)
+            for setting in DRAW_DEFAULTS.keys() - args.given:  # a law may have its own defaults
+                setattr(own, setting, None)
+            own.timestep_draw = sampler.draw
+            with source.named(), usage_errors("timestep_sampler"):
+                laws.append(_base(own, scheduler, seed, continuous))
+    with usage_errors("--data_config"):
+        return PerSourceTimestepSampler(laws, of_source)
+
+
+def _of_run(
+    args: Arguments, scheduler: Any, seed: int, continuous: bool = False
+) -> TimestepSampler:
+    """What is drawn for all sources that have no law of their own."""
     with usage_errors("--timestep_sampler"):
         base = _base(args, scheduler, seed, continuous)
     if args.curriculum == "none":
@@ -74,7 +96,13 @@ def _base(args: Arguments, scheduler: Any, seed: int, continuous: bool = False) 
     """What is drawn before any curriculum: a density, a law that is learned, two phases, a file."""
     name, own = args.timestep_sampler, dict(args.timestep_sampler_args)
     if is_file(name):
-        return sampler_of_file(name, scheduler, seed)
+        found = sampler_of_file(name, scheduler, seed)
+        if len(found.laws) > 1:
+            raise UsageError(
+                f"--timestep_sampler {name} holds a law for each of several sources: put them into "
+                "the rows of a --data_config."
+            )
+        return found
     kind = None if name in DENSITIES else sampler_named(name)
     # a sampler that is none of a density keeps its own settings where nothing was given
     missing = [setting for setting in DRAW_DEFAULTS if args[setting] is None]
@@ -200,6 +228,13 @@ def length_fault(
 ) -> str | None:
     """Why a curriculum is too long for a run, with the remedy: its expected length exceeds
     --curriculum_max_share; None where it does not, or where the length of the run is unknown."""
+    faults = (_length_fault(args, law, max_train_steps) for law in sampler.laws.values())
+    return next(filter(None, faults), None)
+
+
+def _length_fault(
+    args: Arguments, sampler: TimestepSampler, max_train_steps: int | None
+) -> str | None:
     pacing, stages, share = sampler.pacing, sampler.stages, args.curriculum_max_share
     if pacing is None or max_train_steps is None:
         return None

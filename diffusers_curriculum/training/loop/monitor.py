@@ -151,14 +151,14 @@ class LevelMonitor(Monitor):
         return metrics, {"loss": f"{metrics['train_loss']:.4f}"} | of_sampler.shown
 
     def plot(self, step: int) -> None:
-        """Send a picture of the effective density to the trackers."""
+        """Send a picture of the effective density, of each law, to the trackers."""
         from diffusers_curriculum.analysis.plots import figure_to_image
 
         if self.accelerator.is_main_process and self.accelerator.trackers:
-            figure = self._timesteps()
-            picture = figure_to_image(figure)
-            log_images(self.accelerator, "timesteps", [picture], ["timesteps"], step)
-            del figure
+            for name in self.sampler.laws:
+                tag = file_of_law("timesteps", name)
+                picture = figure_to_image(self._timesteps(name))
+                log_images(self.accelerator, tag, [picture], [tag], step)
             gc.collect()  # its megabytes refer to each other, and full collections are rare
 
     def finish(self, output_dir: str) -> None:
@@ -170,7 +170,8 @@ class LevelMonitor(Monitor):
             return
         folder = Path(output_dir)
         first, second = (half.summary() for half in self.halves)
-        plots.save_figure(self._timesteps(), folder / "timesteps.png")
+        for name in self.sampler.laws:
+            plots.save_figure(self._timesteps(name), folder / file_of_law("timesteps.png", name))
         counts = [a + b for a, b in zip(first.counts, second.counts, strict=True)]
         losses = {"first half": first.means, "second half": second.means}
         plots.save_figure(
@@ -178,10 +179,18 @@ class LevelMonitor(Monitor):
             folder / "loss_per_noise_level.png",
         )
 
-    def _timesteps(self) -> Any:
-        """The picture of what is trained on, as things stand."""
+    def _timesteps(self, law: str) -> Any:
+        """The picture of what is trained on by a law, as things stand."""
         from diffusers_curriculum.analysis.plots import plot_timesteps
 
         levels = self.levels
         weights = None if levels.weights is None else levels.weights.cpu()
-        return plot_timesteps(self.sampler, weights, self.max_train_steps, levels.data_std)
+        return plot_timesteps(
+            self.sampler.laws[law], weights, self.max_train_steps, levels.data_std
+        )
+
+
+def file_of_law(file: str, law: str) -> str:
+    """A file for one of several laws: ``timesteps_source2.png``; itself for that without a name."""
+    path = Path(file)
+    return str(path.with_name(f"{path.stem}_{law}{path.suffix}")) if law else file

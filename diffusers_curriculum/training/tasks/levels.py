@@ -20,7 +20,7 @@ from diffusers_curriculum.training.levels.data_scale import DataScale
 from diffusers_curriculum.training.levels.guards import learning_warnings
 from diffusers_curriculum.training.levels.levels import Levels
 from diffusers_curriculum.training.levels.timesteps import check_length, length_fault
-from diffusers_curriculum.training.loop.monitor import LevelMonitor
+from diffusers_curriculum.training.loop.monitor import LevelMonitor, file_of_law
 from diffusers_curriculum.training.loop.task import JobParts, Task
 
 logger = logging.getLogger(__name__)
@@ -73,19 +73,25 @@ class LevelTask(Task):
         if args.show_timesteps is None:
             return None
         from diffusers_curriculum.analysis.preview import make_preview
-        from diffusers_curriculum.analysis.terminal import show
+        from diffusers_curriculum.analysis.terminal import TERMINAL, show
 
         args.data_std = known_std(args)
         levels = self.choose_levels(args, args.seed or 0)
-        preview = make_preview(
-            levels.sampler,
-            levels.weights,
-            args.max_train_steps,
-            inference=levels.inference,
-            refusal=length_fault(args, levels.sampler, args.max_train_steps),
-            data_std=args.data_std,
-        )
-        return show(preview, args.show_timesteps)
+        shown = []
+        for name, law in levels.sampler.laws.items():
+            preview = make_preview(
+                law,
+                levels.weights,
+                args.max_train_steps,
+                inference=levels.inference,
+                title=f"{name}: {law.describe()}" if name else None,
+                refusal=length_fault(args, law, args.max_train_steps),
+                data_std=args.data_std,
+            )
+            to_file = args.show_timesteps != TERMINAL
+            where = file_of_law(args.show_timesteps, name) if to_file else TERMINAL
+            shown.append(show(preview, where))
+        return "\n".join(shown)
 
     def remember(self, args: Arguments, resumed: Mapping[str, Any] | None) -> None:
         scale = data_scale.kept(resumed)
@@ -126,7 +132,7 @@ class LevelTask(Task):
         if args.data_scale == "auto" and args.data_std is None:
             args.data_std = scale.std
             self.levels.sampler = self.choose_levels(args, job.seed).sampler
-        sampler, self.levels.data_std = self.levels.sampler, scale.std
+        sampler, self.levels.data_std = self.levels.sampler.laws[""], scale.std
         where = quantiles(sampler.levels, sampler.opened.probabilities().numpy())
         logger.info("%s", data_scale.told(scale, where.log_snr[1:4]))
         return level_facts(args, self.levels) | {data_scale.FACT: scale._asdict()}
@@ -165,6 +171,7 @@ class LevelTask(Task):
         return {"sampler": self.levels.sampler} | ({"loss_weights": learned} if learned else {})
 
     def started(self, job: JobParts) -> None:
+        self.levels.sampler.take_order(job.plan)
         self.levels.start(job.start, job.accelerator.device)
         self.levels.warn_of_terminal_snr()
         for warning in laplace_betas(self.levels.scheduler):

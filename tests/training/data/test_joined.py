@@ -114,6 +114,7 @@ def test_each_image_is_seen_as_often_as_its_source_says(batch: int) -> None:
             counts = [seen[row] for row in rows]
             assert sum(counts) == draws * number
             assert max(counts) - min(counts) <= 1
+    assert len({frozenset({*epoch} & {3, 4, 5, 6}) for epoch in epochs[::2]}) > 1
     assert plan.steps_for_epochs(2) == -(-30 // (2 * batch))
     # resume, ranks and class images: positions say all
     ranks = [BatchPlan(12, batch, 2, 2, rank, 3, 4, sources) for rank in range(2)]
@@ -124,6 +125,24 @@ def test_each_image_is_seen_as_often_as_its_source_says(batch: int) -> None:
             assert both == [one.index(p) for p in one.positions(step, micro)]
             assert all(12 <= row < 16 for row in both[1::2])
             assert both[::2] == [plan.index(p // 2) for p in one.positions(step, micro)][::2]
+
+
+def test_sources_of_slots_and_of_gathered_losses_are_those_of_their_rows() -> None:
+    sources = SourceShare(3, 6), SourceShare(4, 2)
+    for class_images in (0, 4):
+        ranks = [BatchPlan(7, 2, 3, 2, rank, 3, class_images, sources) for rank in range(2)]
+        shares = {0: 0.75, 1: 0.25} if not class_images else {0: 0.375, 1: 0.125}
+        assert ranks[0].shares_of_sources == [*shares.values()]
+        for step in range(4):  # over edges of epochs
+            gathered = []
+            for plan in ranks:
+                for micro in range(3):
+                    rows = [plan.index(position) for position in plan.positions(step, micro)]
+                    own = [-1 if row >= 7 else int(row >= 3) for row in rows]
+                    assert plan.sources_at(step, plan.slots(micro)).tolist() == own
+                    gathered += own
+            assert ranks[0].sources_observed(step).tolist() == gathered
+            assert ranks[1].sources_observed(step).tolist() == gathered
 
 
 GOOD = {"train_data_dir": "cats"}

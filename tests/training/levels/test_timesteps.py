@@ -376,6 +376,7 @@ def test_the_remedy_where_no_patience_is_short_enough(parse: Any) -> None:
 )
 def test_the_bound_is_exact(name: str, numbers: dict[str, int], expected: int) -> None:
     sampler: Any = SimpleNamespace(pacing=make_pacing(name, **numbers), stages=10)
+    sampler.laws = {"": sampler}
     args = Arguments(curriculum_max_share=0.5)
     timesteps.check_length(args, sampler, 2 * expected)
     with pytest.raises(UsageError, match=f"take {expected} of {2 * expected - 1}"):
