@@ -16,7 +16,6 @@ import re
 import resource
 import runpy
 import sys
-import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -56,13 +55,12 @@ class Notes:
             raise Ended
 
     def timed(self, owner: Any, name: str, phase: str) -> None:
-        """Count the time of ``owner.name`` to a phase: what the thread of the steps waits for; of
-        calls within others, the outer one."""
+        """Count the time of ``owner.name`` to a phase; of calls within others, the outer one."""
         original = getattr(owner, name)
 
         @functools.wraps(original)
         def wrapped(*args: Any, **kwargs: Any) -> Any:
-            if self._inside or threading.current_thread() is not threading.main_thread():
+            if self._inside:
                 return original(*args, **kwargs)
             self._inside, start = True, time.perf_counter()
             try:
@@ -97,13 +95,10 @@ def watch_phases(notes: Notes) -> None:
     from torch.utils.data.dataloader import _BaseDataLoaderIter
 
     from diffusers_curriculum.samplers import TimestepSampler
-    from diffusers_curriculum.training.data.dataset import BatchesAhead
     from diffusers_curriculum.training.levels.levels import Levels
 
     for owner, name, phase in (
         (_BaseDataLoaderIter, "__next__", "data"),
-        (BatchesAhead, "__next__", "data"),
-        (BatchesAhead, "wait", "data"),
         (diffusers.AutoencoderKL, "encode", "encode"),
         (transformers.CLIPTextModel, "forward", "encode"),
         (diffusers.UNet2DConditionModel, "forward", "forward"),

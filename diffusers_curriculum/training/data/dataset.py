@@ -7,7 +7,6 @@ position), so the number of loader workers, of ranks and of interruptions change
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -233,31 +232,6 @@ class PlannedBatches:
         return len(self.steps) * self.plan.accumulation
 
 
-class BatchesAhead(Iterator[dict[str, Tensor]]):
-    """Batches, each of which is made in a thread while the one before is trained on; the first one
-    is made when it is asked for."""
-
-    def __init__(self, batches: Iterator[dict[str, Tensor]]) -> None:
-        self._batches, self._thread = batches, ThreadPoolExecutor(1, "batches")
-        self._coming: list[Future[dict[str, Tensor] | None]] = []
-
-    def __next__(self) -> dict[str, Tensor]:
-        batch = (self._coming or [self._begun()]).pop().result()
-        if batch is None:
-            self._thread.shutdown()
-            raise StopIteration
-        self._coming.append(self._begun())
-        return batch
-
-    def _begun(self) -> Future[dict[str, Tensor] | None]:
-        return self._thread.submit(next, self._batches, None)
-
-    def wait(self) -> None:
-        """Return once the next batch is there: until it is asked for, nothing uses the samples or
-        their tokenizers."""
-        wait(self._coming)
-
-
 def training_batches(
     dataset: TorchDataset,
     plan: BatchPlan,
@@ -265,7 +239,7 @@ def training_batches(
     max_train_steps: int,
     num_workers: int = 0,
     pin_memory: bool = False,
-) -> BatchesAhead:
+) -> Iterator[dict[str, Tensor]]:
     """Iterate over this rank's micro-batches of the steps start_step ... max_train_steps - 1.
 
     One iterator serves the whole run, so that workers start once. The global generators are
@@ -284,4 +258,4 @@ def training_batches(
         worker_init_fn=ignore_stop_signals,
         generator=torch.Generator().manual_seed(0),  # else the loader draws from the global one
     )
-    return BatchesAhead(iter(loader))
+    return iter(loader)

@@ -21,7 +21,7 @@ from diffusers_curriculum.training.checkpoint.same_run import (
     renewed_parts,
 )
 from diffusers_curriculum.training.checkpoint.state import TrainingState
-from diffusers_curriculum.training.data.dataset import BatchesAhead, training_batches
+from diffusers_curriculum.training.data.dataset import training_batches
 from diffusers_curriculum.training.data.plan import BatchPlan
 from diffusers_curriculum.training.loop.guard import FiniteGuard
 from diffusers_curriculum.training.loop.run import TrainingStep, make_update
@@ -97,7 +97,6 @@ class Job(JobParts):
             self.task.started(self)
             for step in range(self.start, args.max_train_steps):
                 outcome, norm = make_update(self.run, step, self.plan, batches, training_step)
-                batches.wait()  # what follows may use the tokenizers, in this thread
                 self._after_update(step, outcome, norm)
                 step_traced()
 
@@ -208,7 +207,7 @@ class Job(JobParts):
             model_name=folder,
         )
 
-    def _batches(self) -> BatchesAhead:
+    def _batches(self) -> Any:
         args = self.args
         told = {
             "examples": self.plan.num_samples,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import threading
 from multiprocessing.reduction import ForkingPickler
 
 import numpy as np
@@ -102,28 +101,6 @@ def test_workers_change_nothing(rows):
     here = batches(sequence(rows, accumulation=2), 0, 3)
     assert len(here) == 6
     assert same(here, batches(sequence(rows, accumulation=2), 0, 3, num_workers=2))
-
-
-def test_one_batch_is_made_ahead_in_a_thread(rows, monkeypatch):
-    dataset, made = sequence(rows, batch=2), []
-    read = type(dataset).__getitems__
-
-    def noting(self, places):
-        made.append((places, threading.get_ident()))
-        return read(self, places)
-
-    monkeypatch.setattr(type(dataset), "__getitems__", noting)
-    plan = dataset.plan
-    assert isinstance(plan, BatchPlan)
-    ahead = training_batches(dataset, plan, 0, 3)
-    ahead.wait()
-    assert made == []  # what precedes the first step has the samples to itself
-    for step in range(3):
-        next(ahead)
-        ahead.wait()
-        assert [places for places, _ in made] == [[2 * n, 2 * n + 1] for n in range(3)][: step + 2]
-    assert next(ahead, None) is None
-    assert threading.get_ident() not in {thread for _, thread in made}
 
 
 def test_starting_at_any_step_continues_the_run(rows):
