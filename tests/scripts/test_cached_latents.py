@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from diffusers_curriculum.training.data import dataset
 from tests.scripts.small_runs import BENCHES, Bench, hashes, status
 
 SCRIPTS = ["text_to_image", "text_to_image_lora", "text_to_image_sdxl"]
@@ -32,6 +33,16 @@ def test_kept_latents_give_the_same_run(script: Bench, tmp_path: Path) -> None:
     assert found == pytest.approx(expected, rel=1e-5)
     assert (tmp_path / "kept" / "latents" / "mean.npy").is_file()
     assert kept.last.models.vae_waits
+
+
+def test_images_are_opened_for_their_sizes_only_where_these_are_told(
+    script: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[object] = []
+    size = dataset.upright_size
+    monkeypatch.setattr(dataset, "upright_size", lambda cell: (opened.append(cell), size(cell))[1])
+    script.train(tmp_path, "--max_train_steps", 1, *CACHED)
+    assert len(opened) == (2 if "sdxl" in script.script else 0)
 
 
 def test_a_run_with_kept_latents_goes_on_bit_for_bit(

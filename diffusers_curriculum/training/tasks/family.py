@@ -189,7 +189,7 @@ class FamilyTask(SubjectTask):
             caption_dropout=args.caption_dropout,
             latents=latents,
             masks=self.masks(args),
-            tell_crop=partial(self.family.size_conditioning, resolution=args.resolution),
+            tell_crop=self.family.size_conditioning(args.resolution),
         )
 
     def latents(self, job: JobParts) -> CachedLatents | None:

@@ -6,7 +6,7 @@ attribute of :class:`ModelFamily`; tasks, publishers and scripts ask it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -147,10 +147,10 @@ class ModelFamily(PipelineParts):
         Here ``encoded * scaling_factor``."""
         return encoded * vae.config.scaling_factor
 
-    def size_conditioning(self, crop: Crop, resolution: int) -> dict[str, Tensor]:
-        """What the network is told of where a sample was cut out, without an axis of the batch; on
-        the CPU, in the loader's workers. Here nothing."""
-        return {}
+    def size_conditioning(self, resolution: int) -> Callable[[Crop], dict[str, Tensor]] | None:
+        """What gives, for where a sample was cut out, what the network is told of it, without an
+        axis of the batch; on the CPU, in the loader's workers. Here None: it is told nothing."""
+        return None
 
     def picture_settings(self, args: Arguments) -> dict[str, Any]:
         """What the pipeline is called with besides prompt, noise and steps. Here nothing: its

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -144,10 +145,9 @@ class StableDiffusionXL(ModelFamily):
         states = torch.cat([each[-1][-2] for each in told], dim=-1)
         return {"encoder_hidden_states": states, "text_embeds": told[-1][0]}
 
-    def size_conditioning(self, crop: Crop, resolution: int) -> dict[str, Tensor]:
+    def size_conditioning(self, resolution: int) -> Callable[[Crop], dict[str, Tensor]]:
         """time_ids (6,): original size, corner of the crop, and its size, as (y, x) each."""
-        sizes = (*crop.original, *crop.top_left, resolution, resolution)
-        return {"time_ids": torch.tensor(sizes, dtype=torch.float32)}
+        return partial(_time_ids, resolution=resolution)
 
     def predict(
         self, network: Any, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning
@@ -187,3 +187,8 @@ class StableDiffusionXL(ModelFamily):
             "tokenizer": tokenizer,
             "tokenizer_2": tokenizer,
         }
+
+
+def _time_ids(crop: Crop, resolution: int) -> dict[str, Tensor]:
+    sizes = (*crop.original, *crop.top_left, resolution, resolution)
+    return {"time_ids": torch.tensor(sizes, dtype=torch.float32)}
