@@ -189,6 +189,7 @@ CHANGES: list[tuple[str, tuple[object, ...], str]] = [
     ("objective", ("--noise_offset", 0.1), "objective.noise_offset is 0.1, was 0"),
     ("images", ("--random_flip",), "images.random_flip is True, was False"),
     ("optimizer", ("--learning_rate", 0.01), "optimizer.learning_rate is 0.01, was 0.0001"),
+    ("compile", ("--compile", "full"), "compile.compile is full, was unset"),
     ("imports", ("--import", "csv"), "imports.csv is "),
     ("ema", ("--use_ema",), "ema.decay is 0.9999, was unset"),
 ]

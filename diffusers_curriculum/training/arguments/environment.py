@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import shutil
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -231,6 +233,16 @@ def check_peft(args: Any) -> None:
     """Refuse an adapter without the package that makes it."""
     if not installed("peft"):
         raise UsageError("an adapter needs peft: pip install 'diffusers-curriculum[lora]'.")
+
+
+def check_compiler(args: Any) -> None:
+    """Refuse to compile without the C++ compiler that torch.compile calls."""
+    name = os.environ.get("CXX", {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++"))
+    if args.compile != "none" and shutil.which(name) is None:
+        raise UsageError(
+            f"--compile {args.compile} needs a C++ compiler and there is no {name}: install it, "
+            "name another by the environment variable CXX, or drop the flag."
+        )
 
 
 def check_attention(args: Any) -> None:

@@ -31,6 +31,7 @@ SETTINGS = {
     "objective": "noise is made in the new way from here on",
     "images": "images and captions are prepared in the new way from here on",
     "optimizer": "moments and position in the schedule stay, the new numbers hold from here on",
+    "compile": "results are rounded in the new way from here on",
     "imports": "a name may stand for another law or weight from here on",
     "ema": "the average stays, the new numbers hold from here on; new averages start afresh",
 }

@@ -36,6 +36,7 @@ POLICIES = ("raise", "skip")  # for what is not finite
 SAMPLE_POLICIES = (*POLICIES, "sample", "off")
 MIXED_PRECISIONS = ("no", "fp16", "bf16")
 FILE_DTYPES = ("float32", "float16")
+COMPILED = ("none", "blocks", "full")
 ATTENTIONS = ("sdpa", "xformers", "flash", "cudnn", "efficient", "math", "flex")
 
 _OF_A_DATA_SET = Need("--dataset_name", lambda a: a.dataset_name is not None)
@@ -183,6 +184,16 @@ PRECISION = Family.of(
         help="number format of the forward pass (default: what accelerate is configured for)",
     ),
     tracked("allow_tf32", help="multiply float32 matrices in TF32"),
+    choice(
+        "compile",
+        COMPILED,
+        "none",
+        "run updates through graphs of torch.compile: of the network (full), or of each of its "
+        "repeated blocks, which takes less time to begin with",
+        setting="compile",
+        later=True,
+    ),
+    check_machine=environment.check_compiler,
 )
 KERNELS = Family.of(
     "precision",
@@ -263,7 +274,7 @@ OF_MACHINE = (PRECISION, KERNELS, OUTPUT, HUB)
 _OURS = {flag.name for family in (SAMPLES, HELD_OUT, VALIDATION_LOSS) for flag in family.flags}
 _OURS |= {"attention", "train_split", "background", "ema_decay", "ema_interval", "license"}
 _OURS |= {"allow_config_change", "overwrite_output_dir", "lr_num_cycles", "lr_power", "lr_end"}
-_OURS |= {"validation_clip_score", "data_config"}
+_OURS |= {"validation_clip_score", "data_config", "compile"}
 _OURS |= {f.name for f in OPTIMIZER.flags if f.name.startswith(("optimizer", "prodigy_"))}
 
 

@@ -46,7 +46,7 @@ _RENEWED = {
     "ema.power_ema": (POWER_EMA,),
 }
 _AUTO = ("log_snr", "quantile")  # what --curriculum_clustering auto is, or was
-_OF_FLAGS = ("objective", "images", "optimizer")  # settings that the flags tell
+_OF_FLAGS = ("objective", "images", "optimizer", "compile")  # settings that the flags tell
 _LATER = ("background",)  # flags of later versions, which are facts where they are set
 _TEXTS = {
     "global_batch": "--train_batch_size x --gradient_accumulation_steps x processes",

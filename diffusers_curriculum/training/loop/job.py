@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,11 @@ from diffusers_curriculum.training.parts.optimizers import (
     check_rates,
 )
 from diffusers_curriculum.training.process import runtime
+from diffusers_curriculum.training.process.compilation import (
+    check_gradients,
+    compile_network,
+    uncompiled,
+)
 from diffusers_curriculum.training.process.launcher import in_effect
 from diffusers_curriculum.training.process.memory import out_of_memory_explained
 from diffusers_curriculum.training.process.profiling import check_traced, profiled
@@ -85,20 +91,32 @@ class Job(JobParts):
         with out_of_memory_explained(self.args):
             self.prepare()
             self._make_updates(training_step)
-        self._finish()
+        with uncompiled(self.args):
+            self._finish()
 
     def _make_updates(self, training_step: TrainingStep) -> None:
-        args, batches = self.args, self._batches()
+        args, batches = self.args, self._checked(self._batches(), training_step)
         traced = args.profile_steps if self.accelerator.is_main_process else None
         length, folder = args.max_train_steps - self.start, Path(args.output_dir, "profile")
         with self.stop, profiled(traced, length, folder) as step_traced:
             self.record.start()
             self.monitor.start(self.start)
-            self.task.started(self)
+            with uncompiled(args):
+                self.task.started(self)
             for step in range(self.start, args.max_train_steps):
                 outcome, norm = make_update(self.run, step, self.plan, batches, training_step)
-                self._after_update(step, outcome, norm)
+                with uncompiled(args):
+                    self._after_update(step, outcome, norm)
                 step_traced()
+
+    def _checked(self, batches: Iterator[Any], training_step: TrainingStep) -> Iterator[Any]:
+        """The same batches, once the compiled network is looked at with the first."""
+        if self.args.compile == "none" or self.start == self.args.max_train_steps:
+            return batches
+        first = next(batches)
+        step = partial(training_step, self.run, self.start, self.plan.slots(0), first)
+        check_gradients(self.args, self.network, step)
+        return chain([first], batches)
 
     # -- before the first step -------------------------------------------------------------------
 
@@ -179,6 +197,7 @@ class Job(JobParts):
         parameters = list(self.weights.parameters())
         optimizer = build_optimizer(args, parameters, accelerator.num_processes, self.network)
         lr_scheduler = build_lr_scheduler(args, optimizer, args.max_train_steps)
+        compile_network(args, self.network)
         prepared, optimizer = accelerator.prepare(self.network, optimizer)
         self.run = self.task.make_run(
             self,

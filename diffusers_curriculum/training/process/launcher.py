@@ -16,6 +16,7 @@ from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.arguments.run import MIXED_PRECISIONS
 from diffusers_curriculum.training.errors import UsageError
 from diffusers_curriculum.training.process.attention import attention_of
+from diffusers_curriculum.training.process.compilation import compiled_in
 
 ACCUMULATION = "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
 PRECISION = "ACCELERATE_MIXED_PRECISION"
@@ -80,6 +81,12 @@ def check_in_effect(args: Arguments, accelerator: Any) -> None:
                 f"--{name} is {value}, but accelerate is set up with {found}, by its configuration "
                 "or the environment: make them agree."
             )
+    backend = accelerator.state.dynamo_plugin.backend.value
+    if args.compile != "none" and backend != "NO":
+        raise UsageError(
+            f"--compile is {args.compile}, and accelerate compiles by {backend}: drop the flag, or "
+            "take dynamo out of `accelerate config` and unset ACCELERATE_DYNAMO_BACKEND."
+        )
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         source = "--mixed_precision" if args.mixed_precision else f"the launcher's {PRECISION}"
         raise UsageError(
@@ -90,9 +97,9 @@ def check_in_effect(args: Arguments, accelerator: Any) -> None:
 
 def in_effect(accelerator: Any, network: Any = None) -> dict[str, Any]:
     """What a run computes with, as it is after everything was set up; plain data. Of a network,
-    what its attention is computed by, where it tells."""
-    attention = None if network is None else attention_of(network)
-    told = {} if attention is None else {"attention": attention}
+    what its attention is computed by, where it tells, and what is compiled, where something is."""
+    of_network = {"attention": attention_of, "compiled": compiled_in} if network is not None else {}
+    told = {name: value for name, of in of_network.items() if (value := of(network)) is not None}
     return told | {
         "device": str(accelerator.device),
         "distributed_type": accelerator.distributed_type.value,

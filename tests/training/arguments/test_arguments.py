@@ -195,6 +195,7 @@ NEW_DEFAULTS = {
     "profile_steps": None,
     "train_split": None,
     "background": None,
+    "compile": "none",
     "optimizer": "AdamW",
     "prodigy_beta3": None,
     "prodigy_decouple": True,
