@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 
 from tests.scripts.small_runs import BENCHES, Bench
+
+# What takes minutes is tried in the default run on scripts whose loop, data or saving differ; those
+# for SDXL have them from the scripts for Stable Diffusion. `make test-reliability` tries all.
+LONG = ("test_kills", "test_soak", "test_stops", "test_consumption")
+ALIKE = ("text_to_image_sdxl", "text_to_image_lora_sdxl")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
+    for item in items:
+        first = item.name.partition("[")[2].rstrip("]").partition("-")[0]
+        if first in ALIKE and item.path.stem in LONG:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="module", params=BENCHES)
