@@ -28,7 +28,10 @@ TASKS = {
 }
 # The default of a flag is now said where it was put in before.
 SAID = {"--timestep_sampler": (None, "uniform")}
-CAME_LATER = {"--allow_config_change": ("imports", "adapter"), "--bad_samples": ("sample", "off")}
+CAME_LATER = {
+    "--allow_config_change": ("imports", "adapter", "compile"),
+    "--bad_samples": ("sample", "off"),
+}
 
 
 @pytest.fixture(params=sorted(BEFORE))
