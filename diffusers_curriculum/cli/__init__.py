@@ -13,6 +13,7 @@ from diffusers_curriculum.cli.analyze import add_analyze
 from diffusers_curriculum.cli.calibrate import add_calibrate
 from diffusers_curriculum.cli.preview import add_preview
 from diffusers_curriculum.cli.reconstruct_ema import add_reconstruct_ema
+from diffusers_curriculum.cli.train import add_train
 from diffusers_curriculum.training.arguments.imports import IMPORT, import_modules
 from diffusers_curriculum.training.arguments.parser import ShowDefaults
 from diffusers_curriculum.training.process.quiet import without_torchvision_lines
@@ -35,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         sys.stderr.write(f"{parser.prog} {args.command}: error: {error}\n")
         return 2
-    sys.stdout.write(text + "\n")
+    sys.stdout.write(text + "\n" if text else "")
     return status
 
 
@@ -47,6 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    add_train(commands)
     _add_make_tiny(commands)
     _add_verify(commands)
     add_preview(commands)

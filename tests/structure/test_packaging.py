@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 import diffusers_curriculum
+from diffusers_curriculum.cli.train import SCRIPTS
 
 ROOT = Path(__file__).parents[2]
-SCRIPT = "train_text_to_image_curriculum"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 
 
@@ -29,31 +29,45 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
-def test_wheel_holds_the_package_the_script_and_nothing_else(wheel: Path) -> None:
+def test_wheel_holds_the_package_the_scripts_and_nothing_else(wheel: Path) -> None:
     assert wheel.name.startswith(f"diffusers_curriculum-{diffusers_curriculum.__version__}-")
     names = set(zipfile.ZipFile(wheel).namelist())
     sources = {str(p.relative_to(ROOT)) for p in (ROOT / "diffusers_curriculum").rglob("*.py")}
-    assert sources | {f"{SCRIPT}.py", "diffusers_curriculum/py.typed"} <= names
-    assert {name.split("/")[0].split("-")[0] for name in names} == {
-        "diffusers_curriculum",
-        f"{SCRIPT}.py",
-    }
+    assert sources | {"diffusers_curriculum/py.typed"} <= names
+    scripts = {f"{module}.py" for module in SCRIPTS.values()}
+    parts = {path.name for path in (ROOT / "examples" / "autoencoder").glob("*.py")}
+    top = {name.split("/")[0].split("-")[0] for name in names}
+    assert top == {"diffusers_curriculum"} | scripts | parts
+
+
+def run_installed(wheel: Path, folder: Path, program: str) -> subprocess.CompletedProcess[str]:
+    """Run a program where the wheel is unpacked and the checkout is not found."""
+    site = folder / "site"
+    zipfile.ZipFile(wheel).extractall(site)
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(site)!r}); {program}"]
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
 
 
 def test_installed_script_runs_as_a_module_from_any_folder(wheel: Path, tmp_path: Path) -> None:
-    site = tmp_path / "site"
-    zipfile.ZipFile(wheel).extractall(site)
-    program = (
-        f"import runpy, sys; sys.path.insert(0, {str(site)!r}); sys.argv = ['x', '--help']; "
-        f"runpy.run_module({SCRIPT!r}, run_name='__main__')"
-    )
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    command = [sys.executable, "-c", program]
-    done = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-    )
+    module = SCRIPTS["text-to-image"]
+    program = f"import runpy; sys.argv = ['x', '--help']; runpy.run_module({module!r}, "
+    done = run_installed(wheel, tmp_path, f"{program}run_name='__main__')")
     assert done.returncode == 0, done.stderr
     assert "--timestep_sampler" in done.stdout
+
+
+@pytest.mark.parametrize("kind", ["lora", "autoencoder"])
+def test_installed_scripts_run_by_short_names(wheel: Path, tmp_path: Path, kind: str) -> None:
+    program = f"from diffusers_curriculum.cli import main; main(['train', {kind!r}, '--help'"
+    done = run_installed(wheel, tmp_path, f"{program}])")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"usage: {SCRIPTS[kind]}.py")
+    asked = f"from diffusers_curriculum.cli.train import script_file; print(script_file({kind!r}))"
+    found = run_installed(wheel, tmp_path, asked).stdout.strip()
+    assert Path(found) == tmp_path / "site" / f"{SCRIPTS[kind]}.py"
 
 
 def test_console_command_exists(wheel: Path) -> None:

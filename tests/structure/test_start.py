@@ -33,7 +33,7 @@ HEAVY = (
     "tqdm",
     "transformers",
 )
-COMMANDS = ("make-tiny", "verify", "preview", "analyze", "calibrate", "reconstruct-ema")
+COMMANDS = ("train", "make-tiny", "verify", "preview", "analyze", "calibrate", "reconstruct-ema")
 ARGUMENTS = "diffusers_curriculum.training.arguments"
 PARSERS = ("run", "noise_levels", "curriculum", "images", "evaluation", "command_line")
 SCRIPTS = (
