@@ -159,9 +159,9 @@ def gaussian(
     device = torch.device(device)
     if device.type == "cpu":
         rows = np.empty((slots.count, *shape), dtype=np.float32)
-        for row, slot in zip(rows, slots, strict=True):
+        for row, slot in enumerate(slots):
             stream = _lent(seed, step, slot, purpose=purpose)
-            row[...] = stream.standard_normal(shape, dtype=np.float32)
+            rows[row] = stream.standard_normal(shape, dtype=np.float32)
             _IDLE.append(stream)
         return torch.from_numpy(rows)
     noise = torch.empty((slots.count, *shape), device=device)

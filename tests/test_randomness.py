@@ -340,10 +340,12 @@ def test_noise_is_standard_normal() -> None:
     assert stats.kstest(first.numpy().ravel(), "norm").pvalue > SIGNIFICANCE
 
 
-def test_noise_of_a_slot_depends_on_nothing_but_the_slot() -> None:
+@pytest.mark.parametrize("shape", [(3, 2), ()])
+def test_noise_of_a_slot_depends_on_nothing_but_the_slot(shape: tuple[int, ...]) -> None:
     settings: dict[str, Any] = {"seed": 1, "step": 2, "purpose": "noise"}
-    whole = gaussian((3, 2), slots=Slots(0, 8, 8), **settings)
-    parts = [gaussian((3, 2), slots=Slots(s, 2, 16), **settings) for s in (0, 2, 4, 6)]
+    whole = gaussian(shape, slots=Slots(0, 8, 8), **settings)
+    parts = [gaussian(shape, slots=Slots(s, 2, 16), **settings) for s in (0, 2, 4, 6)]
+    assert whole.shape == (8, *shape)
     assert torch.equal(torch.cat(parts), whole)
     assert len({tuple(row.ravel().tolist()) for row in whole}) == 8
 
