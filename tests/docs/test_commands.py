@@ -177,6 +177,11 @@ def test_a_program_is_there_and_has_the_flags(name: str) -> None:
         assert not [w for w in words if w.startswith("tests/") and not (ROOT / w).exists()]
         return
     source = _source(words[0] if words[0] != "bash" else words[1])
+    if "--here" in words:  # what follows are the script's
+        at = words.index("--here")
+        known = {f"--{flag.name}" for flag in TextToImage.command_line.flags}
+        assert {word for word in words[at + 1 :] if word.startswith("--")} <= known
+        words = words[: at + 1]
     assert not [word for word in words[1:] if word.startswith("--") and word[2:] not in source]
 
 
