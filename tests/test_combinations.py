@@ -554,6 +554,11 @@ def walk_through(walk: str, examples: int, distinct: int) -> None:
         assert told["works and learned"] >= 0.2 * examples
 
 
+@pytest.mark.parametrize(
+    ("examples", "distinct"), [(100, 80), pytest.param(300, 250, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("walk", WALKS)
-def test_a_thousand_combinations_work_or_are_refused(walk: str) -> None:
-    walk_through(walk, 300, 250)
+def test_a_thousand_combinations_work_or_are_refused(
+    walk: str, examples: int, distinct: int
+) -> None:
+    walk_through(walk, examples, distinct)

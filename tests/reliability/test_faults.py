@@ -182,6 +182,7 @@ def two_checkpoints(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> P
     return folder
 
 
+@pytest.mark.thinned(2)
 def test_missing_component_is_error(
     bench: Bench,
     two_checkpoints: Path,

@@ -111,6 +111,7 @@ def test_resume_from_every_step_bits(
     assert record.logged == later
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.reliability
 def test_a_fresh_process_goes_on_bit_for_bit(
     bench: Bench, reference: Reference, tmp_path: Path
@@ -163,6 +164,7 @@ def test_a_run_past_its_end_makes_no_step(
 # -- the number of steps ---------------------------------------------------------------------------
 
 
+@pytest.mark.thinned(5)
 @pytest.mark.reliability
 @pytest.mark.parametrize("accumulation", [1, 2, 3])
 @pytest.mark.parametrize("resumed", [False, True])

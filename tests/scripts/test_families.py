@@ -46,7 +46,7 @@ CASES = [
         *script,
         law,
         # each script by one law in every run of the tests, by the others in the full tier
-        marks=() if number % len(LAWS) == place else pytest.mark.reliability,
+        marks=() if number % len(LAWS) == place else (pytest.mark.reliability, pytest.mark.slow),
     )
     for number, script in enumerate(SCRIPTS)
     for place, law in enumerate(LAWS)

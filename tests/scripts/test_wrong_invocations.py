@@ -214,9 +214,9 @@ def test_it_is_refused_with_value_and_remedy(
     monkeypatch.chdir(tmp_path)
     more, expected = WRONG[name]
     argv = command_line(bench, places, tmp_path / "out", more)
-    started = time.monotonic()
+    started = time.process_time()
     code = status(argv)
-    seconds = time.monotonic() - started
+    seconds = time.process_time() - started
     message = capsys.readouterr().err.split("error: ")[-1]
     assert code == 2
     assert [part for part in expected if part not in message] == []
