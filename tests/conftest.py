@@ -31,8 +31,8 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 
 def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
-    """Of a test that is marked ``thinned(n)``, only every n-th case is not slow. An n that divides no
-    number of values of a parameter lets each value of each parameter come about as often."""
+    """Of a test that is marked ``thinned(n)``, only every n-th case is not slow. Where n divides no
+    number of values of a parameter, each value of each parameter comes about as often."""
     seen: Counter[str] = Counter()
     for item in items:
         marker = item.get_closest_marker("thinned")
