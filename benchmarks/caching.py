@@ -33,6 +33,7 @@ from diffusers import AutoencoderKL
 from PIL import Image
 
 from diffusers_curriculum.models.latent_space import LatentSpace
+from diffusers_curriculum.training.cache.filling import Processes
 from diffusers_curriculum.training.cache.latents import cache_latents
 from diffusers_curriculum.training.data.transforms import ImageTransform
 from diffusers_curriculum.training.storage.fingerprints import dataset_digest
@@ -118,7 +119,7 @@ def opened(rows: Dataset, folder: Path, transform: ImageTransform, space: Any, d
         device="cpu",
         fingerprint={"data": dataset_digest(rows, "image", "text", str(folder))},
         dtype=dtype,
-        progress=False,
+        processes=Processes(progress=False),
     )
     latents.read(len(latents) - 1, 0.5, 0.5)
     return time.perf_counter() - start

@@ -52,6 +52,7 @@ def test_captions_encoded_once_give_the_same_run(script: Bench, tmp_path: Path) 
     assert plain.last.models.encoders
     assert losses(kept) == pytest.approx(losses(plain), rel=1e-4)
     assert (tmp_path / "kept" / "val_imgs_grid.png").is_file()  # encoders are read again for it
+    shutil.rmtree(tmp_path / "kept" / "captions")
     assert hashes(tmp_path / "kept").keys() == hashes(tmp_path / "plain").keys()
 
 
@@ -63,8 +64,37 @@ def test_every_phrasing_is_encoded(bench: Bench, tmp_path: Path) -> None:
     rows = [row | {"text": text} for row, text in zip(rows, texts, strict=True)]
     (images / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
     more = ("--train_data_dir", images, *STEPS, "--cache_text_embeddings")
-    record = bench.train(tmp_path / "run", *more)
+    record = bench.train(tmp_path / "run", *more, "--text_cache_dir", tmp_path / "cache")
     assert record.last.captions.kept.keys() == {text for each in texts for text in each}
+    assert not (tmp_path / "run" / "captions").exists()
+
+
+def test_a_run_with_kept_captions_goes_on_bit_for_bit(
+    bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ("--max_train_steps", 4, "--checkpointing_steps", 2, "--lr_warmup_steps", 0)
+    more += ("--caption_dropout", 0.3, "--cache_text_embeddings", "--text_cache_dir")
+    whole = bench.train(tmp_path / "whole", *more, tmp_path / "cache")
+    shutil.copytree(tmp_path / "whole" / "checkpoint-2", tmp_path / "again" / "checkpoint-2")
+    resumed = (*more, tmp_path / "cache", "--resume_from_checkpoint", "latest")
+    with pytest.MonkeyPatch.context() as patch:  # nothing is encoded anew
+        patch.setattr("diffusers_curriculum.training.cache.captions._Shards", None)
+        rest = bench.train(tmp_path / "again", *resumed)
+    assert rest.losses == whole.losses[2:]
+    last = tmp_path / "whole" / "checkpoint-4"
+    assert hashes(tmp_path / "again" / "checkpoint-4") == hashes(last)
+
+    # a cache of another pipeline's text encoder is refused
+    other = tmp_path / "other"
+    shutil.copytree(bench.pipeline, other)
+    file = other / "text_encoder" / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    pipeline = ("--pretrained_model_name_or_path", other)
+    argv = bench.argv(tmp_path / "new", *more, tmp_path / "cache", *pipeline)
+    assert status(argv, bench.script) == 2
+    assert "text cache" in capsys.readouterr().err
 
 
 # -- parts that wait on the host -------------------------------------------------------------------

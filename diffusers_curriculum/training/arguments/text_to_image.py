@@ -92,7 +92,12 @@ MEMORY = Family.of(
     "memory",
     tracked(
         "cache_text_embeddings",
-        help="encode every caption once, keep that in host memory, and free the text encoders",
+        help="encode every caption once, keep that on disk, and free the text encoders",
+    ),
+    place(
+        "text_cache_dir",
+        help="folder for that (default: captions in --output_dir)",
+        needs=(Need("--cache_text_embeddings", lambda a: a.cache_text_embeddings),),
     ),
     tracked("offload", help="autoencoder and text encoders wait on the host until they are used"),
 )

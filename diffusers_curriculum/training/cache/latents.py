@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,17 +16,24 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from diffusers_curriculum.training.cache.files import CachedLatents, crop_draws, open_cache
-from diffusers_curriculum.training.cache.filling import DTYPES, LatentWriter, Layout, WorkFolder
+from diffusers_curriculum.training.cache.arrays import Array, ArrayFolder, ArrayWriter, Layout
+from diffusers_curriculum.training.cache.files import LATENTS, is_there, sealed
+from diffusers_curriculum.training.cache.filling import Processes
+from diffusers_curriculum.training.cache.reading import MEAN, SIZE, STD, CachedLatents, crop_draws
 from diffusers_curriculum.training.data.checks import decoded
 from diffusers_curriculum.training.data.decoding import RGB
 from diffusers_curriculum.training.data.transforms import ImageTransform
 from diffusers_curriculum.training.errors import UsageError
-from diffusers_curriculum.training.storage.fingerprints import hash_config
 
-__all__ = ["CachedLatents", "cache_latents"]
-
+DTYPES = ("float32", "float16")
 _AHEAD = 2  # batches that are decoded while one is encoded
+
+
+class _Image(NamedTuple):
+    """One to encode, and the size of what it was cut out of."""
+
+    pixels: Tensor  # (C, R, R)
+    size: tuple[int, int]  # width, height
 
 
 @dataclass(frozen=True)
@@ -46,14 +52,14 @@ class _Variants:
         """How many images a row gives."""
         return self.crops * self.flips
 
-    def of_row(self, row: int, images: range) -> list[Tensor]:
-        """Those of a row's images (3, R, R) that are in ``images``."""
+    def of_row(self, row: int, images: range) -> list[_Image]:
+        """Those of a row's images that are in ``images``."""
         own = range(row * self.each, (row + 1) * self.each)
         wanted = range(max(own.start, images.start), min(own.stop, images.stop))
         picture = decoded(self.rows[row][self.image_column], row, self.transform.decode)
-        return [self._image(picture, image) for image in wanted]
+        return [_Image(self._pixels(picture, image), picture.size) for image in wanted]
 
-    def _image(self, picture: Any, image: int) -> Tensor:
+    def _pixels(self, picture: Any, image: int) -> Tensor:
         crop, flip = divmod(image, self.flips)  # crop counts on over the rows
         draws = crop_draws(self.seed, crop)
         return replace(self.transform, random_flip=bool(flip))(picture, *draws, 0.0)
@@ -73,16 +79,14 @@ def cache_latents(
     device: torch.device | str,
     fingerprint: Mapping[str, Any],
     dtype: str = "float32",
-    progress: bool = True,
-    rank: int = 0,
-    world_size: int = 1,
-    wait: Callable[[], None] = lambda: None,
+    sizes: bool = False,
+    processes: Processes | None = None,
 ) -> CachedLatents:
     """Encode every image of ``rows`` in every variant, unless the cache is there, and open it.
 
     Crop k of row r is drawn from ``host_generator(seed, r * crops + k, purpose="latent_crop")``.
-    Processes share out whole batches, so that their number changes no bit. A run that was killed
-    left nothing that is taken for a cache, and the next one goes on from there.
+    A run that was killed left nothing that is taken for a cache, and the next one goes on from
+    there.
 
     Args:
         rows: with the image column undecoded, as `load_images` returns them.
@@ -93,7 +97,8 @@ def cache_latents(
         batch_size: images encoded at once.
         fingerprint: which encoder, in which dtype, and which data set, as plain JSON data.
         dtype: of the files, "float32" or "float16".
-        wait: returns when all processes have called it.
+        sizes: keep those of the images, too.
+        processes: those that encode together; None for one alone.
 
     Raises:
         UsageError: bad arguments; the folder holds something else, a cache of something else or a
@@ -101,37 +106,25 @@ def cache_latents(
         DiskFullError: the disk filled up meanwhile.
     """
     final, flips = Path(folder).resolve(), 1 + flip
+    processes = processes or Processes()
     _check(rows, transform, crops, flip, batch_size, dtype)
-    asked = _fingerprint(rows, transform, crops, flip, seed, dtype, fingerprint)
-    if (cache := open_cache(final, asked, hashes=rank == 0)) is not None:
-        return cache
-    layout = _layout(space, transform, (len(rows), crops, flips), device, dtype)
-    work = WorkFolder(final, asked, layout, batch_size)
-    work.require_space()
-    wait()  # nobody looks any more at what rank 0 now changes
-    if rank == 0:
-        work.prepare()
-    wait()
+    own = _own_facts(rows, transform, crops, flip, seed, dtype, sizes)
+    asked = sealed(fingerprint, own, LATENTS)
+    if is_there(final, LATENTS, asked, hashes=processes.rank == 0):
+        return CachedLatents(final, asked)
+    layout = _layout(space, transform, (len(rows), crops, flips), device, dtype, sizes)
+    work = ArrayFolder(final, asked, layout, batch_size)
     variants = _Variants(rows, transform, image_column, crops, flips, seed)
-    _fill(work, variants, space, device, range(rank, work.batches, world_size), progress)
-    wait()
-    if rank == 0:
-        work.publish()
-    wait()
+
+    def encode(todo: Sequence[int]) -> None:
+        with ArrayWriter(work) as writer:
+            batches = _images(variants, work, todo)
+            bar = tqdm(batches, "Encoding", len(todo), disable=not processes.progress)
+            for batch, images in bar:
+                writer.write(batch, _encoded(space, images, device, layout, batch * batch_size))
+
+    work.fill(encode, processes)
     return CachedLatents(final, asked)
-
-
-def _fill(
-    work: WorkFolder, variants: _Variants, space: Any, device: Any, own: range, progress: bool
-) -> None:
-    """Encode those of a process's own batches that are not there yet."""
-    done = work.done()
-    todo = [batch for batch in own if not done[batch]]
-    with LatentWriter(work) as writer:
-        batches = _pixels(variants, work, todo)
-        for batch, pixels in tqdm(batches, "Encoding", len(todo), disable=not progress):
-            first = batch * work.batch_size
-            writer.write(batch, *_encoded(space, pixels.to(device), work.layout, first))
 
 
 def _check(
@@ -150,16 +143,10 @@ def _check(
         raise UsageError(f"Latents cannot be cached: {problem}.")
 
 
-def _fingerprint(
-    rows: Any,
-    transform: ImageTransform,
-    crops: int,
-    flip: bool,
-    seed: int,
-    dtype: str,
-    given: Mapping[str, Any],
+def _own_facts(
+    rows: Any, transform: ImageTransform, crops: int, flip: bool, seed: int, dtype: str, sizes: bool
 ) -> dict[str, Any]:
-    """All that the files depend on but the library versions, with a digest over it."""
+    """What the files depend on besides the encoder and the data set."""
     own = {
         "rows": len(rows),
         "resolution": transform.resolution,
@@ -170,35 +157,33 @@ def _fingerprint(
         "seed": None if transform.center_crop else seed,  # which then changes nothing
         "dtype": dtype,
     }
-    if transform.pixels != RGB:
-        own |= {"pixels": asdict(transform.pixels)}
-    taken = sorted(given.keys() & {*own, "sha256"})
-    if taken:
-        raise UsageError(f"The fingerprint of a latent cache must not have its own {taken}.")
-    try:
-        whole = json.loads(json.dumps({**given, **own}, allow_nan=False))
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"The fingerprint {dict(given)!r} is no JSON data: {error}.") from error
-    return {**whole, "sha256": hash_config(whole)}
+    own |= {"sizes": True} if sizes else {}
+    return own if transform.pixels == RGB else own | {"pixels": asdict(transform.pixels)}
 
 
 def _layout(
-    space: Any, transform: ImageTransform, variants: tuple[int, int, int], device: Any, dtype: str
+    space: Any,
+    transform: ImageTransform,
+    variants: tuple[int, int, int],
+    device: Any,
+    dtype: str,
+    sizes: bool,
 ) -> Layout:
     """Shape of the files, told by a grey image."""
     side = transform.resolution
     with torch.no_grad():
         grey = torch.zeros(1, transform.pixels.channels, side, side, device=device)
-        mean, std = space.encode(grey)
-    return Layout((*variants, *mean.shape[1:]), dtype, std is not None)
+        encoded = zip((MEAN, STD), space.encode(grey), strict=True)
+    files = {n: Array(dtype, (*part.shape[1:],)) for n, part in encoded if part is not None}
+    return Layout(variants, files | ({SIZE: Array("int32", (2,))} if sizes else {}))
 
 
-def _pixels(
-    variants: _Variants, work: WorkFolder, todo: Sequence[int]
-) -> Iterator[tuple[int, Tensor]]:
-    """Number and images (b, 3, R, R) of each batch, decoded in threads a little ahead."""
+def _images(
+    variants: _Variants, work: ArrayFolder, todo: Sequence[int]
+) -> Iterator[tuple[int, list[_Image]]]:
+    """Number and images of each batch, decoded in threads a little ahead."""
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        ahead: deque[tuple[int, list[Future[list[Tensor]]]]] = deque()
+        ahead: deque[tuple[int, list[Future[list[_Image]]]]] = deque()
         try:
             for batch in todo:
                 start = batch * work.batch_size
@@ -206,30 +191,35 @@ def _pixels(
                 own = range(images.start // variants.each, images[-1] // variants.each + 1)
                 ahead.append((batch, [pool.submit(variants.of_row, row, images) for row in own]))
                 if len(ahead) > _AHEAD:
-                    yield _stacked(*ahead.popleft())
+                    yield _waited_for(*ahead.popleft())
             while ahead:
-                yield _stacked(*ahead.popleft())
+                yield _waited_for(*ahead.popleft())
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _stacked(batch: int, parts: list[Future[list[Tensor]]]) -> tuple[int, Tensor]:
-    return batch, torch.stack([image for part in parts for image in part.result()])
+def _waited_for(batch: int, parts: list[Future[list[_Image]]]) -> tuple[int, list[_Image]]:
+    return batch, [image for part in parts for image in part.result()]
 
 
-def _encoded(space: Any, pixels: Tensor, layout: Layout, first: int) -> list[NDArray[Any]]:
-    """Mean and, where there is one, deviation of a batch that begins with image ``first``."""
+def _encoded(
+    space: Any, images: Sequence[_Image], device: Any, layout: Layout, first: int
+) -> dict[str, NDArray[Any]]:
+    """What each file has of a batch that begins with image ``first``."""
     with torch.no_grad():
-        present = [part for part in space.encode(pixels) if part is not None]
+        pixels = torch.stack([image.pixels for image in images]).to(device)
+        encoded = zip((MEAN, STD), space.encode(pixels), strict=True)
     with np.errstate(over="ignore"):  # told below
-        arrays = [
-            np.ascontiguousarray(part.float().cpu().numpy(), dtype=DTYPES[layout.dtype])
-            for part in present
-        ]
-    if not all(np.isfinite(array).all() for array in arrays):
-        each = layout.shape[1] * layout.shape[2]
+        arrays = {
+            name: part.float().cpu().numpy().astype(layout.files[name].dtype)
+            for name, part in encoded
+            if part is not None
+        }
+    if not all(np.isfinite(array).all() for array in arrays.values()):
+        each = layout.variants[1] * layout.variants[2]
         raise UsageError(
-            f"The latents of rows {first // each} to {(first + len(pixels) - 1) // each} are not "
-            f"finite in {layout.dtype}: encode in float32 (an autoencoder may overflow in float16)."
+            f"The latents of rows {first // each} to {(first + len(images) - 1) // each} are not "
+            f"finite in {layout.files[MEAN].dtype}: encode in float32 (an autoencoder may overflow "
+            "in float16)."
         )
-    return arrays
+    return arrays | {SIZE: np.array([image.size for image in images])}

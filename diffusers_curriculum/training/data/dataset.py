@@ -17,7 +17,6 @@ from torch.utils.data import Dataset as TorchDataset
 
 from diffusers_curriculum.randomness import host_generator
 from diffusers_curriculum.training.data.checks import decoded
-from diffusers_curriculum.training.data.decoding import upright_size
 from diffusers_curriculum.training.data.masks import Masks
 from diffusers_curriculum.training.data.plan import BatchPlan, InOrder
 from diffusers_curriculum.training.data.transforms import Crop, ImageTransform
@@ -33,6 +32,10 @@ class Latents(Protocol):
 
     def read(self, row: int, u_crop: float, u_flip: float) -> tuple[Tensor, Tensor | None]:
         """Mean and deviation (C, h, w) of a variant."""
+        ...
+
+    def size(self, row: int) -> tuple[int, int]:
+        """Width and height of an image; asked for where the crop is told."""
         ...
 
     def draws(self, row: int, u_crop: float, u_flip: float) -> tuple[float, float, float]:
@@ -108,8 +111,7 @@ class ImageDataset(TorchDataset):
     @property
     def columns(self) -> list[str]:
         """The columns that are read of each row."""
-        seen = self.latents is None or self.tell_crop is not None
-        found = [self.image_column] if seen else []
+        found = [self.image_column] if self.latents is None else []
         found += [] if self.label_column is None else [self.label_column]
         return list(dict.fromkeys(found + ([] if self.masks is None else self.masks.columns)))
 
@@ -123,7 +125,7 @@ class ImageDataset(TorchDataset):
         if latents is None:
             item = self._pixels(cell, row, *draws)
         else:
-            item = self._latents(latents, cell, row, *draws[1:])
+            item = self._latents(latents, row, *draws[1:])
         if self.masks is None:
             return item
         own = draws if latents is None else latents.draws(row, *draws[1:])
@@ -141,13 +143,12 @@ class ImageDataset(TorchDataset):
         return {"pixel_values": self.transform(image, *draws), **self._crop(image.size, *draws)}
 
     def _latents(
-        self, latents: Latents, cell: dict[str, Any], row: int, u_crop: float, u_flip: float
+        self, latents: Latents, row: int, u_crop: float, u_flip: float
     ) -> dict[str, Tensor]:
         mean, std = latents.read(row, u_crop, u_flip)
         item = {"mean": mean} if std is None else {"mean": mean, "std": std}
         if self.tell_crop is not None:
-            size = decoded(cell, row, upright_size)
-            item |= self._crop(size, *latents.draws(row, u_crop, u_flip))
+            item |= self._crop(latents.size(row), *latents.draws(row, u_crop, u_flip))
         return item
 
     def _crop(self, size: tuple[int, int], *draws: float) -> dict[str, Tensor]:

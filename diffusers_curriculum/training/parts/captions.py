@@ -1,4 +1,4 @@
-"""What a network is told of captions: encoded as they come, or once, and kept on the host."""
+"""What a network is told of captions: encoded as they come, or once, and kept on disk."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from accelerate.utils import send_to_device
 
 from diffusers_curriculum.training.arguments.command_line import Arguments
+from diffusers_curriculum.training.cache.captions import cache_captions
 from diffusers_curriculum.training.errors import UsageError
 from diffusers_curriculum.training.parts.components import Components
 from diffusers_curriculum.training.parts.families.base import Conditioning, ModelFamily
@@ -36,14 +37,22 @@ class CaptionEncoder:
     ) -> None:
         self.family, self.models, self.device = family, models, device
         self.encode, self.offload = encode or family.encode_text, offload
-        self.kept: dict[str, Conditioning] = {}
+        self.kept: Mapping[str, Any] = {}  # what is told of a caption that was encoded before
 
-    def keep(self, captions: Iterable[str]) -> None:
+    def keep(self, captions: Iterable[str], **cache: Any) -> None:
         """Encode captions once and for all, and let go of the text encoders; samples are to hold a
-        ``caption`` from now on, and no tokens."""
-        for caption in sorted({*captions}):
+        ``caption`` from now on, and no tokens.
+
+        Args:
+            cache: where and how, for :func:`cache_captions`.
+        """
+
+        def encode(caption: str) -> Any:
             tokens = self.family.tokenize(self.models.tokenizers, [caption])
-            self.kept[caption] = send_to_device(self._encoded(tokens), "cpu")
+            return send_to_device(self._encoded(tokens), "cpu")
+
+        with lent(self.device, *self.models.encoders.values(), only=self.offload):
+            self.kept = cache_captions(captions, encode, **cache)
         self.models.encoders.clear()
 
     def __call__(self, batch: Mapping[str, Any]) -> Conditioning:

@@ -87,6 +87,17 @@ def weights_identity(name: str, part: str) -> dict[str, Any]:
     return {"weights": hash_lines(f"{file.name} {_sampled(file)}" for file in files)}
 
 
+def part_identity(path: str, part: str, revision: str | None, variant: str | None) -> Any:
+    """What tells a part of a pipeline: sizes and samples of its files, or its place on the Hub."""
+    if not os.path.isdir(path):
+        return {"name": path, "revision": revision, "variant": variant}
+    files = sorted(file for file in Path(path, part).iterdir() if file.is_file())
+    return {
+        "files": hash_lines(f"{file.name} {_sampled(file)}" for file in files),
+        "variant": variant,
+    }
+
+
 def _sampled(file: Path, pieces: int = 64, length: int = 2**16) -> str:
     """SHA-256 of pieces at equal distances, and of the end; of a short file, all of it."""
     size, digest = file.stat().st_size, hashlib.sha256()

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 from torch import Tensor
 
 from diffusers_curriculum.training.errors import CheckpointError
@@ -30,6 +30,11 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], **told: str) -
     save_file(_separate(tensors), path, metadata={"format": "pt", **told})
     if told:
         _order_header(Path(path))
+
+
+def tensor_bytes(tensors: Mapping[str, Tensor], **told: str) -> bytes:
+    """What :func:`save_tensors` writes, of a file that tells at most one thing of itself."""
+    return save(_separate(tensors), metadata=told)
 
 
 def _order_header(file: Path) -> None:

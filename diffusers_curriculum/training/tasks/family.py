@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -15,7 +16,8 @@ from torch import Tensor
 
 from diffusers_curriculum.samplers import TimestepSample
 from diffusers_curriculum.training.arguments.command_line import Arguments
-from diffusers_curriculum.training.cache.latents import CachedLatents
+from diffusers_curriculum.training.cache.filling import Processes
+from diffusers_curriculum.training.cache.reading import CachedLatents
 from diffusers_curriculum.training.data.columns import warn_of_long_captions
 from diffusers_curriculum.training.data.dataset import ImageCaptionDataset
 from diffusers_curriculum.training.data.plan import BatchPlan, InOrder
@@ -31,11 +33,13 @@ from diffusers_curriculum.training.parts.images import autoencoder_identity
 from diffusers_curriculum.training.process.memory import lent
 from diffusers_curriculum.training.process.runtime import frozen_dtype
 from diffusers_curriculum.training.publish.text_to_image import TextToImagePublisher
-from diffusers_curriculum.training.storage.fingerprints import model_identity
+from diffusers_curriculum.training.storage.fingerprints import model_identity, part_identity
 from diffusers_curriculum.training.tasks.levels import check_slowed
 from diffusers_curriculum.training.tasks.subjects import SubjectTask
 
 logger = logging.getLogger(__name__)
+
+CAPTIONS_FOLDER = "captions"
 
 
 @dataclass(kw_only=True)
@@ -137,8 +141,25 @@ class FamilyTask(SubjectTask):
             family, self.models, device, self.encode_text, offload=args.offload
         )
         if args.cache_text_embeddings:
-            self.captions.keep(phrasings(args, job.rows, self.held_out))
+            self._keep_captions(job, dtype)
         return Trained(self.models.network, folder, averages)
+
+    def _keep_captions(self, job: JobParts, dtype: torch.dtype) -> None:
+        args, family = job.args, self.family
+        sources = {
+            name: family.source(args, name) for name in (*family.encoders, *family.tokenizers)
+        }
+        parts = {n: part_identity(s.path, n, s.revision, s.variant) for n, s in sources.items()}
+        self.captions.keep(
+            phrasings(args, job.rows, self.held_out),
+            folder=args.text_cache_dir or Path(args.output_dir, CAPTIONS_FOLDER),
+            fingerprint={"parts": parts, "dtype": str(dtype), **self.caption_facts(args)},
+            processes=Processes.of(job.accelerator),
+        )
+
+    def caption_facts(self, args: Arguments) -> dict[str, Any]:
+        """What else changes what the network is told of a caption, as plain data."""
+        return {}
 
     def network_settings(self, args: Arguments, dtype: torch.dtype) -> dict[str, Any]:
         """What else the network is loaded with; ``dtype`` is that of frozen models."""
@@ -200,7 +221,8 @@ class FamilyTask(SubjectTask):
         vae = self.models.vae
         space = SimpleNamespace(encode=partial(self.family.posterior, vae))
         with lent(job.accelerator.device, vae):
-            latents = self.cached_latents(job, space, autoencoder_identity(job.args))
+            sizes = self.family.size_conditioning(job.args.resolution) is not None
+            latents = self.cached_latents(job, space, autoencoder_identity(job.args), sizes=sizes)
         vae.to("cpu")
         self.models.vae_waits = True
         return latents

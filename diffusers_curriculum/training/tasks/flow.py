@@ -135,11 +135,17 @@ class FlowTransformer(FamilyTask):
         return self.published
 
     def encode_text(self, models: Components, tokens: Mapping[str, Any]) -> Conditioning:
-        told = Told(self.args.max_sequence_length, self.args.text_encoder_out_layers)
-        return self.family.encode_text(models, tokens, told)
+        return self.family.encode_text(models, tokens, _told(self.args))
+
+    def caption_facts(self, args: Arguments) -> dict[str, Any]:
+        return _told(args)._asdict()
 
     def make_run(self, job: JobParts, **common: Any) -> FlowRun:
         distilled = self.models.network.config.get("guidance_embeds")
         return FlowRun(
             **common, **self.run_parts(job), guidance=job.args.guidance_scale if distilled else None
         )
+
+
+def _told(args: Arguments) -> Told:
+    return Told(args.max_sequence_length, args.text_encoder_out_layers)

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.arguments.validation import undisturbed
-from diffusers_curriculum.training.cache.latents import CachedLatents, cache_latents
+from diffusers_curriculum.training.cache.filling import Processes
+from diffusers_curriculum.training.cache.latents import cache_latents
+from diffusers_curriculum.training.cache.reading import CachedLatents
 from diffusers_curriculum.training.checkpoint.same_run import dataset_facts
 from diffusers_curriculum.training.data.bad_samples import usable_held_out, usable_images
 from diffusers_curriculum.training.data.dataset import ImageDataset
@@ -126,12 +128,15 @@ class ImageLevelTask(LevelTask):
             pixels = torch.stack([samples[place]["pixel_values"] for place in places])
             yield self.encode(pixels.to(job.accelerator.device))
 
-    def cached_latents(self, job: JobParts, space: Any, autoencoder: Any) -> CachedLatents:
+    def cached_latents(
+        self, job: JobParts, space: Any, autoencoder: Any, *, sizes: bool = False
+    ) -> CachedLatents:
         """The latents of all images, encoded now unless they are there; every process calls it.
 
         Args:
             space: ``encode(pixels) -> (mean, std or None)``.
             autoencoder: what tells it, as plain data.
+            sizes: keep those of the images, too.
         """
         args, accelerator = job.args, job.accelerator
         label_column = self.text_columns.get("label_column")
@@ -152,10 +157,8 @@ class ImageLevelTask(LevelTask):
             batch_size=args.train_batch_size,
             device=accelerator.device,
             dtype=args.latent_cache_dtype,
-            progress=accelerator.is_local_main_process,
-            rank=accelerator.process_index,
-            world_size=accelerator.num_processes,
-            wait=accelerator.wait_for_everyone,
+            sizes=sizes,
+            processes=Processes.of(accelerator),
         )
 
     def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -16,7 +16,7 @@ from diffusers_curriculum.models.latent_space import LatentSpace
 from diffusers_curriculum.models.networks import check_conditioning, null_class, takes_labels
 from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.arguments.laws import settle_log_normal
-from diffusers_curriculum.training.cache.latents import CachedLatents
+from diffusers_curriculum.training.cache.reading import CachedLatents
 from diffusers_curriculum.training.data.dataset import ImageDataset
 from diffusers_curriculum.training.data.decoding import MODES
 from diffusers_curriculum.training.data.plan import BatchPlan, InOrder

@@ -202,6 +202,7 @@ NEW_DEFAULTS = {
     "prodigy_use_bias_correction": True,
     "prodigy_safeguard_warmup": True,
     "cache_text_embeddings": False,
+    "text_cache_dir": None,
     "offload_models": False,
     "data_config": None,
     "instance_data_dir": None,

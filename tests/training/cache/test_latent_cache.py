@@ -21,8 +21,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from diffusers_curriculum.models.latent_space import LatentSpace
 from diffusers_curriculum.randomness import host_generator
-from diffusers_curriculum.training.cache import filling as latent_filling
-from diffusers_curriculum.training.cache.latents import CachedLatents, cache_latents
+from diffusers_curriculum.training.cache import arrays, filling
+from diffusers_curriculum.training.cache.filling import Processes
+from diffusers_curriculum.training.cache.latents import cache_latents
+from diffusers_curriculum.training.cache.reading import CachedLatents
 from diffusers_curriculum.training.data.decoding import decode_image
 from diffusers_curriculum.training.data.transforms import ImageTransform
 from diffusers_curriculum.training.errors import DiskFullError, UsageError
@@ -80,6 +82,7 @@ def make_rows(count: int, size: tuple[int, int] = (24, 20)) -> list[dict]:
     return rows
 
 
+ALONE = Processes(progress=False)
 CENTER = ImageTransform(SIDE, center_crop=True)
 RANDOM = ImageTransform(SIDE, random_flip=True)
 IDENTITY = {"vae": {"name": "tiny", "dtype": "float32"}, "data": "abc"}
@@ -91,7 +94,7 @@ def cached(folder: Path, rows=None, space=None, transform=CENTER, **options) -> 
         "batch_size": 4,
         "device": "cpu",
         "fingerprint": IDENTITY,
-        "progress": False,
+        "processes": ALONE,
     }
     space = Pixels() if space is None else space
     rows = make_rows(6) if rows is None else rows
@@ -261,7 +264,7 @@ def test_damage_is_found(tmp_path, name, damage):
         cached(tmp_path / "c")
     if damage == "cut":  # the other processes compare the sizes only
         with pytest.raises(UsageError):
-            cached(tmp_path / "c", rank=1, world_size=2)
+            cached(tmp_path / "c", processes=Processes(1, 2, progress=False))
 
 
 def test_files_are_read_whole_only_where_they_may_have_changed(tmp_path, monkeypatch):
@@ -316,7 +319,7 @@ class Dying(Pixels):
 
 
 def test_a_killed_run_leaves_no_cache_and_the_next_goes_on(tmp_path, monkeypatch):
-    monkeypatch.setattr(latent_filling, "_COMMIT_EVERY", 2)
+    monkeypatch.setattr(arrays, "_COMMIT_EVERY", 2)
     rows = make_rows(30)
     whole = cached(tmp_path / "whole", rows, batch_size=3)
     with pytest.raises(Killed):
@@ -331,7 +334,7 @@ def test_a_killed_run_leaves_no_cache_and_the_next_goes_on(tmp_path, monkeypatch
 
 @pytest.mark.parametrize("change", [{"fingerprint": {"data": "x"}}, {"batch_size": 5}])
 def test_what_a_run_of_another_plan_left_is_thrown_away(tmp_path, monkeypatch, change):
-    monkeypatch.setattr(latent_filling, "_COMMIT_EVERY", 1)
+    monkeypatch.setattr(arrays, "_COMMIT_EVERY", 1)
     with pytest.raises(Killed):
         cached(tmp_path / "c", make_rows(20), Dying(2), **change)
     space = Pixels()
@@ -345,7 +348,7 @@ def test_a_kill_at_the_very_end_costs_no_encoding(tmp_path, monkeypatch, moment)
         raise Killed
 
     with monkeypatch.context() as patched:
-        patched.setattr(latent_filling, moment, kill)
+        patched.setattr(filling, moment, kill)
         with pytest.raises(Killed):
             cached(tmp_path / "c")
     assert not (tmp_path / "c").exists()
@@ -359,7 +362,7 @@ def test_a_disk_that_fills_up_is_told(tmp_path, monkeypatch):
     def full(*unused: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(latent_filling, "_write_at", full)
+    monkeypatch.setattr(arrays, "_write_at", full)
     with pytest.raises(DiskFullError, match="No space for"):
         cached(tmp_path / "c")
     assert not (tmp_path / "c").exists()
@@ -368,7 +371,7 @@ def test_a_disk_that_fills_up_is_told(tmp_path, monkeypatch):
 def test_space_is_checked_before_encoding(tmp_path, monkeypatch):
     needed = 6 * 3 * 4 * 4 * 4
     free = SimpleNamespace(free=needed - 1)
-    monkeypatch.setattr(latent_filling.shutil, "disk_usage", lambda _: free)
+    monkeypatch.setattr(arrays.shutil, "disk_usage", lambda _: free)
     space = Pixels()
     with pytest.raises(UsageError, match=f"needs {needed:,} more bytes, {needed - 1:,} are free"):
         cached(tmp_path / "c", space=space)
@@ -379,11 +382,11 @@ def test_space_is_checked_before_encoding(tmp_path, monkeypatch):
 
 
 def test_what_is_on_disk_already_needs_no_space(tmp_path, monkeypatch):
-    monkeypatch.setattr(latent_filling, "_COMMIT_EVERY", 1)
+    monkeypatch.setattr(arrays, "_COMMIT_EVERY", 1)
     with pytest.raises(Killed):
         cached(tmp_path / "c", make_rows(8), Dying(1))
     free = SimpleNamespace(free=4 * 3 * 4 * 4 * 4)  # for one batch of the two
-    monkeypatch.setattr(latent_filling.shutil, "disk_usage", lambda _: free)
+    monkeypatch.setattr(arrays.shutil, "disk_usage", lambda _: free)
     with pytest.raises(UsageError, match="needs 1,536 more bytes, 768 are free"):
         cached(tmp_path / "afresh", make_rows(8))
     assert len(cached(tmp_path / "c", make_rows(8))) == 8
@@ -403,9 +406,7 @@ def test_two_processes_write_the_files_of_one(tmp_path):
             tmp_path / "two",
             rows,
             spaces[rank],
-            rank=rank,
-            world_size=2,
-            wait=lambda: barrier.wait(20),
+            processes=Processes(rank, 2, lambda: barrier.wait(20), progress=False),
             **options,
         )
 
@@ -422,7 +423,9 @@ def test_two_processes_write_the_files_of_one(tmp_path):
 
 def test_processes_that_do_not_share_the_folder_are_told(tmp_path):
     with pytest.raises(UsageError, match="all processes must see the same folder"):
-        cached(tmp_path / "c", rank=0, world_size=2)  # the other one's batches never come
+        cached(
+            tmp_path / "c", processes=Processes(0, 2, progress=False)
+        )  # the other one's batches never come
     assert not (tmp_path / "c").exists()
 
 

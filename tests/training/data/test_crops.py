@@ -14,6 +14,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from diffusers_curriculum.training.cache.filling import Processes
 from diffusers_curriculum.training.cache.latents import cache_latents
 from diffusers_curriculum.training.data.dataset import ImageDataset
 from diffusers_curriculum.training.data.decoding import decode_image, upright_size
@@ -44,7 +45,7 @@ def corner(pixels: Tensor, width: int, flipped: bool) -> tuple[int, int]:
 
 
 def dataset(latents: Any = None, **options: Any) -> ImageDataset:
-    rows = Dataset.from_list([{"image": cell(places(*size))} for size in SIZES])
+    rows = Dataset.from_list([{"image": cell(places(*size)), "text": ""} for size in SIZES])
     plan = BatchPlan(len(rows), 1, 1, 1, 0, seed=5)
     transform = ImageTransform(SIDE, **options)
     return ImageDataset(rows, plan, transform, latents=latents, tell_crop=told)
@@ -103,9 +104,11 @@ def test_cached_latents_tell_the_crop_that_they_were_encoded_from(
         batch_size=2,
         device="cpu",
         fingerprint={},
-        progress=False,
+        sizes=True,
+        processes=Processes(progress=False),
     )
     data, seen = dataset(cache, **options), set()
+    data.rows = rows.remove_columns("image")  # no image is opened any more
     for position in range(80):
         sample = data[position]
         width, height = SIZES[data.plan.index(position)]

@@ -76,6 +76,7 @@ CONTEXTS: tuple[list[str], ...] = (
     ["--validation_data_dir", "x"],
     ["--perceptual_model", "x"],
     ["--cache_latents"],
+    ["--cache_text_embeddings"],
     ["--pretrained_vae_model_name_or_path", "{vae}", "--cache_latents"],
     ["--eval_metrics", "fid", "--eval_steps", "9"],
     ["--optimizer", "prodigy"],

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from diffusers_curriculum.randomness import gaussian
+from diffusers_curriculum.training.cache.filling import Processes
 from diffusers_curriculum.training.errors import UsageError
 from diffusers_curriculum.training.parts.captions import CaptionEncoder
 from diffusers_curriculum.training.tasks.flow import FlowTransformer
@@ -45,12 +46,12 @@ def changed(name: str, folder: Path, part: str, **settings: object) -> Path:
 
 
 @each_family
-def test_kept_captions_are_those_of_the_batch(name: str) -> None:
+def test_kept_captions_are_those_of_the_batch(name: str, tmp_path: Path) -> None:
     run = make_run(name)
     family, models, cpu = run.family, run.models, torch.device("cpu")
     expected = family.encode_text(models, {"caption": CAPTIONS})
     kept = CaptionEncoder(family, models, cpu)
-    kept.keep(CAPTIONS)
+    kept.keep(CAPTIONS, folder=tmp_path / "c", fingerprint={}, processes=Processes(progress=False))
     assert models.encoders == {}
     found = kept({"caption": CAPTIONS})
     assert found.keys() == expected.keys()
