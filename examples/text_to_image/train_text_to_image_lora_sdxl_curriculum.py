@@ -24,7 +24,7 @@ from accelerate.utils import send_to_device
 from torch import Tensor
 
 from diffusers_curriculum import Slots
-from diffusers_curriculum.randomness import gaussian, key
+from diffusers_curriculum.randomness import gaussian
 from diffusers_curriculum.samplers import TimestepSample
 from diffusers_curriculum.training.loop.job import Job, run_script
 from diffusers_curriculum.training.loop.run import Draw, LevelLosses
@@ -81,7 +81,7 @@ def training_step(
     drawn = run.sampler.sample(slots, step=step, device=device)
 
     # Predict; dropout draws from the global generator
-    torch.manual_seed(key(run.seed, step, slots.start, purpose="model") >> 65)
+    run.seed_model(step, slots)
     prediction, target = predict(run, latents, conditioning, drawn, draw)
 
     # Loss and gradients, of the adapters alone

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from diffusers_curriculum import Slots
-from diffusers_curriculum.randomness import gaussian, key
+from diffusers_curriculum.randomness import gaussian
 from diffusers_curriculum.samplers import TimestepSample
 from diffusers_curriculum.training.loop.job import Job, run_script
 from diffusers_curriculum.training.loop.run import Draw, LevelLosses
@@ -72,7 +72,7 @@ def training_step(run: ImageRun, step: int, slots: Slots, batch: dict[str, Tenso
     drawn = run.sampler.sample(slots, step=step, device=device)
 
     # Predict; a model with dropout draws from the global generator
-    torch.manual_seed(key(run.seed, step, slots.start, purpose="model") >> 65)
+    run.seed_model(step, slots)
     prediction, target, noisy, variance = predict(run, latents, conditioning, drawn, draw)
 
     # Loss and gradients
