@@ -48,13 +48,13 @@ def plot_preview(preview: Preview) -> Figure:
     of each cluster (or tenth of the schedule), and the density over training; warnings below."""
     title = textwrap.shorten(preview.title, 110, placeholder=" ...")
     where = textwrap.fill(preview.normalised, 120)
-    figure, panels = _canvas(11, 7.5, f"{title}\n{preview.schedule}\n{where}")
+    figure, panels = canvas(11, 7.5, f"{title}\n{preview.schedule}\n{where}")
     axes = panels.subplots(2, 2)
     _draw_density(axes[0, 0], preview)
     _draw_relative(axes[0, 1], preview)
     _draw_shares(axes[1, 0], preview)
     _draw_training(axes[1, 1], preview)
-    _add_legend(figure)
+    add_legend(figure)
     if preview.warnings:
         text = "\n".join(textwrap.fill(f"Warning: {w}", 185) for w in preview.warnings)
         figure.supxlabel(text, fontsize=8, color="#b00020", x=0.01, ha="left")
@@ -71,12 +71,12 @@ def plot_comparison(previews: Mapping[str, Preview]) -> Figure:
     weighted = any(preview.weights is not None for preview in previews.values())
     schedule, columns = next(iter(previews.values())).schedule, _columns([*previews, _UNIFORM])
     rows = -(-(len(previews) + 1) // columns)
-    figure, panels = _canvas(11, 7.5 if weighted else 4.2, schedule, rows)
+    figure, panels = canvas(11, 7.5 if weighted else 4.2, schedule, rows)
     axes = panels.subplots(1 + weighted, 2, squeeze=False)
     _overlay(axes[0], previews, "mass", "drawn")
     if weighted:
         _overlay(axes[1], previews, "effective", "drawn x weight")
-    _add_legend(figure)
+    add_legend(figure)
     return figure
 
 
@@ -90,7 +90,7 @@ def plot_loss_by_noise_level(
         losses: named (bins,) mean losses, NaN where a bin saw nothing.
         counts: (bins,) samples seen.
     """
-    figure, panels = _canvas(8, 5, "loss per noise level")
+    figure, panels = canvas(8, 5, "loss per noise level")
     axis = panels.subplots()
     for colour, (name, values) in zip((ORANGE, BLUE, GREY), losses.items(), strict=False):
         axis.stairs(np.asarray(values), edges, baseline=None, color=colour, label=name, linewidth=2)
@@ -100,7 +100,7 @@ def plot_loss_by_noise_level(
     right.set_ylabel("samples drawn (grey)")
     axis.set_zorder(right.get_zorder() + 1)
     axis.patch.set_visible(False)
-    _add_legend(figure)
+    add_legend(figure)
     return figure
 
 
@@ -128,7 +128,7 @@ def density_line(preview: Preview, mass: np.ndarray) -> tuple[np.ndarray, np.nda
     return (upper + lower) / 2, mass[cells] / (upper - lower)
 
 
-def _canvas(width: float, height: float, title: str, rows: int = 1) -> tuple[Figure, SubFigure]:
+def canvas(width: float, height: float, title: str, rows: int = 1) -> tuple[Figure, SubFigure]:
     """A figure with a strip of ``rows`` lines for its legend, where no curve runs, and the part
     below it for the panels."""
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -138,7 +138,7 @@ def _canvas(width: float, height: float, title: str, rows: int = 1) -> tuple[Fig
     return figure, parts[1]
 
 
-def _add_legend(figure: Figure) -> None:
+def add_legend(figure: Figure) -> None:
     """Tell in the strip what all panels show, each name once."""
     found: dict[str, Any] = {}
     for axis in figure.axes:

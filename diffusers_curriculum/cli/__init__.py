@@ -11,6 +11,7 @@ from pathlib import Path
 from diffusers_curriculum import __version__
 from diffusers_curriculum.cli.analyze import add_analyze
 from diffusers_curriculum.cli.calibrate import add_calibrate
+from diffusers_curriculum.cli.compare import add_compare
 from diffusers_curriculum.cli.preview import add_preview
 from diffusers_curriculum.cli.reconstruct_ema import add_reconstruct_ema
 from diffusers_curriculum.cli.train import add_train
@@ -54,6 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_preview(commands)
     add_analyze(commands)
     add_calibrate(commands)
+    add_compare(commands)
     add_reconstruct_ema(commands)
     return parser
 

@@ -33,7 +33,8 @@ HEAVY = (
     "tqdm",
     "transformers",
 )
-COMMANDS = ("train", "make-tiny", "verify", "preview", "analyze", "calibrate", "reconstruct-ema")
+COMMANDS = ("train", "make-tiny", "verify", "preview", "analyze", "calibrate", "compare")
+COMMANDS += ("reconstruct-ema",)
 ARGUMENTS = "diffusers_curriculum.training.arguments"
 PARSERS = ("run", "noise_levels", "curriculum", "images", "evaluation", "command_line")
 SCRIPTS = (

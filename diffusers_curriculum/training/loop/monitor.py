@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import json
 import logging
+import math
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from diffusers_curriculum.training.loop.run import LevelLosses
 from diffusers_curriculum.training.loop.tracking import LossByNoiseLevel, Pace, RunningMean
 from diffusers_curriculum.training.publish.pictures import log_images
 from diffusers_curriculum.training.publish.trackers import log_metrics
+from diffusers_curriculum.training.storage.files import write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -162,7 +165,8 @@ class LevelMonitor(Monitor):
             gc.collect()  # its megabytes refer to each other, and full collections are rare
 
     def finish(self, output_dir: str) -> None:
-        """End the bar, and write timesteps.png and loss_per_noise_level.png."""
+        """End the bar, and write timesteps.png, and the loss per noise level as a picture and as
+        numbers."""
         from diffusers_curriculum.analysis import plots
 
         super().finish(output_dir)
@@ -178,6 +182,10 @@ class LevelMonitor(Monitor):
             plots.plot_loss_by_noise_level(first.edges, losses, counts),
             folder / "loss_per_noise_level.png",
         )
+        named = {"edges": first.edges, "first_half": first.means, "second_half": second.means}
+        told = {k: [x if math.isfinite(x) else None for x in v] for k, v in named.items()}
+        text = json.dumps(told | {"counts": counts}, indent=2) + "\n"
+        write_atomically(folder / "loss_per_noise_level.json", text)
 
     def _timesteps(self, law: str) -> Any:
         """The picture of what is trained on by a law, as things stand."""

@@ -187,13 +187,17 @@ def test_pictures_tell_where_the_law_lies_for_the_data(
     assert told == [0.7]
 
 
+PICTURES = ("timesteps.png", "loss_per_noise_level.png")
+
+
 def test_finish_leaves_two_pictures(tmp_path: Path) -> None:
     monitor, _ = monitor_of(curriculum())
     monitor.start(0)
     feed(monitor, range(8))
     monitor.finish(str(tmp_path))
-    assert {p.name for p in tmp_path.iterdir()} == {"timesteps.png", "loss_per_noise_level.png"}
-    for path in tmp_path.iterdir():
+    assert {p.name for p in tmp_path.iterdir()} == {*PICTURES, "loss_per_noise_level.json"}
+    for name in PICTURES:
+        path = tmp_path / name
         with Image.open(path) as picture:
             assert picture.size > (400, 300)
 

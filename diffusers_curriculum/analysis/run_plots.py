@@ -1,0 +1,71 @@
+"""Runs side by side as curves: what was measured over the steps, and per noise level."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from diffusers_curriculum.analysis.plots import COLOURS, LOG_SNR, add_legend, canvas
+from diffusers_curriculum.analysis.runs import RecordedRun, at_compared_step, kinds
+
+_AT = "log_snr_"
+_MOST = 2  # columns
+
+
+def plot_runs(runs: Mapping[str, RecordedRun]) -> Figure | None:
+    """A panel for each metric over the steps, for each kind of loss by noise level, and for the
+    training loss by noise level; None where no run has any."""
+    wanted = _panels(runs)
+    if not wanted:
+        return None
+    columns = min(_MOST, len(wanted))
+    rows = -(-len(wanted) // columns)
+    figure, panels = canvas(5.5 * columns, 3.4 * rows + 0.6, "", 1 + len(runs) // 8)
+    axes = panels.subplots(rows, columns, squeeze=False).flatten()
+    for axis, (kind, name) in zip(axes, wanted, strict=False):
+        for colour, (run_name, run) in zip(COLOURS * len(runs), runs.items(), strict=False):
+            _draw(axis, runs, run, kind, name, {"color": colour, "label": run_name})
+        title = f"{kind} {name}".strip().replace("_", " ")
+        axis.set_title(f"{title[:-1]} at each level" if name[-1:] == "/" else title, fontsize=10)
+        axis.grid(alpha=0.3)
+    for axis in axes[len(wanted) :]:
+        axis.set_visible(False)
+    add_legend(figure)
+    return figure
+
+
+def _panels(runs: Mapping[str, RecordedRun]) -> list[tuple[str, str]]:
+    """Kind and name of what is drawn, the name ending in "/" where it is a loss by noise level."""
+    found: dict[tuple[str, str], None] = {}
+    for kind in kinds(runs):
+        values = [m for run in runs.values() for m in run.metrics.get(kind, {}).values()]
+        names = dict.fromkeys(name for each in values for name in each)
+        found |= dict.fromkeys((kind, name) for name in names if _AT not in name)
+        found |= dict.fromkeys((kind, name.partition(_AT)[0]) for name in names if _AT in name)
+    if any(run.losses for run in runs.values()):
+        found["training loss, second half", ""] = None
+    return [*found]
+
+
+def _draw(
+    axis: Axes, runs: Mapping[str, RecordedRun], run: RecordedRun, kind: str, name: str, style: dict
+) -> None:
+    if not name:
+        axis.set(xlabel=LOG_SNR)
+        if run.losses:
+            values = np.asarray(run.losses["second_half"], dtype=float)
+            axis.stairs(values, run.losses["edges"], baseline=None, linewidth=1.6, **style)
+        return
+    if name.endswith("/"):
+        told = dict(zip(map(id, runs.values()), at_compared_step(runs, kind).values(), strict=True))
+        prefix = f"{name}{_AT}"
+        at = {float(k.removeprefix(prefix)): v for k, v in told[id(run)].items() if prefix in k}
+        axis.plot([*sorted(at)], [at[x] for x in sorted(at)], marker=".", **style)
+        axis.set(xlabel=LOG_SNR)
+        return
+    values = {step: m[name] for step, m in sorted(run.metrics.get(kind, {}).items()) if name in m}
+    axis.plot([*values], [*values.values()], marker=".", **style)
+    axis.set(xlabel="optimizer step")
