@@ -94,6 +94,10 @@ def pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     diffusers.DDPMScheduler(**SD, clip_sample=False).save_pretrained(folder / "scheduler")  # type: ignore[arg-type]
     (sources,) = [code for name, code in blocks("json") if name == "docs/data.md"]
     (tmp_path / "sources.json").write_text(sources)
+    (flags,) = [code for name, code in blocks("yaml") if name == "docs/configuration.md"]
+    (tmp_path / "naruto").mkdir()
+    for file in ("run.yaml", "naruto/run.yaml"):
+        (tmp_path / file).write_text(flags)
     (folder / "model_index.json").write_text('{"scheduler": ["diffusers", "DDPMScheduler"]}')
     yield folder
     if "own_density" in sys.modules:  # of a command with --import
@@ -147,7 +151,7 @@ def test_a_training_would_start(name: str, pipeline: Path, monkeypatch: pytest.M
         return
     if script.startswith("train_text_to_image"):
         source = pipeline_of("flux") if "flow" in script else pipeline
-        words[words.index("--pretrained_model_name_or_path") + 1] = str(source)
+        words += ["--pretrained_model_name_or_path", str(source)]
     task = TASKS[script]()
     assert isinstance(task, LevelTask)
     if "facebook/DiT-XL-2-256" in words:  # its scheduler is asked for

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
-from diffusers_curriculum.training.arguments.flag import Family, Flag
+from diffusers_curriculum.training.arguments.configuration import (
+    CONFIG,
+    configuration_of,
+    read_configuration,
+)
+from diffusers_curriculum.training.arguments.flag import Family, Flag, without_password
 from diffusers_curriculum.training.arguments.parser import OfficialFirstParser
 from diffusers_curriculum.training.errors import UsageError
 
@@ -16,11 +21,12 @@ class Arguments(argparse.Namespace):
     """A parsed command line: one attribute for each flag.
 
     Attributes:
-        given: names of the arguments that the user gave, whatever their value, and those of a
-            recipe.
+        given: names of the arguments that the user gave, on the command line or in a file,
+            whatever their value, and those of a recipe.
         by_recipe: those of a recipe alone.
         data_std: standard deviation of the data, once a run knows it.
         sources: rows of --data_config; none for images from one place.
+        configuration: the file by which a run could be started again, as plain data.
         flags: those of the command line, as they were declared.
     """
 
@@ -28,6 +34,7 @@ class Arguments(argparse.Namespace):
     by_recipe: frozenset[str] = frozenset()
     data_std: float | None = None
     sources: tuple[Any, ...] = ()
+    configuration: dict[str, Any]
     flags: tuple[Flag, ...]
 
     def __getitem__(self, name: str) -> Any:
@@ -98,15 +105,27 @@ class CommandLine:
         if twice or unknown:
             raise ValueError(f"declared twice: {sorted(twice)}; no flags: {sorted(unknown)}")
 
-    def parser(self) -> OfficialFirstParser:
-        """The parser alone; nothing is checked."""
+    def parser(self, found: Mapping[str, Any] = MappingProxyType({})) -> OfficialFirstParser:
+        """The parser alone, with other defaults of some arguments; nothing is checked."""
         official = [f"--{name}" for name in self.official]
         parser = OfficialFirstParser(description=self.description, official=official)
         for family in self.families:
             group = parser.add_argument_group(family.title)
             for flag in family.flags:
-                flag.add_to(group)
+                known = flag.dest in found
+                more = {"default": found[flag.dest], "required": False} if known else {}
+                flag.add_to(group, **more)
         return parser
+
+    def read(self, argv: Sequence[str] | None = None) -> Arguments:
+        """The words of a command line and the values of its --config as they stand there; nothing
+        is converted, and only their types are checked."""
+        file = self.parser().word_after("--config", argv) if CONFIG in self.flags else None
+        config = read_configuration(file, self.flags)
+        parser = self.parser(config.all)
+        args = parser.parse_args(argv, Arguments())
+        args.given, args.flags = parser.given | config.given.keys(), self.flags
+        return args
 
     def parse(
         self,
@@ -126,13 +145,12 @@ class CommandLine:
                 do.
             SystemExit: status 2 for what argparse itself refuses, with a message on stderr.
         """
-        parser = self.parser()
-        args = parser.parse_args(argv, Arguments())
-        args.given, args.flags = parser.given, self.flags
+        args = self.read(argv)
         for flag in self.flags:
             if flag.convert is not None:
                 setattr(args, flag.dest, flag.convert(f"--{flag.name}", getattr(args, flag.dest)))
             flag.check(getattr(args, flag.dest))
+        args.configuration = configuration_of(vars(args), args.given, self.flags)
         for hook in self._hooks("expand"):
             hook(args)
         settle(args)
@@ -170,5 +188,4 @@ def _shown(value: Any) -> str:
 def _scalar(value: Any) -> bool | int | float | str:
     if isinstance(value, bool | int | float):
         return value
-    # an address may carry a password: https://user:password@host
-    return re.sub(r"(\w+://)[^/@\s]+@", r"\1***@", _shown(value))
+    return without_password(_shown(value))

@@ -7,14 +7,12 @@ line.
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from diffusers_curriculum.training.arguments.flag import Bound, Flag, key_values, place
+from diffusers_curriculum.training.arguments.flag import Bound, Flag, place
 from diffusers_curriculum.training.arguments.laws import is_file
 from diffusers_curriculum.training.arguments.validation import held_out_share
 from diffusers_curriculum.training.errors import UsageError
@@ -23,12 +21,6 @@ _PLACES = ("dataset_name", "train_data_dir")
 _OF_A_DATA_SET = ("dataset_name", "dataset_config_name", "train_data_dir", "train_split")
 _FLAGS = (*_OF_A_DATA_SET, "image_column", "caption_column", "instance_prompt", "max_train_samples")
 _LAW = ("timestep_sampler", "timestep_sampler_args")
-_KINDS: dict[Any, tuple[Any, str]] = {
-    str: (str, "a text"),
-    int: (int, "a whole number"),
-    float: ((int, float), "a number"),
-    key_values: (dict, "names and values"),
-}
 REPEATS = Flag(
     "repeats", float, 1.0, bound=Bound("above 0 and at most 10,000", lambda x: 0 < x <= 10_000)
 )
@@ -142,22 +134,9 @@ def _check_law_of_run(args: Any) -> None:
 
 def _read(name: str) -> list[Any]:
     """The rows of a file."""
-    form = Path(name).suffix.lower()
-    if form not in (".json", ".yaml", ".yml"):
-        raise UsageError(f"--data_config is {name}: give a file that ends in .json or .yaml.")
-    try:
-        text = Path(name).read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--data_config is {name}, which cannot be read: {error}.") from error
-    try:
-        rows = json.loads(text) if form == ".json" else _of_yaml(text)
-        json.dumps(rows, allow_nan=False)
-    except (ValueError, TypeError, RecursionError) as error:
-        told = " ".join(str(error).split())
-        raise UsageError(
-            f"--data_config is {name}, which is not {form[1:].upper()} of texts, finite numbers "
-            f"and lists: {told}."
-        ) from error
+    from diffusers_curriculum.training.arguments.documents import read_document  # few ask for it
+
+    rows = read_document("--data_config", name)
     if not isinstance(rows, list) or not rows:
         kind = "no rows" if rows in ([], None) else f"one {type(rows).__name__}"
         raise UsageError(
@@ -165,15 +144,6 @@ def _read(name: str) -> list[Any]:
             '[{"train_data_dir": "cats", "repeats": 2}, {"train_data_dir": "dogs"}].'
         )
     return rows
-
-
-def _of_yaml(text: str) -> Any:
-    import yaml  # of huggingface_hub and accelerate; here, as few ask for it
-
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(error) from error
 
 
 def _source(where: str, row: Any, declared: Mapping[str, Flag]) -> Source:
@@ -204,16 +174,8 @@ def _source(where: str, row: Any, declared: Mapping[str, Flag]) -> Source:
 
 def _value(where: str, flag: Flag, value: Any) -> Any:
     """A value of a row as the flag of that name would give it."""
-    kind, wanted = _KINDS[key_values if flag.convert is key_values else flag.type]
-    if not isinstance(value, kind) or isinstance(value, bool):
-        raise UsageError(f"{where} has {flag.name}={value!r}: give {wanted}.")
-    if kind is dict:
-        return value
-    try:
-        flag.check(value)
-    except UsageError as error:
-        raise UsageError(f"{where}: {str(error).removeprefix('--')}") from error
-    return value if flag.convert is None else flag.convert(flag.name, value)
+    checked = flag.from_file(where, value)
+    return checked if flag.convert is None else flag.convert(f"{where}: {flag.name}", checked)
 
 
 def _takes_parameters(row: Mapping[str, Any]) -> bool:

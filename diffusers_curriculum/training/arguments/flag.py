@@ -6,15 +6,17 @@ Importing this module loads no model code, as a wrong command line is told at on
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from diffusers_curriculum.training.arguments.key_values import LARGEST, parse_key_values
-from diffusers_curriculum.training.errors import UsageError
+from diffusers_curriculum.training.errors import UsageError, usage_errors
 
 # What a run may not change unnoticed when it is resumed: names for --allow_config_change, and what
 # a change does. A flag says by `setting` which of them it is part of.
@@ -84,8 +86,17 @@ def path(flag: str, value: Any) -> Any:
 
 
 def key_values(flag: str, value: Any) -> dict[str, Any]:
-    """KEY=VALUE words as a dict."""
-    return parse_key_values(flag, value or ())
+    """KEY=VALUE words, or names and values of a file, as a dict."""
+    if not isinstance(value, dict):
+        return parse_key_values(flag, value or ())
+    with usage_errors(flag):
+        json.dumps(value, allow_nan=False)
+    return value
+
+
+def without_password(text: str) -> str:
+    """A text whose addresses have no password: https://user:password@host."""
+    return re.sub(r"(\w+://)[^/@\s]+@", r"\1***@", text)
 
 
 def truth(word: str) -> bool:
@@ -94,6 +105,17 @@ def truth(word: str) -> bool:
     if word.lower() not in answers:
         raise argparse.ArgumentTypeError(f"{word!r} is neither true nor false")
     return answers[word.lower()]
+
+
+# What a flag is in a file, by its type
+_IN_FILES: dict[Any, tuple[Any, str]] = {
+    None: (bool, "true or false"),
+    truth: (bool, "true or false"),
+    str: (str, "a text"),
+    int: (int, "a whole number"),
+    float: ((int, float), "a number"),
+    key_values: (dict, "names and values"),
+}
 
 
 @dataclass(frozen=True)
@@ -162,6 +184,41 @@ class Flag:
         """Refuse a number out of range and an unknown word."""
         for each in value if isinstance(value, list) else [] if value is None else [value]:
             self._check_one(each)
+
+    def from_file(self, where: str, value: Any) -> Any:
+        """A value that stands in a file, ``where`` it is, as words of a command line would give it.
+
+        Raises:
+            UsageError: a value of another type, or one that is refused on the command line, too.
+        """
+        several = self.nargs is not None and self.convert is not key_values
+        words = value if several and isinstance(value, list) else [value]
+        for word in words:
+            self._check_in_file(where, word)
+        if several != isinstance(value, list):
+            raise UsageError(f"{where} has {self.name}={value!r}: give a list.")
+        if self.type is None or self.convert is key_values:
+            return value
+        try:
+            found = [self.type(str(word)) for word in words]
+        except (ValueError, argparse.ArgumentTypeError) as error:
+            raise UsageError(f"{where} has {self.name}={value!r}: {error}.") from error
+        return found if several else found[0]
+
+    def _check_in_file(self, where: str, word: Any) -> None:
+        kind, wanted = _IN_FILES.get(
+            key_values if self.convert is key_values else self.type,
+            ((str, int, float), str(self.metavar)),
+        )
+        if not isinstance(word, kind) or (kind is not bool and isinstance(word, bool)):
+            raise UsageError(f"{where} has {self.name}={word!r}: give {wanted}.")
+        if self.choices is not None and word not in self.choices:
+            known = ", ".join(self.choices)
+            raise UsageError(f"{where} has {self.name}={word!r}: choose from {known}.")
+        try:
+            self._check_one(word)
+        except UsageError as error:
+            raise UsageError(f"{where}: {str(error).removeprefix('--')}") from error
 
     def _check_one(self, value: Any) -> None:
         if self.bound is not None and not self.bound.holds(value):

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Collection, Sequence
 from typing import Any, NoReturn
 
+from diffusers_curriculum.training.arguments.flag import truth
 from diffusers_curriculum.training.errors import ExitCode, tell_launcher
 
 # argparse before Python 3.14 takes -1e-4 for a flag.
@@ -74,11 +75,36 @@ class OfficialFirstParser(argparse.ArgumentParser):
         return matches[0] if matches else prefix
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
-        """As argparse's, after abbreviations have been expanded."""
-        words = self._expand(sys.argv[1:] if args is None else args)
+        """As argparse's, after abbreviations have been expanded; ``--switch=false`` is known, too,
+        which a file may have turned on."""
+        words, switched = self._switched(self._expand(sys.argv[1:] if args is None else args))
         parsed = super().parse_known_args(words, namespace)
+        for name, value in switched.items():
+            setattr(parsed[0], name, value)
         self.given = self._given(words)
         return parsed
+
+    def word_after(self, flag: str, args: Sequence[str] | None = None) -> str | None:
+        """The word that is given to a flag, whatever else is wrong; None where there is none."""
+        silent = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
+        silent.add_argument(flag, nargs="?", dest="word")
+        return silent.parse_known_args(self._expand(sys.argv[1:] if args is None else args))[0].word
+
+    def _switched(self, words: Sequence[str]) -> tuple[list[str], dict[str, bool]]:
+        """The words with ``--switch`` for ``--switch=false``, and what switches are; the last one
+        wins."""
+        kept, switched = [], {}
+        for word in words:
+            flag, equals, value = word.partition("=")
+            action = self._option_string_actions.get(flag)
+            if isinstance(action, argparse._StoreTrueAction):
+                try:
+                    switched[action.dest] = truth(value) if equals else True
+                except argparse.ArgumentTypeError as error:
+                    self.error(f"argument {flag}: {error}")
+                word = flag
+            kept.append(word)
+        return kept, switched
 
     def _given(self, words: Sequence[str]) -> frozenset[str]:
         """The arguments that words of a valid command line give: what a second parse without

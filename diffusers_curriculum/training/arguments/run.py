@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from diffusers_curriculum.training.arguments import environment
+from diffusers_curriculum.training.arguments.configuration import CONFIG
 from diffusers_curriculum.training.arguments.flag import (
     ABOVE_ZERO,
     BATCH,
@@ -20,7 +21,6 @@ from diffusers_curriculum.training.arguments.flag import (
     at_least,
     choice,
     count,
-    path,
     place,
     sharing,
     tracked,
@@ -79,7 +79,7 @@ SOURCE = Family.of(
         count("max_train_samples", help="train on that many samples only, chosen by the seed"),
         setting="dataset",
     ),
-    Flag("cache_dir", str, help="folder for downloaded models and data sets", convert=path),
+    place("cache_dir", help="folder for downloaded models and data sets"),
 )
 IMAGES = Family.of(
     "data",
@@ -252,6 +252,7 @@ CHECKPOINTS = Family.of(
 )
 LOOP = Family.of(
     "the run, further",
+    CONFIG,
     IMPORT,
     count("log_every", 10, "optimizer steps between metrics"),
     count("validation_steps", help="optimizer steps between validations"),

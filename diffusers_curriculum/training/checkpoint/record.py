@@ -1,6 +1,7 @@
-"""run.json: what was run, with what, and when; readable without this package.
+"""run.json: what was run, with what, and when; readable without this package. Beside it run.yaml,
+the flags of the newest session as a file for --config.
 
-It tells and decides nothing: what a resumed run is compared with stands in the checkpoint.
+run.json tells and decides nothing: what a resumed run is compared with stands in the checkpoint.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from diffusers_curriculum.training.storage.manifest import versions
 logger = logging.getLogger(__name__)
 
 FILE = "run.json"
+FLAGS_FILE = "run.yaml"
 FORMAT = 1
 
 
@@ -38,6 +40,7 @@ class RunRecord:
         resumed_from: the checkpoint, None for a new run; ``changed``: differences to it.
         enabled: whether this process writes; the main one does.
         in_effect: device, precision, accumulation, ... as ``process.launcher`` reads them back.
+        flags: the text of run.yaml; none of it, no file.
     """
 
     def __init__(
@@ -50,9 +53,10 @@ class RunRecord:
         changed: Collection[Difference] = (),
         enabled: bool = True,
         in_effect: Mapping[str, Any] | None = None,
+        flags: str = "",
     ) -> None:
         self.path, self._enabled = Path(output_dir, FILE), enabled
-        self._facts = dict(facts)
+        self._facts, self._flags = dict(facts), flags
         self._earlier: list[dict[str, Any]] = []
         self._session: dict[str, Any] = {
             "started": _now(),
@@ -73,6 +77,8 @@ class RunRecord:
         if self._enabled:
             self._earlier = _earlier_sessions(self.path)
             self._write()
+            if self._flags:
+                self._write_text(self.path.with_name(FLAGS_FILE), self._flags)
 
     def finish(self, last_step: int, outcome: str = "done") -> None:
         """Write how the session ended after ``last_step`` steps: "done", or why it stopped."""
@@ -83,10 +89,14 @@ class RunRecord:
     def _write(self) -> None:
         sessions = [*self._earlier, self._session]
         document = {"format": FORMAT, "facts": self._facts, "sessions": sessions}
+        self._write_text(self.path, json.dumps(document, indent=2) + "\n")
+
+    @staticmethod
+    def _write_text(path: Path, text: str) -> None:
         try:
-            write_atomically(self.path, json.dumps(document, indent=2) + "\n")
+            write_atomically(path, text)
         except OSError as error:
-            logger.warning("%s was not written (%s); training goes on.", self.path, error)
+            logger.warning("%s was not written (%s); training goes on.", path, error)
 
 
 def recorded_facts(output_dir: str | Path) -> dict[str, Any]:

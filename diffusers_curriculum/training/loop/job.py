@@ -9,6 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from diffusers_curriculum.training.arguments.configuration import written
 from diffusers_curriculum.training.checkpoint.checkpoints import (
     check_not_mixed,
     clear_output,
@@ -168,6 +169,7 @@ class Job(JobParts):
             changed,
             self.accelerator.is_main_process,
             in_effect(self.accelerator, self.network),
+            written({"seed": self.seed} | args.configuration),
         )
         self.saver = Saver(args, self.accelerator, state, self.monitor.guard, facts, self.stop)
 

@@ -14,5 +14,5 @@ class FlowAdapter(AdapterTask, FlowTransformer):
 
 def flow_task(argv: Sequence[str] | None = None) -> FlowTransformer:
     """The task of a command line: an adapter with --use_lora, else the whole transformer."""
-    args, _ = FlowTransformer.command_line.parser().parse_known_args(argv)
+    args = FlowTransformer.command_line.read(argv)
     return FlowAdapter() if args.use_lora else FlowTransformer()

@@ -137,6 +137,7 @@ def test_every_new_flag_is_reachable_by_its_full_name():
 
 
 NEW_DEFAULTS = {
+    "config": None,
     "attention": None,
     "untrained_timestep": None,
     "timestep_sampler": "uniform",

@@ -15,7 +15,7 @@ from tests.training import command_lines as arguments
 
 BASE = ("--pretrained_model_name_or_path", "some/model", "--dataset_name", "some/data")
 # Arguments that say nothing about the result, and the one that is secret.
-UNTRACKED = {"hub_token", "cache_dir", "local_rank", "show_timesteps"}
+UNTRACKED = {"hub_token", "local_rank", "show_timesteps"}
 
 
 def test_the_token_never_appears():

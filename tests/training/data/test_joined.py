@@ -153,8 +153,8 @@ GOOD = {"train_data_dir": "cats"}
     [
         ([], "holds no rows: give a list with one row for each source"),
         (GOOD, "holds one dict: give a list"),
-        ("[{", "which is not JSON .*"),
-        ('[{"repeats": NaN}]', "which is not JSON of texts, finite numbers"),
+        ("[{", "which is not JSON: "),
+        ('[{"repeats": NaN}]', "row 1: repeats is nan: it must be above 0"),
         ([GOOD, 3], "row 2 is 3: give names and values, of dataset_name"),
         (
             [GOOD | {"weight": 2}],
@@ -203,7 +203,7 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
         parsed(tmp_path, [GOOD], name="data.txt")
     with pytest.raises(UsageError, match=r"which cannot be read: .*No such file"):
         parse_args([*MODEL, "--data_config", str(tmp_path / "none.json")])
-    with pytest.raises(UsageError, match="not YAML of texts"):
+    with pytest.raises(UsageError, match="not YAML: "):
         parsed(tmp_path, "- a: [", name="data.yaml")
 
 
