@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Container, Iterator
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 logger = logging.getLogger(__name__)
 
@@ -17,6 +17,7 @@ HIDDEN = "they are hidden (a dot begins their name, or a dot or two underscores 
 BROKEN = "they are links to nothing, or no plain files"
 UNLISTED = "they have no entry in its metadata"
 _SHOWN = 5  # names in a message
+_BESIDE = {".csv", ".json", ".jsonl", ".parquet", ".txt"}  # what often lies beside images
 _SEVERAL = {".h5", ".hdf"}  # files of any number of images
 # Pictures that Pillow cannot read, and what makes it, if anything.
 _UNREADABLE = {
@@ -44,30 +45,43 @@ class Listing(NamedTuple):
     repeated: list[str]
 
 
+def codecs() -> list[str]:
+    """The packages for HEIC and JPEG XL that are installed."""
+    return [name for name in ("pillow_heif", "pillow_jxl") if find_spec(name)]
+
+
 @cache
 def register_codecs() -> None:
     """Let Pillow read HEIC and JPEG XL in this process, where their packages are installed."""
-    if find_spec("pillow_heif"):
-        import_module("pillow_heif").register_heif_opener()
-    if find_spec("pillow_jxl"):
-        import_module("pillow_jxl")  # it registers itself
+    for module in map(import_module, codecs()):
+        if module.__name__ == "pillow_heif":
+            module.register_heif_opener()  # the other one registers itself
 
 
 @cache
-def image_suffixes() -> frozenset[str]:
-    """The suffixes that Pillow opens, in lower case, with the plugins that are registered."""
+def is_image_suffix(suffix: str) -> bool:
+    """Whether Pillow opens files of a suffix, in lower case. Those for rarer formats are some sixty
+    modules, which are loaded when such a suffix is met."""
     from PIL import Image  # here, as a command line is checked without it
 
-    register_codecs()
-    Image.init()
-    found = {name for name, kind in Image.EXTENSION.items() if kind in Image.OPEN}
-    return frozenset(found - _SEVERAL)
+    Image.preinit()
+    if suffix not in Image.EXTENSION and suffix not in _BESIDE:
+        register_codecs()
+        Image.init()
+    return Image.EXTENSION.get(suffix) in Image.OPEN and suffix not in _SEVERAL
+
+
+class ImageSuffixes(Container[str]):
+    """All suffixes of which :func:`is_image_suffix` holds."""
+
+    def __contains__(self, suffix: Any) -> bool:
+        return is_image_suffix(suffix)
 
 
 def remedy_of(path: str) -> str | None:
     """What makes a picture of this name readable that Pillow cannot read; None for any other."""
     suffix = _suffix(path)
-    return None if suffix in image_suffixes() else _UNREADABLE.get(suffix)
+    return None if is_image_suffix(suffix) else _UNREADABLE.get(suffix)
 
 
 def list_folder(folder: str | os.PathLike[str]) -> Listing:
@@ -76,7 +90,7 @@ def list_folder(folder: str | os.PathLike[str]) -> Listing:
     found = Listing([], [], {}, [])
     for path in _walk(root, found.repeated):
         reason, suffix = _reason(path, root), _suffix(path)
-        picture = suffix in image_suffixes() or suffix in _UNREADABLE
+        picture = is_image_suffix(suffix) or suffix in _UNREADABLE
         if reason is None:
             (found.images if picture else found.others).append(path)
         elif picture:

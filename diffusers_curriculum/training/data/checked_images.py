@@ -18,7 +18,7 @@ from typing import Any
 import PIL
 from PIL import Image, ImageFile
 
-from diffusers_curriculum.models.image_files import image_suffixes
+from diffusers_curriculum.models.image_files import codecs
 from diffusers_curriculum.training.storage.files import write_atomically
 from diffusers_curriculum.training.storage.fingerprints import hash_config
 
@@ -42,7 +42,7 @@ def described_check(resolution: int) -> dict[str, Any]:
         "format": FORMAT,
         "checker": CHECKER,
         "pillow": PIL.__version__,
-        "suffixes": len(image_suffixes()),  # plugins come and go
+        "codecs": codecs(),  # which come and go
         "resolution": resolution,
         "max_pixels": Image.MAX_IMAGE_PIXELS,
         "truncated": ImageFile.LOAD_TRUNCATED_IMAGES,

@@ -8,11 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageColor, ImageOps
+from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 
 from diffusers_curriculum.models.image_files import register_codecs
-
-register_codecs()  # here, as every process that decodes needs them
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # PIL's, by their channels
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -136,7 +134,7 @@ def _upright(cell: dict[str, Any], noted: list[str]) -> Image.Image:
 
 
 def _read(source: Any, noted: list[str]) -> Image.Image:
-    with Image.open(source) as image:
+    with _opened(source) as image:
         refuse_bomb(*image.size)
         image.load()
         try:
@@ -146,6 +144,14 @@ def _read(source: Any, noted: list[str]) -> Image.Image:
         except Exception as error:
             noted.append(f"its EXIF cannot be read ({type(error).__name__}: {error})")
         return ImageOps.exif_transpose(_with_orientation_alone(image))
+
+
+def _opened(source: Any) -> Image.Image:
+    try:
+        return Image.open(source)
+    except UnidentifiedImageError:
+        register_codecs()  # only now, as few data sets need them
+        return Image.open(source)
 
 
 def _bare_png(content: bytes | None, path: str | None) -> bytes | None:

@@ -14,8 +14,8 @@ from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
 from diffusers_curriculum.models.image_files import (
     METADATA_NAMES,
+    ImageSuffixes,
     Listing,
-    image_suffixes,
     list_folder,
     shown,
     warn_of_left_out,
@@ -53,7 +53,7 @@ class Source(NamedTuple):
 class _Images(ImageFolder):
     """As `datasets` has it, with every suffix that Pillow opens here."""
 
-    EXTENSIONS = sorted(image_suffixes())
+    EXTENSIONS: Any = ImageSuffixes()
 
 
 def is_image_folder(folder: str) -> bool:

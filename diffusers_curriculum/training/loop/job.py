@@ -41,7 +41,7 @@ from diffusers_curriculum.training.process.compilation import (
     uncompiled,
 )
 from diffusers_curriculum.training.process.launcher import in_effect
-from diffusers_curriculum.training.process.memory import out_of_memory_explained
+from diffusers_curriculum.training.process.memory import kept_objects, out_of_memory_explained
 from diffusers_curriculum.training.process.profiling import check_traced, profiled
 from diffusers_curriculum.training.process.stopping import StopRequest
 from diffusers_curriculum.training.publish.trackers import start_trackers
@@ -99,7 +99,7 @@ class Job(JobParts):
         args, batches = self.args, self._checked(self._batches(), training_step)
         traced = args.profile_steps if self.accelerator.is_main_process else None
         length, folder = args.max_train_steps - self.start, Path(args.output_dir, "profile")
-        with self.stop, profiled(traced, length, folder) as step_traced:
+        with self.stop, kept_objects(), profiled(traced, length, folder) as step_traced:
             self.record.start()
             self.monitor.start(self.start)
             with uncompiled(args):

@@ -199,7 +199,7 @@ Image.register_mime("JXL", "image/jxl")
 def codecs(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     """Pillow as it comes, without the packages for HEIC and JPEG XL; what is known of codecs is
     asked anew, before and after."""
-    known = (image_files.register_codecs, image_files.image_suffixes)
+    known = (image_files.register_codecs, image_files.is_image_suffix)
     for function in known:
         function.cache_clear()
     gone = ("HEIF", "JXL")
