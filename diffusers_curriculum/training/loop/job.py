@@ -89,7 +89,7 @@ class Job(JobParts):
         if shown is not None:
             sys.stdout.write(shown + "\n")
             return
-        with out_of_memory_explained(self.args):
+        with out_of_memory_explained(self.args), kept_objects():
             self.prepare()
             self._make_updates(training_step)
         with uncompiled(self.args):

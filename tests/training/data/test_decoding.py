@@ -217,6 +217,21 @@ def codecs(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
         function.cache_clear()
 
 
+def test_plugins_for_rare_formats_are_loaded_where_one_is_met(
+    codecs: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[str] = []
+    codecs.setattr(image_files, "find_spec", asked.append)
+    codecs.setattr(Image, "init", lambda: asked.append("Pillow's own"))
+    for name in ("a.png", "b.jpg", "c.JPEG", "d.gif", "metadata.jsonl", "metadata.csv", "b.txt"):
+        (tmp_path / name).write_bytes(encoded(PICTURE))
+    assert len(image_files.list_folder(tmp_path).images) == 4
+    decode_image(cell(encoded(PICTURE)))
+    assert asked == []
+    image_files.is_image_suffix(".strange")
+    assert asked == ["pillow_heif", "pillow_jxl", "Pillow's own"]
+
+
 @pytest.mark.parametrize("suffix", PACKAGES)
 def test_a_format_without_its_package_is_told(
     codecs: pytest.MonkeyPatch, tmp_path: Path, suffix: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import platform
 import subprocess
@@ -16,6 +17,7 @@ from diffusers_curriculum.training.errors import NonFiniteError, UsageError
 from diffusers_curriculum.training.process.memory import (
     explain_out_of_memory,
     is_out_of_memory,
+    kept_objects,
     out_of_memory_explained,
 )
 from tests.training.command_lines import parse_args
@@ -129,3 +131,11 @@ def test_what_a_step_frees_is_kept_for_the_next_unless_the_environment_says_more
     assert told["kept"][1] < 1000
     assert told["handed back"][0] == 0
     assert told["handed back"][1] > 10_000
+
+
+def test_objects_of_before_are_no_garbage_until_the_end() -> None:
+    with kept_objects():
+        known = gc.get_freeze_count()
+        with kept_objects():
+            assert gc.get_freeze_count() >= known > 10_000
+    assert gc.get_freeze_count() == 0
