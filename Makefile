@@ -18,7 +18,7 @@ export HF_HUB_OFFLINE = 1
 export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 
-.PHONY: install demo demo-lora demo-class test test-reliability lint clean
+.PHONY: install demo demo-lora demo-class test test-reliability docs release-check lint clean
 .DEFAULT_GOAL := test
 
 install: $(STAMP)
@@ -44,6 +44,14 @@ lint: install
 
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+
+# The documents as a site, in build/site.
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
+# What must hold of a release, beside `make test`.
+release-check: install
+	$(BIN)/python -m pytest -m "" tests/structure/test_packaging.py tests/structure/test_release.py
 
 # Kills, two processes and resumes in full; the figures are printed.
 test-reliability: install
