@@ -4,6 +4,7 @@ same place here and there."""
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,11 @@ def on_files(files: Any, config: Any) -> Any:
     paths = [path for path in listed.stdout.splitlines() if not path.startswith((".", "tests/"))]
     own = [File(path, str(ROOT), config.site_dir, config.use_directory_urls) for path in paths]
     return Files([*theme, *own, File.generated(config, "api.md", content=api())])
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Names in docstrings, without the roles of another generator."""
+    return re.sub(r":(?:func|class|meth|attr|mod):(?=<code>)", "", html)
 
 
 def public_names(module: str) -> list[str]:

@@ -16,7 +16,9 @@ from diffusers_curriculum.catalogue import GROUPS, Catalogue
 from diffusers_curriculum.checks import above_zero, check_fields, checked, finite
 
 DENSITIES: Catalogue[type[Density]] = Catalogue("density", group=GROUPS[0])
+"""All densities by name, each with its formula, source and defaults."""
 register = DENSITIES.register
+"""Decorator that puts a density of one's own into the catalogue: ``@register("name", ...)``."""
 _SIGN = torch.iinfo(torch.int64).min
 
 

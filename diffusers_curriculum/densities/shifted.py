@@ -64,6 +64,7 @@ SHIFT_PRESETS: Mapping[str, Preset] = MappingProxyType(
         "z-image-diffsynth": Preset("DiffSynth-Studio", shift=3.0),
     }
 )
+"""The shift that each family of models is trained with, by its name."""
 
 
 def shift_from_dimensions(dimensions: float, base: float = _BASE_DIMENSIONS) -> float:

@@ -152,6 +152,7 @@ class ForScheduler:
 
 
 for_scheduler = ForScheduler
+"""The same, as the changed lines of a script call it."""
 _BOUND: weakref.WeakKeyDictionary[Any, ForScheduler] = weakref.WeakKeyDictionary()
 
 

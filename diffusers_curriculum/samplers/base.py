@@ -29,6 +29,7 @@ from diffusers_curriculum.samplers.composition import (
 from diffusers_curriculum.samplers.description import Described, checked_arguments
 
 SAMPLERS: Catalogue[type[TimestepSampler]] = Catalogue("sampler", group=GROUPS[2])
+"""All samplers by name."""
 _NOTHING = (None, None)
 
 

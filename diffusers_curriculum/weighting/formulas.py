@@ -27,7 +27,9 @@ from diffusers_curriculum.checks import above_zero, finite, flag, inside, one_of
 WEIGHTINGS: Catalogue[Callable[..., Tensor]] = Catalogue(
     "loss weighting", reserved=("none",), group=GROUPS[1]
 )
+"""All loss weightings by name: log of the weight on x0 at each log-SNR."""
 register = WEIGHTINGS.register
+"""Decorator that puts a weighting of one's own into the catalogue: ``@register("name", ...)``."""
 
 # Beyond it exp() is 0 or infinite in float64 for every weight, which is the limit wanted.
 _INFINITY = 1e4
@@ -50,6 +52,7 @@ _TO_TARGET: dict[str, Callable[[Tensor], Tensor]] = {
     "flow": lambda log_snr: -2 * softplus(log_snr / 2),
 }
 TARGETS = (*_TO_TARGET, "edm")
+"""What a network may predict, as :func:`to_target` takes it."""
 
 
 def to_target(prediction_type: str, log_snr: Tensor, sigma_data: float | None = None) -> Tensor:

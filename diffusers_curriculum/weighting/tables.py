@@ -14,6 +14,7 @@ from diffusers_curriculum.noise_levels import NoiseLevels, cell_edges
 from diffusers_curriculum.weighting.formulas import WEIGHTINGS, bounded, to_target
 
 MEASURES = ("draw", "log_snr")
+"""What a weighting may be relative to: the law that is drawn, or log-SNR."""
 
 
 def loss_weights(

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-GLOBS = ("docs/*.md", "benchmarks/*.md", "examples/*/README.md")
-DOCUMENTS = sorted([ROOT / "README.md", *(file for glob in GLOBS for file in ROOT.glob(glob))])
+GLOBS = ("[!C]*.md", "CONTRIBUTING.md", "docs/*.md", "benchmarks/*.md", "examples/*/README.md")
+DOCUMENTS = sorted(file for glob in GLOBS for file in ROOT.glob(glob))
 TEXTS = {str(path.relative_to(ROOT)): path.read_text("utf-8") for path in DOCUMENTS}
 
 

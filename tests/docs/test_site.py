@@ -36,7 +36,7 @@ def test_every_public_name_has_its_docstring_there(site: Path) -> None:
             head = page.partition(f'id="{module}.{name}"')[2]
             body = re.split(r'id="diffusers_curriculum\.', head)[0]
             assert head, f"{module}.{name} is not there"
-            assert re.search(r"<p>\w", body), f"{module}.{name} has no docstring"
+            assert re.search(r"<p>", body), f"{module}.{name} has no docstring"
 
 
 def test_every_document_is_in_the_menu(site: Path) -> None:

@@ -11,8 +11,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from packaging.requirements import Requirement
-
 from diffusers_curriculum.models.image_files import has_files
 from diffusers_curriculum.training.arguments.flag import path as as_path
 from diffusers_curriculum.training.errors import HubError, UsageError
@@ -35,6 +33,8 @@ def installed(package: str) -> bool:
 
 def satisfied(requirement: str) -> bool:
     """Whether what pip would install for ``requirement``, such as "name>=1.0", is there."""
+    from packaging.requirements import Requirement  # --version answers without any dependency
+
     wanted = Requirement(requirement)
     try:
         return wanted.specifier.contains(version(wanted.name), prereleases=True)
