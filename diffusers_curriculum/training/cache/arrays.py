@@ -27,6 +27,7 @@ class Array(NamedTuple):
 
     @property
     def nbytes(self) -> int:
+        """Of one image."""
         return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
 
 
