@@ -45,6 +45,7 @@ from diffusers_curriculum.training.arguments.validation import HELD_OUT, KEPT_AP
 from diffusers_curriculum.training.checkpoint.same_run import dataset_facts, run_facts
 from diffusers_curriculum.training.data.bad_samples import usable_held_out, usable_images
 from diffusers_curriculum.training.data.dataset import ImageDataset
+from diffusers_curriculum.training.data.shards import shards_of
 from diffusers_curriculum.training.data.transforms import ImageTransform
 from diffusers_curriculum.training.errors import UsageError
 from diffusers_curriculum.training.loop.run import Run
@@ -273,7 +274,10 @@ class VQGAN(Task):
     def usable_rows(self, args: Arguments, accelerator: Any, rows: Any) -> Any:
         if self.held_out is not None:
             self.held_out = usable_held_out(args, accelerator, self.held_out)
-        return usable_images(args, accelerator, rows)
+        rows = usable_images(args, accelerator, rows)
+        if args.streaming:
+            self.shards = shards_of(rows, args.image_column, args.shuffle_buffer)
+        return rows
 
     def facts(self, job: JobParts) -> dict[str, Any]:
         """The model is built for them, as its config tells it."""

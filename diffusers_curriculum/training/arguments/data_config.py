@@ -105,6 +105,11 @@ def check_sources(args: Any) -> None:
             f"--data_config {args.data_config} and --{name} {args[name]} both name the images: "
             "drop one of the two, or put that into a row of the file."
         )
+    if args.sources and args.streaming:
+        raise UsageError(
+            "--streaming reads the shards of one data set one after the other, and --data_config "
+            f"{args.data_config} mixes several: drop one of the two."
+        )
     if args.sources and args.max_train_samples is not None:
         raise UsageError(
             f"--max_train_samples {args.max_train_samples} beside --data_config does not say of "

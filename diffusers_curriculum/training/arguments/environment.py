@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import sys
+from glob import iglob
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,8 @@ def check_data(args: Any, wanted: str) -> None:
             "neither --dataset_name nor --train_data_dir is given: name a data set on the Hub, or "
             f"{wanted}."
         )
-    check_folder(args, "dataset_name", "a data set")
+    if not (args.streaming and any(iglob(args.dataset_name or ""))):
+        check_folder(args, "dataset_name", "a data set")
     # Together with --dataset_name the folder lies inside that data set, not on this machine.
     if args.train_data_dir is not None and args.dataset_name is None:
         check_image_folder("--train_data_dir", args.train_data_dir, wanted)

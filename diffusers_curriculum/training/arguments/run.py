@@ -42,6 +42,7 @@ ATTENTIONS = ("sdpa", "xformers", "flash", "cudnn", "efficient", "math", "flex")
 _OF_A_DATA_SET = Need("--dataset_name", lambda a: a.dataset_name is not None)
 _AVERAGED = Need("--use_ema", lambda a: a.use_ema)
 _SKIPPING = Need("--bad_samples skip", lambda a: a.bad_samples == "skip")
+_STREAMED = Need("--streaming", lambda a: a.streaming)
 _CACHED = Need("--cache_latents", lambda a: a.cache_latents)
 _RESUMED = Need("--resume_from_checkpoint", lambda a: bool(a.resume_from_checkpoint))
 
@@ -57,6 +58,12 @@ def _check_background(args: Any) -> None:
         raise UsageError(
             f"--background is {args.background!r}: name a colour, such as white or '#808080'."
         ) from error
+
+
+def _settle_looks(args: Any) -> None:
+    """What is streamed is not read before it is trained on, unless it is asked for."""
+    if args.streaming and "bad_samples" not in args.given:
+        args.bad_samples = "off"
 
 
 SOURCE = Family.of(
@@ -77,6 +84,11 @@ SOURCE = Family.of(
         ),
         tracked("image_column", str, "image", "column with the images"),
         count("max_train_samples", help="train on that many samples only, chosen by the seed"),
+        tracked(
+            "streaming",
+            help="read tar shards (WebDataset) or Parquet where they lie, on the Hub or here: a "
+            "data set, a folder, or a pattern of files as --dataset_name",
+        ),
         setting="dataset",
     ),
     place("cache_dir", help="folder for downloaded models and data sets"),
@@ -131,7 +143,8 @@ SAMPLES = Family.of(
         SAMPLE_POLICIES,
         "raise",
         "unreadable images and missing captions: refuse, or leave out and list them (skip); sample "
-        "and off look at the captions, and at 1,000 images or none, before they refuse",
+        "and off look at the captions, and at 1,000 images or none, before they refuse (off unless "
+        "given with --streaming)",
     ),
     tracked(
         "bad_samples_limit",
@@ -141,6 +154,14 @@ SAMPLES = Family.of(
         bound=SHARE,
         needs=(_SKIPPING,),
     ),
+    count(
+        "shuffle_buffer",
+        1000,
+        "samples that are shuffled among one another, of shards in random order",
+        setting="dataset",
+        needs=(_STREAMED,),
+    ),
+    settle=_settle_looks,
 )
 RUN = Family.of(
     "run",
@@ -273,7 +294,15 @@ FAMILIES = (LOADING, RUN, OPTIMIZER, EMA, PRECISION, OUTPUT, CHECKPOINTS, LOOP)
 OF_IMAGES = (IMAGES, LOADING, SAMPLES, HELD_OUT, VALIDATION_LOSS)
 OF_MACHINE = (PRECISION, KERNELS, OUTPUT, HUB)
 _OURS = {flag.name for family in (SAMPLES, HELD_OUT, VALIDATION_LOSS) for flag in family.flags}
-_OURS |= {"attention", "train_split", "background", "ema_decay", "ema_interval", "license"}
+_OURS |= {
+    "attention",
+    "train_split",
+    "streaming",
+    "background",
+    "ema_decay",
+    "ema_interval",
+    "license",
+}
 _OURS |= {"allow_config_change", "overwrite_output_dir", "lr_num_cycles", "lr_power", "lr_end"}
 _OURS |= {"validation_clip_score", "data_config", "compile"}
 _OURS |= {f.name for f in OPTIMIZER.flags if f.name.startswith(("optimizer", "prodigy_"))}

@@ -19,6 +19,7 @@ import PIL
 from PIL import Image, ImageFile
 
 from diffusers_curriculum.models.image_files import codecs
+from diffusers_curriculum.training.data.shards import file_of
 from diffusers_curriculum.training.storage.files import write_atomically
 from diffusers_curriculum.training.storage.fingerprints import hash_config
 
@@ -70,7 +71,7 @@ def image_key(cell: dict[str, Any] | None) -> str | None:
     if not path:
         return None
     try:
-        found = os.stat(path)
+        found = os.stat(file_of(path))
     except (OSError, ValueError):  # a missing file, or a name that no file can have
         return None
     text = f"{os.path.abspath(path)}\0{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}"

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 
 from diffusers_curriculum.models.image_files import register_codecs
+from diffusers_curriculum.training.data.shards import content_at
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # PIL's, by their channels
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -50,7 +51,8 @@ def decode_image(
     scaled to 8 bits (PIL's own conversion clips it to white).
 
     Args:
-        cell: {"path": str or None, "bytes": bytes or None}, from `datasets.Image(decode=False)`.
+        cell: {"path": str or None, "bytes": bytes or None}, from `datasets.Image(decode=False)`;
+            the path may be a place in a shard.
         noted: takes what is wrong with the file that no pixel depends on.
 
     Raises:
@@ -82,7 +84,7 @@ def decode_precisely(cell: dict[str, Any], pixels: Pixels = RGB) -> np.ndarray:
 def upright_size(cell: dict[str, Any]) -> tuple[int, int]:
     """(width, height) of what :func:`decode_image` makes of a cell, of the file's head alone where
     that tells it."""
-    content, path = cell.get("bytes"), cell.get("path")
+    content, path = _content(cell), cell.get("path")
     try:
         with Image.open(path if content is None else io.BytesIO(content)) as image:  # pyright: ignore
             if image.format in _TOLD_BY_HEAD:
@@ -114,8 +116,14 @@ def _with_orientation_alone(image: Image.Image) -> Image.Image:
     return plain
 
 
-def _upright(cell: dict[str, Any], noted: list[str]) -> Image.Image:
+def _content(cell: dict[str, Any]) -> bytes | None:
+    """The bytes of an image that is in no file of its own."""
     content, path = cell.get("bytes"), cell.get("path")
+    return content_at(path) if content is None and path is not None else content
+
+
+def _upright(cell: dict[str, Any], noted: list[str]) -> Image.Image:
+    content, path = _content(cell), cell.get("path")
     source = path if content is None else io.BytesIO(content)
     if source is None:
         raise ValueError("there is no image")

@@ -11,6 +11,9 @@ above, and 2 q + 1 the class image beside it: the (q mod m)-th entry of another 
 Of several sources, each is an endless sequence of permutations of its rows, of which epoch e takes
 the next d, its draws e d ... (e + 1) d - 1, whatever its number of rows; those of all sources are
 then permuted. So no image of a source is ever more than one draw ahead of another.
+
+Samples in shards are permuted so that few shards are read at a time: first the shards, then their
+samples within stretches of so many.
 """
 
 from __future__ import annotations
@@ -57,6 +60,33 @@ def _order_of_sources(seed: int, epoch: int, sources: tuple[SourceShare, ...]) -
     return order
 
 
+@dataclass(frozen=True, eq=False)  # orders are remembered by it, and it may be long
+class Shards:
+    """Samples that lie in shards, in their order.
+
+    Attributes:
+        counts: of the samples in each.
+        buffer: how many samples are shuffled among one another.
+    """
+
+    counts: tuple[int, ...]
+    buffer: int
+
+
+@lru_cache(maxsize=2)
+def _order_of_shards(seed: int, epoch: int, shards: Shards) -> np.ndarray:
+    """The rows of an epoch."""
+    draw = host_generator(seed, epoch, purpose="shard_order")
+    ends = np.cumsum(shards.counts).tolist()
+    turn = draw.permutation(len(ends)).tolist()
+    order = np.concatenate([np.arange(ends[s] - shards.counts[s], ends[s]) for s in turn])
+    cut = int(draw.integers(shards.buffer)) if shards.buffer < len(order) else 0
+    for first in range(-cut, len(order), shards.buffer):
+        draw.shuffle(order[max(first, 0) : first + shards.buffer])
+    order.setflags(write=False)
+    return order
+
+
 @dataclass(frozen=True)
 class BatchPlan:
     """The order of the samples for one rank, a pure function of its numbers.
@@ -73,6 +103,7 @@ class BatchPlan:
     seed: int
     num_class_images: int = 0  # m, the rows after those of the samples
     sources: tuple[SourceShare, ...] = ()  # of the samples, where there are several
+    shards: Shards | None = None  # of the samples, where they are read from such
 
     def __post_init__(self) -> None:
         for field in fields(self)[:4]:
@@ -83,6 +114,8 @@ class BatchPlan:
             raise ValueError(f"rank is {self.rank}; it must lie in [0, {self.world_size}).")
         if self.sources and sum(source.rows for source in self.sources) != self.num_samples:
             raise ValueError(f"{self.sources} do not have {self.num_samples} rows.")
+        if self.shards is not None and sum(self.shards.counts) != self.num_samples:
+            raise ValueError(f"the shards do not have {self.num_samples} rows.")
 
     @property
     def each(self) -> int:
@@ -132,7 +165,7 @@ class BatchPlan:
 
     def index(self, position: int) -> int:
         """Return the data set row at `position`: permutation(seed, p // n)[p mod n], and with class
-        images or several sources as the module says."""
+        images, several sources or shards as the module says."""
         number, beside = divmod(position, self.each)
         first, count, purpose = 0, self.num_samples, "data_order"
         if self.sources and not beside:
@@ -141,6 +174,8 @@ class BatchPlan:
         if beside:
             first, count, purpose = self.num_samples, self.num_class_images, "class_order"
         epoch, place = divmod(number, count)
+        if self.shards is not None and not beside:
+            return int(_order_of_shards(self.seed, epoch, self.shards)[place])
         return first + int(_permutation(self.seed, epoch, count, purpose)[place])
 
     @property

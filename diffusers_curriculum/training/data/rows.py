@@ -52,7 +52,8 @@ def read_rows(args: Arguments, seed: int, **columns: Any) -> Rows:
     """
     load = partial(load_images, cache_dir=args.cache_dir, **columns)
     named = args.dataset_name, args.dataset_config_name, args.train_data_dir
-    data = partial(load, *named, image_column=args.image_column)
+    data = partial(load, *named, image_column=args.image_column, streaming=args.streaming)
+    some = partial(some_of, most=args.max_train_samples, seed=seed, in_order=args.streaming)
     share = held_out_share(args.validation_split)
     if args.sources:
         rows = joined_rows(args, seed, columns.get("mask_column"))
@@ -72,11 +73,11 @@ def read_rows(args: Arguments, seed: int, **columns: Any) -> Rows:
         held_out = load(**folder, image_column=column, mask_column=None)
         held_out = held_out.rename_columns({column: args.image_column})
     else:
-        return Rows(some_of(rows, args.max_train_samples, seed))
+        return Rows(some(rows))
     rows = _without_files_of(held_out, rows, args.image_column)
     if "label_column" in columns:
         held_out = _with_classes_of(rows, held_out, columns["label_column"])
-    return Rows(some_of(rows, args.max_train_samples, seed), held_out)
+    return Rows(some(rows), held_out)
 
 
 def _parted(rows: Dataset, share: float) -> tuple[Dataset, Dataset]:

@@ -24,6 +24,8 @@ from diffusers_curriculum.training.data.folders import (
     warn_of_unread_files,
     with_texts,
 )
+from diffusers_curriculum.training.data.plan import chosen_rows
+from diffusers_curriculum.training.data.streams import Columns, read_shards
 from diffusers_curriculum.training.errors import UsageError
 
 _SAVED = ("state.json", "dataset_dict.json")  # of save_to_disk: a data set, or several splits
@@ -42,6 +44,7 @@ def load_images(
     mask_column: str | None = None,
     max_train_samples: int | None = None,
     seed: int = 0,
+    streaming: bool = False,
     folder_flag: str = "--train_data_dir",
     split_flag: str = "--train_split",
 ) -> Dataset:
@@ -62,6 +65,7 @@ def load_images(
         label_column: column of classes, of numbers or words; None leaves classes out.
         mask_column: column of masks, like that of images; None leaves them out.
         max_train_samples: keep this many samples, chosen by a shuffle with `seed`.
+        streaming: read tar or Parquet files where they lie; cells of images are places in them.
         folder_flag, split_flag: what messages call `train_data_dir` and `split`.
 
     Returns:
@@ -74,10 +78,12 @@ def load_images(
     if max_train_samples is not None and max_train_samples < 1:
         raise UsageError(f"--max_train_samples is {max_train_samples}; it must be at least 1.")
     place = dataset_name, dataset_config_name, train_data_dir
-    asked = _Asked(*place, split, folder_flag, split_flag)
-    dataset, folder = _load_split(asked, cache_dir), asked.local
     masks = {} if mask_column is None else {mask_column: "--mask_column"}
     images = {image_column: "--image_column"} | masks
+    texts = [column for column in (caption_column, label_column) if column is not None]
+    columns = Columns(images, texts) if streaming else None
+    asked = _Asked(*place, split, folder_flag, split_flag, columns)
+    dataset, folder = _load_split(asked, cache_dir), None if streaming else asked.local
     for column, flag in images.items():
         check_image_column(dataset.features, column, flag)
     if caption_column is not None and caption_column not in dataset.features and folder:
@@ -87,13 +93,15 @@ def load_images(
     if label_column is not None:
         check_label_column(dataset.features, label_column, folder)
     dataset = _selected(dataset, images, caption_column, label_column, folder)
-    return some_of(dataset, max_train_samples, seed)
+    return some_of(dataset, max_train_samples, seed, in_order=streaming)
 
 
-def some_of(rows: Dataset, most: int | None, seed: int) -> Dataset:
+def some_of(rows: Dataset, most: int | None, seed: int, *, in_order: bool = False) -> Dataset:
     """At most so many of the rows, chosen by a shuffle with ``seed``; None keeps all."""
     if most is None:
         return rows
+    if in_order:
+        return rows.select(chosen_rows(len(rows), most, seed))
     return rows.shuffle(seed=seed).select(range(min(most, len(rows))))
 
 
@@ -154,6 +162,7 @@ class _Asked(NamedTuple):
     split: str | None
     flag: str  # of the folder
     split_flag: str
+    streamed: Columns | None  # what is read of shards where they lie
 
     @property
     def told(self) -> str:
@@ -173,6 +182,8 @@ def _load_split(asked: _Asked, cache_dir: str | None) -> Dataset:
     if asked.name is None:
         remedy = "Check its metadata.jsonl or metadata.csv: one entry per image, all of one form."
         _check_folder(asked)
+    if asked.streamed is not None:
+        remedy = "Check the shards, and the connection if they are elsewhere."
     try:
         dataset = _load(asked, cache_dir)
     except UsageError:
@@ -188,6 +199,8 @@ def _load_split(asked: _Asked, cache_dir: str | None) -> Dataset:
 
 def _load(asked: _Asked, cache_dir: str | None) -> Dataset:
     name, local = asked.name, asked.local
+    if asked.streamed is not None:
+        return _load_shards(asked, asked.streamed, cache_dir)
     if name is None:
         return read_folder(
             Source(asked.flag, str(local), asked.split, None, asked.split_flag), cache_dir
@@ -206,6 +219,17 @@ def _load(asked: _Asked, cache_dir: str | None) -> Dataset:
     if wanted not in splits:
         raise UsageError(no_such_split("--dataset_name", name, wanted, splits, asked.split_flag))
     return splits[wanted]
+
+
+def _load_shards(asked: _Asked, columns: Columns, cache_dir: str | None) -> Dataset:
+    name, folder = asked.name, asked.folder
+    place = (str(folder), None, None) if name is None else (name, asked.config, folder)
+    rows = read_shards(
+        *place, split=asked.split, columns=columns, cache_dir=cache_dir, split_flag=asked.split_flag
+    )
+    if asked.local is not None:
+        warn_of_unread_files(*place, cache_dir)
+    return rows
 
 
 def _load_saved(name: str, config: str | None, folder: str | None) -> DatasetDict:

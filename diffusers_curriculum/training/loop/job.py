@@ -188,6 +188,7 @@ class Job(JobParts):
             self.seed,
             class_images,
             self.task.sources,
+            self.task.shards,
         )
         steps = self.plan.steps_for_epochs(args.num_train_epochs)
         args.max_train_steps = args.max_train_steps or steps

@@ -218,6 +218,7 @@ def _rows(args: Any, columns: Mapping[str, str]) -> Any:
         image_column=args.image_column,
         max_train_samples=args.max_train_samples,
         seed=args.seed,
+        streaming=args.streaming,
         **columns,
     )
     if len(rows) < args.samples + 2:

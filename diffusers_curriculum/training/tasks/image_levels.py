@@ -20,6 +20,7 @@ from diffusers_curriculum.training.data.bad_samples import usable_held_out, usab
 from diffusers_curriculum.training.data.dataset import ImageDataset
 from diffusers_curriculum.training.data.masks import Masks
 from diffusers_curriculum.training.data.plan import BatchPlan, InOrder
+from diffusers_curriculum.training.data.shards import shards_of
 from diffusers_curriculum.training.data.transforms import ImageTransform
 from diffusers_curriculum.training.errors import UsageError
 from diffusers_curriculum.training.evaluation.validation_loss import ValidationLoss
@@ -85,7 +86,10 @@ class ImageLevelTask(LevelTask):
         text: dict[str, Any] = {**self.text_columns}
         if self.held_out is not None:
             self.held_out = usable_held_out(args, accelerator, self.held_out, **text)
-        return usable_images(args, accelerator, rows, masks=self.masks(args), **text)
+        rows = usable_images(args, accelerator, rows, masks=self.masks(args), **text)
+        if args.streaming:
+            self.shards = shards_of(rows, args.image_column, args.shuffle_buffer)
+        return rows
 
     def masks(self, args: Arguments) -> Masks | None:
         """What of each image counts in the loss; None: all of it."""

@@ -195,6 +195,8 @@ NEW_DEFAULTS = {
     "max_hours": None,
     "profile_steps": None,
     "train_split": None,
+    "streaming": False,
+    "shuffle_buffer": 1000,
     "background": None,
     "compile": "none",
     "optimizer": "AdamW",

@@ -67,6 +67,7 @@ CONTEXTS: tuple[list[str], ...] = (
     ["--lr_scheduler", "cosine_with_restarts"],
     ["--lr_scheduler", "polynomial"],
     ["--bad_samples", "skip"],
+    ["--streaming"],
     ["--timestep_sampler", "laplace"],
     ["--timestep_shift_preset", "flux", "--timestep_shift_tokens", "64"],
     ["--timestep_bias_strategy", "earlier"],
