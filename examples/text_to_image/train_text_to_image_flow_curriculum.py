@@ -62,7 +62,7 @@ def training_step(run: FlowRun, step: int, slots: Slots, batch: dict[str, Any]) 
     latents, conditioning = encode(run, batch, draw)
 
     # Draw noise levels
-    drawn = run.sampler.sample(slots, step=step, device=device)
+    drawn = run.at_own_size(run.sampler.sample(slots, step=step, device=device), latents)
 
     # Predict; a model with dropout draws from the global generator
     run.seed_model(step, slots)

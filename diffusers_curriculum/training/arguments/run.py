@@ -27,6 +27,11 @@ from diffusers_curriculum.training.arguments.flag import (
 )
 from diffusers_curriculum.training.arguments.imports import IMPORT
 from diffusers_curriculum.training.arguments.optimizer import OPTIMIZER
+from diffusers_curriculum.training.arguments.streaming import (
+    SHUFFLE_BUFFER,
+    STREAMING,
+    settle_looks,
+)
 from diffusers_curriculum.training.arguments.validation import HELD_OUT, VALIDATION_LOSS
 from diffusers_curriculum.training.errors import UsageError
 
@@ -42,7 +47,6 @@ ATTENTIONS = ("sdpa", "xformers", "flash", "cudnn", "efficient", "math", "flex")
 _OF_A_DATA_SET = Need("--dataset_name", lambda a: a.dataset_name is not None)
 _AVERAGED = Need("--use_ema", lambda a: a.use_ema)
 _SKIPPING = Need("--bad_samples skip", lambda a: a.bad_samples == "skip")
-_STREAMED = Need("--streaming", lambda a: a.streaming)
 _CACHED = Need("--cache_latents", lambda a: a.cache_latents)
 _RESUMED = Need("--resume_from_checkpoint", lambda a: bool(a.resume_from_checkpoint))
 
@@ -58,12 +62,6 @@ def _check_background(args: Any) -> None:
         raise UsageError(
             f"--background is {args.background!r}: name a colour, such as white or '#808080'."
         ) from error
-
-
-def _settle_looks(args: Any) -> None:
-    """What is streamed is not read before it is trained on, unless it is asked for."""
-    if args.streaming and "bad_samples" not in args.given:
-        args.bad_samples = "off"
 
 
 SOURCE = Family.of(
@@ -84,11 +82,7 @@ SOURCE = Family.of(
         ),
         tracked("image_column", str, "image", "column with the images"),
         count("max_train_samples", help="train on that many samples only, chosen by the seed"),
-        tracked(
-            "streaming",
-            help="read tar shards (WebDataset) or Parquet where they lie, on the Hub or here: a "
-            "data set, a folder, or a pattern of files as --dataset_name",
-        ),
+        STREAMING,
         setting="dataset",
     ),
     place("cache_dir", help="folder for downloaded models and data sets"),
@@ -154,14 +148,8 @@ SAMPLES = Family.of(
         bound=SHARE,
         needs=(_SKIPPING,),
     ),
-    count(
-        "shuffle_buffer",
-        1000,
-        "samples that are shuffled among one another, of shards in random order",
-        setting="dataset",
-        needs=(_STREAMED,),
-    ),
-    settle=_settle_looks,
+    SHUFFLE_BUFFER,
+    settle=settle_looks,
 )
 RUN = Family.of(
     "run",
@@ -294,17 +282,9 @@ FAMILIES = (LOADING, RUN, OPTIMIZER, EMA, PRECISION, OUTPUT, CHECKPOINTS, LOOP)
 OF_IMAGES = (IMAGES, LOADING, SAMPLES, HELD_OUT, VALIDATION_LOSS)
 OF_MACHINE = (PRECISION, KERNELS, OUTPUT, HUB)
 _OURS = {flag.name for family in (SAMPLES, HELD_OUT, VALIDATION_LOSS) for flag in family.flags}
-_OURS |= {
-    "attention",
-    "train_split",
-    "streaming",
-    "background",
-    "ema_decay",
-    "ema_interval",
-    "license",
-}
+_OURS |= {"attention", "train_split", "background", "ema_decay", "ema_interval", "license"}
 _OURS |= {"allow_config_change", "overwrite_output_dir", "lr_num_cycles", "lr_power", "lr_end"}
-_OURS |= {"validation_clip_score", "data_config", "compile"}
+_OURS |= {"validation_clip_score", "data_config", "compile", "streaming"}
 _OURS |= {f.name for f in OPTIMIZER.flags if f.name.startswith(("optimizer", "prodigy_"))}
 
 

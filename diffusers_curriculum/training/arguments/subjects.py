@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from diffusers_curriculum.training.arguments.buckets import BUCKETS
 from diffusers_curriculum.training.arguments.flag import (
     BATCH,
     NOT_NEGATIVE,
@@ -130,4 +131,4 @@ MASKS = Family.of(
     setting="objective",
     check=_check_masks,
 )
-SUBJECTS = (SUBJECT, PRIOR, MASKS)
+SUBJECTS = (SUBJECT, PRIOR, MASKS, BUCKETS)

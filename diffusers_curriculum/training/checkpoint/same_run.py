@@ -87,7 +87,7 @@ def run_facts(
         "global_batch": plan.total,
         "world_size": plan.world_size,
         "num_samples": plan.num_samples,
-        "dataset": dict(dataset),
+        "dataset": {**dataset, **plan.facts},
         "model": dict(model),
     }
     facts["imports"] = {n: module_identity(sys.modules[n]) for n in map(module_name, args.imports)}
@@ -142,12 +142,11 @@ def dataset_facts(args: Arguments, rows: Dataset, text_column: str | None) -> di
     """
     source = args.train_data_dir if args.dataset_name is None else args.dataset_name
     folder = source if source is not None and os.path.isdir(source) else None
-    facts = {
+    return {
         "name": None if folder else source,
         "config": args.dataset_config_name,
         "sha256": dataset_digest(rows, args.image_column, text_column, folder),
     }
-    return facts | ({"shuffle_buffer": args.shuffle_buffer} if args.streaming else {})
 
 
 def plain(facts: Mapping[str, Any]) -> dict[str, Any]:

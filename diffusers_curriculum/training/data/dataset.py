@@ -86,8 +86,9 @@ class ImageDataset(TorchDataset):
         self.precise, self.tell_crop, self.masks = precise, tell_crop, masks
 
     def __getitem__(self, position: int) -> dict[str, Tensor]:
-        """Return pixel_values (C, R, R) float32 in [-1, 1], or mean and std (C, h, w) of cached
-        latents, and label () int64 if there are classes, and mask (1, R, R) if there are masks."""
+        """Return pixel_values (C, R, R) float32 in [-1, 1], or (C, H, W) of its bucket, or mean and
+        std (C, h, w) of cached latents, and label () int64 if there are classes, and mask (1, R, R)
+        if there are masks."""
         return self.__getitems__([position])[0]
 
     def __getitems__(self, positions: Sequence[int]) -> list[dict[str, Tensor]]:
@@ -132,15 +133,17 @@ class ImageDataset(TorchDataset):
         return item | {"mask": self.masks.read(cells, row, *own)}
 
     def _pixels(self, cell: dict[str, Any], row: int, *draws: float) -> dict[str, Tensor]:
+        transform, buckets = self.transform, self.plan.buckets
+        if buckets is not None:
+            transform = transform.of_size(buckets.size_of(row))
         if self.precise:
-            pixels = decoded(cell, row, self.transform.decode_precisely)
+            pixels = decoded(cell, row, transform.decode_precisely)
             size = pixels.shape[1], pixels.shape[0]
-            return {
-                "pixel_values": self.transform.precise(pixels, *draws),
-                **self._crop(size, *draws),
-            }
-        image = decoded(cell, row, self.transform.decode)
-        return {"pixel_values": self.transform(image, *draws), **self._crop(image.size, *draws)}
+            values = transform.precise(pixels, *draws)
+        else:
+            image = decoded(cell, row, transform.decode)
+            values, size = transform(image, *draws), image.size
+        return {"pixel_values": values} | self._crop(transform, size, *draws)
 
     def _latents(
         self, latents: Latents, row: int, u_crop: float, u_flip: float
@@ -148,13 +151,16 @@ class ImageDataset(TorchDataset):
         mean, std = latents.read(row, u_crop, u_flip)
         item = {"mean": mean} if std is None else {"mean": mean, "std": std}
         if self.tell_crop is not None:
-            item |= self._crop(latents.size(row), *latents.draws(row, u_crop, u_flip))
+            draws = latents.draws(row, u_crop, u_flip)
+            item |= self._crop(self.transform, latents.size(row), *draws)
         return item
 
-    def _crop(self, size: tuple[int, int], *draws: float) -> dict[str, Tensor]:
+    def _crop(
+        self, transform: ImageTransform, size: tuple[int, int], *draws: float
+    ) -> dict[str, Tensor]:
         if self.tell_crop is None:
             return {}
-        return self.tell_crop(self.transform.crop_of(size, *draws))
+        return self.tell_crop(transform.crop_of(size, *draws))
 
     def _texts(
         self, cells: Sequence[dict[str, Any]], draws: Sequence[Sequence[float]]

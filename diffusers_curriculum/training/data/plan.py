@@ -21,11 +21,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from diffusers_curriculum.randomness import Slots, host_generator
+from diffusers_curriculum.training.data.buckets import Buckets
 
 
 @lru_cache(maxsize=4)  # a batch touches at most two neighbouring epochs of each in the usual case
@@ -104,6 +105,7 @@ class BatchPlan:
     num_class_images: int = 0  # m, the rows after those of the samples
     sources: tuple[SourceShare, ...] = ()  # of the samples, where there are several
     shards: Shards | None = None  # of the samples, where they are read from such
+    buckets: Buckets | None = None  # of the samples, where a batch is of one size
 
     def __post_init__(self) -> None:
         for field in fields(self)[:4]:
@@ -116,6 +118,14 @@ class BatchPlan:
             raise ValueError(f"{self.sources} do not have {self.num_samples} rows.")
         if self.shards is not None and sum(self.shards.counts) != self.num_samples:
             raise ValueError(f"the shards do not have {self.num_samples} rows.")
+        if self.buckets is not None and self.buckets.batch != self.total // self.accumulation:
+            raise ValueError(f"{self.buckets.batch} is not the batch of all processes.")
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What of the order a resumed run is compared with, besides seed and batch."""
+        found = {} if self.shards is None else {"shuffle_buffer": self.shards.buffer}
+        return found if self.buckets is None else found | {"buckets": self.buckets.facts}
 
     @property
     def each(self) -> int:
@@ -164,8 +174,11 @@ class BatchPlan:
         return range(first, first + slots.count)
 
     def index(self, position: int) -> int:
-        """Return the data set row at `position`: permutation(seed, p // n)[p mod n], and with class
+        """Return the data set row at `position`, which a bucket's order tells where there are such:
+        permutation(seed, p // n)[p mod n], and with class
         images, several sources or shards as the module says."""
+        if self.buckets is not None:
+            return self.buckets.row_at(self.seed, position)
         number, beside = divmod(position, self.each)
         first, count, purpose = 0, self.num_samples, "data_order"
         if self.sources and not beside:
@@ -223,6 +236,7 @@ class InOrder(NamedTuple):
     """The order of samples that are looked at, and not trained on: as they stand."""
 
     seed: int = 0  # of their crops and phrasings
+    buckets: None = None
 
     def index(self, position: int) -> int:
         """Return the data set row at `position`, which is the same."""

@@ -69,17 +69,14 @@ def load_images(
         folder_flag, split_flag: what messages call `train_data_dir` and `split`.
 
     Returns:
-        The columns asked for, that of classes with its `ClassLabel` names; a cell of an image or
-        mask is {"path", "bytes"}.
+        The columns asked for, classes as `ClassLabel`; images and masks are {"path", "bytes"}.
 
     Raises:
         UsageError: nothing to load, not loadable, empty, or without these columns.
     """
-    if max_train_samples is not None and max_train_samples < 1:
-        raise UsageError(f"--max_train_samples is {max_train_samples}; it must be at least 1.")
     place = dataset_name, dataset_config_name, train_data_dir
-    masks = {} if mask_column is None else {mask_column: "--mask_column"}
-    images = {image_column: "--image_column"} | masks
+    images = {image_column: "--image_column"}
+    images |= {} if mask_column is None else {mask_column: "--mask_column"}
     texts = [column for column in (caption_column, label_column) if column is not None]
     columns = Columns(images, texts) if streaming else None
     asked = _Asked(*place, split, folder_flag, split_flag, columns)
@@ -100,6 +97,8 @@ def some_of(rows: Dataset, most: int | None, seed: int, *, in_order: bool = Fals
     """At most so many of the rows, chosen by a shuffle with ``seed``; None keeps all."""
     if most is None:
         return rows
+    if most < 1:
+        raise UsageError(f"--max_train_samples is {most}; it must be at least 1.")
     if in_order:
         return rows.select(chosen_rows(len(rows), most, seed))
     return rows.shuffle(seed=seed).select(range(min(most, len(rows))))

@@ -6,7 +6,7 @@ PIL images, which the official script uses; torchvision itself is not needed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,8 +26,15 @@ INTERPOLATIONS["nearest_exact"] = Image.Resampling.NEAREST
 def resized_size(width: int, height: int, resolution: int) -> tuple[int, int]:
     """Return (width, height) with the shorter side = resolution, the longer one int(resolution *
     longer / shorter), as torchvision's Resize has it."""
-    longer = int(resolution * max(width, height) / min(width, height))
-    return (longer, resolution) if width >= height else (resolution, longer)
+    return covering_size(width, height, (resolution, resolution))
+
+
+def covering_size(width: int, height: int, size: tuple[int, int]) -> tuple[int, int]:
+    """Return (width, height) of an image that is resized until it just covers ``size``, a (width,
+    height), too: one side is that of ``size``, the other in proportion, rounded down."""
+    if width * size[1] >= height * size[0]:
+        return max(size[0], int(size[1] * width / height)), size[1]
+    return size[0], max(size[1], int(size[0] * height / width))
 
 
 class Crop(NamedTuple):
@@ -36,22 +43,25 @@ class Crop(NamedTuple):
     Attributes:
         original: (height, width) of the upright image as it is stored.
         top_left: (y, x) of its corner, once that image has been resized, and mirrored if it is.
+        size: (height, width) of itself.
     """
 
     original: tuple[int, int]
     top_left: tuple[int, int]
+    size: tuple[int, int]
 
 
 @dataclass(frozen=True)
 class ImageTransform:
-    """Resize, crop to a square, perhaps mirror, and scale to [-1, 1].
+    """Resize, crop, perhaps mirror, and scale to [-1, 1].
 
     Args:
-        resolution: side of the square, in pixels.
+        resolution: side of the square that is cut out, in pixels.
         interpolation: a key of `INTERPOLATIONS`.
         center_crop: crop the middle; otherwise uniformly over all places.
         random_flip: mirror left-right with probability 1/2.
         pixels: what images are turned into before.
+        size: (width, height) of what is cut out, in the place of the square.
     """
 
     resolution: int = 512
@@ -59,6 +69,7 @@ class ImageTransform:
     center_crop: bool = False
     random_flip: bool = False
     pixels: Pixels = RGB
+    size: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         if self.interpolation not in INTERPOLATIONS:
@@ -75,6 +86,14 @@ class ImageTransform:
         pixels, filter = Pixels(mode, args.background), args.image_interpolation_mode
         return cls(args.resolution, filter, args.center_crop, args.random_flip, pixels)
 
+    def of_size(self, size: tuple[int, int]) -> ImageTransform:
+        """The same for another (width, height)."""
+        return replace(self, size=size)
+
+    @property
+    def _size(self) -> tuple[int, int]:
+        return self.size or (self.resolution, self.resolution)
+
     def decode(self, cell: dict[str, Any]) -> Image.Image:
         """Decode a cell of an image column; see :func:`decoding.decode_image`."""
         return decode_image(cell, self.pixels)
@@ -84,11 +103,12 @@ class ImageTransform:
         return decode_precisely(cell, self.pixels)
 
     def __call__(self, image: Image.Image, u_top: float, u_left: float, u_flip: float) -> Tensor:
-        """Return the (C, R, R) float32 tensor in [-1, 1] that three uniforms in [0, 1) select."""
+        """Return the (C, R, R) float32 tensor in [-1, 1] that three uniforms in [0, 1) select; (C,
+        H, W) for a ``size``."""
         return to_tensor(self.cut(image, u_top, u_left, u_flip))
 
     def cut(self, image: Image.Image, u_top: float, u_left: float, u_flip: float) -> Image.Image:
-        """Return the square of side R that three uniforms in [0, 1) select."""
+        """Return what three uniforms in [0, 1) select."""
         image = self._cropped(image, u_top, u_left)
         return ImageOps.mirror(image) if self._mirrors(u_flip) else image
 
@@ -103,39 +123,41 @@ class ImageTransform:
         return stacked.sub_(0.5).div_(0.5)
 
     def crop_of(self, size: tuple[int, int], u_top: float, u_left: float, u_flip: float) -> Crop:
-        """Where the square lies that a call cuts out of an image of (width, height)."""
-        width, height = resized_size(*size, self.resolution)
-        left, top = self._offset(width, u_left), self._offset(height, u_top)
+        """Where that lies which a call cuts out of an image of (width, height)."""
+        (width, height), (wide, high) = covering_size(*size, self._size), self._size
+        left, top = self._offset(width - wide, u_left), self._offset(height - high, u_top)
         if self._mirrors(u_flip):
-            left = width - self.resolution - left
-        return Crop((size[1], size[0]), (top, left))
+            left = width - wide - left
+        return Crop((size[1], size[0]), (top, left), (high, wide))
 
     def may_cut_nothing(self, mask: Image.Image) -> bool:
         """Return whether a square that could be selected from a grey image is black throughout."""
         lit = np.array(self._resized(mask)).astype(bool)
         along = np.asarray(lit.any(axis=int(lit.shape[1] <= lit.shape[0])))  # the longer side
         if self.center_crop:
-            first = self._offset(len(along), 0.0)
+            first = self._offset(len(along) - self.resolution, 0.0)
             return not along[first : first + self.resolution].any()
         edges = np.flatnonzero(np.concatenate([[True], along, [True]]))
         return bool(np.diff(edges).max() > self.resolution)
 
     def _resized(self, image: Image.Image) -> Image.Image:
-        size = resized_size(*image.size, self.resolution)
+        size = covering_size(*image.size, self._size)
         if size == image.size:
             return image
         return image.resize(size, INTERPOLATIONS[self.interpolation])
 
     def _cropped(self, image: Image.Image, u_top: float, u_left: float) -> Image.Image:
-        image = self._resized(image)
-        left, top = self._offset(image.width, u_left), self._offset(image.height, u_top)
-        return image.crop((left, top, left + self.resolution, top + self.resolution))
+        image, (wide, high) = self._resized(image), self._size
+        left, top = (
+            self._offset(image.width - wide, u_left),
+            self._offset(image.height - high, u_top),
+        )
+        return image.crop((left, top, left + wide, top + high))
 
     def _mirrors(self, u_flip: float) -> bool:
         return self.random_flip and u_flip < 0.5
 
-    def _offset(self, side: int, u: float) -> int:
-        slack = side - self.resolution
+    def _offset(self, slack: int, u: float) -> int:
         return round(slack / 2.0) if self.center_crop else int(u * (slack + 1))
 
 

@@ -189,6 +189,7 @@ class Job(JobParts):
             class_images,
             self.task.sources,
             self.task.shards,
+            self.task.buckets,
         )
         steps = self.plan.steps_for_epochs(args.num_train_epochs)
         args.max_train_steps = args.max_train_steps or steps

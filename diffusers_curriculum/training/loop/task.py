@@ -10,6 +10,7 @@ from torch import Tensor
 
 from diffusers_curriculum.models.saving import share_weights
 from diffusers_curriculum.training.arguments.command_line import Arguments, CommandLine
+from diffusers_curriculum.training.data.buckets import Buckets
 from diffusers_curriculum.training.data.plan import BatchPlan, Shards, SourceShare
 from diffusers_curriculum.training.loop.monitor import Monitor
 from diffusers_curriculum.training.loop.run import Run
@@ -92,6 +93,7 @@ class Task:
     num_class_images: int = 0  # at the end of the usable rows, for prior preservation
     sources: tuple[SourceShare, ...] = ()  # of the usable rows, in their order, if several
     shards: Shards | None = None  # of the usable rows, if they are read from such
+    buckets: Buckets | None = None  # of the usable rows, if a batch is of one size
 
     def parse(self, argv: Sequence[str] | None = None, *, machine: bool = True) -> Arguments:
         """Parse and check a command line; see :meth:`CommandLine.parse`."""

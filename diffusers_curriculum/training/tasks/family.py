@@ -18,8 +18,10 @@ from diffusers_curriculum.samplers import TimestepSample
 from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.cache.filling import Processes
 from diffusers_curriculum.training.cache.reading import CachedLatents
+from diffusers_curriculum.training.data.buckets import even_sizes, filled_buckets
 from diffusers_curriculum.training.data.columns import warn_of_long_captions
 from diffusers_curriculum.training.data.dataset import ImageCaptionDataset
+from diffusers_curriculum.training.data.image_sizes import image_sizes
 from diffusers_curriculum.training.data.plan import BatchPlan, InOrder
 from diffusers_curriculum.training.levels.levels import Levels
 from diffusers_curriculum.training.loop.run import LevelRun
@@ -28,7 +30,7 @@ from diffusers_curriculum.training.parts.averages import Averages
 from diffusers_curriculum.training.parts.captions import CaptionEncoder, as_they_are, phrasings
 from diffusers_curriculum.training.parts.components import Components
 from diffusers_curriculum.training.parts.families.base import Conditioning, ModelFamily, families
-from diffusers_curriculum.training.parts.fit import check_parts, check_tokenizers
+from diffusers_curriculum.training.parts.fit import check_parts, check_tokenizers, part_config
 from diffusers_curriculum.training.parts.images import autoencoder_identity
 from diffusers_curriculum.training.process.memory import lent
 from diffusers_curriculum.training.process.runtime import frozen_dtype
@@ -107,6 +109,17 @@ class FamilyTask(SubjectTask):
                 args.noise_offset,
             )
         return levels
+
+    def usable_rows(self, args: Arguments, accelerator: Any, rows: Any) -> Any:
+        rows = super().usable_rows(args, accelerator, rows)
+        if args.use_aspect_ratio_buckets:
+            with accelerator.main_process_first():
+                images = image_sizes(rows, args.image_column, args.cache_dir)
+            step = self.family.step(part_config(self.family, args, "vae"))
+            sizes = [size[::-1] for size in args.aspect_ratio_buckets or ()]
+            batch = args.train_batch_size * accelerator.num_processes
+            self.buckets = filled_buckets(images, sizes or even_sizes(args.resolution, step), batch)
+        return rows
 
     @property
     def text_columns(self) -> Mapping[str, str]:
@@ -210,7 +223,7 @@ class FamilyTask(SubjectTask):
             caption_dropout=args.caption_dropout,
             latents=latents,
             masks=self.masks(args),
-            tell_crop=self.family.size_conditioning(args.resolution),
+            tell_crop=self.family.size_conditioning(),
         )
 
     def latents(self, job: JobParts) -> CachedLatents | None:
@@ -221,7 +234,7 @@ class FamilyTask(SubjectTask):
         vae = self.models.vae
         space = SimpleNamespace(encode=partial(self.family.posterior, vae))
         with lent(job.accelerator.device, vae):
-            sizes = self.family.size_conditioning(job.args.resolution) is not None
+            sizes = self.family.size_conditioning() is not None
             latents = self.cached_latents(job, space, autoencoder_identity(job.args), sizes=sizes)
         vae.to("cpu")
         self.models.vae_waits = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,8 @@ import torch
 from torch import Tensor
 
 from diffusers_curriculum.drop_in import compute_loss_weighting_for_sd3
+from diffusers_curriculum.samplers import TimestepSample
+from diffusers_curriculum.training.arguments.buckets import BUCKETS
 from diffusers_curriculum.training.arguments.command_line import Arguments, CommandLine
 from diffusers_curriculum.training.arguments.curriculum import NOISE_LEVELS
 from diffusers_curriculum.training.arguments.flow import ADAPTER, FLOW, SCHEME, TEXT, WEIGHTS
@@ -41,7 +44,7 @@ from diffusers_curriculum.training.levels.levels import Levels
 from diffusers_curriculum.training.loop.task import JobParts
 from diffusers_curriculum.training.parts.components import Components
 from diffusers_curriculum.training.parts.families.base import Conditioning, ModelFamily, families
-from diffusers_curriculum.training.parts.families.flow import FlowFamily, Told
+from diffusers_curriculum.training.parts.families.flow import FlowFamily, ShiftLine, Told
 from diffusers_curriculum.training.publish.text_to_image import OnePromptPublisher
 from diffusers_curriculum.training.tasks.family import FamilyTask, TextToImageRun
 
@@ -50,6 +53,7 @@ _TRAINING = (RUN, OPTIMIZER, SCHEME, FLOW)
 _FAMILIAR = (*_DATA, *_TRAINING, PICTURES, *OF_MACHINE, CHECKPOINTS)
 _PRODIGY = [f.name for f in OPTIMIZER.flags if f.name.startswith(("optimizer", "prodigy_"))]
 _MEMORY = ["offload", "bnb_quantization_config_path"]
+_BUCKETED = [f.name for f in BUCKETS.flags]
 
 
 @dataclass(kw_only=True)
@@ -58,6 +62,19 @@ class FlowRun(TextToImageRun):
 
     family: FlowFamily
     guidance: float | None  # what the network is told, if it was distilled to be
+    line: ShiftLine | None = None  # of the shift in image tokens, where sizes differ
+
+    def at_own_size(self, drawn: TimestepSample, latents: Tensor) -> TimestepSample:
+        """The same draw, with the shift that belongs to the size of these latents: log-SNR less
+        2 ln(s / s0), of the shift s there and s0 at --resolution."""
+        if self.line is None:
+            return drawn
+        shift, levels = self.line.relative(latents), self.sampler.levels.to(latents.device)
+        if shift == 1.0:
+            return drawn
+        log_snr = levels.positions[drawn.indices] if drawn.log_snr is None else drawn.log_snr
+        log_snr = log_snr - 2 * math.log(shift)
+        return drawn._replace(log_snr=log_snr, timesteps=levels.conditioning(log_snr))
 
     def loss(
         self, prediction: Tensor, target: Tensor, weights: Tensor | None, mask: Tensor | None = None
@@ -82,6 +99,7 @@ class FlowTransformer(FamilyTask):
         (
             *_FAMILIAR,
             MASKS,
+            BUCKETS,
             ADAPTER,
             LATENT_CACHE,
             MEMORY,
@@ -92,7 +110,7 @@ class FlowTransformer(FamilyTask):
             SLOWED,
             LOOP,
         ),
-        official=f"{official(_FAMILIAR)} {' '.join(_MEMORY + _PRODIGY)}",
+        official=f"{official(_FAMILIAR)} {' '.join(_MEMORY + _PRODIGY + _BUCKETED)}",
         changes={
             "output_dir": {"default": "flow-model-finetuned"},
             "tracker_project_name": {"default": "flow-fine-tune"},
@@ -143,7 +161,10 @@ class FlowTransformer(FamilyTask):
     def make_run(self, job: JobParts, **common: Any) -> FlowRun:
         distilled = self.models.network.config.get("guidance_embeds")
         return FlowRun(
-            **common, **self.run_parts(job), guidance=job.args.guidance_scale if distilled else None
+            **common,
+            **self.run_parts(job),
+            guidance=job.args.guidance_scale if distilled else None,
+            line=self.family.shift_line(job.args) if job.args.use_aspect_ratio_buckets else None,
         )
 
 

@@ -220,6 +220,8 @@ NEW_DEFAULTS = {
     "mask_column": None,
     "mask_from_alpha": False,
     "unmasked_weight": 0.0,
+    "use_aspect_ratio_buckets": False,
+    "aspect_ratio_buckets": None,
     "bad_samples": "raise",
     "bad_samples_limit": 0.01,
     "allow_config_change": (),

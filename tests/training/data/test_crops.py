@@ -78,7 +78,7 @@ def test_the_middle_is_told() -> None:
 
 def test_of_a_resized_image_both_sizes_are_told() -> None:
     crop = ImageTransform(SIDE).crop_of((40, 16), 0.0, 0.99, 1.0)
-    assert crop == Crop((16, 40), (0, 12))
+    assert crop == Crop((16, 40), (0, 12), (SIDE, SIDE))
 
 
 class Pixels:

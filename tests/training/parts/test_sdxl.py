@@ -72,9 +72,9 @@ def test_captions_are_told_as_the_pipeline_tells_them(pipeline: Path) -> None:
 
 
 def test_sizes_are_told_as_the_pipeline_tells_them(pipeline: Path) -> None:
-    tell = FAMILY.size_conditioning(16)
+    tell = FAMILY.size_conditioning()
     assert tell is not None
-    found = tell(Crop((480, 640), (3, 17)))["time_ids"]
+    found = tell(Crop((480, 640), (3, 17), (16, 16)))["time_ids"]
     drawn: Any = StableDiffusionXLPipeline.from_pretrained(pipeline)
     width = drawn.text_encoder_2.config.projection_dim
     told = drawn._get_add_time_ids((480, 640), (3, 17), (16, 16), torch.float32, width)

@@ -62,6 +62,21 @@ class ModelFamily(PipelineParts):
                 f"--resolution is {args.resolution}: the pipeline's autoencoder takes {smallest} "
                 "or more."
             )
+        self.check_buckets(args, configs)
+
+    def step(self, vae: Config) -> int:
+        """What sides of images are multiples of, in buckets; here the pixels of a latent."""
+        return 2 ** (len(vae.get("block_out_channels", (64,))) - 1)
+
+    def check_buckets(self, args: Arguments, configs: Mapping[str, Config]) -> None:
+        """Refuse sizes of --aspect_ratio_buckets that the parts cannot take."""
+        step = self.step(configs["vae"])
+        for size in args.aspect_ratio_buckets or ():
+            if any(side % step for side in size) or min(size) < 2 * step:
+                raise UsageError(
+                    f"--aspect_ratio_buckets has {size[0]},{size[1]}: the pipeline takes sides of "
+                    f"{2 * step} pixels or more, in multiples of {step}."
+                )
 
     def check_variant(self, args: Arguments) -> None:
         """Refuse a --variant that no part has files of, and tell which come without it."""
@@ -147,7 +162,7 @@ class ModelFamily(PipelineParts):
         Here ``encoded * scaling_factor``."""
         return encoded * vae.config.scaling_factor
 
-    def size_conditioning(self, resolution: int) -> Callable[[Crop], dict[str, Tensor]] | None:
+    def size_conditioning(self) -> Callable[[Crop], dict[str, Tensor]] | None:
         """What gives, for where a sample was cut out, what the network is told of it, without an
         axis of the batch; on the CPU, in the loader's workers. Here None: it is told nothing."""
         return None

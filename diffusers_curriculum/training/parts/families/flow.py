@@ -37,6 +37,31 @@ class Told(NamedTuple):
 PLAIN = Told()  # nothing is changed
 
 
+class ShiftLine(NamedTuple):
+    """A shift e^mu, with mu on a line in image tokens.
+
+    Attributes:
+        points: two of the line, (tokens, mu); None for that of diffusers' pipelines.
+        side: latents along one side of a training image of --resolution.
+    """
+
+    points: Any
+    side: int
+
+    @property
+    def shift(self) -> float:
+        """That of --resolution."""
+        return self._of(self.side**2)
+
+    def relative(self, latents: Tensor) -> float:
+        """The shift of latents (B, C, h, w) over that of --resolution."""
+        height, width = latents.shape[-2:]
+        return self._of(height * width) / self.shift
+
+    def _of(self, latents: int) -> float:
+        return shift_from_tokens(latents // _PATCH**2, *([self.points] if self.points else []))
+
+
 class FlowFamily(ModelFamily):
     """A family whose network is a transformer, told of captions by the ``encode_prompt`` of its own
     pipeline, so that training sees what pictures will be drawn with.
@@ -56,12 +81,16 @@ class FlowFamily(ModelFamily):
         """Pixels of a latent along one side."""
         return 2 ** (len(vae.get("block_out_channels", (64,))) - 1)
 
+    def step(self, vae: Config) -> int:
+        return _PATCH * self.downsampling(vae)
+
     def check_resolution(self, args: Arguments, configs: Mapping[str, Config]) -> None:
-        step = _PATCH * self.downsampling(configs["vae"])
+        step = self.step(configs["vae"])
         if args.resolution % step:
             raise UsageError(
                 f"--resolution is {args.resolution}: the pipeline takes multiples of {step}."
             )
+        self.check_buckets(args, configs)
 
     def load_schedulers(self, args: Arguments) -> tuple[Any, Any]:
         """The noise levels of training, with the shift of the family, and the pipeline's own
@@ -82,13 +111,20 @@ class FlowFamily(ModelFamily):
         image tokens of --resolution, else that of the scheduler."""
         if args.flow_shift is not None:
             return args.flow_shift
-        if self.preset is None:
+        line = self.shift_line(args)
+        if line is None:
             return 1.0 if own.config.get("use_dynamic_shifting") else own.config["shift"]
+        return line.shift
+
+    def shift_line(self, args: Arguments) -> ShiftLine | None:
+        """How the shift depends on the size of an image; None where it does not."""
+        if self.preset is None or args.flow_shift is not None:
+            return None
         path, revision = args.pretrained_model_name_or_path, args.revision
-        vae = read_json_file(path, revision, "vae/config.json")
-        tokens = (args.resolution // (_PATCH * self.downsampling(vae))) ** 2
-        line = SHIFT_PRESETS[self.preset].line
-        return shift_from_tokens(tokens, *([line] if line else []))
+        side = args.resolution // self.downsampling(
+            read_json_file(path, revision, "vae/config.json")
+        )
+        return ShiftLine(SHIFT_PRESETS[self.preset].line, side // _PATCH * _PATCH)
 
     def sampling_fault(self, scheduler: Any) -> str | None:
         family = NoiseLevels.from_scheduler(scheduler).family

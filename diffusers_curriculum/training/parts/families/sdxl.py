@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -145,9 +144,9 @@ class StableDiffusionXL(ModelFamily):
         states = torch.cat([each[-1][-2] for each in told], dim=-1)
         return {"encoder_hidden_states": states, "text_embeds": told[-1][0]}
 
-    def size_conditioning(self, resolution: int) -> Callable[[Crop], dict[str, Tensor]]:
+    def size_conditioning(self) -> Callable[[Crop], dict[str, Tensor]]:
         """time_ids (6,): original size, corner of the crop, and its size, as (y, x) each."""
-        return partial(_time_ids, resolution=resolution)
+        return _time_ids
 
     def predict(
         self, network: Any, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning
@@ -189,6 +188,6 @@ class StableDiffusionXL(ModelFamily):
         }
 
 
-def _time_ids(crop: Crop, resolution: int) -> dict[str, Tensor]:
-    sizes = (*crop.original, *crop.top_left, resolution, resolution)
+def _time_ids(crop: Crop) -> dict[str, Tensor]:
+    sizes = (*crop.original, *crop.top_left, *crop.size)
     return {"time_ids": torch.tensor(sizes, dtype=torch.float32)}
