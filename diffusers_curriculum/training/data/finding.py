@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Collection, Container, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 _CHUNK = 16  # rows read at once: embedded images are held in memory, a call per row is slow
+_TEXTS = 1000  # the same where no image is looked at
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def find_bad_samples(
     masks: Masks | None = None,
     resolution: int = 512,
     rows: range | None = None,
-    looked_at: Container[int] | None = None,
+    looked_at: Collection[int] | None = None,
     known: CheckedImages | None = None,
     workers: int | None = None,
     progress: bool = True,
@@ -80,7 +81,8 @@ def find_bad_samples(
         rows if looked_at is None else looked_at,
     )
     findings = Findings([], [], [])
-    chunks = [rows[i : i + _CHUNK] for i in range(0, len(rows), _CHUNK)]
+    size = _CHUNK if looked_at is None or looked_at else _TEXTS
+    chunks = [rows[i : i + size] for i in range(0, len(rows), size)]
     with (
         ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool,
         tqdm(total=len(rows), desc="Checking samples", disable=not progress, leave=False) as bar,

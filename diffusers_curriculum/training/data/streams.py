@@ -133,11 +133,15 @@ def _table(
 ) -> pa.Table:
     features = Features({**{name: Image(decode=False) for name in places}, **kinds})
     schema = features.arrow_schema
-    cells = {
-        name: [None if path is None else {"bytes": None, "path": path} for path in paths]
-        for name, paths in places.items()
-    }
+    cells = {name: _cells(paths) for name, paths in places.items()}
     return pa.table({**cells, **texts}, schema=schema)
+
+
+def _cells(places: Sequence[str | None]) -> pa.StructArray:
+    """Images without bytes."""
+    parts = [pa.nulls(len(places), pa.binary()), pa.array(places, pa.string())]
+    empty = pa.array([place is None for place in places], pa.bool_())
+    return pa.StructArray.from_arrays(parts, ["bytes", "path"], mask=empty)
 
 
 # -- Parquet ---------------------------------------------------------------------------------------
