@@ -58,8 +58,7 @@ def load_images(
             sub-folders are the classes.
         split: of the data set; None is "train", and of `train_data_dir` everything. In a folder of
             images, folders called after splits are splits, and names of files mean nothing.
-        image_column: column of images, of their paths (from here or from the data set's folder), of
-            bytes, or of {"path", "bytes"}.
+        image_column: column of images, or of their paths, of bytes, or of {"path", "bytes"}.
         caption_column: column of captions, of an image folder without it those in a text file
             beside each image, such as 1.txt beside 1.png; None leaves them out.
         label_column: column of classes, of numbers or words; None leaves classes out.
@@ -74,6 +73,7 @@ def load_images(
     Raises:
         UsageError: nothing to load, not loadable, empty, or without these columns.
     """
+    _check_most(max_train_samples)
     place = dataset_name, dataset_config_name, train_data_dir
     images = {image_column: "--image_column"}
     images |= {} if mask_column is None else {mask_column: "--mask_column"}
@@ -93,12 +93,15 @@ def load_images(
     return some_of(dataset, max_train_samples, seed, in_order=streaming)
 
 
+def _check_most(samples: int | None) -> None:
+    if samples is not None and samples < 1:
+        raise UsageError(f"--max_train_samples is {samples}; it must be at least 1.")
+
+
 def some_of(rows: Dataset, most: int | None, seed: int, *, in_order: bool = False) -> Dataset:
     """At most so many of the rows, chosen by a shuffle with ``seed``; None keeps all."""
     if most is None:
         return rows
-    if most < 1:
-        raise UsageError(f"--max_train_samples is {most}; it must be at least 1.")
     if in_order:
         return rows.select(chosen_rows(len(rows), most, seed))
     return rows.shuffle(seed=seed).select(range(min(most, len(rows))))
