@@ -265,6 +265,13 @@ class VQGAN(Task):
     def check(self, args: Arguments) -> None:
         self.model_config = _model_config(args)
 
+    def check_engine(self, sharded: bool) -> None:
+        if sharded:
+            raise UsageError(
+                "the codes and the critic of an autoencoder cannot lie in the shards of FSDP2: "
+                "train it by plain data parallelism (unset ACCELERATE_USE_FSDP)."
+            )
+
     def load_rows(self, args: Arguments, seed: int) -> Any:
         from diffusers_curriculum.training.data.rows import read_rows
 

@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
@@ -126,12 +126,14 @@ def launch(
     kill: Kill | None = None,
     fault: Fault | None = None,
     script: str = Bench.script,
+    variables: Mapping[str, str] | None = None,
 ) -> Outcome:
     """Run a script in several processes, and wait for the end of all.
 
     Args:
         folder: journals and outputs of the ranks go here; made if missing.
         script: the training script's module.
+        variables: of the environment of every rank, besides those of a launcher.
     """
     folder.mkdir(parents=True, exist_ok=True)
     number = len(list(folder.glob("*.rank0.jsonl")))
@@ -139,7 +141,7 @@ def launch(
     outputs = [path.with_suffix(".txt") for path in journals]
     port, ranks = _free_port(), []
     for rank, (journal, output) in enumerate(zip(journals, outputs, strict=True)):
-        environment = _environment(rank, processes, port)
+        environment = _environment(rank, processes, port) | dict(variables or {})
         own = fault if fault and fault.rank == rank else None
         ranks.append(_fork(script, tuple(argv), environment, journal, output, own))
     begun, in_save = time.monotonic(), False

@@ -366,8 +366,9 @@ def hashes(folder: Path) -> dict[str, str]:
 
 
 def tensor_hash(tensor: torch.Tensor) -> str:
-    """SHA-256 of the bytes of a tensor."""
-    return hashlib.sha256(tensor.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
+    """SHA-256 of the bytes of a tensor, or of this process's shard of it."""
+    own = getattr(tensor, "to_local", lambda: tensor)()
+    return hashlib.sha256(own.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
 
 
 def checkpoint_names(folder: Path) -> set[str]:

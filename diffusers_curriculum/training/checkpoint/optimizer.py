@@ -31,8 +31,11 @@ def optimizer_state(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, 
         "state": pack(state["state"], tensors, "state"),
         "devices": [p.device.type for p in _parameters(optimizer)],
     }
-    # Which tensors live on the host beside a parameter on a device ("step" of AdamW does).
-    described["on_host"] = sorted(name for name, t in tensors.items() if t.device.type == "cpu")
+    # Which tensors live on the host beside a parameter on a device ("step" of AdamW does); others
+    # may have been brought there from shards.
+    on_device = any(kind != "cpu" for kind in described["devices"])
+    on_host = (n for n, t in tensors.items() if _is_host(t) and not (on_device and t.ndim))
+    described["on_host"] = sorted(on_host)
     return tensors, described
 
 

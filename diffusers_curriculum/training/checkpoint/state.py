@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ from diffusers_curriculum.training.checkpoint.optimizer import (
     own_numbers,
 )
 from diffusers_curriculum.training.errors import CheckpointError
+from diffusers_curriculum.training.process import sharding
 from diffusers_curriculum.training.storage.manifest import verify_checkpoint
 from diffusers_curriculum.training.storage.tensors import (
     check_tensors,
@@ -92,6 +94,7 @@ class TrainingState:
         sampler: a Stateful, or None where there is none.
         trackers: more state by name (letters, digits, underscores).
         model_name: the model's folder in a checkpoint; its average goes to ``<model_name>_ema``.
+        network: what the model is a part of, such as that of an adapter; None: itself.
     """
 
     model: Any
@@ -102,6 +105,17 @@ class TrainingState:
     scaler: torch.amp.GradScaler | None = None
     trackers: Mapping[str, Stateful] = field(default_factory=dict)
     model_name: str = "unet"
+    network: Any = None
+
+    @contextmanager
+    def whole(self, keep: bool) -> Iterator[None]:
+        """Inside the block, what lies in shards is whole on the processes that ``keep`` it; every
+        process enters."""
+        averages = getattr(self.trackers.get("power_ema"), "averages", {})
+        shadows = [] if self.ema is None else [self.ema.shadow_params]
+        holders = [*self.optimizer.state.values(), *shadows, *averages.values()]
+        with sharding.whole(self.network), sharding.gathered(holders, keep):
+            yield
 
     def nbytes(self) -> int:
         """Bytes of models, averages and optimizer: about the size of a checkpoint."""

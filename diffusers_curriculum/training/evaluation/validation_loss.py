@@ -74,7 +74,8 @@ class ValidationLoss:
             OSError: validation_loss.jsonl could not be written.
         """
         averages = self.run.averages
-        values = self._values("raw")
+        with averages.whole():
+            values = self._values("raw")
         if averages.ema is not None or averages.power is not None:
             with averages.shown():
                 values |= self._values("ema")

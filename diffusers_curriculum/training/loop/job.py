@@ -43,6 +43,7 @@ from diffusers_curriculum.training.process.compilation import (
 from diffusers_curriculum.training.process.launcher import in_effect
 from diffusers_curriculum.training.process.memory import kept_objects, out_of_memory_explained
 from diffusers_curriculum.training.process.profiling import check_traced, profiled
+from diffusers_curriculum.training.process.sharding import is_sharded, prepared, shard
 from diffusers_curriculum.training.process.stopping import StopRequest
 from diffusers_curriculum.training.publish.trackers import start_trackers
 from diffusers_curriculum.training.storage.manifest import read_manifest
@@ -125,6 +126,7 @@ class Job(JobParts):
         """Everything that precedes the first step, in the order in which it can fail."""
         args, task = self.args, self.task
         self.accelerator = runtime.make_accelerator(args)
+        task.check_engine(is_sharded(self.accelerator))
         self.stop = StopRequest(args.max_hours)
 
         # The run to resume, if any, and the seed
@@ -172,6 +174,9 @@ class Job(JobParts):
             written({"seed": self.seed} | args.configuration),
         )
         self.saver = Saver(args, self.accelerator, state, self.monitor.guard, facts, self.stop)
+        if is_sharded(self.accelerator):
+            shard(self.accelerator, self.network, self.run.optimizer.optimizer)
+            averages.shard(self.network)
 
     def _load_data(self) -> None:
         args, accelerator = self.args, self.accelerator
@@ -202,13 +207,13 @@ class Job(JobParts):
         optimizer = build_optimizer(args, parameters, accelerator.num_processes, self.network)
         lr_scheduler = build_lr_scheduler(args, optimizer, args.max_train_steps)
         compile_network(args, self.network)
-        prepared, optimizer = accelerator.prepare(self.network, optimizer)
+        network, optimizer = prepared(accelerator, self.network, optimizer)
         self.run = self.task.make_run(
             self,
             args=args,
             accelerator=accelerator,
             seed=self.seed,
-            network=prepared,
+            network=network,
             averages=averages,
             optimizer=optimizer,
             guard=FiniteGuard(accelerator, optimizer, args.nonfinite),
@@ -228,6 +233,7 @@ class Job(JobParts):
             self.accelerator.scaler,
             trackers,
             model_name=folder,
+            network=self.network,
         )
 
     def _batches(self) -> Any:
@@ -259,8 +265,7 @@ class Job(JobParts):
         self.monitor.add(step, outcome, norm)
         self.monitor.after_step(done, run.lr_scheduler.get_last_lr()[0])
         stopping = self.stop.requested(done)
-        if self.accelerator.is_main_process:
-            run.averages.snapshot(done, self.args.max_train_steps)
+        run.averages.snapshot(done, self.args.max_train_steps, self.accelerator.is_main_process)
         self.saver.after_step(done, stopping)
         if stopping:
             self.record.finish(done, str(self.stop.stopped()))

@@ -17,6 +17,7 @@ from diffusers_curriculum.training.data.plan import BatchPlan
 from diffusers_curriculum.training.levels.levels import Levels
 from diffusers_curriculum.training.loop.guard import FiniteGuard
 from diffusers_curriculum.training.parts.averages import Averages
+from diffusers_curriculum.training.process.sharding import whole_tensor
 from diffusers_curriculum.weighting.variational import VariationalBound
 
 # Standard normal numbers of a shape for each sample of a batch: draw(shape, purpose="noise").
@@ -152,6 +153,7 @@ def make_update(
             if accelerator.sync_gradients:
                 parameters = run.averages.parameters
                 norm = accelerator.clip_grad_norm_(parameters, run.args.max_grad_norm)
+                norm = whole_tensor(norm)
                 run.update(step, observed, norm)
             run.optimizer.zero_grad()
     run.lr_scheduler.step()

@@ -55,8 +55,9 @@ class Saver:
             return
         self.guard.check(step)
         with self.stop.saving():
-            if self.accelerator.is_main_process:
-                self._save(step)
+            with self.state.whole(self.accelerator.is_main_process):
+                if self.accelerator.is_main_process:
+                    self._save(step)
             self.accelerator.wait_for_everyone()
 
     def finish(self) -> None:

@@ -74,11 +74,11 @@ class NetworkPublisher:
     def finish(self) -> None:
         """Save the network into the output folder."""
         job = self.job
-        if job.accelerator.is_main_process:
-            with job.run.averages.shown():
+        with job.run.averages.shown():
+            if job.accelerator.is_main_process:
                 job.weights.save_pretrained(job.args.output_dir)
-            share_weights(job.args.output_dir, "*.safetensors")
-            logger.info("network in %s", job.args.output_dir)
+                share_weights(job.args.output_dir, "*.safetensors")
+                logger.info("network in %s", job.args.output_dir)
         job.accelerator.wait_for_everyone()
 
 
@@ -110,6 +110,9 @@ class Task:
     def show(self, args: Arguments) -> str | None:
         """What the command line asks to be shown in place of a training; None to train."""
         return None
+
+    def check_engine(self, sharded: bool) -> None:
+        """Refuse a network that lies in shards on all processes, if the task cannot train one."""
 
     def remember(self, args: Arguments, resumed: Mapping[str, Any] | None) -> None:
         """Take over what the run to resume had measured, from its facts; None for a new run."""

@@ -108,7 +108,12 @@ class Adapter:
     def __init__(self, networks: Mapping[str, nn.Module]) -> None:
         self.networks = dict(networks)
         named = (_named(part, network) for part, network in networks.items())
-        self._weights: dict[str, nn.Parameter] = {k: p for each in named for k, p in each}
+        self._places = {name: place for each in named for name, place in each}
+
+    @property
+    def _weights(self) -> dict[str, nn.Parameter]:
+        """The parameters by name, which may be replaced by shards."""
+        return {name: getattr(*place) for name, place in self._places.items()}
 
     @property
     def config(self) -> dict[str, Any]:
@@ -184,13 +189,19 @@ def _told(network: Any) -> dict[str, Any]:
     }
 
 
-def _named(part: str, network: Any) -> Iterator[tuple[str, nn.Parameter]]:
-    """The trainable parameters of a network, by their names in a file; those of a CLIP are the same
-    for transformers 4, where it has a ``text_model``, and 5, where it is one."""
+def _named(part: str, network: Any) -> Iterator[tuple[str, tuple[nn.Module, str]]]:
+    """Modules and attributes of the trainable parameters of a network, by their names in a file;
+    those of a CLIP are the same for transformers 4, where it has a ``text_model``, and 5, where it
+    is one."""
     from peft import get_peft_model_state_dict  # pyright: ignore[reportMissingImports]
 
     is_flat = part.startswith("text_encoder") and not hasattr(network, "text_model")
     head = f"{part}.text_model" if is_flat else part
-    owners = {p.data_ptr(): p for p in network.parameters() if p.requires_grad}
+    owners = {
+        p.data_ptr(): (module, attribute)
+        for module in network.modules()
+        for attribute, p in module.named_parameters(recurse=False)
+        if p.requires_grad
+    }
     for name, weight in get_peft_model_state_dict(network, adapter_name=_NAME).items():
         yield f"{head}.{name}", owners[weight.data_ptr()]

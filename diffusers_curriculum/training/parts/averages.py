@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from torch import nn
 
 from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.parts.power_ema import PowerEMA, forget_later
+from diffusers_curriculum.training.process.sharding import gathered, shard_of, whole
 
 if TYPE_CHECKING:  # it takes a second to import, which --help should not have to wait for
     from diffusers.training_utils import EMAModel
@@ -33,6 +34,7 @@ class Averages:
     power: PowerEMA | None = None  # of several widths, copied to ``folder`` every ``every`` steps
     folder: Path = Path()
     every: int | None = None
+    sharded: Any = None  # the network that the weights are in, once it is in shards
 
     def with_ema(
         self,
@@ -86,6 +88,18 @@ class Averages:
         """What a checkpoint holds besides diffusers' average."""
         return {"power_ema": self.power} if self.power else {}
 
+    def shard(self, network: Any) -> None:
+        """Cut the averages as the network's weights are by now, which are other parameters."""
+        self.sharded = network
+        self.parameters = [*self.network.parameters()]
+        cut = partial(map, shard_of)
+        if self.ema is not None:
+            self.ema.shadow_params = [*cut(self.ema.shadow_params, self.parameters)]
+        if self.power is not None:
+            self.power.parameters[:] = self.parameters
+            for averages in self.power.averages.values():
+                averages[:] = cut(averages, self.parameters)
+
     def start(self, step: int) -> None:
         """Forget copies that are later than the step that a run goes on from; main process only."""
         if self.power:
@@ -102,22 +116,33 @@ class Averages:
         if self.power is not None:
             self.power.update(step + 1)
 
-    def snapshot(self, done: int, last: int) -> None:
+    def snapshot(self, done: int, last: int, main: bool) -> None:
         """Copy the power-function averages if it is time, ``done`` steps of the ``last`` being
-        finished; main process only."""
+        finished: the ``main`` process does it."""
         every = self.every or max(1, last // _SNAPSHOTS)
         if self.power and (done % every == 0 or done == last):
-            self.power.snapshot(self.folder, done)
+            with gathered(self.power.averages.values(), main):
+                if main:
+                    self.power.snapshot(self.folder, done)
 
-    def shown(self) -> AbstractContextManager[None]:
-        """Give the network its averaged weights inside the block, if there are any."""
-        return ema_weights(self.ema or self.power, self.network)
+    def whole(self) -> AbstractContextManager[None]:
+        """The network is whole inside the block, if it is in shards; every process enters."""
+        return whole(self.sharded)
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """The network is whole, with its averaged weights, if there are any, inside the block;
+        every process enters."""
+        with ema_weights(self.ema or self.power, self.parameters), self.whole():
+            yield
 
 
 @contextmanager
-def ema_weights(ema: EMAModel | PowerEMA | None, model: nn.Module) -> Iterator[None]:
-    """Give the unwrapped ``model`` its averaged weights inside the block, if ``ema`` is an average
-    of them, and its own back whatever happens.
+def ema_weights(
+    ema: EMAModel | PowerEMA | None, parameters: Sequence[nn.Parameter]
+) -> Iterator[None]:
+    """Give a model's parameters their averages inside the block, if ``ema`` is an average of them,
+    and their own values back whatever happens.
 
     Raises:
         RuntimeError: the averaged weights are in the model already.
@@ -128,9 +153,9 @@ def ema_weights(ema: EMAModel | PowerEMA | None, model: nn.Module) -> Iterator[N
     if ema.temp_stored_params is not None:
         # A second store would take the averages for the model's own weights and lose those.
         raise RuntimeError("the EMA weights are already in the model; do not nest ema_weights")
-    ema.store(model.parameters())
+    ema.store(parameters)
     try:
-        ema.copy_to(model.parameters())
+        ema.copy_to(parameters)
         yield
     finally:
-        ema.restore(model.parameters())
+        ema.restore(parameters)

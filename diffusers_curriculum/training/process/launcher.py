@@ -17,14 +17,14 @@ from diffusers_curriculum.training.arguments.run import MIXED_PRECISIONS
 from diffusers_curriculum.training.errors import UsageError
 from diffusers_curriculum.training.process.attention import attention_of
 from diffusers_curriculum.training.process.compilation import compiled_in
+from diffusers_curriculum.training.process.sharding import check_sharding, is_on
 
 ACCUMULATION = "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
 PRECISION = "ACCELERATE_MIXED_PRECISION"
 EXPERIMENT = "MLFLOW_EXPERIMENT_NAME"
-# Variables of accelerate for engines that shard what a checkpoint here holds whole.
+# Variables of accelerate for engines that keep weights and optimizer where only they can save them.
 ENGINES = {
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
-    "ACCELERATE_USE_FSDP": "FSDP",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism config",
 }
@@ -38,11 +38,13 @@ def check_environment(args: Arguments, environment: Mapping[str, str] = os.envir
             is not supported, another name of the experiment.
     """
     for variable, engine in ENGINES.items():
-        if environment.get(variable, "").lower() in ("true", "1", "yes", "y", "on", "t"):
+        if is_on(environment, variable):
             raise UsageError(
-                f"{variable} is {environment[variable]}, but {engine} is not supported: choose "
-                "plain data parallelism in `accelerate config`, or unset the variable."
+                f"{variable} is {environment[variable]}, but {engine} is not supported: take "
+                "FSDP2, which cuts weights, gradients and moments as ZeRO does (accelerate launch "
+                "--use_fsdp --fsdp_version 2), or plain data parallelism."
             )
+    check_sharding(args, environment)
     flag = args.gradient_accumulation_steps
     _refuse_another(environment, ACCUMULATION, "gradient_accumulation_steps", flag)
     if args.report_to in ("mlflow", "all"):

@@ -32,6 +32,7 @@ from diffusers_curriculum.training.errors import (
 from diffusers_curriculum.training.process.launcher import check_environment, check_in_effect
 from diffusers_curriculum.training.process.memory import keep_freed_memory
 from diffusers_curriculum.training.process.quiet import without_torchvision_lines
+from diffusers_curriculum.training.process.sharding import put_in_effect, sharding_plugin
 from diffusers_curriculum.training.process.stopping import Stopped
 
 logger = logging.getLogger(__name__)
@@ -66,12 +67,13 @@ def make_accelerator(args: Arguments) -> Accelerator:
         UsageError: the environment or the machine does not go with the command line.
     """
     check_environment(args)
-    logs = os.path.join(args.output_dir, args.logging_dir)
+    logs, plugin = os.path.join(args.output_dir, args.logging_dir), sharding_plugin()
     try:
         accelerator = Accelerator(
             gradient_accumulation_steps=args.gradient_accumulation_steps,
             mixed_precision=args.mixed_precision,
             log_with=None if args.report_to == NO_TRACKER else args.report_to,
+            fsdp_plugin=plugin,
             project_config=ProjectConfiguration(project_dir=args.output_dir, logging_dir=logs),
             # the others wait while the main process looks at a large data set, or draws
             kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=2))],
@@ -81,6 +83,7 @@ def make_accelerator(args: Arguments) -> Accelerator:
             f"accelerate cannot be set up: {error} Change its configuration (`accelerate config`), "
             "the ACCELERATE_ variables or --mixed_precision."
         ) from error
+    put_in_effect(accelerator, plugin)
     check_in_effect(args, accelerator)
     if accelerator.device.type == "cpu":
         keep_freed_memory()

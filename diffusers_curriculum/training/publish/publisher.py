@@ -112,9 +112,10 @@ class PipelinePublisher:
 
     def validate(self, done: int) -> None:
         """Draw and log the pictures, with the averaged weights if any."""
-        if self.accelerator.is_main_process:
-            with self.averages.shown():
-                images = self._draw(self._validation_pipeline)
+        main = self.accelerator.is_main_process
+        with self.averages.shown():
+            images = self._draw(self._validation_pipeline) if main else []
+        if main:
             self._show("validation", images, done)
         self.accelerator.wait_for_everyone()
 
@@ -131,24 +132,33 @@ class PipelinePublisher:
     def keep(self, final: bool = False) -> None:
         """Save the pipeline as it is now (averaged weights if any), its sampler config and card,
         and push it if asked to; before the end, a Hub that does not answer is only a warning."""
+        with self.averages.shown():
+            images = self._saved(final) if self.accelerator.is_main_process else []
         if self.accelerator.is_main_process:
-            folder = Path(self.args.output_dir)
-            with self.averages.shown():
-                build = self._save(folder)
-                for pattern in ("*.safetensors", "*/*.safetensors"):
-                    share_weights(folder, pattern)
-                images = self._drawn_if_it_can(build) if final and self.captions else []
-            self.levels.sampler.save_pretrained(str(folder))
-            self._save_card(images, folder)
-            logger.info("pipeline in %s", folder)
-            try:
-                if self.args.push_to_hub:
-                    push(folder, self.repository, token=self.args.hub_token)
-            except HubError as error:
-                if final:
-                    raise
-                logger.warning("%s The training goes on.", error)
+            self._tell(images, final)
         self.accelerator.wait_for_everyone()
+
+    def _saved(self, final: bool) -> list[Image]:
+        """Save the pipeline; the pictures that are drawn of the ``final`` one."""
+        folder = Path(self.args.output_dir)
+        build = self._save(folder)
+        for pattern in ("*.safetensors", "*/*.safetensors"):
+            share_weights(folder, pattern)
+        return self._drawn_if_it_can(build) if final and self.captions else []
+
+    def _tell(self, images: list[Image], final: bool) -> None:
+        """Sampler config, card and upload of a pipeline that is saved."""
+        folder = Path(self.args.output_dir)
+        self.levels.sampler.save_pretrained(str(folder))
+        self._save_card(images, folder)
+        logger.info("pipeline in %s", folder)
+        try:
+            if self.args.push_to_hub:
+                push(folder, self.repository, token=self.args.hub_token)
+        except HubError as error:
+            if final:
+                raise
+            logger.warning("%s The training goes on.", error)
 
     def _drawn_if_it_can(self, build: Callable[[], Any]) -> list[Image]:
         """The pictures; without them the card and the upload are still made."""

@@ -121,7 +121,7 @@ def test_snapshots_come_regularly_and_at_the_end(
     averages.folder, averages.every = tmp_path, every
     for done in range(1, last + 1):
         averages.update(done - 1)
-        averages.snapshot(done, last)
+        averages.snapshot(done, last, main=True)
     assert [snapshot.step for snapshot in list_snapshots(tmp_path)] == expected
     averages.start(expected[1])
     assert [snapshot.step for snapshot in list_snapshots(tmp_path)] == expected[:2]
@@ -155,10 +155,10 @@ def test_ema_weights_are_swapped_in_and_out(foreach: bool) -> None:
     with torch.no_grad():
         model.weight.add_(1.0)
     own = [p.detach().clone() for p in model.parameters()]
-    with ema_weights(ema, model):
+    with ema_weights(ema, [*model.parameters()]):
         assert all(map(torch.equal, model.parameters(), averages))
     assert all(map(torch.equal, model.parameters(), own))
-    with pytest.raises(KeyError), ema_weights(ema, model):
+    with pytest.raises(KeyError), ema_weights(ema, [*model.parameters()]):
         raise KeyError
     assert all(map(torch.equal, model.parameters(), own))
     assert all(map(torch.equal, ema.shadow_params, averages))
@@ -174,7 +174,7 @@ def test_ema_that_fails_to_copy_restores(monkeypatch: pytest.MonkeyPatch) -> Non
         raise MemoryError
 
     monkeypatch.setattr(ema, "copy_to", half)
-    with pytest.raises(MemoryError), ema_weights(ema, model):
+    with pytest.raises(MemoryError), ema_weights(ema, [*model.parameters()]):
         pass
     assert all(map(torch.equal, model.parameters(), own))
 
@@ -185,7 +185,7 @@ def test_nested_ema_weights_are_refused_and_nothing_is_lost() -> None:
     with torch.no_grad():
         model.weight.add_(1.0)
     own = model.weight.detach().clone()
-    with pytest.raises(RuntimeError, match="do not nest"), ema_weights(ema, model):  # noqa: SIM117
-        with ema_weights(ema, model):
+    with pytest.raises(RuntimeError, match="do not nest"), ema_weights(ema, [*model.parameters()]):  # noqa: SIM117
+        with ema_weights(ema, [*model.parameters()]):
             pass
     assert torch.equal(model.weight, own)

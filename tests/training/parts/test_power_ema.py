@@ -211,10 +211,10 @@ def test_the_first_width_is_shown_and_the_weights_come_back():
         followed.go(step)
         followed.ema.update(step)
     own = joined(followed.model.parameters())
-    with ema_weights(followed.ema, followed.model):
+    with ema_weights(followed.ema, [*followed.model.parameters()]):
         shown = joined(followed.model.parameters())
         with pytest.raises(RuntimeError, match="already in the model"):
-            ema_weights(followed.ema, followed.model).__enter__()
+            ema_weights(followed.ema, [*followed.model.parameters()]).__enter__()
     np.testing.assert_allclose(shown, direct(course(9), gamma_of(0.2)), rtol=1e-6)
     np.testing.assert_array_equal(joined(followed.model.parameters()), own)
     followed.ema.copy_to(followed.model.parameters(), 0.05)
