@@ -137,7 +137,11 @@ def test_what_is_suggested_trains(
         assert main(["preview", str(file)]) == 0
     file = output / "suggested" / "emergence_laplace" / "timestep_sampler_config.json"
     bench.train(tmp_path / "again", "--max_train_steps", 2, "--timestep_sampler_config", file)
-    used = json.loads((tmp_path / "again" / "timestep_sampler_config.json").read_text("utf-8"))
+    used = json.loads(
+        (tmp_path / "again" / "timestep_sampler" / "timestep_sampler_config.json").read_text(
+            "utf-8"
+        )
+    )
     assert used["density_args"] == found["emergence_laplace"]["config"]["density_args"]
 
 
@@ -239,7 +243,7 @@ def test_sources_that_are_none_are_refused(
     data = ("--train_data_dir", images, "--output_dir", tmp_path / "report")
     assert "there is no such file" in refused(capsys, tmp_path / "nothing", *data)
     _, run = runs["unconditional"]
-    sampler = run / "timestep_sampler_config.json"
+    sampler = run / "timestep_sampler" / "timestep_sampler_config.json"
     assert "is a sampler's config" in refused(capsys, sampler, *data)
     (tmp_path / "unfinished" / "checkpoint-5").mkdir(parents=True)
     assert "has not finished" in refused(capsys, tmp_path / "unfinished", *data)

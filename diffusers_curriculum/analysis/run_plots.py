@@ -37,6 +37,34 @@ def plot_runs(runs: Mapping[str, RecordedRun]) -> Figure | None:
     return figure
 
 
+def plot_validation_loss(losses: Mapping[int, Mapping[str, float | None]]) -> Figure:
+    """The validation loss over the steps, and at each noise level at the first and last of them;
+    ``losses`` by step, then by name: "raw", "ema", "raw/log_snr_X", ..."""
+    steps = sorted(losses)
+    figure, panels = canvas(10, 4, "loss of samples that were kept apart")
+    left, right = panels.subplots(1, 2)
+    for colour, weights in zip(COLOURS, ("raw", "ema"), strict=False):
+        values = [losses[step].get(weights) for step in steps]
+        if values[-1] is None:
+            continue
+        left.plot(steps, np.array(values, dtype=float), color=colour, label=weights, marker=".")
+        for step, line in {steps[0]: ":", steps[-1]: "-"}.items():
+            at = _by_level(losses[step], f"{weights}/")
+            label = f"{weights}, step {step}"
+            right.plot([*at], [*at.values()], line, color=colour, label=label, marker=".")
+    left.set(xlabel="optimizer step", ylabel="mean squared error, unweighted")
+    right.set(xlabel=LOG_SNR)
+    add_legend(figure)
+    return figure
+
+
+def _by_level(values: Mapping[str, float | None], name: str) -> dict[float, float]:
+    """The losses called ``name`` by log-SNR."""
+    prefix = f"{name}{_AT}"
+    found = {k.removeprefix(prefix): v for k, v in values.items() if k.startswith(prefix)}
+    return dict(sorted((float(at), v) for at, v in found.items() if v is not None))
+
+
 def _panels(runs: Mapping[str, RecordedRun]) -> list[tuple[str, str]]:
     """Kind and name of what is drawn, the name ending in "/" where it is a loss by noise level."""
     found: dict[tuple[str, str], None] = {}
@@ -61,9 +89,8 @@ def _draw(
         return
     if name.endswith("/"):
         told = dict(zip(map(id, runs.values()), at_compared_step(runs, kind).values(), strict=True))
-        prefix = f"{name}{_AT}"
-        at = {float(k.removeprefix(prefix)): v for k, v in told[id(run)].items() if prefix in k}
-        axis.plot([*sorted(at)], [at[x] for x in sorted(at)], marker=".", **style)
+        at = _by_level(told[id(run)], name)
+        axis.plot([*at], [*at.values()], marker=".", **style)
         axis.set(xlabel=LOG_SNR)
         return
     values = {step: m[name] for step, m in sorted(run.metrics.get(kind, {}).items()) if name in m}

@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffusers_curriculum.cli.source import SAMPLER_FILE, read_object
+from diffusers_curriculum.cli.source import SAMPLER_FILE, SAMPLER_FOLDER, read_object
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -131,7 +131,7 @@ def _copy(run: Path, parts: list[str], folder: Path) -> None:
     """Copy what makes the pipeline; checkpoints, snapshots, logs and pictures stay behind."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    for name in parts:
+    for name in (*parts, *([SAMPLER_FOLDER] if (run / SAMPLER_FOLDER).is_dir() else [])):
         shutil.copytree(run / name, folder / name)
     for name in ("model_index.json", "pipeline.py", SAMPLER_FILE):
         if (run / name).is_file():

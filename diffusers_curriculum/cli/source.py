@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 SAMPLER_FILE = "timestep_sampler_config.json"
+SAMPLER_FOLDER = "timestep_sampler"  # in a pipeline's; older runs have the file beside its index
 SCHEDULER_FILE = "scheduler_config.json"
 _REMEDY = (
     "Give a pipeline folder, a scheduler's folder or config file, a timestep_sampler_config.json, "
@@ -40,7 +41,8 @@ def read_source(name: str) -> Source:
         return _from_config(_read(path), name)
     if not path.is_dir():
         return _from_config(_read(_from_hub(name)), name)
-    sampler = _read(path / SAMPLER_FILE) if (path / SAMPLER_FILE).is_file() else None
+    places = [path / SAMPLER_FOLDER / SAMPLER_FILE, path / SAMPLER_FILE]
+    sampler = next((_read(place) for place in places if place.is_file()), None)
     for file in (path / "scheduler" / SCHEDULER_FILE, path / SCHEDULER_FILE):
         if file.is_file():
             return _from_config(_read(file), name)._replace(sampler=sampler)

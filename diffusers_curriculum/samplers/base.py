@@ -27,13 +27,14 @@ from diffusers_curriculum.samplers.composition import (
     tables,
 )
 from diffusers_curriculum.samplers.description import Described, checked_arguments
+from diffusers_curriculum.samplers.files import CONFIG, Stored
 
 SAMPLERS: Catalogue[type[TimestepSampler]] = Catalogue("sampler", group=GROUPS[2])
 """All samplers by name."""
 _NOTHING = (None, None)
 
 
-class TimestepSampler(Described):
+class TimestepSampler(Described, Stored):
     """Base of all samplers; a subclass gives :meth:`law` and may learn in :meth:`observe`. With
     ``@SAMPLERS.register("name", ...)`` it stands in the catalogue.
 
@@ -54,7 +55,7 @@ class TimestepSampler(Described):
         ValueError: an unknown name, a number out of range, or ``continuous`` on another schedule.
     """
 
-    config_name = "timestep_sampler_config.json"
+    config_name = CONFIG
     learns_from_any_law: ClassVar[bool] = False  # even from losses of levels that others drew
 
     def __init__(
@@ -242,17 +243,6 @@ class TimestepSampler(Described):
                 f"unexpected {sorted(extra)}; build the sampler from the same config."
             )
         self._calls = int(state["calls"])
-
-    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
-        """Write the config as ``timestep_sampler_config.json`` into ``save_directory``."""
-        self.save_config(save_directory, **kwargs)
-
-    @classmethod
-    def from_pretrained(cls, path: str, **kwargs: Any) -> TimestepSampler:
-        """The sampler whose config file is in a folder or Hub repository; ``_class_name`` picks the
-        class. No code is executed but this package's."""
-        config = cls.load_config(path, **kwargs)
-        return cls.from_config(config if isinstance(config, dict) else config[0])
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], **overrides: Any) -> TimestepSampler:  # type: ignore[override]

@@ -137,6 +137,8 @@ class Results:
             log_metrics(self.accelerator, metrics, done)
         self.accelerator.wait_for_everyone()
 
+    def saved(self, step: int) -> None: ...
+
     def finish(self) -> None:
         """Measure the latents' scale, and write the model, the figures and the picture."""
         if self.accelerator.is_main_process:

@@ -29,13 +29,13 @@ from diffusers_curriculum.training.arguments.flag import (
     path,
     tracked,
 )
+from diffusers_curriculum.training.arguments.output import OUTPUT
 from diffusers_curriculum.training.arguments.run import (
     CHECKPOINTS,
     IMAGES,
     LOADING,
     LOOP,
     OPTIMIZER,
-    OUTPUT,
     PRECISION,
     RUN,
     SAMPLES,

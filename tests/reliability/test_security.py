@@ -229,7 +229,7 @@ def test_a_sampler_config_runs_nothing(
 def test_a_sampler_config_is_loaded_from_a_poisoned_folder(
     run: Path, tmp_path: Path, canary: Path, no_unpickling: None
 ) -> None:
-    shutil.copy(run / "timestep_sampler_config.json", tmp_path)
+    shutil.copy(run / "timestep_sampler" / "timestep_sampler_config.json", tmp_path)
     for name in ("sampler.py", "__init__.py", "sampler.pkl", "timestep_sampler.bin"):
         poison(tmp_path / name, canary)
     loaded = TimestepSampler.from_pretrained(str(tmp_path))

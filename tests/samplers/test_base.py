@@ -417,3 +417,21 @@ def test_overrides_of_a_config() -> None:
 def test_a_wrong_state_is_refused(state: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="does not belong to DensityTimestepSampler: missing"):
         _sd().load_state_dict(state)
+
+
+def test_a_sampler_of_a_pipeline_is_found_with_what_it_learned(tmp_path: Path) -> None:
+    sampler = CurriculumTimestepSampler(_sd(), clusters=4, pacing_args={"patience": 1})
+    for step in range(9):
+        drawn = sampler.sample(8, step=step).indices
+        sampler.observe(drawn, torch.ones(8), step)
+    assert sampler.stage(9) > 1
+    _sd(density="cauchy").save_pretrained(str(tmp_path))  # of an older version
+    assert TimestepSampler.from_pretrained(str(tmp_path)).name() == "density"
+    sampler.save_pretrained(str(tmp_path / "timestep_sampler"))
+    loaded = TimestepSampler.from_pretrained(str(tmp_path))
+    assert loaded.stage(9) == sampler.stage(9)
+    assert torch.equal(loaded.probabilities(9), sampler.probabilities(9))
+    assert TimestepSampler.from_pretrained(str(tmp_path), subfolder="").name() == "density"
+    (tmp_path / "timestep_sampler" / "timestep_sampler_state.safetensors").write_bytes(b"x")
+    with pytest.raises(ValueError, match="holds no state of a sampler"):
+        TimestepSampler.from_pretrained(str(tmp_path))

@@ -121,7 +121,9 @@ def test_a_curriculum_and_a_law_that_learns_have_their_own_samples(
         run = train(argv(bench, config, whole, *CURRICULUM, "--max_train_steps", STEPS))
 
     # each slot is drawn as its law alone would, which saw the losses of its own samples
-    config_of_run = json.loads((whole / "timestep_sampler_config.json").read_text())
+    config_of_run = json.loads(
+        (whole / "timestep_sampler" / "timestep_sampler_config.json").read_text()
+    )
     assert config_of_run["of_source"] == [0, 1]
     laws = [TimestepSampler.from_config(law) for law in config_of_run["laws"]]
     ours = torch.tensor([caption == "a sks toy" for caption in captions]).reshape(STEPS, 4)

@@ -14,10 +14,12 @@ from diffusers import UNet2DConditionModel
 
 import train_text_to_image_curriculum as script
 from diffusers_curriculum import training
+from diffusers_curriculum.training.checkpoint import remote
 from diffusers_curriculum.training.publish import hub
 from tests.scripts.small_runs import Bench, checkpoint_names, status, train
 
 TOKEN = "hf_ThisIsTheSecretOfTheTest"
+WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 @pytest.mark.reliability
@@ -107,7 +109,7 @@ def test_push_needs_neither_prompts_nor_wandb(
     finished: bool,
 ) -> None:
     api = FakeApi(TOKEN)
-    monkeypatch.setattr(hub, "_client", lambda token, given: api)
+    monkeypatch.setattr(hub, "make_client", lambda token, given: api)
     monkeypatch.setitem(sys.modules, "wandb", None)  # an import of it fails
     folder = tmp_path / "sd-pictures"
     if finished:
@@ -117,12 +119,46 @@ def test_push_needs_neither_prompts_nor_wandb(
     assert len(record.steps) == int(not finished)
     assert api.created == ["sd-pictures", "somebody/sd-pictures: End of training"]
     (commit,) = api.commits
-    assert {"README.md", "model_index.json", "timestep_sampler_config.json"} <= commit.keys()
+    law = "timestep_sampler/timestep_sampler_config.json"
+    assert {"README.md", "model_index.json", law} <= commit.keys()
     assert ("val_imgs_grid.png" in commit) == bool(prompts)
     assert not any("checkpoint" in name or "logs" in name for name in commit)
     assert b"somebody/sd-pictures" in commit["README.md"]
     assert [name for name, content in commit.items() if TOKEN.encode() in content] == []
     assert not any(TOKEN.encode() in content for content in bytes_below(folder).values())
+
+
+def test_every_save_pushes_what_a_run_can_go_on_from(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api = FakeApi(TOKEN)
+    monkeypatch.setattr(hub, "make_client", lambda token, given: api)
+    more = ("--checkpointing_steps", 2, "--validation_split", 0.5, "--use_ema")
+    pushed = (*more, "--push_to_hub", "--hub_token", TOKEN, "--hub_strategy", "every_save")
+    whole = train(bench.argv(tmp_path / "first", "--max_train_steps", 4, *pushed))
+    assert api.created[1:] == [
+        f"somebody/first: {m}" for m in ("Step 2", "Step 4", "End of training")
+    ]
+    first, _, last = api.commits
+    assert "last-checkpoint/manifest.json" in first
+    assert first["model_index.json"] == last["model_index.json"]
+    assert first[f"unet/{WEIGHTS}"] != last[f"unet/{WEIGHTS}"]
+    assert "validation_loss.png" in first
+    card = last["README.md"].decode()
+    for part in ("validation_loss.png", "from_pretrained('somebody/first')", "max_train_steps: 4"):
+        assert part in card
+    assert str(tmp_path) not in card
+    assert not any(TOKEN.encode() in content for content in last.values())
+
+    # As huggingface_hub would bring it (tests/training/publish/test_hub_transfer.py)
+    for name, content in first.items():
+        path = tmp_path / "snapshot" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    monkeypatch.setattr(remote, "snapshot_download", lambda *_, **__: str(tmp_path / "snapshot"))
+    resumed = ("--resume_from_checkpoint", "hub:somebody/first")
+    rest = train(bench.argv(tmp_path / "again", "--max_train_steps", 4, *more, *resumed))
+    assert rest.steps == whole.steps[2:]
 
 
 # -- devices ---------------------------------------------------------------------------------------

@@ -113,7 +113,12 @@ def test_the_repositories_are_made_before_training_and_private_where_asked(
 
 def test_exactly_the_pipeline_is_uploaded(uploaded: tuple[Path, FakeHub]) -> None:
     folder, hub = uploaded
-    common = {"README.md", "model_index.json", "timestep_sampler_config.json", GRID}
+    common = {
+        "README.md",
+        "model_index.json",
+        "timestep_sampler/timestep_sampler_config.json",
+        GRID,
+    }
     common |= {"scheduler/scheduler_config.json"}
     parts = {
         f"{part}/{file}" for part in ("transformer", "vae") for file in ("config.json", WEIGHTS)
@@ -132,8 +137,7 @@ def test_exactly_the_pipeline_is_uploaded(uploaded: tuple[Path, FakeHub]) -> Non
 
 
 def code_of(card: str) -> str:
-    (block,) = [t.content for t in MarkdownIt("gfm-like").parse(card) if t.type == "fence"]
-    return block
+    return next(t.content for t in MarkdownIt("gfm-like").parse(card) if t.type == "fence")
 
 
 def test_the_code_of_the_cards_names_the_pipeline_and_runs(uploaded: tuple[Path, FakeHub]) -> None:

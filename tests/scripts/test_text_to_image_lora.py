@@ -126,11 +126,11 @@ def test_an_adapter_is_pushed(
     lora: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prompt: tuple[str, ...]
 ) -> None:
     api = FakeApi(TOKEN)
-    monkeypatch.setattr(hub, "_client", lambda token, given: api)
+    monkeypatch.setattr(hub, "make_client", lambda token, given: api)
     more = ("--push_to_hub", "--hub_token", TOKEN, "--prediction_type", "v_prediction")
     lora.train(tmp_path / "my-lora", *STEPS, *more, *prompt)
     (commit,) = api.commits
-    expected = {"README.md", WEIGHTS_FILE, "timestep_sampler_config.json"}
+    expected = {"README.md", WEIGHTS_FILE, "timestep_sampler/timestep_sampler_config.json"}
     assert commit.keys() == expected | ({"val_imgs_grid.png"} if prompt else set())
     card = commit["README.md"].decode()
     for part in (

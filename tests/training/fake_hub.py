@@ -1,10 +1,13 @@
-"""A Hub on the loopback interface: the few routes that creating and pushing a repository call."""
+"""A Hub on the loopback interface: the few routes that creating, pushing and downloading a
+repository call, and the ways in which they fail."""
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,33 +25,97 @@ class Request:
     body: bytes
 
 
+# Status, headers and content of an answer
+Answer = tuple[int, dict[str, str], bytes]
+
+
 @dataclass
 class FakeHub:
     """What the server received; large files are those that git would keep in LFS.
 
     Attributes:
         refuse: part of a path whose requests are answered 403.
+        token: the only one that is let in; None: any, or none.
+        busy: how many requests are still answered 429, by a part of their path.
+        dropped: how many connections are still dropped, likewise.
+        files: of the one repository that there is, as the commits left them.
     """
 
     url: str = ""
     refuse: str | None = None
+    token: str | None = None
+    busy: Counter[str] = field(default_factory=Counter)
+    dropped: Counter[str] = field(default_factory=Counter)
     requests: list[Request] = field(default_factory=list)
     uploads: dict[str, bytes] = field(default_factory=dict)
     commits: list[dict[str, Any]] = field(default_factory=list)
+    files: dict[str, bytes] = field(default_factory=dict)
 
     def arrived(self) -> dict[str, bytes]:
         """Path and content of every file in the last commit."""
         return self.commits[-1]["files"]
 
-    def answer(self, request: Request) -> tuple[int, dict[str, Any]]:
-        """Status and JSON body for a request."""
+    def asked(self, part: str) -> int:
+        """How many requests came for a path."""
+        return sum(part in request.path for request in self.requests)
+
+    def drops(self, path: str) -> bool:
+        """Whether the connection of a request is dropped without an answer."""
+        return _counted(self.dropped, path)
+
+    def answer(self, request: Request) -> Answer:
+        """The answer to a request."""
         self.requests.append(request)
         if self.refuse and self.refuse in request.path:
-            return 403, {"error": "you may not"}
+            return _json(403, {"error": "you may not"})
+        is_signed = "/storage/" in request.path  # by its address
+        if (
+            self.token
+            and not is_signed
+            and request.headers.get("authorization") != f"Bearer {self.token}"
+        ):
+            return _json(401, {"error": "Invalid username or password."})
+        if _counted(self.busy, request.path):
+            status, headers, content = _json(429, {"error": "too many requests"})
+            return status, headers | {"Retry-After": "0"}, content
+        if "/resolve/" in request.path:
+            return _resolve(self, request)
         for part, reply in _ROUTES.items():
             if part in request.path:
-                return 200, reply(self, request)
-        return 404, {"error": f"the fake Hub has no route {request.path}"}
+                return _json(200, reply(self, request))
+        return _json(404, {"error": f"the fake Hub has no route {request.path}"})
+
+
+def _json(status: int, content: Any) -> Answer:
+    return status, {"Content-Type": "application/json"}, json.dumps(content).encode()
+
+
+def _counted(left: Counter[str], path: str) -> bool:
+    """Whether a part of the path has a number left, which is counted down."""
+    part = next((part for part in left if part in path and left[part] > 0), None)
+    if part is not None:
+        left[part] -= 1
+    return part is not None
+
+
+def _resolve(hub: FakeHub, request: Request) -> Answer:
+    """A file of the repository."""
+    name = request.path.partition("/resolve/")[2].partition("/")[2]
+    if name not in hub.files:
+        status, headers, content = _json(404, {"error": "Entry not found"})
+        return status, headers | {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": _SHA}, content
+    content = hub.files[name]
+    etag = hashlib.sha256(content).hexdigest()
+    return 200, {"ETag": f'"{etag}"', "X-Repo-Commit": _SHA}, content
+
+
+def _info(hub: FakeHub, request: Request) -> dict[str, Any]:
+    return {"id": "somebody/x", "sha": _SHA, "tags": [], "private": False}
+
+
+def _tree(hub: FakeHub, request: Request) -> list[dict[str, Any]]:
+    kind = {"type": "file", "oid": "b" * 40}
+    return [kind | {"path": name, "size": len(content)} for name, content in hub.files.items()]
 
 
 def _create(hub: FakeHub, request: Request) -> dict[str, Any]:
@@ -66,7 +133,9 @@ def _preupload(hub: FakeHub, request: Request) -> dict[str, Any]:
 
 def _batch(hub: FakeHub, request: Request) -> dict[str, Any]:
     objects = [
-        entry | {"actions": {"upload": {"href": f"{hub.url}/storage/{entry['oid']}"}}}
+        entry
+        if entry["oid"] in hub.uploads  # which is not sent again
+        else entry | {"actions": {"upload": {"href": f"{hub.url}/storage/{entry['oid']}"}}}
         for entry in json.loads(request.body)["objects"]
     ]
     return {"transfer": "basic", "objects": objects}
@@ -92,9 +161,11 @@ def _commit(hub: FakeHub, request: Request) -> dict[str, Any]:
         else:
             raise ValueError(f"unexpected entry {entry['key']!r} in a commit")
     hub.commits.append({"summary": summary, "files": files})
+    hub.files |= files
     return {"commitUrl": f"{hub.url}/somebody/x/commit/abc", "commitOid": "abc"}
 
 
+_SHA = "a" * 40
 _ROUTES = {
     "/api/repos/create": _create,
     "/api/validate-yaml": lambda hub, request: {"errors": [], "warnings": []},
@@ -102,6 +173,8 @@ _ROUTES = {
     "/info/lfs/objects/batch": _batch,
     "/storage/": _store,
     "/commit/": _commit,
+    "/revision/": _info,
+    "/tree/": _tree,
 }
 
 
@@ -125,13 +198,17 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
         def _serve(self) -> None:
             headers = {name.lower(): value for name, value in self.headers.items()}
             request = Request(self.command, self.path, headers, self._body())
-            status, reply = hub.answer(request)
-            content = json.dumps(reply).encode()
+            if hub.drops(self.path):
+                self.close_connection = True
+                return
+            status, told, content = hub.answer(request)
             self.send_response(status)
-            self.send_header("Content-Type", "application/json")
+            for name, value in told.items():
+                self.send_header(name, value)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
-            self.wfile.write(content)
+            if self.command != "HEAD":
+                self.wfile.write(content)
 
         do_GET = do_HEAD = do_POST = do_PUT = _serve
 

@@ -26,6 +26,7 @@ class Arguments(argparse.Namespace):
         by_recipe: those of a recipe alone.
         data_std: standard deviation of the data, once a run knows it.
         sources: rows of --data_config; none for images from one place.
+        hub_token: for the Hub, where a flag gives one.
         configuration: the file by which a run could be started again, as plain data.
         flags: those of the command line, as they were declared.
     """
@@ -34,6 +35,7 @@ class Arguments(argparse.Namespace):
     by_recipe: frozenset[str] = frozenset()
     data_std: float | None = None
     sources: tuple[Any, ...] = ()
+    hub_token: str | None = None
     configuration: dict[str, Any]
     flags: tuple[Flag, ...]
 

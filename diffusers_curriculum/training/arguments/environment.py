@@ -23,6 +23,7 @@ TRACKERS = {"tensorboard": ("tensorboard", "tensorboardX")} | {name: (name,) for
 BY_BITSANDBYTES = ("4bit", "8bit")  # kinds of --quantize_base
 NO_TRACKER = "none"  # transformers' word, too
 _WRITTEN = ("output_dir", "logging_dir")  # places that a run does not read
+REMOTE, REMOTE_FOLDER = "hub:", "last-checkpoint"  # a checkpoint on the Hub, and where it is there
 LOCAL = ("/", "./", "../", "~")  # of names that cannot be those of a repository
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 
@@ -109,8 +110,8 @@ def _check_overwritten(args: Any, folder: Path) -> None:
     places = [f for f in args.flags if f.convert is as_path and f.dest not in _WRITTEN]
     for flag in places:
         value = args[flag.dest]
-        if flag.dest == "resume_from_checkpoint":
-            value = value and checkpoint_path(args.output_dir, value)
+        if flag.dest == "resume_from_checkpoint" and value and not value.startswith(REMOTE):
+            value = checkpoint_path(args.output_dir, value)
         if value and Path(value).resolve().is_relative_to(folder):
             raise UsageError(
                 f"--{flag.name} is {args[flag.dest]}, which lies in --output_dir {folder}: "
@@ -144,11 +145,15 @@ def check_resume(args: Any) -> None:
     name = args.resume_from_checkpoint
     if name is None or name == "latest":
         return
+    if name.startswith(REMOTE):
+        repo_id = name.removeprefix(REMOTE).partition("@")[0]
+        check_repository_name(repo_id, f"--resume_from_checkpoint as {REMOTE}")
+        return
     path = checkpoint_path(args.output_dir, name)
     if not path.is_dir():
         raise UsageError(
             f"--resume_from_checkpoint is {name}: there is no folder {path}. Give latest, a "
-            "checkpoint-N inside --output_dir, or the path of a checkpoint."
+            "checkpoint-N inside --output_dir, the path of a checkpoint, or hub:OWNER/NAME."
         )
 
 
@@ -200,11 +205,11 @@ def is_repository_name(name: str) -> bool:
     return bool(_REPOSITORY.fullmatch(name))
 
 
-def check_repository_name(repo_id: str) -> None:
+def check_repository_name(repo_id: str, given_by: str = "--hub_model_id as ") -> None:
     """Raise HubError unless ``repo_id`` is a name that the Hub accepts."""
     if not is_repository_name(repo_id) or ".." in repo_id or "--" in repo_id:
         raise HubError(
-            f"repository name {repo_id!r} is not one that the Hub accepts; give --hub_model_id as "
+            f"repository name {repo_id!r} is not one that the Hub accepts; give {given_by}"
             "NAME or OWNER/NAME of letters, digits, '-', '_' and '.', without '--' or '..'"
         )
 

@@ -27,6 +27,7 @@ from diffusers_curriculum.training.arguments.flag import (
 )
 from diffusers_curriculum.training.arguments.imports import IMPORT
 from diffusers_curriculum.training.arguments.optimizer import OPTIMIZER
+from diffusers_curriculum.training.arguments.output import HUB, OUTPUT
 from diffusers_curriculum.training.arguments.streaming import (
     SHUFFLE_BUFFER,
     STREAMING,
@@ -220,33 +221,13 @@ KERNELS = Family.of(
     check=environment.check_attention,
     check_machine=environment.check_kernels,
 )
-OUTPUT = Family.of(
-    "output",
-    place("output_dir", "trained-model", "folder of all results"),
-    tracked(
-        "overwrite_output_dir", help="move a run that is in --output_dir aside, and begin anew"
-    ),
-    place("logging_dir", "logs", "folder of tracker files, in --output_dir"),
-    tracked("report_to", str, "tensorboard", "tracker, all, or none"),
-    tracked("tracker_project_name", str, "training", "project name at the tracker"),
-    check_machine=environment.check_output,
-)
-HUB = Family.of(
-    "output",
-    tracked("push_to_hub", help="upload the pipeline at the end"),
-    Flag("hub_token", str, help="token for the upload; never stored. Prefer `hf auth login`"),
-    tracked("hub_model_id", str, help="repository to upload to (default: name of --output_dir)"),
-    tracked("license", str, help="licence on the model card (default: that of the base model)"),
-    check=environment.check_token,
-    check_machine=environment.check_hub,
-)
 CHECKPOINTS = Family.of(
     "checkpoints",
     count("checkpointing_steps", 500, "steps between checkpoints"),
     count("checkpoints_total_limit", help="checkpoints kept; older ones are deleted"),
     place(
         "resume_from_checkpoint",
-        help="go on from here: latest, checkpoint-N in --output_dir, or any path",
+        help="go on from here: latest, checkpoint-N in --output_dir, any path, or hub:OWNER/NAME",
     ),
     choice(
         "allow_config_change",
@@ -285,6 +266,7 @@ _OURS = {flag.name for family in (SAMPLES, HELD_OUT, VALIDATION_LOSS) for flag i
 _OURS |= {"attention", "train_split", "background", "ema_decay", "ema_interval", "license"}
 _OURS |= {"allow_config_change", "overwrite_output_dir", "lr_num_cycles", "lr_power", "lr_end"}
 _OURS |= {"validation_clip_score", "data_config", "compile", "streaming"}
+_OURS |= {"hub_strategy", "hub_private_repo"}
 _OURS |= {f.name for f in OPTIMIZER.flags if f.name.startswith(("optimizer", "prodigy_"))}
 
 

@@ -19,10 +19,9 @@ from diffusers_curriculum.noise_levels import NoiseLevels
 from diffusers_curriculum.randomness import Slots, gaussian
 from diffusers_curriculum.samplers import TimestepSample
 from diffusers_curriculum.training.data.plan import chosen_rows, share
-from diffusers_curriculum.training.publish.metrics_record import MetricsRecord
+from diffusers_curriculum.training.publish.metrics_record import VALIDATION_LOSS, MetricsRecord
 from diffusers_curriculum.training.publish.pictures import evaluation_mode
 
-FILE_NAME = "validation_loss.jsonl"
 _SEED = 0  # of noise and choice, whatever the run's
 
 
@@ -57,7 +56,7 @@ class ValidationLoss:
         self.levels = middle_levels(len(levels), args.validation_loss_quantiles)
         self.names = _names(levels.log_snr[self.levels].tolist())
         self.timesteps = levels.timesteps[self.levels].to(self.accelerator.device)
-        path = Path(args.output_dir, FILE_NAME)
+        path = Path(args.output_dir, VALIDATION_LOSS)
         self.record = MetricsRecord(self.accelerator, path, "validation_loss")
 
     def is_due(self, step: int) -> bool:

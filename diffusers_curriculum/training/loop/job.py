@@ -16,6 +16,7 @@ from diffusers_curriculum.training.checkpoint.checkpoints import (
     find_checkpoint,
 )
 from diffusers_curriculum.training.checkpoint.record import RunRecord
+from diffusers_curriculum.training.checkpoint.remote import local_request
 from diffusers_curriculum.training.checkpoint.same_run import (
     check_imports,
     check_same_run,
@@ -132,7 +133,7 @@ class Job(JobParts):
         # The run to resume, if any, and the seed
         clear = partial(clear_output, overwrite=args.overwrite_output_dir)
         runtime.prepare_output(self.accelerator, args.output_dir, clear)
-        request = args.resume_from_checkpoint
+        request = local_request(self.accelerator, args)
         checkpoint = find_checkpoint(args.output_dir, request) if request else None
         check_not_mixed(args.output_dir, checkpoint, request)
         resumed = self.resumed = read_manifest(checkpoint)["facts"] if checkpoint else None
@@ -266,11 +267,13 @@ class Job(JobParts):
         self.monitor.after_step(done, run.lr_scheduler.get_last_lr()[0])
         stopping = self.stop.requested(done)
         run.averages.snapshot(done, self.args.max_train_steps, self.accelerator.is_main_process)
-        self.saver.after_step(done, stopping)
+        saved = self.saver.after_step(done, stopping)
         if stopping:
             self.record.finish(done, str(self.stop.stopped()))
             self.accelerator.end_training()
             raise self.stop.stopped()
+        if saved:
+            self.publisher.saved(done)
         if self.publisher.is_due(done):
             self.publisher.validate(done)
         self.task.after_update(self, done, outcome, norm)

@@ -43,8 +43,9 @@ class Saver:
         self.args, self.accelerator, self.state = args, accelerator, state
         self.guard, self.facts, self.stop = guard, facts, stop
 
-    def after_step(self, step: int, stopping: bool) -> None:
-        """Save if it is time, or if the run stops; ``step`` counts the finished steps.
+    def after_step(self, step: int, stopping: bool) -> bool:
+        """Save if it is time, or if the run stops, and tell whether it was; ``step`` counts the
+        finished steps.
 
         Raises:
             NonFiniteError: a loss or gradient was not finite.
@@ -52,13 +53,14 @@ class Saver:
             UsageError: the output folder has become read-only; older checkpoints are intact.
         """
         if not stopping and step % self.args.checkpointing_steps:
-            return
+            return False
         self.guard.check(step)
         with self.stop.saving():
             with self.state.whole(self.accelerator.is_main_process):
                 if self.accelerator.is_main_process:
                     self._save(step)
             self.accelerator.wait_for_everyone()
+        return True
 
     def finish(self) -> None:
         """Delete the older checkpoints that a process killed after its last save had left."""

@@ -57,6 +57,8 @@ class Publisher(Protocol):
 
     def validate(self, done: int) -> None: ...
 
+    def saved(self, step: int) -> None: ...  # a checkpoint, after so many steps
+
     def finish(self) -> None: ...
 
 
@@ -70,6 +72,8 @@ class NetworkPublisher:
         return False
 
     def validate(self, done: int) -> None: ...
+
+    def saved(self, step: int) -> None: ...
 
     def finish(self) -> None:
         """Save the network into the output folder."""

@@ -7,6 +7,7 @@ with ``os.path``, which answers False where ``Path`` raises (names too long, say
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import unicodedata
@@ -26,6 +27,7 @@ TAGS = ("diffusers", "diffusers-training")
 _TITLES = {
     "timesteps.png": "Noise levels that were drawn",
     "loss_per_noise_level.png": "Loss by noise level",
+    "validation_loss.png": "Loss of samples that were kept apart",
 }
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*", re.ASCII)
 _ENTITIES = {"<": "&lt;", ">": "&gt;", "&": "&amp;"}
@@ -40,6 +42,25 @@ from diffusers import DiffusionPipeline
 pipeline = DiffusionPipeline.from_pretrained({repo_id}, torch_dtype=torch.float16)
 image = pipeline(prompt={prompt}).images[0]
 image.save("image.png")
+```"""
+
+_LAW = """\
+The law of the noise levels, with what it has learned:
+
+```python
+from diffusers_curriculum import TimestepSampler
+
+sampler = TimestepSampler.from_pretrained({repo_id})
+```"""
+_REPEATED = """\
+With these flags as the file run.yaml; folders are named without their paths:
+
+```yaml
+{flags}
+```
+
+```bash
+accelerate launch -m {script} --config run.yaml --output_dir again
 ```"""
 
 
@@ -58,6 +79,7 @@ class CardFacts:
         pictures: the file names of all others beside it.
         training, sampler: name and value of each thing to say about the training and about the
             timestep sampler.
+        flags: by which the training can be repeated; of ``script``, a module.
         versions: of the libraries that the pipeline was made with.
         license: the user's word; by default that of the base model's card.
         prompts_title: what the list of prompts is called.
@@ -75,6 +97,8 @@ class CardFacts:
     pictures: tuple[str, ...] = ()
     training: Mapping[str, object] = field(default_factory=dict)
     sampler: Mapping[str, object] = field(default_factory=dict)
+    flags: Mapping[str, object] = field(default_factory=dict)
+    script: str = "train_text_to_image_curriculum"
     versions: Mapping[str, object] = field(default_factory=dict)
     license: str | None = None
     tags: tuple[str, ...] = TAGS
@@ -158,8 +182,13 @@ def _body(facts: CardFacts) -> str:
         _bullets(facts.training),
     ]
     if facts.sampler:
-        parts += ["## Timestep sampling", _bullets(facts.sampler)]
+        law = _LAW.format(repo_id=_literal(facts.repo_id))
+        parts += ["## Timestep sampling", _bullets(facts.sampler), law]
     parts += [_picture(_TITLES.get(file, file), file) for file in facts.pictures]
+    if facts.flags:
+        flags = "\n".join(f"{name}: {_value(value)}" for name, value in facts.flags.items())
+        again = _REPEATED.format(flags=flags, script=facts.script)
+        parts += ["## To repeat the training", again]
     if facts.versions:
         parts += ["## Versions", _bullets(facts.versions)]
     return "\n\n".join(part for part in parts if part)
@@ -211,6 +240,13 @@ def _item(value: object) -> str:
 
 def _escape(match: re.Match[str]) -> str:
     return _ENTITIES.get(match[0]) or f"\\{match[0]}"
+
+
+def _value(value: object) -> str:
+    """A value as YAML in a line, without a backtick, so that the block stays whole."""
+    text = json.dumps(value, default=str, ensure_ascii=False)
+    plain = (c.isprintable() and c != "`" and ord(c) < 0x10000 for c in text)
+    return "".join(c if p else f"\\U{ord(c):08x}" for c, p in zip(text, plain, strict=True))
 
 
 def _literal(text: str) -> str:

@@ -9,31 +9,34 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, HfApi, get_token
+from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub.errors import HfHubHTTPError
 
 from diffusers_curriculum.pipelines.self_contained import (
     PART_MODULES,
     PIPELINE_MODULE,
     is_own_pipeline,
 )
-from diffusers_curriculum.training.arguments.environment import check_repository_name
+from diffusers_curriculum.samplers.files import CONFIG, FOLDER, STATE
+from diffusers_curriculum.training.arguments.environment import REMOTE_FOLDER, check_repository_name
 from diffusers_curriculum.training.errors import HubError
+from diffusers_curriculum.training.process.hub_client import explained, make_client
 from diffusers_curriculum.training.publish.card import CardFacts, build_model_card
 from diffusers_curriculum.training.storage.components import is_known_file
+from diffusers_curriculum.training.storage.manifest import MANIFEST, read_manifest
 
 logger = logging.getLogger(__name__)
 
 COMMIT_MESSAGE = "End of training"
+_SAMPLER = (CONFIG, STATE)
+_FOR_A_TIME, _WAITS = (429, 500, 502, 503, 504), (2, 10, 60)  # statuses, and seconds
 _LORA_WEIGHTS = "pytorch_lora_weights.safetensors"
 _PICTURE = re.compile(r"\w[\w.-]*\.png", re.ASCII)
-_ROOT_FILES = re.compile(
-    r"README\.md|model_index\.json|timestep_sampler_config\.json|" + re.escape(_LORA_WEIGHTS)
-)
+_ROOT_FILES = re.compile(r"README\.md|model_index\.json|" + re.escape(_LORA_WEIGHTS))
 
 
 def prepare_repository(
@@ -49,9 +52,9 @@ def prepare_repository(
     """
     check_repository_name(facts.repo_id)
     build_model_card(facts)
-    client = _client(token, api)
+    client = make_client(token, api)
     advice = "check the name and that the token may write, or leave out --push_to_hub"
-    with _explained(f"repository {facts.repo_id!r} could not be created", advice, client):
+    with explained(f"repository {facts.repo_id!r} could not be created", advice, client.token):
         settings: dict[str, Any] = {"private": True} if private else {}
         return client.create_repo(facts.repo_id, exist_ok=True, **settings).repo_id
 
@@ -64,27 +67,57 @@ def write_model_card(facts: CardFacts, output_dir: str | Path) -> Path:
 
 
 def push(
-    output_dir: str | Path, repo_id: str, *, token: str | None = None, api: HfApi | None = None
+    output_dir: str | Path,
+    repo_id: str,
+    *,
+    checkpoint: Path | None = None,
+    token: str | None = None,
+    api: HfApi | None = None,
 ) -> str:
-    """Upload the pipeline in one commit and return the commit's address; a HubError says that there
-    is nothing to upload, no token, or that the Hub refused, and the folder is left as it was."""
+    """Upload the pipeline, and a checkpoint to resume from, in one commit and return its address.
+
+    The client tries again what was refused for a time or broke off, and what an earlier try has
+    brought is not sent again; a file that has not changed is left out.
+
+    Raises:
+        HubError: there is nothing to upload, no token, or the Hub refused; the folder is left as it
+            was.
+    """
     check_repository_name(repo_id)
-    folder = Path(output_dir)
-    additions = [CommitOperationAdd(name, folder / name) for name in files_to_upload(folder)]
-    client = _client(token, api)
+    folder, message = Path(output_dir), COMMIT_MESSAGE
+    files = {name: folder / name for name in files_to_upload(folder)}
+    if checkpoint is not None:
+        manifest = read_manifest(checkpoint)
+        message = f"Step {manifest['step']}"
+        files |= {f"{REMOTE_FOLDER}/{n}": checkpoint / n for n in (MANIFEST, *manifest["files"])}
+    additions = [CommitOperationAdd(name, path) for name, path in files.items()]
+    client = make_client(token, api)
     advice = f"the pipeline is whole in {str(folder)!r}, upload it again when the Hub answers"
-    with _explained(f"upload to {repo_id!r} failed", advice, client):
-        commit = client.create_commit(repo_id, additions, commit_message=COMMIT_MESSAGE)
+    with explained(f"upload to {repo_id!r} failed", advice, client.token):
+        commit = _commit(client, repo_id, additions, message)
     logger.info("uploaded %d files to %s", len(additions), repo_id)
     return str(commit.commit_url)
+
+
+def _commit(client: HfApi, repo_id: str, additions: list[Any], message: str) -> Any:
+    """A commit; the client itself asks again for all that is sent before it, and not for it."""
+    for wait in _WAITS:
+        try:
+            return client.create_commit(repo_id, additions, commit_message=message)
+        except HfHubHTTPError as error:
+            if error.response.status_code not in _FOR_A_TIME:
+                raise
+            logger.warning("The Hub is busy (%s): asking again in %d s.", error, wait)
+        time.sleep(wait)
+    return client.create_commit(repo_id, additions, commit_message=message)
 
 
 def files_to_upload(output_dir: str | Path) -> list[str]:
     """The files of a saved pipeline that may leave the machine, as sorted relative paths.
 
-    Only files known by name in the folder itself and in the components that model_index.json
-    lists: no checkpoints, logs, run files, hidden files or links. A HubError says that the folder
-    holds neither a pipeline nor LoRA weights.
+    Only files known by name in the folder itself, in that of the sampler and in the components that
+    model_index.json lists: no checkpoints, logs, run files, hidden files or links. A HubError says
+    that the folder holds neither a pipeline nor LoRA weights.
     """
     folder = Path(output_dir)
     index = folder / "model_index.json"
@@ -95,6 +128,8 @@ def files_to_upload(output_dir: str | Path) -> list[str]:
         raise HubError(f"{str(folder)!r} holds no pipeline: neither model_index.json nor LoRA")
     if is_own_pipeline(entries.get("_class_name")):
         names += [f.name for f in _regular_files(folder) if f.name == f"{PIPELINE_MODULE}.py"]
+    law = [file for file in _regular_files(folder / FOLDER) if file.name in _SAMPLER]
+    names += [f"{FOLDER}/{file.name}" for file in law]
     for name, entry in _components(entries).items():
         known = [f for f in _regular_files(folder / name) if _belongs(f.name, entry)]
         names += [f"{name}/{file.name}" for file in known]
@@ -123,45 +158,3 @@ def _regular_files(folder: Path) -> list[Path]:
     if folder.is_symlink() or not folder.is_dir():
         return []
     return [path for path in folder.iterdir() if path.is_file() and not path.is_symlink()]
-
-
-def _client(token: str | None, api: HfApi | None) -> HfApi:
-    client = api or HfApi(token=token.strip() if token else None)
-    if not (client.token or get_token()):
-        raise HubError("no token for the Hub; run `hf auth login` or set HF_TOKEN, and start again")
-    return client
-
-
-@contextmanager
-def _explained(what: str, advice: str, client: HfApi) -> Iterator[None]:
-    """Turn whatever the client or its HTTP library raises into one readable HubError.
-
-    It quotes the errors behind that one too (the client tells only which file failed), but does not
-    chain them: HTTP libraries quote a header that they refuse, token and all, and a traceback would
-    show it.
-    """
-    try:
-        yield
-    except Exception as error:
-        reason = _without_token(" from ".join(_described(each) for each in _causes(error)), client)
-        raise HubError(f"{what} ({reason}); {advice}") from None
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An error, the one that it came from, and so on."""
-    while error is not None:
-        yield error
-        error = error.__cause__
-
-
-def _described(error: BaseException) -> str:
-    message = str(error).strip() or "no message"
-    return f"{type(error).__name__}: {message.splitlines()[0]}"
-
-
-def _without_token(text: str, client: HfApi) -> str:
-    """A message without the token, and without anything that follows "Bearer"."""
-    for token in (client.token, get_token()):
-        if isinstance(token, str) and token:
-            text = text.replace(token, "***")
-    return re.sub(r"(?i)(bearer\s+)[^\s'\"]+", r"\1***", text)

@@ -71,13 +71,12 @@ class ImagePublisher(PipelinePublisher):
         *,
         seed: int,
         id2label: Mapping[int, str] | None,
-        private: bool = False,
     ) -> None:
         self.seed = seed
         self.id2label = None if id2label is None else dict(id2label)
         self.classes = [] if id2label is None else _chosen(args.validation_classes, id2label)
         self.models: ImageModels | None = None
-        super().__init__(args, accelerator, levels, plan, private=private)
+        super().__init__(args, accelerator, levels, plan)
 
     # -- what is drawn ---------------------------------------------------------------------------
 

@@ -17,6 +17,8 @@ from diffusers_curriculum.training.storage.files import write_atomically
 
 logger = logging.getLogger(__name__)
 
+VALIDATION_LOSS = "validation_loss.jsonl"  # the file of that kind
+
 
 @dataclass(frozen=True)
 class MetricsRecord:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+import math
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +14,10 @@ from typing import Any
 from PIL.Image import Image
 
 from diffusers_curriculum.models.saving import share_weights
+from diffusers_curriculum.samplers.files import FOLDER
 from diffusers_curriculum.training.arguments.command_line import Arguments
-from diffusers_curriculum.training.arguments.environment import repository_name
+from diffusers_curriculum.training.arguments.configuration import DEFAULTS
+from diffusers_curriculum.training.arguments.environment import LOCAL, repository_name
 from diffusers_curriculum.training.data.plan import BatchPlan
 from diffusers_curriculum.training.errors import HubError
 from diffusers_curriculum.training.levels.levels import Levels
@@ -25,12 +30,17 @@ from diffusers_curriculum.training.publish.hub import (
     push,
     write_model_card,
 )
+from diffusers_curriculum.training.publish.metrics_record import VALIDATION_LOSS, read_metrics
 from diffusers_curriculum.training.publish.pictures import image_grid, log_images
 from diffusers_curriculum.training.storage.manifest import versions
 
 logger = logging.getLogger(__name__)
 
 GRID_FILE = "val_imgs_grid.png"
+VALIDATION_LOSS_PICTURE = "validation_loss.png"
+_OF_THIS_RUN = (DEFAULTS, "output_dir", "overwrite_output_dir", "logging_dir", "cache_dir")
+_OF_THIS_RUN += ("report_to", "logger", "tracker_project_name", "push_to_hub", "license")
+_OF_THIS_RUN += ("resume_from_checkpoint", "allow_config_change", "latent_cache_dir", "max_hours")
 
 
 class PipelinePublisher:
@@ -54,22 +64,15 @@ class PipelinePublisher:
 
     averages: Averages
 
-    def __init__(
-        self,
-        args: Arguments,
-        accelerator: Any,
-        levels: Levels,
-        plan: BatchPlan,
-        *,
-        private: bool = False,
-    ) -> None:
+    def __init__(self, args: Arguments, accelerator: Any, levels: Levels, plan: BatchPlan) -> None:
         self.args, self.accelerator, self.levels, self.plan = args, accelerator, levels, plan
         self._check_sampling()
         self.repository = repository_name(args.hub_model_id, args.output_dir)
         build_model_card(self._facts())
         if args.push_to_hub and accelerator.is_main_process:
-            token = args.hub_token
-            self.repository = prepare_repository(self._facts(), token=token, private=private)
+            self.repository = prepare_repository(
+                self._facts(), token=args.hub_token, private=args.hub_private_repo
+            )
         accelerator.wait_for_everyone()
 
     # -- what a subclass says --------------------------------------------------------------------
@@ -129,13 +132,19 @@ class PipelinePublisher:
         self.accelerator.wait_for_everyone()
         self.keep(final=True)
 
-    def keep(self, final: bool = False) -> None:
-        """Save the pipeline as it is now (averaged weights if any), its sampler config and card,
-        and push it if asked to; before the end, a Hub that does not answer is only a warning."""
+    def saved(self, step: int) -> None:
+        """After checkpoint ``step`` is saved: push it, with the pipeline, if asked to."""
+        if self.args.push_to_hub and self.args.hub_strategy == "every_save":
+            self.keep(checkpoint=Path(self.args.output_dir, f"checkpoint-{step}"))
+
+    def keep(self, final: bool = False, checkpoint: Path | None = None) -> None:
+        """Save the pipeline as it is now (averaged weights if any), its sampler and card, and push
+        it if asked to, a checkpoint too; before the end, a Hub that does not answer is only a
+        warning."""
         with self.averages.shown():
             images = self._saved(final) if self.accelerator.is_main_process else []
         if self.accelerator.is_main_process:
-            self._tell(images, final)
+            self._tell(images, final, checkpoint)
         self.accelerator.wait_for_everyone()
 
     def _saved(self, final: bool) -> list[Image]:
@@ -146,15 +155,16 @@ class PipelinePublisher:
             share_weights(folder, pattern)
         return self._drawn_if_it_can(build) if final and self.captions else []
 
-    def _tell(self, images: list[Image], final: bool) -> None:
-        """Sampler config, card and upload of a pipeline that is saved."""
+    def _tell(self, images: list[Image], final: bool, checkpoint: Path | None) -> None:
+        """Sampler, card and upload of a pipeline that is saved."""
         folder = Path(self.args.output_dir)
-        self.levels.sampler.save_pretrained(str(folder))
+        self.levels.sampler.save_pretrained(str(folder / FOLDER))
         self._save_card(images, folder)
         logger.info("pipeline in %s", folder)
         try:
             if self.args.push_to_hub:
-                push(folder, self.repository, token=self.args.hub_token)
+                token = self.args.hub_token
+                push(folder, self.repository, checkpoint=checkpoint, token=token)
         except HubError as error:
             if final:
                 raise
@@ -171,7 +181,13 @@ class PipelinePublisher:
             return []
 
     def _save_card(self, images: list[Image], folder: Path) -> None:
-        facts = self._facts()
+        facts = replace(self._facts(), flags=_repeatable(self.args.configuration))
+        if losses := read_metrics(folder / VALIDATION_LOSS):
+            # here, as matplotlib takes part of a second
+            from diffusers_curriculum.analysis.plots import save_figure
+            from diffusers_curriculum.analysis.run_plots import plot_validation_loss
+
+            save_figure(plot_validation_loss(losses), folder / VALIDATION_LOSS_PICTURE)
         if images:
             image_grid(images, self.captions).save(folder / GRID_FILE)
             self._show("test", images, self.args.max_train_steps)
@@ -200,5 +216,29 @@ class PipelinePublisher:
                 "Mixed precision": self.accelerator.mixed_precision,
                 "Prediction type": self.levels.objective.prediction_type,
             },
-            sampler=self.levels.sampler.rows() | {"Loss weighting": args.loss_weighting},
+            sampler=self.levels.sampler.rows() | self._stages(),
+            script=Path(sys.argv[0]).stem,
         )
+
+    def _stages(self) -> dict[str, str]:
+        """Where the stages of a curriculum opened, and the weighting."""
+        starts, how = self.levels.sampler.stage_starts(self.args.max_train_steps or 0)
+        opened = ", ".join(f"{start:.0f}" for start in starts if math.isfinite(start))
+        stages = {f"Stages from steps ({how})": opened} if len(starts) > 1 else {}
+        return stages | {"Loss weighting": self.args.loss_weighting}
+
+
+def _repeatable(configuration: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags by which a run can be repeated elsewhere; of what is on this machine, the name."""
+    told = {k: v for k, v in configuration.items() if k not in _OF_THIS_RUN}
+    return {name: _without_path(value) for name, value in told.items() if name[:4] != "hub_"}
+
+
+def _without_path(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without_path(item) for item in value]
+    if isinstance(value, dict):
+        return {name: _without_path(item) for name, item in value.items()}
+    if isinstance(value, str) and (value.startswith(LOCAL) or os.path.exists(value)):
+        return Path(value).resolve().name
+    return value

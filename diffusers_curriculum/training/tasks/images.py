@@ -71,11 +71,6 @@ class ImageTask(ImageLevelTask):
         """Of classes; None without them."""
         return None
 
-    @property
-    def private(self) -> bool:
-        """Whether a new repository is hidden."""
-        return False
-
     # -- the command line ------------------------------------------------------------------------
 
     def settle(self, args: Arguments) -> None:
@@ -120,13 +115,7 @@ class ImageTask(ImageLevelTask):
 
     def publisher(self, job: JobParts) -> ImagePublisher:
         self.published = ImagePublisher(
-            job.args,
-            job.accelerator,
-            self.levels,
-            job.plan,
-            seed=job.seed,
-            id2label=self.id2label,
-            private=self.private,
+            job.args, job.accelerator, self.levels, job.plan, seed=job.seed, id2label=self.id2label
         )
         return self.published
 

@@ -46,7 +46,6 @@ from diffusers_curriculum.training.tasks.images import ImageTask
 
 _WANTED = "a folder of images"
 _AVERAGED = Need("--use_ema", lambda a: a.use_ema)
-_PUSHED = Need("--push_to_hub", lambda a: a.push_to_hub)
 _FROM_IMAGES = Need("images to train on (drop --cache_latents)", lambda a: not a.cache_latents)
 
 _MODEL = network(
@@ -91,13 +90,9 @@ _PICTURES = pictures(
     count("save_model_epochs", 10, "epochs between copies of the pipeline"),
     sampler="DDPMScheduler",
 )
-_OUTPUT = Family.of(
-    "output",
-    tracked("hub_private_repo", help="create the repository as a private one", needs=(_PUSHED,)),
-)
 _INPUT = (_MODEL, SOURCE, _DATA, *OF_IMAGES, AUTOENCODER, LATENT_CACHE)
 _TRAINING = (RUN, OPTIMIZER, EMA, _WARM_UP, PREDICTION, PROCESS, FORMULATION)
-_RESULTS = (*OF_MACHINE, _OUTPUT, CHECKPOINTS)
+_RESULTS = (*OF_MACHINE, CHECKPOINTS)
 _LEVELS = (*NOISE_LEVELS, SLOWED)
 OFFICIAL = (
     "model_config_name_or_path dataset_name dataset_config_name train_data_dir cache_dir "
@@ -163,10 +158,6 @@ class Unconditional(ImageTask):
         ancestral = args.formulation == "ddpm" and args.sampling_scheduler is None
         if ancestral and "eval_num_inference_steps" not in args.given:
             args.eval_num_inference_steps = args.validation_inference_steps
-
-    @property
-    def private(self) -> bool:
-        return self.args.hub_private_repo
 
     def dataset_options(self, args: Arguments) -> dict[str, Any]:
         return {"precise": args.preserve_input_precision}

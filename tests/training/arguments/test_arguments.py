@@ -138,6 +138,8 @@ def test_every_new_flag_is_reachable_by_its_full_name():
 
 NEW_DEFAULTS = {
     "config": None,
+    "hub_strategy": "end",
+    "hub_private_repo": False,
     "attention": None,
     "untrained_timestep": None,
     "timestep_sampler": "uniform",

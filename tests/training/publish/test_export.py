@@ -218,7 +218,7 @@ def test_without_prompts_there_is_a_card_and_no_grid(tmp_path: Path, noted: Note
     made.finish()
     assert noted.calls == []
     names = {path.name for path in Path(args.output_dir).iterdir()}
-    assert names == {"model_index.json", "weight.txt", "README.md", "timestep_sampler_config.json"}
+    assert names == {"model_index.json", "weight.txt", "README.md", "timestep_sampler"}
 
 
 def test_other_processes_wait_and_write_nothing(tmp_path: Path, noted: Noted) -> None:
@@ -279,5 +279,7 @@ def test_the_card_describes_the_run(tmp_path: Path, noted: Noted) -> None:
     card = (Path(args.output_dir) / "README.md").read_text().replace("\\", "")
     for part in ("laplace(mu=1, b=2)", "sobol", "min_snr", "v_prediction", "100"):
         assert part in card
-    config = json.loads((Path(args.output_dir) / "timestep_sampler_config.json").read_text())
+    config = json.loads(
+        (Path(args.output_dir) / "timestep_sampler" / "timestep_sampler_config.json").read_text()
+    )
     assert config["_class_name"] == "DensityTimestepSampler"

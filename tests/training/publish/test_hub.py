@@ -23,6 +23,7 @@ from markdown_it.token import Token
 
 from diffusers_curriculum.training.arguments.environment import repository_name
 from diffusers_curriculum.training.errors import HubError
+from diffusers_curriculum.training.process import hub_client
 from diffusers_curriculum.training.publish import hub
 from diffusers_curriculum.training.publish.card import plain, resolve_license
 from diffusers_curriculum.training.publish.hub import (
@@ -94,8 +95,8 @@ def kinds(body: str) -> set[str]:
 
 
 def usage(body: str) -> tuple[str, str]:
-    """The repository and the prompt in the one code block of a card."""
-    (fence,) = [token for token in tokens(body) if token.type == "fence"]
+    """The repository and the prompt in the first code block of a card."""
+    fence, *_ = [token for token in tokens(body) if token.type == "fence"]
     calls = [node for node in ast.walk(ast.parse(fence.content)) if isinstance(node, ast.Call)]
     given = {
         ast.unparse(call.func): [*call.args, *(word.value for word in call.keywords)][0]
@@ -207,6 +208,7 @@ def check_card(prompt: str, base: str, dataset: str, value: str) -> None:
         dataset_name=dataset,
         sampler={value: value},
         training={value: value},
+        flags={"validation_prompts": [value], "seed": 3},
     )
     card = build_model_card(facts)
     str(card).encode("utf-8")
@@ -215,16 +217,18 @@ def check_card(prompt: str, base: str, dataset: str, value: str) -> None:
     assert front["license"] == "mit"
     assert front.get("base_model", base) == base
     assert front.get("datasets", dataset) == dataset
-    harmless = [token.type for token in tokens(parts(build_model_card(FACTS))[1])]
+    plain_facts = dataclasses.replace(FACTS, flags={"validation_prompts": ["a"], "seed": 3})
+    harmless = [token.type for token in tokens(parts(build_model_card(plain_facts))[1])]
+    (flags,) = [token.content for token in tokens(body) if token.info == "yaml"]
+    assert yaml.safe_load(flags) == {"validation_prompts": [value], "seed": 3}
     assert kinds(body) - {"softbreak", "text_special"} <= set(harmless)
     assert not {"html_block", "html_inline", "link_open"} & kinds(body)
     assert [t.type for t in tokens(body) if t.type in {"fence", "heading_open", "image"}] == [
         kind for kind in harmless if kind in {"fence", "heading_open", "image"}
     ]
     assert usage(body) == (value, prompt)
-    assert body.count("```") == 2
-    before, _, after = body.split("```")
-    assert "<" not in before + after
+    assert body.count("```") == 2 * harmless.count("fence")
+    assert "<" not in "".join(body.split("```")[::2])
 
 
 @given(st.text(st.characters(exclude_categories=("C", "Z")), min_size=1))
@@ -237,7 +241,7 @@ def test_plain_text_renders_as_itself(text: str) -> None:
 def test_the_checks_see_a_broken_card() -> None:
     naive = "* <script>x</script>\n\n```\nfirst\n```\n\n```\nsecond\n```\n"
     assert {"html_inline"} <= kinds(naive) or "html_block" in kinds(naive)
-    with pytest.raises(ValueError, match="too many values"):
+    with pytest.raises(KeyError):
         usage(naive)
 
 
@@ -300,7 +304,8 @@ WANTED = {
             "..": ["os", "path"],
         }
     ).encode(),
-    "timestep_sampler_config.json": b"{}",
+    "timestep_sampler/timestep_sampler_config.json": b"{}",
+    "timestep_sampler/timestep_sampler_state.safetensors": b"state",
     "val_imgs_grid.png": b"picture",
     "unet/config.json": b"{}",
     "unet/diffusion_pytorch_model.safetensors": b"weights",
@@ -316,6 +321,8 @@ UNWANTED = {
     "args.json": b"{}",
     "losses.jsonl": b"{}",
     ".env": b"HF_TOKEN=x",
+    "run.yaml": b"train_data_dir: private",
+    "timestep_sampler/notes.json": b"x",
     ".hidden.png": b"x",
     "logs/text2image-fine-tune/events.out.tfevents.1": b"x",
     "logs/picture.png": b"x",
@@ -501,9 +508,9 @@ def test_a_bad_card_creates_no_repository() -> None:
 
 
 def test_no_token_is_told_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub, "get_token", lambda: None)
+    monkeypatch.setattr(hub_client, "get_token", lambda: None)
     with pytest.raises(HubError, match="hf auth login"):
         prepare_repository(FACTS)
-    monkeypatch.setattr(hub, "get_token", lambda: TOKEN)
+    monkeypatch.setattr(hub_client, "get_token", lambda: TOKEN)
     with pytest.raises(HubError, match="could not be created"):
         prepare_repository(FACTS, api=HfApi(endpoint="http://127.0.0.1:9"))
