@@ -12,6 +12,7 @@ from diffusers_curriculum import __version__
 from diffusers_curriculum.cli.analyze import add_analyze
 from diffusers_curriculum.cli.calibrate import add_calibrate
 from diffusers_curriculum.cli.compare import add_compare
+from diffusers_curriculum.cli.demo import add_demo
 from diffusers_curriculum.cli.preview import add_preview
 from diffusers_curriculum.cli.reconstruct_ema import add_reconstruct_ema
 from diffusers_curriculum.cli.train import add_train
@@ -50,6 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     add_train(commands)
+    add_demo(commands)
     _add_make_tiny(commands)
     _add_verify(commands)
     add_preview(commands)

@@ -16,8 +16,10 @@ from pathlib import Path
 
 from shell import UNIFORM, run_all, short
 
+from diffusers_curriculum.cli.train import script_file
+
 HERE = Path(__file__).resolve().parent
-SCRIPT = HERE.parent.parent / "train_text_to_image_curriculum.py"
+SCRIPT = script_file("text-to-image")
 RESOLUTION = "32"
 TRAIN_STEPS, VAE_STEPS = 600, 250
 CHECKPOINTS = 6  # of each run, evenly apart

@@ -93,7 +93,7 @@ def _start(command: list[str], log: IO[str] | None = None) -> subprocess.Popen[b
     tools = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     program = sys.executable if command[0] == "python" else shutil.which(command[0], path=tools)
     if program is None:
-        raise SystemExit(f"{command[0]!r} is not installed: run `make install` first")
+        raise SystemExit(f"{command[0]!r} is missing: pip install 'diffusers-curriculum[train]'")
     surroundings = {**os.environ, "PATH": tools}
     options = {"stdout": log, "stderr": log, "start_new_session": log is not None}
     return subprocess.Popen([program, *command[1:]], env=surroundings, **options)

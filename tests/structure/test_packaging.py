@@ -34,6 +34,8 @@ def test_wheel_holds_the_package_the_scripts_and_nothing_else(wheel: Path) -> No
     names = set(zipfile.ZipFile(wheel).namelist())
     sources = {str(p.relative_to(ROOT)) for p in (ROOT / "diffusers_curriculum").rglob("*.py")}
     assert sources | {"diffusers_curriculum/py.typed"} <= names
+    demo = ("demo", "shell", "digits", "recognise", "learning_curve")
+    assert {f"diffusers_curriculum/examples/{name}.py" for name in demo} <= names
     scripts = {f"{module}.py" for module in SCRIPTS.values()}
     parts = {path.name for path in (ROOT / "examples" / "autoencoder").glob("*.py")}
     top = {name.split("/")[0].split("-")[0] for name in names}
@@ -68,6 +70,36 @@ def test_installed_scripts_run_by_short_names(wheel: Path, tmp_path: Path, kind:
     asked = f"from diffusers_curriculum.cli.train import script_file; print(script_file({kind!r}))"
     found = run_installed(wheel, tmp_path, asked).stdout.strip()
     assert Path(found) == tmp_path / "site" / f"{SCRIPTS[kind]}.py"
+
+
+def run_program(wheel: Path, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run an installed program, all of whose processes find the wheel and not the checkout."""
+    site = folder / "site"
+    zipfile.ZipFile(wheel).extractall(site)
+    tools = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PYTHONPATH": str(site), "PATH": tools}
+    return subprocess.run(
+        words, cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", SCRIPTS)
+def test_accelerate_launches_every_installed_script(wheel: Path, tmp_path: Path, kind: str) -> None:
+    launch = ("accelerate", "launch", "--cpu", "--num_processes", "1", "-m")
+    done = run_program(wheel, tmp_path, *launch, SCRIPTS[kind], "--help")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"usage: {SCRIPTS[kind]}.py")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_demo_runs_from_an_installation(wheel: Path, tmp_path: Path) -> None:
+    words = ("--max_train_steps", "280", "--vae_steps", "20", "--output_dir", "out")
+    done = run_program(wheel, tmp_path, "diffusers-curriculum", "demo", *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert str(tmp_path / "site" / "diffusers_curriculum" / "examples") in done.stdout
+    assert (tmp_path / "out" / "pictures" / "learning_curve.png").is_file()
 
 
 def test_console_command_exists(wheel: Path) -> None:

@@ -34,7 +34,7 @@ HEAVY = (
     "transformers",
 )
 COMMANDS = ("train", "make-tiny", "verify", "preview", "analyze", "calibrate", "compare")
-COMMANDS += ("reconstruct-ema",)
+COMMANDS += ("reconstruct-ema", "demo")
 ARGUMENTS = "diffusers_curriculum.training.arguments"
 PARSERS = ("run", "noise_levels", "curriculum", "images", "evaluation", "command_line")
 SCRIPTS = (
