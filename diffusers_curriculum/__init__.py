@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from diffusers_curriculum.weighting import loss_weights
     from diffusers_curriculum.weighting.learned import LearnedLossWeights, UncertaintyWeighting
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "CurriculumTimestepSampler",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import diffusers
@@ -265,13 +267,23 @@ def caption_tokenizer(
         merges += steps
         known.update(left + right for left, right in steps)
     vocabulary += [left + right for left, right in merges] + [START, END]
-    ids = {token: index for index, token in enumerate(vocabulary)}
-    return transformers.CLIPTokenizer(vocab=ids, merges=merges, model_max_length=max_length)
+    return _clip_tokenizer(vocabulary, merges, max_length)
+
+
+def _clip_tokenizer(
+    vocabulary: Sequence[str], merges: Iterable[tuple[str, str]], max_length: int
+) -> transformers.CLIPTokenizer:
+    """By files, which transformers 4 and 5 read alike."""
+    with TemporaryDirectory() as folder:
+        vocab, lines = Path(folder, "vocab.json"), Path(folder, "merges.txt")
+        vocab.write_text(json.dumps({token: index for index, token in enumerate(vocabulary)}))
+        lines.write_text("\n".join(["#version: 0.2", *map(" ".join, merges)]) + "\n", "utf-8")
+        return transformers.CLIPTokenizerFast(str(vocab), str(lines), model_max_length=max_length)
 
 
 def _frequent_words(captions: Iterable[str], max_length: int) -> list[str]:
     """Return the distinct words of the captions, most frequent first, ties by alphabet."""
-    splitter = transformers.CLIPTokenizer(model_max_length=max_length).backend_tokenizer
+    splitter = _clip_tokenizer([START, END], [], max_length).backend_tokenizer
     counts: Counter[str] = Counter()
     for caption, times in Counter(captions).items():
         text = splitter.normalizer.normalize_str(caption)
