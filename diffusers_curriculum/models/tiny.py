@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 import diffusers
 import torch
@@ -278,7 +278,8 @@ def _clip_tokenizer(
         vocab, lines = Path(folder, "vocab.json"), Path(folder, "merges.txt")
         vocab.write_text(json.dumps({token: index for index, token in enumerate(vocabulary)}))
         lines.write_text("\n".join(["#version: 0.2", *map(" ".join, merges)]) + "\n", "utf-8")
-        return transformers.CLIPTokenizerFast(str(vocab), str(lines), model_max_length=max_length)
+        fast = cast(Any, transformers).CLIPTokenizerFast  # in 5 another name of CLIPTokenizer
+        return fast(str(vocab), str(lines), model_max_length=max_length)
 
 
 def _frequent_words(captions: Iterable[str], max_length: int) -> list[str]:
