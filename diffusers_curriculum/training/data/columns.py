@@ -15,6 +15,7 @@ from diffusers_curriculum.training.errors import UsageError
 logger = logging.getLogger(__name__)
 
 _CHUNK = 1000  # captions that are split into tokens at once
+_LOOKED_AT = 200_000  # samples whose captions are, at most: some seconds
 _TEXT = ("string", "large_string")
 _METADATA_LIKE = (".jsonl", ".csv", ".parquet", ".json", ".txt", ".tsv")
 
@@ -82,13 +83,18 @@ def warn_of_long_captions(
     rows: Dataset, column: str, tokenizer: Any, limit: int | None = None
 ) -> None:
     """Log how many captions are cut, as they have more tokens than the text encoder is given:
-    ``limit``, by default as many as the tokenizer makes."""
-    captions, taken = rows.select_columns([column]), int(limit or tokenizer.model_max_length)
+    ``limit``, by default as many as the tokenizer makes. Of very many, some evenly apart are looked
+    at."""
+    apart = -(-len(rows) // _LOOKED_AT)
+    captions = rows.select_columns([column])
+    if apart > 1:
+        captions = captions.select(range(0, len(rows), apart))
+    taken = int(limit or tokenizer.model_max_length)
     most = taken - tokenizer.num_special_tokens_to_add()
     cut: list[tuple[int, int, str]] = []
     for first in range(0, len(captions), _CHUNK):
         cells = captions[first : first + _CHUNK][column]
-        texts = ((first + i, text) for i, cell in enumerate(cells) for text in _phrasings(cell))
+        texts = (((first + i) * apart, text) for i, cell in enumerate(cells) for text in _phrasings(cell))
         # a token is one byte at least: short captions need not be split
         long = [(row, text) for row, text in texts if len(text.encode()) > most]
         ids = tokenizer([text for _, text in long], verbose=False).input_ids if long else []
@@ -96,10 +102,11 @@ def warn_of_long_captions(
     if cut:
         row, tokens, text = max(cut, key=lambda entry: entry[1])
         logger.warning(
-            "%d of %d samples have a caption of more than the %d tokens that the text encoder "
+            "%d of %d samples%s have a caption of more than the %d tokens that the text encoder "
             "takes, and its end is cut off; the longest is that of row %d, with %d: %r",
             len({row for row, *_ in cut}),
             len(captions),
+            f", of {len(rows)}," if apart > 1 else "",
             taken,
             row,
             tokens,

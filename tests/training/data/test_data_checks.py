@@ -10,6 +10,7 @@ from datasets import Dataset, Features, List, Value
 from datasets import Image as ImageFeature
 
 from diffusers_curriculum.models.tiny import caption_tokenizer
+from diffusers_curriculum.training.data import columns
 from diffusers_curriculum.training.data.checks import caption_fault
 from diffusers_curriculum.training.data.columns import (
     check_caption_column,
@@ -81,3 +82,15 @@ def test_captions_that_will_be_cut_are_counted_once(caplog):
     caplog.clear()
     warn_of_long_captions(rows.select([0, 3]), "text", tokenizer)
     assert not caplog.messages
+
+
+def test_of_very_many_captions_some_are_looked_at(caplog, monkeypatch):
+    monkeypatch.setattr(columns, "_LOOKED_AT", 1000)
+    tokenizer = caption_tokenizer(["a b c d e f g h"], max_length=6)
+    rows = Dataset.from_dict({"text": ["a", "h", "a b c d e f g h", "b"] * 625})
+    with caplog.at_level(logging.WARNING):
+        warn_of_long_captions(rows, "text", tokenizer)
+    (line,) = caplog.messages
+    long = [row for row in range(0, 2500, 3) if row % 4 == 2]
+    assert line.startswith(f"{len(long)} of 834 samples, of 2500, have a caption of more than the 6")
+    assert f"that of row {long[0]}, with 10" in line
