@@ -94,7 +94,8 @@ def warn_of_long_captions(
     cut: list[tuple[int, int, str]] = []
     for first in range(0, len(captions), _CHUNK):
         cells = captions[first : first + _CHUNK][column]
-        texts = (((first + i) * apart, text) for i, cell in enumerate(cells) for text in _phrasings(cell))
+        numbered = enumerate(cells, first)
+        texts = ((n * apart, text) for n, cell in numbered for text in _phrasings(cell))
         # a token is one byte at least: short captions need not be split
         long = [(row, text) for row, text in texts if len(text.encode()) > most]
         ids = tokenizer([text for _, text in long], verbose=False).input_ids if long else []
