@@ -108,7 +108,7 @@ def test_it_trains_from_its_file(tmp_path: Path, capsys: Capture) -> None:
     assert calibrate(tmp_path / "scheduler", *argv, "--output_dir", tmp_path / "law") == 0
     file = tmp_path / "law" / FILE
     bench.train(tmp_path / "run", "--max_train_steps", 2, "--timestep_sampler_config", file)
-    used = json.loads((tmp_path / "run" / FILE).read_text("utf-8"))
+    used = json.loads((tmp_path / "run" / "timestep_sampler" / FILE).read_text("utf-8"))
     assert used["density_args"] == built(tmp_path / "law").config["density_args"]
     assert calibrate(tmp_path / "run", *argv, "--samples", 8, "--output_dir", tmp_path / "on") == 0
     laws = [built(tmp_path / name).config["density_args"]["density"] for name in ("law", "on")]

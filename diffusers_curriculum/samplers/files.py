@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from diffusers.utils import PushToHubMixin, _get_model_file
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 FOLDER = "timestep_sampler"  # in a pipeline's
@@ -83,7 +83,8 @@ def _write_state(path: Path, state: Mapping[str, Any]) -> None:
         return
     numbers = {name: value for name, value in state.items() if name not in tensors}
     ready = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    save_file(ready, path, metadata={_NUMBERS: json.dumps(numbers, sort_keys=True)})
+    # with the permissions of any file that a program opens; those of save_file are the owner's
+    path.write_bytes(save(ready, metadata={_NUMBERS: json.dumps(numbers, sort_keys=True)}))
 
 
 def _read_state(path: Path) -> dict[str, Any]:

@@ -41,6 +41,7 @@ SCRIPTS = {
     "text_to_image_lora": "examples.text_to_image.train_text_to_image_lora_curriculum",
 }
 STOPPED, STEPS = 5, 10  # the checkpoint that is kept, and the length of the run
+LAW = "timestep_sampler/timestep_sampler_state.safetensors"  # which older versions did not leave
 LARGEST = 700_000  # bytes of a folder
 
 pytestmark = pytest.mark.reliability
@@ -201,7 +202,8 @@ def test_same_settings_and_files(resumed: Resumed) -> None:
     assert (scale is None) == (resumed.name == "vit_vqgan")
     assert scale is None or scale["std"] > 0
     assert facts == told_today(wanted["facts"])
-    assert found["exported"].keys() == wanted["exported"].keys()
+    law = set() if resumed.name == "vit_vqgan" else {LAW}
+    assert found["exported"].keys() == wanted["exported"].keys() | law
     assert found["checkpoint"].keys() == wanted["checkpoint"].keys()
 
 
@@ -222,7 +224,7 @@ def test_same_bits(resumed: Resumed) -> None:
         assert ours["loss_hex"] == theirs["loss_hex"]
         assert ours["lr"] == theirs["lr"]
         assert {key: ours["metrics"][key] for key in theirs["metrics"]} == theirs["metrics"]
-    assert found["exported"] == wanted["exported"]
+    assert {name: found["exported"][name] for name in wanted["exported"]} == wanted["exported"]
     assert found["checkpoint"] == wanted["checkpoint"]
 
 

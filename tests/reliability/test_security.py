@@ -25,6 +25,7 @@ from diffusers_curriculum import TimestepSampler
 from diffusers_curriculum.models.loading import load_pipeline
 from diffusers_curriculum.training.errors import HubError, UsageError
 from diffusers_curriculum.training.parts.families.base import ModelFamily, families
+from diffusers_curriculum.training.process import hub_client
 from diffusers_curriculum.training.process.foreign_code import refuse_foreign_code
 from diffusers_curriculum.training.publish import hub
 from diffusers_curriculum.training.storage.manifest import read_manifest, write_manifest
@@ -272,7 +273,7 @@ def fake_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
     with serve() as server:
-        monkeypatch.setattr(hub, "HfApi", lambda token=None: HfApi(server.url, token=token))
+        monkeypatch.setattr(hub_client, "HfApi", lambda token=None: HfApi(server.url, token=token))
         yield server
 
 

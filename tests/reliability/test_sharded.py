@@ -4,13 +4,14 @@ rounding of its; checkpoints that any number of processes goes on from, in shard
 from __future__ import annotations
 
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.reliability.two_processes import Outcome, check_whole, launch
+from tests.reliability.two_processes import Fault, Outcome, check_whole, launch
 from tests.scripts.small_runs import BENCHES, Bench, hashes
 
 pytestmark = pytest.mark.reliability
@@ -138,3 +139,22 @@ def test_one_process_is_followed_by_shards(
     name = f"checkpoint-{STOPPED}"
     shutil.copytree(whole[0] / "output" / name, tmp_path / "output" / name)
     check_like((tmp_path, run(bench, tmp_path, 2)), whole, bench)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gradients", [True, False])
+def test_what_is_not_finite_on_one_rank_changes_no_shard(
+    bench: Bench, tmp_path: Path, gradients: bool
+) -> None:
+    more = (*EVERYTHING, "--checkpointing_steps", 1)
+    argv, fault = bench.argv(tmp_path / "output", *more), Fault(1, 4, gradients)
+    job = launch(tmp_path, argv, fault=fault, script=bench.script, variables=FSDP2)
+    assert job.statuses == [3, 3], job.said()
+    assert check_whole(tmp_path / "output")[-1] == "checkpoint-4"
+    argv += ["--nonfinite", "skip"]
+    job = launch(tmp_path, argv, fault=fault, script=bench.script, variables=FSDP2)
+    assert job.statuses == [0, 0], job.said()
+    held = [
+        hashes(tmp_path / f"output/checkpoint-{n}" / bench.trained) for n in range(4, STEPS + 1)
+    ]
+    assert [a == b for a, b in pairwise(held)] == [True, False]

@@ -73,7 +73,7 @@ class Run:
         number = key(self.seed, step, slots.start, purpose="model") >> 65
         torch.default_generator.manual_seed(number)
         device = self.accelerator.device
-        if device.type != "cpu":
+        if device.type not in ("cpu", "meta"):  # the second holds no numbers
             torch.get_device_module(device).manual_seed(number)
 
     def update(self, step: int, observed: Sequence[Outcome], norm: Tensor | None) -> None:
