@@ -26,8 +26,8 @@ def plot_runs(runs: Mapping[str, RecordedRun]) -> Figure | None:
     figure, panels = canvas(5.5 * columns, 3.4 * rows + 0.6, "", 1 + len(runs) // 8)
     axes = panels.subplots(rows, columns, squeeze=False).flatten()
     for axis, (kind, name) in zip(axes, wanted, strict=False):
-        for colour, (run_name, run) in zip(COLOURS * len(runs), runs.items(), strict=False):
-            _draw(axis, runs, run, kind, name, {"color": colour, "label": run_name})
+        for colour, run_name in zip(COLOURS * len(runs), runs, strict=False):
+            _draw(axis, runs, run_name, kind, name, {"color": colour, "label": run_name})
         title = f"{kind} {name}".strip().replace("_", " ")
         axis.set_title(f"{title[:-1]} at each level" if name[-1:] == "/" else title, fontsize=10)
         axis.grid(alpha=0.3)
@@ -79,8 +79,9 @@ def _panels(runs: Mapping[str, RecordedRun]) -> list[tuple[str, str]]:
 
 
 def _draw(
-    axis: Axes, runs: Mapping[str, RecordedRun], run: RecordedRun, kind: str, name: str, style: dict
+    axis: Axes, runs: Mapping[str, RecordedRun], own: str, kind: str, name: str, style: dict
 ) -> None:
+    run = runs[own]
     if not name:
         axis.set(xlabel=LOG_SNR)
         if run.losses:
@@ -88,8 +89,7 @@ def _draw(
             axis.stairs(values, run.losses["edges"], baseline=None, linewidth=1.6, **style)
         return
     if name.endswith("/"):
-        told = dict(zip(map(id, runs.values()), at_compared_step(runs, kind).values(), strict=True))
-        at = _by_level(told[id(run)], name)
+        at = _by_level(at_compared_step(runs, kind)[own], name)
         axis.plot([*at], [*at.values()], marker=".", **style)
         axis.set(xlabel=LOG_SNR)
         return

@@ -119,7 +119,9 @@ def kinds(runs: Mapping[str, RecordedRun]) -> list[str]:
 
 def sections(runs: Mapping[str, RecordedRun]) -> list[Section]:
     """Tables with a column for each run."""
-    course = {name: [r.course[name] for r in runs.values()] for name in next(_of(runs)).course}
+    course = {
+        name: [r.course[name] for r in runs.values()] for name in next(iter(runs.values())).course
+    }
     found = [Section("Runs", table=_table(runs, course))]
     found.append(Section("Settings that differ", table=_table(runs, differences(runs))))
     for kind in kinds(runs):
@@ -157,10 +159,6 @@ def as_json(runs: Mapping[str, RecordedRun]) -> dict[str, Any]:
         for name, run in runs.items()
     }
     return {"runs": told, "settings_that_differ": differences(runs)}
-
-
-def _of(runs: Mapping[str, RecordedRun]) -> Iterator[RecordedRun]:
-    return iter(runs.values())
 
 
 def _table(runs: Mapping[str, RecordedRun], rows: Mapping[str, Sequence[Any]]) -> Table:

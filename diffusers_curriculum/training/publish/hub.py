@@ -105,9 +105,10 @@ def _commit(client: HfApi, repo_id: str, additions: list[Any], message: str) -> 
         try:
             return client.create_commit(repo_id, additions, commit_message=message)
         except HfHubHTTPError as error:
-            if error.response.status_code not in _FOR_A_TIME:
+            status = error.response.status_code
+            if status not in _FOR_A_TIME:
                 raise
-            logger.warning("The Hub is busy (%s): asking again in %d s.", error, wait)
+            logger.warning("The Hub is busy (%d): asking again in %d s.", status, wait)
         time.sleep(wait)
     return client.create_commit(repo_id, additions, commit_message=message)
 
