@@ -10,9 +10,10 @@ import torch
 from tests.scripts.small_runs import BENCHES, Bench
 
 # What takes minutes is tried in the default run on scripts whose loop, data or saving differ; those
-# for SDXL have them from the scripts for Stable Diffusion. `make test-reliability` tries all.
-LONG = ("test_kills", "test_soak", "test_stops", "test_consumption")
-ALIKE = ("text_to_image_sdxl", "text_to_image_lora_sdxl")
+# for SDXL and flow matching have them from those for Stable Diffusion, and all in
+# `make test-reliability`.
+LONG = ("test_kills", "test_soak", "test_stops", "test_consumption", "test_two_processes")
+ALIKE = ("text_to_image_sdxl", "text_to_image_lora_sdxl", "flow")
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -189,6 +189,21 @@ def make_sdxl_bench(folder: Path) -> Bench:
     )
 
 
+def make_flow_bench(folder: Path) -> Bench:
+    """The same for a family of flow matching."""
+    families()["flux"].save_tiny(folder / "pipeline")
+    return Bench(
+        folder / "pipeline",
+        write_images(folder / "images", SAMPLES),
+        folder / "cache",
+        "examples.text_to_image.train_text_to_image_flow_curriculum",
+        "transformer",
+        words={"--noise_offset": None, "--validation_prompts": None},
+        more=("--resolution", "16"),
+        draws=frozenset({"noise", "posterior"}),
+    )
+
+
 def make_unconditional_bench(folder: Path) -> Bench:
     """Write a data set and the config of a U-Net."""
     return Bench(
@@ -246,6 +261,7 @@ BENCHES: dict[str, Callable[[Path], Bench]] = {
     "text_to_image_sdxl": make_sdxl_bench,
     "text_to_image_lora": make_lora_bench,
     "text_to_image_lora_sdxl": make_lora_sdxl_bench,
+    "flow": make_flow_bench,
     "class_conditional": make_class_bench,
     "unconditional": make_unconditional_bench,
 }

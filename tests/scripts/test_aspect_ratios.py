@@ -14,16 +14,7 @@ import torch
 from PIL import Image
 
 from diffusers_curriculum.densities import shift_from_tokens
-from diffusers_curriculum.training.parts.families.base import families
-from tests.scripts.small_runs import BENCHES, Bench, finite, train
-
-FLOW = "examples.text_to_image.train_text_to_image_flow_curriculum"
-
-
-def flow_bench(folder: Path) -> Bench:
-    families()["flux"].save_tiny(folder / "pipeline")
-    images = folder / "images"
-    return Bench(folder / "pipeline", images, folder / "cache", FLOW, "transformer")
+from tests.scripts.small_runs import BENCHES, finite, train
 
 
 def write(folder: Path) -> Path:
@@ -40,7 +31,7 @@ def write(folder: Path) -> Path:
 
 @pytest.mark.parametrize("name", ["text_to_image", "text_to_image_sdxl", "flow"])
 def test_a_run_in_buckets_goes_on_as_it_would_have(name: str, tmp_path: Path) -> None:
-    bench = (BENCHES | {"flow": flow_bench})[name](tmp_path / "bench")
+    bench = BENCHES[name](tmp_path / "bench")
     bench = replace(bench, images=write(tmp_path / "pictures"))
     more = ("--resolution", 16, "--use_aspect_ratio_buckets", "--lr_warmup_steps", 0)
     more = (*more, "--aspect_ratio_buckets", "16,24;24,16", "--checkpointing_steps", 3)
@@ -70,7 +61,7 @@ def test_a_run_in_buckets_goes_on_as_it_would_have(name: str, tmp_path: Path) ->
 
 
 def test_the_shift_of_a_sample_is_that_of_its_own_size(tmp_path: Path) -> None:
-    bench = flow_bench(tmp_path / "bench")
+    bench = BENCHES["flow"](tmp_path / "bench")
     bench = replace(bench, images=write(tmp_path / "pictures"))
     more = ("--resolution", 16, "--use_aspect_ratio_buckets", "--lr_warmup_steps", 0)
     more = (*more, "--aspect_ratio_buckets", "16,16;16,32", "--report_to", "none")
@@ -82,7 +73,7 @@ def test_the_shift_of_a_sample_is_that_of_its_own_size(tmp_path: Path) -> None:
         return predict(run, latents, conditioning, sample, draw)
 
     with mock.patch.object(module, "predict", noted):
-        train(bench.argv(tmp_path / "run", *more, "--max_train_steps", 5), script=FLOW)
+        train(bench.argv(tmp_path / "run", *more, "--max_train_steps", 5), script=bench.script)
     tokens = {count for _, count, _ in drawn}
     assert len(tokens) == 2
     small = min(tokens)

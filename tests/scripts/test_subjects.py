@@ -20,11 +20,9 @@ from torch import Tensor
 from diffusers_curriculum.objective import Objective
 from diffusers_curriculum.training.tasks.flow import FlowRun
 from tests.scripts.small_runs import BENCHES, Bench, finite, status
-from tests.training.parts.families.flow_benches import RESOLUTION, pipeline_of
+from tests.training.parts.families.flow_benches import pipeline_of
 
-SCRIPTS = [
-    name for name in (*BENCHES, "flow") if name not in ("class_conditional", "unconditional")
-]
+SCRIPTS = [name for name in BENCHES if name not in ("class_conditional", "unconditional")]
 STEPS, WEIGHT = 3, 0.5
 CLASS_PROMPT = "picture of a toy"
 
@@ -44,12 +42,9 @@ class Seen:
 
 def subject_bench(name: str, folder: Path) -> Bench:
     """A script, and a folder of images without captions, of which the left half is opaque."""
+    bench = BENCHES[name](folder / "bench")
     if name == "flow":
-        script = "examples.text_to_image.train_text_to_image_flow_curriculum"
-        bench = Bench(pipeline_of("sd3"), folder, folder / "cache", script, "transformer")
-        bench = replace(bench, more=("--resolution", str(RESOLUTION)))
-    else:
-        bench = BENCHES[name](folder / "bench")
+        bench = replace(bench, pipeline=pipeline_of("sd3"))
     images = folder / "subject"
     images.mkdir()
     draw = np.random.default_rng(0)
