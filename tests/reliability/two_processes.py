@@ -28,6 +28,7 @@ from diffusers_curriculum import Objective
 from diffusers_curriculum.training.loop import job as jobs
 from diffusers_curriculum.training.process import runtime
 from diffusers_curriculum.training.storage.manifest import verify_checkpoint
+from diffusers_curriculum.training.tasks.flow import FlowRun
 from tests.reliability import harness
 from tests.reliability.harness import Start, events
 from tests.reliability.trial import Journal, journalled
@@ -257,17 +258,19 @@ def run_rank(
 def spoiling(module: ModuleType, fault: Fault | None) -> Iterator[None]:
     """Make what the fault says happen."""
     make: Callable[..., Any] = module.training_step
-    compute = Objective.loss
-
-    def spoilt(*args: Any) -> Any:
-        if fault and fault.gradients:
-            return tuple(value * torch.nan for value in compute(*args))
-        return tuple(value + torch.inf for value in compute(*args))  # the gradients stay
 
     def training_step(run: Any, step: int, *args: Any) -> Any:
         if fault is None or step != fault.step:
             return make(run, step, *args)
-        with mock.patch.object(Objective, "loss", spoilt):
+        kind: Any = FlowRun if isinstance(run, FlowRun) else Objective
+        compute = kind.loss
+
+        def spoilt(*own: Any) -> Any:
+            if fault.gradients:
+                return tuple(value * torch.nan for value in compute(*own))
+            return tuple(value + torch.inf for value in compute(*own))  # the gradients stay
+
+        with mock.patch.object(kind, "loss", spoilt):
             return make(run, step, *args)
 
     with mock.patch.object(module, "training_step", training_step):
