@@ -263,10 +263,10 @@ def spoiling(module: ModuleType, fault: Fault | None) -> Iterator[None]:
         if fault is None or step != fault.step:
             return make(run, step, *args)
         kind: Any = FlowRun if isinstance(run, FlowRun) else Objective
-        compute = kind.loss
+        compute, gradients = kind.loss, fault.gradients
 
         def spoilt(*own: Any) -> Any:
-            if fault.gradients:
+            if gradients:
                 return tuple(value * torch.nan for value in compute(*own))
             return tuple(value + torch.inf for value in compute(*own))  # the gradients stay
 
