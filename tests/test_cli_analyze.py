@@ -23,7 +23,7 @@ from tests.scripts.small_runs import BENCHES, Bench, train, write_images
 Capture = pytest.CaptureFixture[str]
 ROOT = Path(__file__).parents[1]
 # what is told of them: see below
-REFUSED = ("text_to_image_lora", "text_to_image_sdxl", "text_to_image_lora_sdxl")
+REFUSED = ("text_to_image_lora", "text_to_image_sdxl", "text_to_image_lora_sdxl", "flow")
 PIPELINES = {name: make for name, make in BENCHES.items() if name not in REFUSED}
 QUICK = ("--samples", 8, "--bins", 5, "--gradient_samples", 4)
 
@@ -265,15 +265,18 @@ def test_a_folder_with_something_in_it_is_left_alone(
     assert [file.name for file in scheduler.iterdir()] == ["scheduler_config.json"]
 
 
+@pytest.mark.parametrize(
+    "config", [{"addition_embed_type": "text_time"}, {"_class_name": "FluxTransformer2DModel"}]
+)
 def test_a_network_that_is_told_more_is_refused(
-    runs: dict[str, tuple[Bench, Path]], tmp_path: Path, capsys: Capture
+    config: dict[str, str], runs: dict[str, tuple[Bench, Path]], tmp_path: Path, capsys: Capture
 ) -> None:
     bench, run = runs["text_to_image"]
-    shutil.copytree(run, tmp_path / "xl")
-    file = tmp_path / "xl" / "unet" / "config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"addition_embed_type": "text_time"}))
-    argv = (tmp_path / "xl", "--train_data_dir", bench.images, *QUICK)
-    assert "is told more than a caption" in refused(
+    shutil.copytree(run, tmp_path / "more")
+    file = tmp_path / "more" / "unet" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | config))
+    argv = (tmp_path / "more", "--train_data_dir", bench.images, *QUICK)
+    assert "is told more than an analysis can give" in refused(
         capsys, *argv, "--output_dir", tmp_path / "report"
     )
 

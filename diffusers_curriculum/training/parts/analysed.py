@@ -35,6 +35,8 @@ from diffusers_curriculum.training.storage.folders import checkpoints
 from diffusers_curriculum.training.storage.tensors import check_tensors, load_tensors
 
 _TEXT = "UNet2DConditionModel"
+# None: a UNet2DModel, as where it stands alone
+_CLASSES = (_TEXT, "UNet2DModel", "DiTTransformer2DModel", "Transformer2DModel", None)
 
 
 class _Told(nn.Module):
@@ -176,11 +178,13 @@ def _network_config(folder: Path) -> tuple[str, dict[str, Any]]:
         )
     with usage_errors("SOURCE"):
         config = read_config(str(folder / found[0]))
-    if config.get("addition_embed_type") or config.get("encoder_hid_dim_type"):
+    more = config.get("addition_embed_type") or config.get("encoder_hid_dim_type")
+    if more or config.get("_class_name") not in _CLASSES:
         raise UsageError(
-            f"SOURCE {folder}: its {found[0]} is told more than a caption (as that of Stable "
-            "Diffusion XL is), which an analysis cannot give: give Stable Diffusion, a "
-            "class-conditional or an unconditional pipeline, or its scheduler alone."
+            f"SOURCE {folder}: its {found[0]} is told more than an analysis can give (as that "
+            "of Stable Diffusion XL is, or a transformer for flow matching, as that of Flux): give "
+            "Stable Diffusion, a class-conditional or an unconditional pipeline, or its scheduler "
+            "alone."
         )
     return found[0], config
 
