@@ -72,7 +72,7 @@ def moments(seed: int) -> Iterator[Kill]:
         yield Kill("step", int(draw.integers(1, 7)), float(draw.random()))
 
 
-@pytest.mark.thinned(3)
+@pytest.mark.thinned(7)
 @pytest.mark.parametrize(
     "interruptions", [2, pytest.param(20, marks=[pytest.mark.slow, pytest.mark.timeout(900)])]
 )
@@ -143,7 +143,7 @@ def test_the_check_finds_what_it_is_for(
 EPOCHS = 2
 
 
-@pytest.mark.thinned(7)
+@pytest.mark.thinned(17)
 @pytest.mark.parametrize("accumulation", [1, 2, 3])
 @pytest.mark.parametrize("steps", [None, 7], ids=["epochs", "steps"])
 @pytest.mark.parametrize("resumed_from", [0, 1, 4])

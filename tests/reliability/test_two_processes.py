@@ -117,7 +117,7 @@ STOPS = [
 ]
 
 
-@pytest.mark.thinned(3)
+@pytest.mark.thinned(5)
 @pytest.mark.parametrize("stopped", STOPS)
 def test_ddp_resume_bits(bench: Bench, undisturbed: Finished, tmp_path: Path, stopped: int) -> None:
     folder = with_checkpoint(tmp_path, undisturbed, stopped)
@@ -145,7 +145,7 @@ KILLS = [
 ]
 
 
-@pytest.mark.thinned(3)
+@pytest.mark.thinned(5)
 @pytest.mark.parametrize(("trial", "rank"), KILLS)
 def test_ddp_kill_one_rank(
     bench: Bench, undisturbed: Finished, tmp_path: Path, trial: int, rank: int
@@ -244,7 +244,7 @@ SIGNALS = [
 ]
 
 
-@pytest.mark.thinned(2)
+@pytest.mark.thinned(4)
 @pytest.mark.parametrize(("trial", "rank"), SIGNALS)
 def test_sigterm_to_one_rank_saves_exact_step(
     bench: Bench, undisturbed: Finished, tmp_path: Path, trial: int, rank: int
@@ -273,7 +273,7 @@ FAULTS = [
 ]
 
 
-@pytest.mark.thinned(2)
+@pytest.mark.thinned(5)
 @pytest.mark.parametrize("fault", FAULTS)
 def test_nonfinite_loss_on_one_rank_raises_on_both(
     bench: Bench, undisturbed: Finished, tmp_path: Path, fault: Fault
@@ -311,7 +311,7 @@ def test_nonfinite_loss_on_one_rank_skips_on_both(
 # -- R8: another number of processes ---------------------------------------------------------------
 
 
-@pytest.mark.thinned(2)
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize(
     ("sampler", "accumulation"),
     [

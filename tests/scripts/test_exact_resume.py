@@ -111,7 +111,7 @@ def test_resume_from_every_step_bits(
     assert record.logged == later
 
 
-@pytest.mark.thinned(2)
+@pytest.mark.thinned(3)
 @pytest.mark.reliability
 def test_a_fresh_process_goes_on_bit_for_bit(
     bench: Bench, reference: Reference, tmp_path: Path

@@ -46,6 +46,7 @@ def test_the_lines_are_provoked() -> None:
 
 
 @pytest.mark.reliability
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_the_lines_are_not_shown(program: str) -> None:
     text = told(program, "--help")
