@@ -33,7 +33,7 @@ def test_kept_latents_give_the_same_run(script: Bench, tmp_path: Path) -> None:
     files = {path.name for path in (tmp_path / "kept" / "latents").iterdir()}
     told_sizes = {"size.npy"} if "sdxl" in script.script else set()
     assert files == {"manifest.json", "verified.json", "mean.npy", "std.npy"} | told_sizes
-    assert kept.last.models.vae_waits
+    assert not kept.last.models.has_vae
 
 
 def test_a_run_with_kept_latents_goes_on_bit_for_bit(

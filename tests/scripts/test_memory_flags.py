@@ -16,6 +16,7 @@ from diffusers import StableDiffusionPipeline
 from torch import nn
 
 from diffusers_curriculum.training.parts.adapters import WEIGHTS_FILE
+from diffusers_curriculum.training.parts.families.base import ModelFamily
 from tests.scripts.small_runs import BENCHES, Bench, Record, adapted, finite, hashes, status
 
 STEPS = ("--max_train_steps", 3, "--lr_warmup_steps", 0)
@@ -136,16 +137,41 @@ def test_what_is_offloaded_comes_for_each_batch_and_goes(
     assert not trained["cpu"]
 
 
-def test_an_autoencoder_waits_on_the_host_once_its_latents_are_cached(
-    tmp_path: Path, moved: list[tuple[str, str]]
+# -- parts that have encoded all -------------------------------------------------------------------
+
+
+def test_what_only_encodes_is_not_loaded_where_all_is_kept(
+    script: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    more = (*STEPS, "--cache_latents", "--latent_cache_dir", tmp_path / "latents")
+    more = (*more, "--cache_text_embeddings", "--text_cache_dir", tmp_path / "captions")
+    first = script.train(tmp_path / "first", *more)
+    loaded, load = list[str](), ModelFamily.load_part
+
+    def noted(family: Any, args: Any, part: str, *rest: Any, **more: Any) -> Any:
+        loaded.append(part)
+        return load(family, args, part, *rest, **more)
+
+    monkeypatch.setattr(ModelFamily, "load_part", noted)
+    again = script.train(tmp_path / "again", *more)
+    assert again.losses == first.losses
+    assert loaded == ["unet"]
+    left = [hashes(tmp_path / name) for name in ("first", "again")]
+    assert left[0] | {"run.json": ""} == left[1] | {"run.json": ""}
+
+
+def test_an_autoencoder_is_back_for_pictures_and_kept_for_held_out_images(tmp_path: Path) -> None:
     sdxl = BENCHES["text_to_image_sdxl"](tmp_path / "bench")
-    sdxl.train(tmp_path / "run", *STEPS, "--cache_latents")
-    assert places(moved, "AutoencoderKL")[-1] == "cpu"
-    moved.clear()
-    told = ("--validation_prompt", "a bird", "--num_validation_images", 1)
-    sdxl.train(tmp_path / "drawn", *STEPS, "--cache_latents", *told)
-    assert places(moved, "AutoencoderKL")[-1] == "cpu"  # after the pictures, too
+    more = (*STEPS, "--cache_latents", "--latent_cache_dir", tmp_path / "latents")
+    told = ("--validation_prompt", "a bird", "--num_validation_images", 1, "--validation_steps", 1)
+    drawn = sdxl.train(tmp_path / "drawn", *more, *told)
+    assert not drawn.last.models.has_vae
+    assert (tmp_path / "drawn" / "val_imgs_grid.png").is_file()
+    shutil.rmtree(tmp_path / "latents")
+    held = ("--validation_split", 0.3, "--validation_loss_steps", 1)
+    watched = sdxl.train(tmp_path / "held", *more, *held)
+    assert watched.last.models.vae_waits
+    assert (tmp_path / "held" / "validation_loss.jsonl").is_file()
 
 
 # -- a base in fewer bits --------------------------------------------------------------------------

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import torch
 from accelerate.utils import send_to_device
 
 from diffusers_curriculum.training.arguments.command_line import Arguments
-from diffusers_curriculum.training.cache.captions import cache_captions
+from diffusers_curriculum.training.cache.captions import CachedCaptions, cache_captions
 from diffusers_curriculum.training.errors import UsageError
 from diffusers_curriculum.training.parts.components import Components
 from diffusers_curriculum.training.parts.families.base import Conditioning, ModelFamily
@@ -24,6 +25,8 @@ class CaptionEncoder:
         models: their text encoders are used, on ``device``.
         encode: ``(models, tokens) -> conditioning``; default the family's own.
         offload: text encoders wait on the host, but while they are used.
+        kept: what is told of captions that were encoded before; samples then hold a ``caption``,
+            and no tokens.
     """
 
     def __init__(
@@ -34,31 +37,16 @@ class CaptionEncoder:
         encode: Callable[[Components, Mapping[str, Any]], Conditioning] | None = None,
         *,
         offload: bool = False,
+        kept: Mapping[str, Any] | None = None,
     ) -> None:
         self.family, self.models, self.device = family, models, device
         self.encode, self.offload = encode or family.encode_text, offload
-        self.kept: Mapping[str, Any] = {}  # what is told of a caption that was encoded before
-
-    def keep(self, captions: Iterable[str], **cache: Any) -> None:
-        """Encode captions once and for all, and let go of the text encoders; samples are to hold a
-        ``caption`` from now on, and no tokens.
-
-        Args:
-            cache: where and how, for :func:`cache_captions`.
-        """
-
-        def encode(caption: str) -> Any:
-            tokens = self.family.tokenize(self.models.tokenizers, [caption])
-            return send_to_device(self._encoded(tokens), "cpu")
-
-        with lent(self.device, *self.models.encoders.values(), only=self.offload):
-            self.kept = cache_captions(captions, encode, **cache)
-        self.models.encoders.clear()
+        self.kept = kept or {}
 
     def __call__(self, batch: Mapping[str, Any]) -> Conditioning:
         """What the network is told of the captions of a batch that is on the device."""
         if not self.kept:
-            return self._encoded(batch)
+            return self.encoded(batch)
         missing = [caption for caption in batch["caption"] if caption not in self.kept]
         if missing:
             raise UsageError(f"--cache_text_embeddings: {missing[0]!r} was not encoded before.")
@@ -66,10 +54,30 @@ class CaptionEncoder:
         told: Any = send_to_device(joined, self.device, non_blocking=True)
         return told
 
-    def _encoded(self, tokens: Mapping[str, Any]) -> Conditioning:
+    def encoded(self, tokens: Mapping[str, Any]) -> Conditioning:
+        """What the network is told of the tokens of a batch, by the text encoders."""
         encoders, tokens = self.models.encoders.values(), send_to_device(tokens, self.device)
         with torch.no_grad(), lent(self.device, *encoders, only=self.offload):
             return self.encode(self.models, tokens)
+
+
+def kept_captions(
+    captions: Iterable[str], load: Callable[[], CaptionEncoder], **where: Any
+) -> CachedCaptions:
+    """What is told of captions, encoded once and for all unless that was done before.
+
+    Args:
+        load: loads what encodes them, and is called if that is needed; nothing keeps it.
+        where: for :func:`cache_captions`.
+    """
+    encoder = cache(load)
+
+    def encode(caption: str) -> Any:
+        own = encoder()
+        tokens = own.family.tokenize(own.models.tokenizers, [caption])
+        return send_to_device(own.encoded(tokens), "cpu")
+
+    return cache_captions(captions, encode, **where)
 
 
 def phrasings(args: Arguments, *sources: Any) -> Iterator[str]:

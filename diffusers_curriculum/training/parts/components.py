@@ -109,7 +109,7 @@ class Components:
 
     Attributes:
         network: what is trained, float32.
-        vae: the autoencoder.
+        vae: the autoencoder; hollow where nothing is left to encode, see :attr:`has_vae`.
         encoders: of text, by their names in the pipeline; so are the ``tokenizers``.
         base: what is kept of the pipeline that all come from, if they come from one.
         vae_waits: whether the autoencoder is on the host until it is used.
@@ -121,6 +121,11 @@ class Components:
     tokenizers: dict[str, Any] = field(default_factory=dict)
     base: Base | None = None
     vae_waits: bool = False
+
+    @property
+    def has_vae(self) -> bool:
+        """Whether the autoencoder has weights, and not its config alone."""
+        return self.vae.device.type != "meta"
 
 
 def load_schedulers(args: Arguments) -> tuple[Any, Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -31,6 +32,7 @@ class PipelineParts:
         settings: of the pipeline's model_index.json, which an export keeps.
         absent: arguments of the pipeline class for parts that pictures do without.
         precise_vae: whether the autoencoder works in float32 under any precision.
+        vae_told_by_config: whether its config says all that encoded latents are scaled by.
     """
 
     title: ClassVar[str]
@@ -41,6 +43,7 @@ class PipelineParts:
     settings: ClassVar[tuple[str, ...]] = ()
     absent: ClassVar[Mapping[str, Any]] = {}
     precise_vae: ClassVar[bool] = False
+    vae_told_by_config: ClassVar[bool] = True
 
     # -- what its parts are ----------------------------------------------------------------------
 
@@ -75,6 +78,10 @@ class PipelineParts:
         library: Any = diffusers if part in (self.network, "vae") else transformers
         return getattr(library, self.parts[part][0])
 
+    def class_of(self, args: Arguments, part: str) -> Any:
+        """The class of a part of the pipeline that is given; here that of all."""
+        return self.part_class(part)
+
     def source(self, args: Arguments, part: str) -> Source:
         """Where a part's files are."""
         path, revision = args.pretrained_model_name_or_path, args.revision
@@ -98,7 +105,27 @@ class PipelineParts:
         """
         source = self.source(args, part)
         with source.loading(part, self.title):
-            return source.load(self.part_class(part), dtype, **more)
+            return source.load(self.class_of(args, part), dtype, **more)
+
+    def load_frozen(
+        self, args: Arguments, part: str, device: torch.device, dtype: torch.dtype
+    ) -> Any:
+        """The model of a part that is not trained, on ``device``.
+
+        Raises:
+            UsageError: it cannot be loaded.
+        """
+        precise = part == "vae" and self.precise_vae
+        model = self.load_part(args, part, torch.float32 if precise else dtype)
+        return model.requires_grad_(False).eval().to(device)
+
+    def hollow_vae(self, args: Arguments) -> Any:
+        """The autoencoder without weights, on the device "meta": its config alone counts."""
+        source = self.source(args, "vae")
+        with source.loading("vae", self.title), torch.device("meta"):
+            where = {"revision": source.revision, "subfolder": source.subfolder}
+            kind = self.class_of(args, "vae")
+            return kind.from_config(kind.load_config(source.path, **where))
 
     def load_components(
         self,
@@ -108,6 +135,7 @@ class PipelineParts:
         frozen_dtype: torch.dtype,
         *,
         frozen: bool = False,
+        without: Collection[str] = (),
         **settings: Any,
     ) -> Components:
         """Load the models onto ``device``, or the host for what waits there under --offload; the
@@ -115,17 +143,18 @@ class PipelineParts:
 
         Args:
             frozen: whether the network is, too, as where an adapter is trained in it.
+            without: text encoders that are not loaded, and "vae" for one that is hollow.
             settings: for the network's ``from_pretrained``.
 
         Raises:
             UsageError: a part cannot be loaded.
         """
-        encoders = {name: self.load_part(args, name, frozen_dtype) for name in self.encoders}
-        vae = self.load_part(args, "vae", torch.float32 if self.precise_vae else frozen_dtype)
+        place = torch.device("cpu") if args.offload else device
+        load = partial(self.load_frozen, args, device=place, dtype=frozen_dtype)
+        encoders = {name: load(name) for name in self.encoders if name not in without}
+        vae = self.hollow_vae(args) if "vae" in without else load("vae")
         dtype = frozen_dtype if frozen else torch.float32
         network = self.load_part(args, self.network, dtype, **settings)
-        for part in (*encoders.values(), vae):
-            part.requires_grad_(False).eval().to("cpu" if args.offload else device)
         network.requires_grad_(not frozen).train().to(device)
         choose_attention(args, network)
         if args.gradient_checkpointing:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -103,12 +104,14 @@ class TextToImagePublisher(PipelinePublisher):
         return with_prediction_type(self.levels.inference, self._prediction_type)
 
     def _validation_pipeline(self) -> Any:
-        """Around the models in memory; text encoders that were freed are read again, for now."""
+        """Around the models in memory; those that were not kept are read, for now."""
         family, models = self.family, self.models
+        device, dtype = self.accelerator.device, frozen_dtype(self.accelerator)
+        read = partial(family.load_frozen, self.args, device=device, dtype=dtype)
         if not models.encoders:
-            dtype = frozen_dtype(self.accelerator)
-            read = {name: family.load_part(self.args, name, dtype) for name in family.encoders}
-            models = replace(models, encoders=read)
+            models = replace(models, encoders={name: read(name) for name in family.encoders})
+        if not models.has_vae:
+            models = replace(models, vae=read("vae"))
         return family.pipeline_of(models, self.network, self._scheduler())
 
     def _save(self, folder: Path) -> Callable[[], Any]:
@@ -133,7 +136,8 @@ class TextToImagePublisher(PipelinePublisher):
 
     def _draw(self, build: Any) -> list[Image]:
         device, models = self.accelerator.device, self.models
-        with lent(device, models.vae, *models.encoders.values()):  # which may wait on the host
+        vae = [models.vae] if models.has_vae else []
+        with lent(device, *vae, *models.encoders.values()):  # which may wait on the host
             return validation_images(
                 (lambda: decoding_precisely(build())) if self.family.precise_vae else build,
                 self.captions,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from diffusers_curriculum.samplers import TimestepSample
 from diffusers_curriculum.training.arguments.command_line import Arguments
+from diffusers_curriculum.training.cache.captions import CachedCaptions
 from diffusers_curriculum.training.cache.filling import Processes
 from diffusers_curriculum.training.cache.reading import CachedLatents
 from diffusers_curriculum.training.data.buckets import even_sizes, filled_buckets
@@ -27,7 +28,12 @@ from diffusers_curriculum.training.levels.levels import Levels
 from diffusers_curriculum.training.loop.run import LevelRun
 from diffusers_curriculum.training.loop.task import JobParts, Trained
 from diffusers_curriculum.training.parts.averages import Averages
-from diffusers_curriculum.training.parts.captions import CaptionEncoder, as_they_are, phrasings
+from diffusers_curriculum.training.parts.captions import (
+    CaptionEncoder,
+    as_they_are,
+    kept_captions,
+    phrasings,
+)
 from diffusers_curriculum.training.parts.components import Components
 from diffusers_curriculum.training.parts.families.base import Conditioning, ModelFamily, families
 from diffusers_curriculum.training.parts.fit import check_parts, check_tokenizers, part_config
@@ -140,35 +146,62 @@ class FamilyTask(SubjectTask):
             limit = family.caption_limit(args, self.tokenizers)
             warn_of_long_captions(job.rows, args.caption_column, *limit)
         dtype = frozen_dtype(job.accelerator)
+        # What is encoded once is, before the network takes its place
+        kept = self._kept_captions(job, dtype) if args.cache_text_embeddings else None
+        self.latents = self._kept_latents(job, dtype) if args.cache_latents else None
         self.models = family.load_components(
             args,
             self.tokenizers,
             device,
             dtype,
             frozen=self.is_adapted,
+            without=self._without(args),
             **self.network_settings(args, dtype),
         )
+        if args.cache_latents and self.models.has_vae:
+            self.models.vae.to("cpu")
+            self.models.vae_waits = True
         folder, averages = self.averages(job)
         self.published.models, self.published.averages = self.models, averages
         self.captions = CaptionEncoder(
-            family, self.models, device, self.encode_text, offload=args.offload
+            family, self.models, device, self.encode_text, offload=args.offload, kept=kept
         )
-        if args.cache_text_embeddings:
-            self._keep_captions(job, dtype)
         return Trained(self.models.network, folder, averages)
 
-    def _keep_captions(self, job: JobParts, dtype: torch.dtype) -> None:
-        args, family = job.args, self.family
+    def _without(self, args: Arguments) -> tuple[str, ...]:
+        """Frozen parts that are not needed, as what they encode is kept."""
+        encodes = self.held_out is not None or not self.family.vae_told_by_config
+        parts = self.family.encoders if args.cache_text_embeddings else ()
+        return (*parts, "vae") if args.cache_latents and not encodes else parts
+
+    def _kept_captions(self, job: JobParts, dtype: torch.dtype) -> CachedCaptions:
+        args, family, device = job.args, self.family, job.accelerator.device
         sources = {
             name: family.source(args, name) for name in (*family.encoders, *family.tokenizers)
         }
         parts = {n: part_identity(s.path, n, s.revision, s.variant) for n, s in sources.items()}
-        self.captions.keep(
+
+        def load() -> CaptionEncoder:
+            encoders = {
+                name: family.load_frozen(args, name, device, dtype) for name in family.encoders
+            }
+            models = Components(None, None, encoders, self.tokenizers, family.open_base(args))
+            return CaptionEncoder(family, models, device, self.encode_text)
+
+        return kept_captions(
             phrasings(args, job.rows, self.held_out),
+            load,
             folder=args.text_cache_dir or Path(args.output_dir, CAPTIONS_FOLDER),
             fingerprint={"parts": parts, "dtype": str(dtype), **self.caption_facts(args)},
             processes=Processes.of(job.accelerator),
         )
+
+    def _kept_latents(self, job: JobParts, dtype: torch.dtype) -> CachedLatents:
+        args, family = job.args, self.family
+        vae = cache(partial(family.load_frozen, args, "vae", job.accelerator.device, dtype))
+        space = SimpleNamespace(encode=lambda pixels: family.posterior(vae(), pixels))
+        sizes = family.size_conditioning() is not None
+        return self.cached_latents(job, space, autoencoder_identity(args), sizes=sizes)
 
     def caption_facts(self, args: Arguments) -> dict[str, Any]:
         """What else changes what the network is told of a caption, as plain data."""
@@ -192,9 +225,14 @@ class FamilyTask(SubjectTask):
     def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
         vae, family = self.models.vae, self.family
         with torch.no_grad(), lent(pixels.device, vae, only=self.models.vae_waits):
-            mean, std = family.posterior(vae, pixels)
-            zero = family.latents(vae, torch.zeros_like(std))
-            return family.latents(vae, mean), family.latents(vae, std) - zero
+            return family.posterior(vae, pixels)
+
+    def scaled(self, mean: Tensor, std: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        vae, family = self.models.vae, self.family
+        if std is None:
+            return family.latents(vae, mean), None
+        zero = family.latents(vae, torch.zeros_like(std))
+        return family.latents(vae, mean), family.latents(vae, std) - zero
 
     def make_run(self, job: JobParts, **common: Any) -> TextToImageRun:
         return TextToImageRun(**common, **self.run_parts(job))
@@ -225,17 +263,3 @@ class FamilyTask(SubjectTask):
             masks=self.masks(args),
             tell_crop=self.family.size_conditioning(),
         )
-
-    def latents(self, job: JobParts) -> CachedLatents | None:
-        """The latents of all images, for --cache_latents; from then on the autoencoder waits on the
-        host for pictures."""
-        if not job.args.cache_latents:
-            return None
-        vae = self.models.vae
-        space = SimpleNamespace(encode=partial(self.family.posterior, vae))
-        with lent(job.accelerator.device, vae):
-            sizes = self.family.size_conditioning() is not None
-            latents = self.cached_latents(job, space, autoencoder_identity(job.args), sizes=sizes)
-        vae.to("cpu")
-        self.models.vae_waits = True
-        return latents

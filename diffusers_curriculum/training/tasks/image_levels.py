@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
 from torch import Tensor
+from torch.utils.data import default_collate
 
 from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.arguments.validation import undisturbed
@@ -50,10 +50,13 @@ class ImageLevelTask(LevelTask):
 
     Attributes:
         held_out: samples that are kept apart, once they are loaded; None for none.
+        latents: what is read instead of images, once models are loaded; None where images are
+            encoded as they come.
         validation: the loss on them, once the run starts.
     """
 
     held_out: Any = None
+    latents: CachedLatents | None = None
     validation: ValidationLoss | None = None
 
     @property
@@ -115,22 +118,23 @@ class ImageLevelTask(LevelTask):
         images where there are such."""
         raise NotImplementedError
 
-    def latents(self, job: JobParts) -> CachedLatents | None:
-        """What is read instead of images; None where they are encoded as they come. They are
-        encoded only now: all that is quicker to fail has been made."""
-        return None
-
     def dataset(self, job: JobParts) -> ImageDataset:
-        return self.samples(job.args, job.rows, job.plan, self.latents(job))
+        return self.samples(job.args, job.rows, job.plan, self.latents)
 
     def clean(self, job: JobParts) -> Iterator[tuple[Tensor, Tensor | None]]:
         args, count = job.args, min(data_scale.SAMPLES, len(job.rows))
-        geometry = self.transform(args)
-        samples = ImageDataset(job.rows, job.plan, geometry, image_column=args.image_column)
+        geometry, column = self.transform(args), args.image_column
+        samples = ImageDataset(
+            job.rows, job.plan, geometry, image_column=column, latents=self.latents
+        )
         for start in range(0, count, args.train_batch_size):
             places = range(start, min(count, start + args.train_batch_size))
-            pixels = torch.stack([samples[place]["pixel_values"] for place in places])
-            yield self.encode(pixels.to(job.accelerator.device))
+            batch = default_collate([samples[place] for place in places])
+            sent = {name: values.to(job.accelerator.device) for name, values in batch.items()}
+            if self.latents is None:
+                yield self.scaled(*self.encode(sent["pixel_values"]))
+            else:
+                yield self.scaled(sent["mean"], sent.get("std"))
 
     def cached_latents(
         self, job: JobParts, space: Any, autoencoder: Any, *, sizes: bool = False
@@ -166,8 +170,12 @@ class ImageLevelTask(LevelTask):
         )
 
     def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Mean and deviation of what is trained on, of images (B, 3, H, W) on the device."""
+        """Mean and deviation of latents, of images (B, 3, H, W) on the device."""
         raise NotImplementedError
+
+    def scaled(self, mean: Tensor, std: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Mean and deviation of what noise is added to, of those of latents; here the same."""
+        return mean, std
 
     def transform(self, args: Arguments) -> ImageTransform:
         """The geometry of images."""

@@ -16,7 +16,6 @@ from diffusers_curriculum.models.latent_space import LatentSpace
 from diffusers_curriculum.models.networks import check_conditioning, null_class, takes_labels
 from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.arguments.laws import settle_log_normal
-from diffusers_curriculum.training.cache.reading import CachedLatents
 from diffusers_curriculum.training.data.dataset import ImageDataset
 from diffusers_curriculum.training.data.decoding import MODES
 from diffusers_curriculum.training.data.plan import BatchPlan, InOrder
@@ -134,6 +133,8 @@ class ImageTask(ImageLevelTask):
         network = parts.make_network(args, space, self.classes, job.seed)
         with usage_errors("--formulation"):
             check_conditioning(network, self.levels.sampler.levels.timesteps)
+        if args.cache_latents:
+            self.latents = self.cached_latents(job, space, parts.autoencoder_identity(args))
         parts.ready(args, network, device)
         warmup = {name: args[f"ema_{name}"] for name in self.average_warmup}
         warmup |= {"use_ema_warmup": True} if warmup else {}
@@ -179,11 +180,6 @@ class ImageTask(ImageLevelTask):
             latents=latents,
             **self.dataset_options(args),
         )
-
-    def latents(self, job: JobParts) -> CachedLatents | None:
-        if not job.args.cache_latents:
-            return None
-        return self.cached_latents(job, self.models.space, parts.autoencoder_identity(job.args))
 
     def described(self, job: JobParts) -> dict[str, Any]:
         return {

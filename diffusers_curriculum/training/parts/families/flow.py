@@ -181,13 +181,9 @@ class FlowFamily(ModelFamily):
 
     # -- models ----------------------------------------------------------------------------------
 
-    def load_part(
-        self, args: Arguments, part: str, dtype: torch.dtype = torch.float32, **more: Any
-    ) -> Any:
+    def class_of(self, args: Arguments, part: str) -> Any:
         library, name = components(pipeline_index(args))[part]
-        source, kinds = self.source(args, part), {"diffusers": diffusers}
-        with source.loading(part, self.title):
-            return source.load(getattr(kinds.get(library, transformers), name), dtype, **more)
+        return getattr({"diffusers": diffusers}.get(library, transformers), name)
 
 
 def packed(latents: Tensor) -> Tensor:

@@ -43,6 +43,7 @@ class Flux2(FlowFamily):
     settings = ("is_distilled",)
     lora_targets = _PLAIN
     preset = "flux2"
+    vae_told_by_config = False  # it normalises latents by numbers among its weights
 
     def check_resolution(self, args: Arguments, configs: Mapping[str, Config]) -> None:
         super().check_resolution(args, configs)

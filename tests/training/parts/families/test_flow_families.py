@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from safetensors.torch import load_file
 from diffusers_curriculum.randomness import gaussian
 from diffusers_curriculum.training.cache.filling import Processes
 from diffusers_curriculum.training.errors import UsageError
-from diffusers_curriculum.training.parts.captions import CaptionEncoder
+from diffusers_curriculum.training.parts.captions import CaptionEncoder, kept_captions
 from diffusers_curriculum.training.tasks.flow import FlowTransformer
 from examples.text_to_image.train_text_to_image_flow_curriculum import training_step
 from tests.training.parts.families.flow_benches import FLOWS, RESOLUTION, pipeline_of
@@ -50,9 +51,12 @@ def test_kept_captions_are_those_of_the_batch(name: str, tmp_path: Path) -> None
     run = make_run(name)
     family, models, cpu = run.family, run.models, torch.device("cpu")
     expected = family.encode_text(models, {"caption": CAPTIONS})
-    kept = CaptionEncoder(family, models, cpu)
-    kept.keep(CAPTIONS, folder=tmp_path / "c", fingerprint={}, processes=Processes(progress=False))
-    assert models.encoders == {}
+    where = {"folder": tmp_path / "c", "processes": Processes(progress=False)}
+    load = partial(CaptionEncoder, family, models, cpu)
+    kept = CaptionEncoder(
+        family, models, cpu, kept=kept_captions(CAPTIONS, load, fingerprint={}, **where)
+    )
+    models.encoders.clear()
     found = kept({"caption": CAPTIONS})
     assert found.keys() == expected.keys()
     for key, value in expected.items():
