@@ -29,13 +29,22 @@ def write(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", ["text_to_image", "text_to_image_sdxl", "flow"])
-def test_a_run_in_buckets_goes_on_as_it_would_have(name: str, tmp_path: Path) -> None:
+KEPT = ("--cache_latents", "--latent_crops", 2, "--random_flip")
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"),
+    [("text_to_image", ()), ("text_to_image_sdxl", ()), ("text_to_image_sdxl", KEPT), ("flow", ())],
+)
+def test_a_run_in_buckets_goes_on_as_it_would_have(
+    name: str, kept: tuple[object, ...], tmp_path: Path
+) -> None:
     bench = BENCHES[name](tmp_path / "bench")
     bench = replace(bench, images=write(tmp_path / "pictures"))
     more = ("--resolution", 16, "--use_aspect_ratio_buckets", "--lr_warmup_steps", 0)
     more = (*more, "--aspect_ratio_buckets", "16,24;24,16", "--checkpointing_steps", 3)
-    more = (*more, "--report_to", "none", "--max_train_steps")
+    more = (*more, *kept, "--report_to", "none", "--max_train_steps")
+    key, shrunk = ("mean", 2) if kept else ("pixel_values", 1)
     step, seen = bench.module.training_step, list[Any]()
 
     def noted(run: Any, number: int, slots: Any, batch: dict[str, Any]) -> Any:
@@ -45,12 +54,12 @@ def test_a_run_in_buckets_goes_on_as_it_would_have(name: str, tmp_path: Path) ->
     with mock.patch.object(bench.module, "training_step", noted):
         whole = bench.train(tmp_path / "whole", *more, 6)
     assert finite(whole)
-    shapes = {tuple(batch["pixel_values"].shape[-2:]) for batch in seen}
-    assert shapes == {(16, 24), (24, 16)}
+    shapes = [tuple(shrunk * side for side in batch[key].shape[-2:]) for batch in seen]
+    assert {*shapes} == {(16, 24), (24, 16)}
     if name == "text_to_image_sdxl":  # the size that is told is that of the sample
-        for batch in seen:
+        for batch, shape in zip(seen, shapes, strict=True):
             told = batch["time_ids"][:, -2:].tolist()
-            assert told == [list(batch["pixel_values"].shape[-2:])] * len(told)
+            assert told == [list(shape)] * len(told)
             assert {tuple(row) for row in batch["time_ids"][:, :2].tolist()} <= {(16, 32), (32, 20)}
 
     bench.train(tmp_path / "parts", *more, 3)

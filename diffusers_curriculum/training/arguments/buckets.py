@@ -10,7 +10,6 @@ from diffusers_curriculum.training.errors import UsageError
 _BUCKETED = Need("--use_aspect_ratio_buckets", lambda a: a.use_aspect_ratio_buckets)
 _UNBUCKETED = {
     "streaming": "the sizes of all images must be known",
-    "cache_latents": "latents that are kept have one size",
     "data_config": "batches of a bucket would mix the repeats of sources",
     "with_prior_preservation": "class images are squares",
     "mask_column": "masks are cut to squares",

@@ -32,7 +32,7 @@ _AHEAD = 2  # batches that are decoded while one is encoded
 class _Image(NamedTuple):
     """One to encode, and the size of what it was cut out of."""
 
-    pixels: Tensor  # (C, R, R)
+    pixels: Tensor  # (C, H, W)
     size: tuple[int, int]  # width, height
 
 
@@ -158,6 +158,7 @@ def _own_facts(
         "dtype": dtype,
     }
     own |= {"sizes": True} if sizes else {}
+    own |= {} if transform.size is None else {"size": [*transform.size]}
     return own if transform.pixels == RGB else own | {"pixels": asdict(transform.pixels)}
 
 
@@ -170,9 +171,9 @@ def _layout(
     sizes: bool,
 ) -> Layout:
     """Shape of the files, told by a grey image."""
-    side = transform.resolution
+    width, height = transform.cut_size
     with torch.no_grad():
-        grey = torch.zeros(1, transform.pixels.channels, side, side, device=device)
+        grey = torch.zeros(1, transform.pixels.channels, height, width, device=device)
         encoded = zip((MEAN, STD), space.encode(grey), strict=True)
     files = {n: Array(dtype, (*part.shape[1:],)) for n, part in encoded if part is not None}
     return Layout(variants, files | ({SIZE: Array("int32", (2,))} if sizes else {}))

@@ -133,9 +133,7 @@ class ImageDataset(TorchDataset):
         return item | {"mask": self.masks.read(cells, row, *own)}
 
     def _pixels(self, cell: dict[str, Any], row: int, *draws: float) -> dict[str, Tensor]:
-        transform, buckets = self.transform, self.plan.buckets
-        if buckets is not None:
-            transform = transform.of_size(buckets.size_of(row))
+        transform = self._transform(row)
         if self.precise:
             pixels = decoded(cell, row, transform.decode_precisely)
             size = pixels.shape[1], pixels.shape[0]
@@ -152,8 +150,12 @@ class ImageDataset(TorchDataset):
         item = {"mean": mean} if std is None else {"mean": mean, "std": std}
         if self.tell_crop is not None:
             draws = latents.draws(row, u_crop, u_flip)
-            item |= self._crop(self.transform, latents.size(row), *draws)
+            item |= self._crop(self._transform(row), latents.size(row), *draws)
         return item
+
+    def _transform(self, row: int) -> ImageTransform:
+        buckets = self.plan.buckets
+        return self.transform if buckets is None else self.transform.of_size(buckets.size_of(row))
 
     def _crop(
         self, transform: ImageTransform, size: tuple[int, int], *draws: float

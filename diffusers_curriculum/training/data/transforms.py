@@ -91,7 +91,8 @@ class ImageTransform:
         return replace(self, size=size)
 
     @property
-    def _size(self) -> tuple[int, int]:
+    def cut_size(self) -> tuple[int, int]:
+        """Width and height of what is cut out."""
         return self.size or (self.resolution, self.resolution)
 
     def decode(self, cell: dict[str, Any]) -> Image.Image:
@@ -124,7 +125,7 @@ class ImageTransform:
 
     def crop_of(self, size: tuple[int, int], u_top: float, u_left: float, u_flip: float) -> Crop:
         """Where that lies which a call cuts out of an image of (width, height)."""
-        (width, height), (wide, high) = covering_size(*size, self._size), self._size
+        (width, height), (wide, high) = covering_size(*size, self.cut_size), self.cut_size
         left, top = self._offset(width - wide, u_left), self._offset(height - high, u_top)
         if self._mirrors(u_flip):
             left = width - wide - left
@@ -141,13 +142,13 @@ class ImageTransform:
         return bool(np.diff(edges).max() > self.resolution)
 
     def _resized(self, image: Image.Image) -> Image.Image:
-        size = covering_size(*image.size, self._size)
+        size = covering_size(*image.size, self.cut_size)
         if size == image.size:
             return image
         return image.resize(size, INTERPOLATIONS[self.interpolation])
 
     def _cropped(self, image: Image.Image, u_top: float, u_left: float) -> Image.Image:
-        image, (wide, high) = self._resized(image), self._size
+        image, (wide, high) = self._resized(image), self.cut_size
         left, top = (
             self._offset(image.width - wide, u_left),
             self._offset(image.height - high, u_top),

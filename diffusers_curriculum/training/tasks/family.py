@@ -18,10 +18,9 @@ from diffusers_curriculum.samplers import TimestepSample
 from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.cache.captions import CachedCaptions
 from diffusers_curriculum.training.cache.filling import Processes
-from diffusers_curriculum.training.cache.reading import CachedLatents
 from diffusers_curriculum.training.data.buckets import even_sizes, filled_buckets
 from diffusers_curriculum.training.data.columns import warn_of_long_captions
-from diffusers_curriculum.training.data.dataset import ImageCaptionDataset
+from diffusers_curriculum.training.data.dataset import ImageCaptionDataset, Latents
 from diffusers_curriculum.training.data.image_sizes import image_sizes
 from diffusers_curriculum.training.data.plan import BatchPlan, InOrder
 from diffusers_curriculum.training.levels.levels import Levels
@@ -196,7 +195,7 @@ class FamilyTask(SubjectTask):
             processes=Processes.of(job.accelerator),
         )
 
-    def _kept_latents(self, job: JobParts, dtype: torch.dtype) -> CachedLatents:
+    def _kept_latents(self, job: JobParts, dtype: torch.dtype) -> Latents:
         args, family = job.args, self.family
         vae = cache(partial(family.load_frozen, args, "vae", job.accelerator.device, dtype))
         space = SimpleNamespace(encode=lambda pixels: family.posterior(vae(), pixels))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -12,12 +13,12 @@ from torch.utils.data import default_collate
 
 from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.arguments.validation import undisturbed
+from diffusers_curriculum.training.cache.bucketed import cache_bucketed_latents
 from diffusers_curriculum.training.cache.filling import Processes
 from diffusers_curriculum.training.cache.latents import cache_latents
-from diffusers_curriculum.training.cache.reading import CachedLatents
 from diffusers_curriculum.training.checkpoint.same_run import dataset_facts
 from diffusers_curriculum.training.data.bad_samples import usable_held_out, usable_images
-from diffusers_curriculum.training.data.dataset import ImageDataset
+from diffusers_curriculum.training.data.dataset import ImageDataset, Latents
 from diffusers_curriculum.training.data.masks import Masks
 from diffusers_curriculum.training.data.plan import BatchPlan, InOrder
 from diffusers_curriculum.training.data.shards import shards_of
@@ -56,7 +57,7 @@ class ImageLevelTask(LevelTask):
     """
 
     held_out: Any = None
-    latents: CachedLatents | None = None
+    latents: Latents | None = None
     validation: ValidationLoss | None = None
 
     @property
@@ -138,7 +139,7 @@ class ImageLevelTask(LevelTask):
 
     def cached_latents(
         self, job: JobParts, space: Any, autoencoder: Any, *, sizes: bool = False
-    ) -> CachedLatents:
+    ) -> Latents:
         """The latents of all images, encoded now unless they are there; every process calls it.
 
         Args:
@@ -152,7 +153,10 @@ class ImageLevelTask(LevelTask):
             "autoencoder": autoencoder,
             "data": dataset_digest(job.rows, args.image_column, label_column, self._folder(args)),
         }
-        return cache_latents(
+        keep: Any = cache_latents
+        if job.plan.buckets is not None:
+            keep = partial(cache_bucketed_latents, buckets=job.plan.buckets)
+        return keep(
             job.rows,
             space,
             self.transform(args),

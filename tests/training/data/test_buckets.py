@@ -146,7 +146,6 @@ def test_a_batch_is_a_tensor_of_the_size_of_its_bucket(pictures: Any, tmp_path: 
     ("words", "told"),
     [
         ("--use_aspect_ratio_buckets --streaming", "--streaming does not go with"),
-        ("--use_aspect_ratio_buckets --cache_latents", "--cache_latents does not go with"),
         ("--use_aspect_ratio_buckets --mask_from_alpha", "masks are cut to squares"),
         ("--use_aspect_ratio_buckets --compile full", "graphs for one size"),
         ("--use_aspect_ratio_buckets --aspect_ratio_buckets 512", "give heights and widths"),
