@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from diffusers_curriculum.analysis.preview import Preview, check_comparable, make_preview
+from diffusers_curriculum.noise_levels import NoiseLevels
 from diffusers_curriculum.samplers import TimestepSampler
 
 BLUE, ORANGE, GREY, LIGHT = "#2a6fbb", "#d9731a", "#8a8a8a", "#a9cbea"
@@ -80,6 +81,27 @@ def plot_comparison(previews: Mapping[str, Preview]) -> Figure:
     return figure
 
 
+def plot_law(sampler: TimestepSampler, step: int) -> Figure:
+    """Draw the densities over log-SNR that optimizer step ``step`` draws from: each law of the
+    sampler, with what it will be once all is open."""
+    figure, panels = canvas(8, 4, f"step {step}: {textwrap.shorten(sampler.describe(), 90)}")
+    axis = panels.subplots()
+    count = len(sampler.levels)
+    uniform = density_line(sampler.levels, np.full(count, 1 / count))
+    axis.plot(*uniform, label=_UNIFORM, **_STYLES[_UNIFORM])
+    for colour, (name, law) in zip(COLOURS * count, sampler.laws.items(), strict=False):
+        drawn, opened = law.probabilities(step).numpy(), law.at_stage(step=step)[0].numpy()
+        label = f"drawn {name}".strip()
+        if not np.array_equal(drawn, opened):
+            style: dict[str, Any] = {"linestyle": ":", "label": f"{label}, all open"}
+            axis.plot(*density_line(law.levels, opened), color=colour, **style)
+        axis.plot(*density_line(law.levels, drawn), color=colour, linewidth=2.0, label=label)
+    axis.set(xlabel=LOG_SNR, ylabel=_DENSITY)
+    _from_zero(axis)
+    add_legend(figure)
+    return figure
+
+
 def plot_loss_by_noise_level(
     edges: Sequence[float], losses: Mapping[str, Sequence[float]], counts: Sequence[float]
 ) -> Figure:
@@ -119,10 +141,10 @@ def figure_to_image(figure: Figure) -> Image.Image:
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
 
 
-def density_line(preview: Preview, mass: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def density_line(levels: NoiseLevels, mass: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Centres of the cells of finite width, and the density of ``mass`` (T,) in them per unit of
     log-SNR."""
-    edges = preview.levels.edges.numpy()
+    edges = levels.edges.numpy()
     cells = np.isfinite(edges[:-1]) & np.isfinite(edges[1:])
     upper, lower = edges[:-1][cells], edges[1:][cells]
     return (upper + lower) / 2, mass[cells] / (upper - lower)
@@ -157,9 +179,9 @@ def _draw_density(axis: Axes, preview: Preview) -> None:
     for (step, mass), colour in zip(preview.training.course.items(), _OVER_TIME, strict=False):
         if not np.array_equal(mass, preview.mass):
             style = {"color": colour, "linewidth": 1.0, "label": f"drawn at step {step}"}
-            axis.plot(*density_line(preview, mass), **style)
+            axis.plot(*density_line(preview.levels, mass), **style)
     for name, mass in preview.laws.items():
-        axis.plot(*density_line(preview, mass), label=name, **_STYLES[name])
+        axis.plot(*density_line(preview.levels, mass), label=name, **_STYLES[name])
     ends = preview.quantiles["drawn"].log_snr[0], preview.quantiles["drawn"].log_snr[-1]
     if np.isfinite(ends).all():
         axis.axvspan(*ends, color=BLUE, alpha=0.08, label="90 % of the draws")
@@ -217,11 +239,11 @@ def _draw_training(axis: Axes, preview: Preview) -> None:
 def _overlay(axes: np.ndarray, previews: Mapping[str, Preview], field: str, what: str) -> None:
     left, right = axes
     first = next(iter(previews.values()))
-    left.plot(*density_line(first, first.uniform), color=GREY, linestyle="--", linewidth=1)
+    left.plot(*density_line(first.levels, first.uniform), color=GREY, linestyle="--", linewidth=1)
     right.axhline(1, color=GREY, linestyle="--", linewidth=1, label=_UNIFORM)
     for (name, preview), colour in zip(previews.items(), COLOURS, strict=False):
         mass, style = getattr(preview, field), {"color": colour, "label": name, "linewidth": 1.8}
-        left.plot(*density_line(preview, mass), **style)
+        left.plot(*density_line(preview.levels, mass), **style)
         right.plot(mass * len(mass), **style)
     left.set(xlabel=LOG_SNR, ylabel=_DENSITY, title=f"{what}: density over log-SNR")
     right.set(xlabel=_INDEX, ylabel=_RELATIVE, title=f"{what}: each timestep")

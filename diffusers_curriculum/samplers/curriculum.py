@@ -212,16 +212,16 @@ class CurriculumTimestepSampler(TimestepSampler):
         """Stage and open range of log-SNR, how far the pacing is, and the metrics of the base."""
         stage = self.stage(step)
         low, high = self.open_range(stage)
-        told = {"stage": stage, "log_snr_low": low, "log_snr_high": high}
-        told |= {name: float(value) for name, value in self.metrics().items()}
-        since = int(self.opened_at[stage - 1])
-        of_base = {f"sampler/{name}": float(v) for name, v in self.base.metrics().items()}
-        return Report(
-            {f"curriculum/{name}": value for name, value in told.items()} | of_base,
-            {"stage": f"{stage}/{self.stages}", "log_snr": f"[{low:.1f}, {high:.1f}]"},
-            stage,
-            f"stage {stage} of {self.stages} since step {since}: log-SNR {low:.2f} to {high:.2f}",
-        )
+        found = {"stage": stage, "log_snr_low": low, "log_snr_high": high} | self.metrics()
+        told = {f"curriculum/{name}": float(value) for name, value in found.items()}
+        told |= {f"sampler/{name}": float(value) for name, value in self.base.metrics().items()}
+        shown = {"stage": f"{stage}/{self.stages}", "log_snr": f"[{low:.1f}, {high:.1f}]"}
+        return Report(told, shown, stage)
+
+    def opening(self, stage: int) -> str:
+        low, high = self.open_range(stage)
+        told = f"{super().opening(stage)} since step {int(self.opened_at[stage - 1])}"
+        return f"{told}: log-SNR {low:.2f} to {high:.2f}, new cluster {self.open_order[stage - 1]}"
 
     @property
     def inner(self) -> Sequence[TimestepSampler]:

@@ -30,13 +30,11 @@ class Report(NamedTuple):
         metrics: numbers for trackers, by their full names.
         shown: words for a progress bar.
         stage: of a curriculum, else 1.
-        news: what to tell when the stage is a new one.
     """
 
     metrics: dict[str, float]
     shown: dict[str, str]
     stage: int = 1
-    news: str = ""
 
 
 class Described(ConfigMixin, ABC):
@@ -124,6 +122,10 @@ class Described(ConfigMixin, ABC):
     def stage(self, step: int | None = None) -> int:
         """The stage (1 to ``stages``) of optimizer step ``step``: 1 but for a curriculum."""
         return 1
+
+    def opening(self, stage: int) -> str:
+        """What to tell of a stage that was reached: since when, and what it opened."""
+        return f"stage {stage} of {self.stages}"
 
     def stage_starts(self, steps: int) -> tuple[list[float], str]:
         """The step of a run of ``steps`` at which each stage begins (infinite: it did not), and how

@@ -253,6 +253,9 @@ class PerSourceTimestepSampler(TimestepSampler):
     def stage(self, step: int | None = None) -> int:
         return self.parts[0].stage(step)
 
+    def opening(self, stage: int) -> str:
+        return self.parts[0].opening(stage)
+
     def stage_starts(self, steps: int) -> tuple[list[float], str]:
         return self.parts[0].stage_starts(steps)
 

@@ -23,7 +23,6 @@ from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.data.checks import decoded
 from diffusers_curriculum.training.data.plan import BatchPlan
 from diffusers_curriculum.training.data.transforms import ImageTransform
-from diffusers_curriculum.training.publish.trackers import log_metrics
 from diffusers_curriculum.training.storage.files import write_atomically
 
 if TYPE_CHECKING:
@@ -134,7 +133,7 @@ class Results:
             found = evaluate(self.model, batches)
             logger.info("step %d: %s", done, found)
             metrics = {f"validation/{name}": value for name, value in asdict(found).items()}
-            log_metrics(self.accelerator, metrics, done)
+            self.accelerator.log(metrics, step=done)
         self.accelerator.wait_for_everyone()
 
     def saved(self, step: int) -> None: ...

@@ -311,7 +311,7 @@ def test_the_laws_of_a_run_are_drawn_beside_the_last_one() -> None:
     steps = {f"drawn at step {step}": step for step in (0, 25, 50, 76)}
     assert set(lines) == {*steps, "uniform timesteps", "drawn"}
     for name, step in (steps | {"drawn": 100}).items():
-        wanted = density_line(preview, sampler.probabilities(step).numpy())
+        wanted = density_line(preview.levels, sampler.probabilities(step).numpy())
         np.testing.assert_allclose(np.transpose(lines[name].get_xydata()), wanted, rtol=1e-12)
     still = make_preview(laplace(), None, 101)
     axis = next(a for a in plot_preview(still).axes if "over log-SNR" in a.get_title())

@@ -151,7 +151,7 @@ def test_rows_of_a_model_card() -> None:
 
 
 def test_a_report_without_a_curriculum_tells_the_metrics() -> None:
-    assert laplace().report(3) == ({}, {}, 1, "")
+    assert laplace().report(3) == ({}, {}, 1)
     learning = LossProportionalTimestepSampler(SCHEDULERS["sd"](), refresh_every=1)
     learning.observe(torch.arange(1000), torch.ones(1000), 0)
     told = learning.report(1)
@@ -190,7 +190,9 @@ def test_a_report_of_a_curriculum_tells_stage_range_and_pacing() -> None:
     }
     assert told.shown == {"stage": "2/4", "log_snr": f"[{low:.1f}, {high:.1f}]"}
     assert told.stage == 2
-    assert told.news == f"stage 2 of 4 since step 3: log-SNR {low:.2f} to {high:.2f}"
+    opened = f"stage 2 of 4 since step 3: log-SNR {low:.2f} to {high:.2f}, new cluster 2"
+    assert sampler.opening(2) == opened
+    assert laplace().opening(1) == "stage 1 of 1"
 
 
 # -- over a run ------------------------------------------------------------------------------------

@@ -7,16 +7,22 @@ from typing import Any
 
 import torch
 
+from diffusers_curriculum.training.publish.trackers import tracker_of
+
 TIMED = ("samples_per_second", "memory_gib")  # of a run, not of what it computes
 
 
 class FakeTracker:
-    """A TensorBoard tracker that notes what pictures it is sent."""
+    """accelerate's tracker for TensorBoard, which notes what pictures and text it is sent."""
 
     name = "tensorboard"
 
     def __init__(self) -> None:
         self.images: list[tuple[str, tuple[int, ...], int]] = []
+        self.text: list[tuple[int, dict[str, str]]] = []
+
+    def log(self, values: dict[str, Any], step: int) -> None:
+        self.text.append((step, values))
 
     def log_images(self, values: dict[str, Any], step: int, dataformats: str) -> None:
         assert dataformats == "NHWC"
@@ -31,7 +37,8 @@ class FakeAccelerator:
         self.is_main_process = self.is_local_main_process = main
         self.scaler = scaler
         self.num_processes, self.mixed_precision = 1, "no"
-        self.trackers = [FakeTracker()] if main else []
+        self.tracker = FakeTracker()
+        self.trackers = [tracker_of(self.tracker)] if main else []
         self.logged: list[tuple[int, dict[str, float]]] = []
         self.waits = 0
         self.autocast = nullcontext

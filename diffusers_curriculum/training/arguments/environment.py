@@ -21,6 +21,7 @@ _ALONE = ("wandb", "comet_ml", "aim", "mlflow", "clearml", "dvclive", "swanlab",
 TRACKERS = {"tensorboard": ("tensorboard", "tensorboardX")} | {name: (name,) for name in _ALONE}
 
 BY_BITSANDBYTES = ("4bit", "8bit")  # kinds of --quantize_base
+_TELL_THE_COMMAND = {"wandb", "comet_ml", "swanlab", "clearml"}  # what the program was called with
 NO_TRACKER = "none"  # transformers' word, too
 _WRITTEN = ("output_dir", "logging_dir")  # places that a run does not read
 REMOTE, REMOTE_FOLDER = "hub:", "last-checkpoint"  # a checkpoint on the Hub, and where it is there
@@ -181,11 +182,13 @@ def check_reports(args: Any) -> None:
 
 
 def check_token(args: Any) -> None:
-    """Refuse a token that a tracker could make public."""
-    if args.report_to == "wandb" and args.hub_token is not None:
+    """Refuse a token that a tracker could make public, as it stores the command line."""
+    chosen = filter(installed, TRACKERS) if args.report_to == "all" else [args.report_to]
+    if args.hub_token is not None and (telling := _TELL_THE_COMMAND & {*chosen}):
         raise UsageError(
-            f"--{args.flag('report_to')} wandb together with --hub_token is refused, because the "
-            "token could become public: drop --hub_token and log in with `hf auth login`."
+            f"--{args.flag('report_to')} {args.report_to} together with --hub_token is refused, "
+            f"because the token could become public ({', '.join(sorted(telling))}): drop "
+            "--hub_token and log in with `hf auth login`."
         )
 
 

@@ -276,6 +276,7 @@ class Job(JobParts):
             self.publisher.saved(done)
         if self.publisher.is_due(done):
             self.publisher.validate(done)
+            self.monitor.show_law(done)
         self.task.after_update(self, done, outcome, norm)
 
     def _finish(self) -> None:

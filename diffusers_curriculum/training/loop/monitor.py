@@ -7,9 +7,11 @@ import json
 import logging
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -17,8 +19,7 @@ from diffusers_curriculum.training.data.plan import BatchPlan
 from diffusers_curriculum.training.levels.levels import Levels
 from diffusers_curriculum.training.loop.run import LevelLosses
 from diffusers_curriculum.training.loop.tracking import LossByNoiseLevel, Pace, RunningMean
-from diffusers_curriculum.training.publish.pictures import log_images
-from diffusers_curriculum.training.publish.trackers import log_metrics
+from diffusers_curriculum.training.publish.trackers import log_images, log_lines
 from diffusers_curriculum.training.storage.files import write_atomically
 
 logger = logging.getLogger(__name__)
@@ -86,9 +87,13 @@ class Monitor(ABC):
         skipped = self.guard.check(step)
         metrics, shown = self.read(step)
         metrics |= {"lr": learning_rate, "skipped_updates": skipped} | self.pace.read(step)
-        log_metrics(self.accelerator, metrics, step)
+        self.accelerator.log(metrics, step=step)
         if self.bar is not None:
             self.bar.set_postfix(shown | {"lr": f"{learning_rate:.2e}"})
+
+    def show_law(self, step: int) -> None:
+        """Show what is drawn from after ``step`` steps, where there is a law to draw from."""
+        return
 
     def finish(self, output_dir: str) -> None:
         """End the bar, and write what sums up the run into ``output_dir``."""
@@ -113,7 +118,7 @@ class LevelMonitor(Monitor):
         self.by_level, *self.halves = (
             LossByNoiseLevel(self.sampler.levels.log_snr, 10, device) for _ in range(3)
         )
-        self.stage = self.sampler.stage(0)
+        self.stage, self._law_shown = self.sampler.stage(0), -1
 
     @property
     def stateful(self) -> dict[str, Any]:
@@ -140,62 +145,83 @@ class LevelMonitor(Monitor):
 
     def after_step(self, step: int, learning_rate: float) -> None:
         super().after_step(step, learning_rate)
-        if step % self.plot_every == 0:
-            self.plot(step)
+        if step % self.plot_every == 0 and step < self.max_train_steps and self._has_trackers:
+            from diffusers_curriculum.analysis.plots import figure_to_image
+
+            for tag, figure in self._timesteps():
+                self._send(tag, figure_to_image(figure), step)
 
     def read(self, step: int) -> tuple[dict[str, float], dict[str, str]]:
         metrics = {"train_loss": self.train_loss.read(), "grad_norm": self.grad_norm.read()}
         metrics |= {k: v for k, v in self.by_level.read().items() if v or "count" not in k}
         of_sampler = self.sampler.report(step)
         metrics |= of_sampler.metrics
-        if of_sampler.stage != self.stage and self.accelerator.is_main_process:
-            logger.info("%s", of_sampler.news)
-        self.stage = of_sampler.stage
+        if of_sampler.stage != self.stage:
+            self._tell_stages(step, of_sampler.stage)
         return metrics, {"loss": f"{metrics['train_loss']:.4f}"} | of_sampler.shown
 
-    def plot(self, step: int) -> None:
-        """Send a picture of the effective density, of each law, to the trackers."""
-        from diffusers_curriculum.analysis.plots import figure_to_image
+    def show_law(self, step: int) -> None:
+        """Send a picture of the law that step ``step`` is drawn from, unless it is there."""
+        law = 0 if self.sampler.static_law else step
+        if law != self._law_shown and self._has_trackers:
+            from diffusers_curriculum.analysis.plots import figure_to_image, plot_law
 
-        if self.accelerator.is_main_process and self.accelerator.trackers:
-            for name in self.sampler.laws:
-                tag = file_of_law("timesteps", name)
-                picture = figure_to_image(self._timesteps(name))
-                log_images(self.accelerator, tag, [picture], [tag], step)
-            gc.collect()  # its megabytes refer to each other, and full collections are rare
+            self._send("law", figure_to_image(plot_law(self.sampler, step)), step)
+        self._law_shown = law
 
     def finish(self, output_dir: str) -> None:
         """End the bar, and write timesteps.png, and the loss per noise level as a picture and as
-        numbers."""
+        numbers; the trackers get the pictures, too."""
         from diffusers_curriculum.analysis import plots
 
         super().finish(output_dir)
         if not self.accelerator.is_main_process:
             return
-        folder = Path(output_dir)
+        folder, last = Path(output_dir), self.max_train_steps
         first, second = (half.summary() for half in self.halves)
-        for name in self.sampler.laws:
-            plots.save_figure(self._timesteps(name), folder / file_of_law("timesteps.png", name))
         counts = [a + b for a, b in zip(first.counts, second.counts, strict=True)]
         losses = {"first half": first.means, "second half": second.means}
-        plots.save_figure(
-            plots.plot_loss_by_noise_level(first.edges, losses, counts),
-            folder / "loss_per_noise_level.png",
-        )
+        by_level = plots.plot_loss_by_noise_level(first.edges, losses, counts)
+        for tag, figure in [*self._timesteps(), ("loss_per_noise_level", by_level)]:
+            path = folder / f"{tag}.png"
+            plots.save_figure(figure, path)
+            if self._has_trackers:
+                with Image.open(path) as picture:
+                    self._send(tag, picture.convert("RGB"), last)
         named = {"edges": first.edges, "first_half": first.means, "second_half": second.means}
         told = {k: [x if math.isfinite(x) else None for x in v] for k, v in named.items()}
         text = json.dumps(told | {"counts": counts}, indent=2) + "\n"
         write_atomically(folder / "loss_per_noise_level.json", text)
 
-    def _timesteps(self, law: str) -> Any:
-        """The picture of what is trained on by a law, as things stand."""
+    def _tell_stages(self, step: int, stage: int) -> None:
+        """Tell of the stages up to ``stage``, the new ones in the log, and show the law."""
+        opened = [self.sampler.opening(number) for number in range(1, stage + 1)]
+        for line in opened[self.stage :] if self.accelerator.is_main_process else ():
+            logger.info("%s", line)
+        log_lines(self.accelerator, "curriculum/stages", opened, step)
+        self.show_law(step)
+        self.stage = stage
+
+    @property
+    def _has_trackers(self) -> bool:
+        return self.accelerator.is_main_process and bool(self.accelerator.trackers)
+
+    def _send(self, tag: str, picture: Image.Image, step: int) -> None:
+        """Send the picture of a figure that is done with to the trackers."""
+        log_images(self.accelerator, tag, [picture], [tag], step)
+        gc.collect()  # a figure's megabytes refer to each other, and full collections are rare
+
+    def _timesteps(self) -> Iterator[tuple[str, Any]]:
+        """By its name, the picture of what is trained on by each law, as things stand."""
         from diffusers_curriculum.analysis.plots import plot_timesteps
 
-        levels = self.levels
+        levels, last = self.levels, self.max_train_steps
         weights = None if levels.weights is None else levels.weights.cpu()
-        return plot_timesteps(
-            self.sampler.laws[law], weights, self.max_train_steps, levels.data_std
-        )
+        for name, law in self.sampler.laws.items():
+            yield (
+                file_of_law("timesteps", name),
+                plot_timesteps(law, weights, last, levels.data_std),
+            )
 
 
 def file_of_law(file: str, law: str) -> str:

@@ -33,6 +33,7 @@ class JobParts:
     run: Run  # what the step works with
     forward: Forward | None  # what a validation loss is computed by, of the script
     start: int  # the first optimizer step
+    monitor: Monitor  # what tells of it
 
 
 class Forward(NamedTuple):

@@ -12,7 +12,6 @@ from typing import Any
 
 from accelerate.utils import broadcast_object_list
 
-from diffusers_curriculum.training.publish.trackers import log_metrics
 from diffusers_curriculum.training.storage.files import write_atomically
 
 logger = logging.getLogger(__name__)
@@ -40,7 +39,7 @@ class MetricsRecord:
             OSError: the file could not be written.
         """
         told = {f"{self.prefix}/{name}": value for name, value in values.items()}
-        log_metrics(self.accelerator, told, step)
+        self.accelerator.log(told, step=step)
         if self.accelerator.is_main_process:
             shown = [f"{name} {value:.4g}" for name, value in values.items() if "/" not in name]
             logger.info("step %d: %s %s", step, self.prefix, ", ".join(shown))

@@ -31,7 +31,8 @@ from diffusers_curriculum.training.publish.hub import (
     write_model_card,
 )
 from diffusers_curriculum.training.publish.metrics_record import VALIDATION_LOSS, read_metrics
-from diffusers_curriculum.training.publish.pictures import image_grid, log_images
+from diffusers_curriculum.training.publish.pictures import image_grid
+from diffusers_curriculum.training.publish.trackers import log_images
 from diffusers_curriculum.training.storage.manifest import versions
 
 logger = logging.getLogger(__name__)

@@ -213,6 +213,7 @@ class ImageLevelTask(LevelTask):
         for measure, evaluate in self.measures(job):
             if measure.is_due(done):
                 evaluate(done)
+                job.monitor.show_law(done)
 
     def _validation_loss(self, job: JobParts) -> ValidationLoss:
         if job.forward is None:

@@ -73,6 +73,7 @@ WRONG = {
     "--snr_gamma 5 --loss_weighting p2": ("5.0", "'p2'", "drop one"),
     "--snr_gamma 5 --loss_weighting_args gamma=1": ("5.0", "gamma=1", "give one"),
     "--report_to wandb --hub_token hf_x": ("wandb", "hf auth login"),
+    "--report_to comet_ml --hub_token hf_x": ("comet_ml", "hf auth login"),
     "--curriculum difficulty --curriculum_clustering explicit": ("explicit", "_boundaries"),
     "--curriculum difficulty --curriculum_pacing fixed": ("fixed", "--curriculum_stage_steps INT"),
     "--curriculum difficulty --curriculum_pacing root": ("root", "--curriculum_total_steps INT"),

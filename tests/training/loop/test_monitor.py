@@ -209,12 +209,14 @@ def test_only_the_main_process_leaves_pictures(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_density_is_sent_to_trackers_now_and_then() -> None:
+def test_pictures_are_sent_to_trackers_now_and_then() -> None:
     monitor, fake = monitor_of(plot_every=4)
     feed(monitor, range(8))
-    images = fake.trackers[0].images
-    assert [(tag, step) for tag, _, step in images] == [("timesteps", 4), ("timesteps", 8)]
-    assert images[0][1][3] == 3
+    for step in (4, 8):
+        monitor.show_law(step)  # does not change
+    sent = [(tag, step) for tag, _, step in fake.tracker.images]
+    assert sent == [("timesteps", 4), ("law", 4)]  # at the end it is drawn into the folder, too
+    assert fake.tracker.images[0][1][3] == 3
 
 
 # -- curriculum ------------------------------------------------------------------------------------
@@ -239,7 +241,11 @@ def test_stage_range_and_patience_are_reported(caplog: pytest.LogCaptureFixture)
     assert fake.logged[-1][1]["curriculum/log_snr_low"] == low
     assert fake.logged[-1][1]["curriculum/log_snr_high"] == high
     (message,) = [r.message for r in caplog.records if "stage" in r.message]
-    assert message == f"stage 2 of 4 since step 3: log-SNR {low:.2f} to {high:.2f}"
+    opened = f"stage 2 of 4 since step 3: log-SNR {low:.2f} to {high:.2f}, new cluster 2"
+    assert message == opened
+    ((step, text),) = fake.tracker.text
+    assert (step, text["curriculum/stages"].splitlines()[1]) == (3, f"* {opened}")
+    assert [(tag, step) for tag, _, step in fake.tracker.images] == [("law", 3)]
 
 
 def test_the_bar_shows_loss_rate_stage_and_range() -> None:

@@ -159,7 +159,7 @@ def test_validation_draws_with_the_average(tmp_path: Path, noted: Noted, average
     assert unet.weight[0, 0].item() == 1.0  # training goes on with its own
     assert noted.calls[0]["prompts"] == ["a", "b"]
     assert noted.calls[0]["seed"] == PLAN.seed
-    assert made.accelerator.trackers[0].images == [("validation", (2, 8, 8, 3), 7)]
+    assert made.accelerator.tracker.images == [("validation", (2, 8, 8, 3), 7)]
 
 
 @pytest.mark.parametrize("averaged", [True, False])
@@ -175,7 +175,7 @@ def test_the_average_is_what_is_kept(tmp_path: Path, noted: Noted, averaged: boo
     assert unet.weight[0, 0].item() == 1.0
     with Image.open(folder / "val_imgs_grid.png") as grid:
         assert grid.size == (8, 16)
-    assert made.accelerator.trackers[0].images == [("test", (2, 8, 8, 3), 100)]
+    assert made.accelerator.tracker.images == [("test", (2, 8, 8, 3), 100)]
     card = (folder / "README.md").read_text()
     assert {f"(./{name})" for name in files_to_upload(folder) if name.endswith(".png")} == {
         "(./val_imgs_grid.png)",

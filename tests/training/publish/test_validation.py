@@ -2,37 +2,27 @@
 
 from __future__ import annotations
 
-import logging
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from accelerate import PartialState
-from accelerate.tracking import TensorBoardTracker
 from diffusers import AutoencoderKL, DDPMScheduler, EulerDiscreteScheduler, UNet2DConditionModel
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
     FlowMatchEulerDiscreteScheduler,
 )
 from PIL import Image
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from diffusers_curriculum.training.levels.sampling import with_prediction_type
 from diffusers_curriculum.training.parts.components import Components
 from diffusers_curriculum.training.parts.families.base import families
-from diffusers_curriculum.training.publish import pictures as validation
 from diffusers_curriculum.training.publish.pictures import (
-    captions,
     decoding_precisely,
     evaluation_mode,
     image_grid,
-    log_images,
 )
 from diffusers_curriculum.training.publish.text_to_image import validation_images
 
@@ -250,85 +240,3 @@ def test_grid_has_a_row_per_prompt() -> None:
     assert grid[::2, ::4, 0].tolist() == [[1, 2, 3], [4, 5, 6]]
     with pytest.raises(ValueError, match="3 pictures cannot fill 2 rows"):
         image_grid(coloured(1, 2, 3), PROMPTS)
-
-
-class FakeTracker:
-    """Records what is logged, as accelerate's trackers do."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.logged: list[tuple[Any, ...]] = []
-
-    def log(self, values: dict[str, Any], step: int | None = None) -> None:
-        self.logged.append((values, step))
-
-
-def accelerator(*trackers: Any, main: bool = True) -> SimpleNamespace:
-    return SimpleNamespace(trackers=list(trackers), is_main_process=main)
-
-
-def image_events(folder: Path) -> list[tuple[str, int, bytes]]:
-    events = EventAccumulator(str(folder), size_guidance={"images": 0}).Reload()
-    tags = events.Tags()["images"]
-    return [(tag, e.step, e.encoded_image_string) for tag in tags for e in events.Images(tag)]
-
-
-@pytest.fixture
-def _accelerate_started() -> Iterator[None]:
-    """accelerate's trackers log through its own loggers, which ask for its state."""
-    PartialState()
-    yield
-    PartialState._reset_state()
-
-
-@pytest.mark.usefixtures("_accelerate_started")
-def test_tensorboard_receives_the_pictures(tmp_path: Path) -> None:
-    from torch.utils.tensorboard.writer import SummaryWriter
-
-    images = coloured(10, 20)
-    tracker = TensorBoardTracker("run", tmp_path / "sent")
-    tracker.start()
-    log_images(accelerator(tracker), "validation", images, PROMPTS, step=7)
-    tracker.finish()
-    with SummaryWriter(str(tmp_path / "by_hand")) as writer:
-        stacked = np.stack([np.asarray(image) for image in images])
-        writer.add_images("validation", stacked, 7, dataformats="NHWC")
-    events = image_events(tmp_path / "sent" / "run")
-    assert [event[:2] for event in events] == [("validation", 7)]
-    assert events == image_events(tmp_path / "by_hand")
-
-
-@pytest.mark.parametrize("name", ["wandb", "swanlab"])
-def test_pictures_come_with_their_prompts(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    def picture(image: Any, caption: str) -> tuple[Any, str]:
-        return image, caption
-
-    monkeypatch.setitem(sys.modules, name, SimpleNamespace(Image=picture))
-    tracker, images = FakeTracker(name), coloured(1, 2, 3, 4)
-    log_images(accelerator(tracker), "test", images, PROMPTS, step=9)
-    ((values, step),) = tracker.logged
-    assert step == 9
-    texts = ["0: a b", "1: a b", "2: b a a", "3: b a a"]
-    assert values == {"test": list(zip(images, texts, strict=True))}
-
-
-def test_other_trackers_warn_once(caplog: pytest.LogCaptureFixture) -> None:
-    validation._warn_once.cache_clear()
-    tracker = FakeTracker("csv")
-    with caplog.at_level(logging.WARNING):
-        for step in range(3):
-            log_images(accelerator(tracker), "validation", coloured(1), ["a"], step)
-    assert [record.getMessage() for record in caplog.records] == [
-        "tracker 'csv' shows no pictures; use tensorboard, wandb or swanlab"
-    ]
-    assert tracker.logged == []
-
-
-def test_only_the_main_process_sends() -> None:
-    tracker = FakeTracker("wandb")
-    log_images(accelerator(tracker, main=False), "validation", coloured(1), ["a"], 0)
-    assert tracker.logged == []
-
-
-def test_captions_of_an_odd_number_of_pictures_name_every_prompt() -> None:
-    assert captions(coloured(1, 2), PROMPTS) == ["0: a b", "1: b a a"]
