@@ -138,13 +138,19 @@ def noted(monkeypatch: pytest.MonkeyPatch) -> Noted:
     return noted
 
 
+class Autoencoder(torch.nn.Linear):
+    """Stands for one: it knows where it is."""
+
+    device = torch.device("cpu")
+
+
 def put_models(made: export.TextToImagePublisher, averaged: bool) -> torch.nn.Linear:
     """Give a publisher a model of ones, whose average, if any, is twos."""
     unet = torch.nn.Linear(2, 2)
     torch.nn.init.constant_(unet.weight, 2.0)
     ema = EMAModel(unet.parameters()) if averaged else None
     torch.nn.init.constant_(unet.weight, 1.0)
-    vae, encoders = torch.nn.Linear(1, 1), {"text_encoder": torch.nn.Linear(1, 1)}
+    vae, encoders = Autoencoder(1, 1), {"text_encoder": torch.nn.Linear(1, 1)}
     made.models = Components(unet, vae, encoders, base=Base(None, {}, {}))
     made.averages = Averages(unet, ema)
     return unet
