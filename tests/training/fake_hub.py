@@ -1,5 +1,5 @@
 """A Hub on the loopback interface: the few routes that creating, pushing and downloading a
-repository call, and the ways in which they fail."""
+repository call, and the ways in which they fail; with a store for Xet's blocks, for uploads."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import base64
 import hashlib
 import json
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -68,7 +69,8 @@ class FakeHub:
         self.requests.append(request)
         if self.refuse and self.refuse in request.path:
             return _json(403, {"error": "you may not"})
-        is_signed = "/storage/" in request.path  # by its address
+        # by its address, or by a token of its own
+        is_signed = "/storage/" in request.path or request.path.startswith("/v")
         if (
             self.token
             and not is_signed
@@ -146,6 +148,23 @@ def _store(hub: FakeHub, request: Request) -> dict[str, Any]:
     return {}
 
 
+def _xet_token(hub: FakeHub, request: Request) -> dict[str, Any]:
+    expires = int(time.time()) + 3600
+    return {"casUrl": hub.url, "exp": expires, "accessToken": "for_blocks"}
+
+
+def _store_block(hub: FakeHub, request: Request) -> dict[str, Any]:
+    """A block of one file: chunks with a header of 8 bytes, here never compressed."""
+    content, rest = b"", request.body
+    while rest:
+        size, scheme = int.from_bytes(rest[1:4], "little"), rest[4]
+        if scheme:
+            raise ValueError("the fake Hub reads no compressed chunks: send random bytes")
+        content, rest = content + rest[8 : 8 + size], rest[8 + size :]
+    hub.uploads[hashlib.sha256(content).hexdigest()] = content
+    return {"was_inserted": True}
+
+
 def _commit(hub: FakeHub, request: Request) -> dict[str, Any]:
     files: dict[str, bytes] = {}
     summary = ""
@@ -172,6 +191,9 @@ _ROUTES = {
     "/preupload/": _preupload,
     "/info/lfs/objects/batch": _batch,
     "/storage/": _store,
+    "/xet-write-token/": _xet_token,
+    "/v1/xorbs/": _store_block,
+    "/v1/shards": lambda hub, request: {"result": 1},
     "/commit/": _commit,
     "/revision/": _info,
     "/tree/": _tree,
