@@ -2,10 +2,12 @@
 # make demo-lora  pretrains one on digits 0 to 4, and teaches it 5 to 9 by LoRA
 # make demo-class  the same for classes: a small DiT, in the latents of a small autoencoder
 # make test  installs into .venv, then runs the linter, the type checker and the tests
+# make test-lowest, make test-newest  the tests with the oldest versions allowed, and the newest
 # A bare machine with Python 3.11 or newer is enough. TORCH_INDEX passes pip options for torch.
 
 PYTHON ?= python3
 VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
 TORCH_INDEX ?=
 PYTEST_ARGS ?=
 
@@ -18,15 +20,15 @@ export HF_HUB_OFFLINE = 1
 export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 
-.PHONY: install demo demo-lora demo-class test test-reliability docs release-check lint clean
+.PHONY: install demo demo-lora demo-class tests test test-lowest test-newest test-reliability docs release-check lint clean
 .DEFAULT_GOAL := test
 
 install: $(STAMP)
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml $(CONSTRAINTS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) install --quiet -c constraints.txt $(TORCH_INDEX) torch
-	$(PIP) install --quiet -c constraints.txt -e ".[train,dev]"
+	$(PIP) install --quiet -c $(CONSTRAINTS) $(TORCH_INDEX) torch
+	$(PIP) install --quiet -c $(CONSTRAINTS) -e ".[train,dev]"
 	touch $@
 
 demo: install
@@ -42,8 +44,16 @@ lint: install
 	$(BIN)/ruff check .
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pyright --pythonpath $(BIN)/python
 
-test: lint
+test: lint tests
+
+tests: install
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+
+test-lowest:
+	$(MAKE) tests VENV=.venv-lowest CONSTRAINTS=constraints-lowest.txt
+
+test-newest:
+	$(MAKE) tests VENV=.venv-newest CONSTRAINTS=/dev/null
 
 # The documents as a site, in build/site.
 docs: install
@@ -58,5 +68,5 @@ test-reliability: install
 	$(BIN)/python -m pytest -m reliability -rP $(PYTEST_ARGS)
 
 clean:
-	rm -rf $(VENV) outputs build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-lowest .venv-newest outputs build dist .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

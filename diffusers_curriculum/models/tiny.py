@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, cast
+from typing import Any
 
 import diffusers
 import torch
@@ -267,24 +267,25 @@ def caption_tokenizer(
         merges += steps
         known.update(left + right for left, right in steps)
     vocabulary += [left + right for left, right in merges] + [START, END]
-    return _clip_tokenizer(vocabulary, merges, max_length)
+    return tokenizer_of_pairs("CLIP", vocabulary, merges, model_max_length=max_length)
 
 
-def _clip_tokenizer(
-    vocabulary: Sequence[str], merges: Iterable[tuple[str, str]], max_length: int
-) -> transformers.CLIPTokenizer:
-    """By files, which transformers 4 and 5 read alike."""
+def tokenizer_of_pairs(
+    kind: str, vocabulary: Sequence[str], merges: Iterable[tuple[str, str]], **settings: Any
+) -> Any:
+    """Return a tokenizer by byte pairs, of a kind that transformers has ("CLIP", "Qwen2"). It is
+    made by files, which transformers 4 and 5 read alike."""
     with TemporaryDirectory() as folder:
         vocab, lines = Path(folder, "vocab.json"), Path(folder, "merges.txt")
         vocab.write_text(json.dumps({token: index for index, token in enumerate(vocabulary)}))
         lines.write_text("\n".join(["#version: 0.2", *map(" ".join, merges)]) + "\n", "utf-8")
-        fast = cast(Any, transformers).CLIPTokenizerFast  # in 5 another name of CLIPTokenizer
-        return fast(str(vocab), str(lines), model_max_length=max_length)
+        fast = getattr(transformers, f"{kind}TokenizerFast")  # in 5 another name of the other one
+        return fast(str(vocab), str(lines), **settings)
 
 
 def _frequent_words(captions: Iterable[str], max_length: int) -> list[str]:
     """Return the distinct words of the captions, most frequent first, ties by alphabet."""
-    splitter = _clip_tokenizer([START, END], [], max_length).backend_tokenizer
+    splitter = tokenizer_of_pairs("CLIP", [START, END], []).backend_tokenizer
     counts: Counter[str] = Counter()
     for caption, times in Counter(captions).items():
         text = splitter.normalizer.normalize_str(caption)

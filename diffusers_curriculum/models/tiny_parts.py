@@ -6,17 +6,23 @@ runs need few of them.
 
 from __future__ import annotations
 
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, cast
 
 import diffusers
 import transformers
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import Unigram
 from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.processors import TemplateProcessing
 
-from diffusers_curriculum.models.tiny import caption_tokenizer
+from diffusers_curriculum.models.tiny import caption_tokenizer, tokenizer_of_pairs
 
 WIDTH = 16  # of every embedding of a token
 CHANNELS = 4  # of latents
 CAPTION = "a photo of a red bird"
+# positions in text and image; newer transformers call them rope_parameters, and take the old name
+ROPE = {"rope_scaling": {"rope_type": "default", "mrope_section": [1, 1, 2]}, "rope_theta": 1e6}
 _CHAT = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -72,11 +78,24 @@ def clip(kind: Any, tokenizer: Any) -> Any:
     return kind(config)
 
 
-def t5_tokenizer() -> transformers.T5Tokenizer:
-    """A tokenizer of letters and digits."""
+def t5_tokenizer() -> Any:
+    """A tokenizer of letters and digits. It is made by a file, which transformers 4 and 5 read
+    alike."""
     letters = "\u2581abcdefghijklmnopqrstuvwxyz0123456789"
     vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -9.0), *((c, -3.0) for c in letters)]
-    return transformers.T5Tokenizer(vocab=vocabulary, extra_ids=0, model_max_length=512)
+    tokenizer: Any = Tokenizer(Unigram(vocabulary, unk_id=2))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()]
+    )
+    tokenizer.decoder = decoders.Metaspace()
+    tokenizer.post_processor = TemplateProcessing(
+        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 1)]
+    )
+    with TemporaryDirectory() as folder:
+        tokenizer.save(f"{folder}/tokenizer.json")
+        fast = cast(Any, transformers).T5TokenizerFast  # in 5 another name of T5Tokenizer
+        file = {"tokenizer_file": f"{folder}/tokenizer.json"}
+        return fast(**file, extra_ids=0, model_max_length=512)
 
 
 def t5(width: int = WIDTH) -> transformers.T5EncoderModel:
@@ -87,14 +106,11 @@ def t5(width: int = WIDTH) -> transformers.T5EncoderModel:
     return transformers.T5EncoderModel(config)
 
 
-def qwen_tokenizer() -> transformers.Qwen2Tokenizer:
+def qwen_tokenizer() -> Any:
     """A tokenizer of bytes and the marks of a chat."""
-    words = (*_MARKS, *sorted(ByteLevel.alphabet()))
-    tokenizer = transformers.Qwen2Tokenizer(
-        vocab={word: number for number, word in enumerate(words)},
-        merges=[],
-        additional_special_tokens=[*_MARKS[1:]],
-        model_max_length=2048,
+    words, marks = (*_MARKS, *sorted(ByteLevel.alphabet())), [*_MARKS[1:]]
+    tokenizer = tokenizer_of_pairs(
+        "Qwen2", words, [], additional_special_tokens=marks, model_max_length=2048
     )
     tokenizer.chat_template = _CHAT
     return tokenizer
@@ -110,9 +126,8 @@ def qwen_vl() -> transformers.Qwen2_5_VLForConditionalGeneration:
     """A Qwen 2.5 VL for the tokens of :func:`qwen_tokenizer`; what it sees with is smallest."""
     sight: dict[str, Any] = {"depth": 1, "hidden_size": 8, "num_heads": 2, "intermediate_size": 8}
     marks = ("vision_start", "vision_end", "vision", "image", "video")
-    rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e6}
     settings: dict[str, Any] = {f"{n}_token_id": 259 + at for at, n in enumerate(marks)}
-    settings["text_config"] = _language() | {"rope_parameters": rope}
+    settings["text_config"] = _language() | ROPE
     settings["vision_config"] = sight | {"out_hidden_size": WIDTH, "fullatt_block_indexes": [0]}
     return transformers.Qwen2_5_VLForConditionalGeneration(
         transformers.Qwen2_5_VLConfig(**settings)

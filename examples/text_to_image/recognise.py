@@ -64,7 +64,7 @@ def generate(
         StableDiffusionPipeline, base if is_adapter(folder) else folder, **parts
     )
     if is_adapter(folder):
-        pipeline.load_lora_weights(folder)
+        pipeline.load_lora_weights(folder, weight_name=ADAPTER)
     pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
     pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
     pipeline.set_progress_bar_config(disable=True)

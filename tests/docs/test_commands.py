@@ -41,7 +41,7 @@ TASKS: dict[str, type[Task]] = {
     "train_unconditional_curriculum": Unconditional,
 }
 VQGAN = "train_vit_vqgan"
-PROGRAMS = ("accelerate", "bash", "diffusers-curriculum", "make", "pip", "pytest", "python")
+PROGRAMS = ("accelerate", "bash", "diffusers-curriculum", "hf", "make", "pip", "pytest", "python")
 COMMAND = rf"(?:\w+=\S+ )?(?:{'|'.join(PROGRAMS)}) [^`\n]+"
 EXAMPLE_LENGTH = 22_600  # of a run whose command gives epochs: README's curriculum fits from there
 

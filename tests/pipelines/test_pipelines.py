@@ -44,10 +44,11 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 def run(pipeline: Any, *args: Any, seed: int = 0, steps: int = 4, **settings: Any) -> Tensor:
     pipeline.set_progress_bar_config(disable=True)
-    output = pipeline(
+    images = pipeline(
         *args, generator=generator(seed), num_inference_steps=steps, output_type="pt", **settings
-    )
-    return output.images
+    ).images
+    # what older pipelines of diffusers give for "pt" is "np"
+    return images if isinstance(images, Tensor) else torch.from_numpy(images).permute(0, 3, 1, 2)
 
 
 def conditional(network: Any = None, vae: Any = None, **settings: Any) -> ClassConditionalPipeline:

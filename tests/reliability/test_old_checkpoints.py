@@ -22,6 +22,7 @@ def test_there_is_one_of_the_first_version() -> None:
 @pytest.mark.parametrize("version", VERSIONS)
 def test_old_checkpoint_still_resumes(version: str, tmp_path: Path) -> None:
     """Same draws to the last bit, same losses as far as processors agree."""
+    pytest.importorskip("transformers", minversion="5")  # which saved the pipelines
     old = FIXTURES / version
     expected = json.loads((old / "expected.json").read_text())
     assert sum(file.stat().st_size for file in old.rglob("*") if file.is_file()) < 2**20

@@ -11,10 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.fsdp2 import needs_fsdp2
 from tests.reliability.two_processes import Fault, Outcome, check_whole, launch
 from tests.scripts.small_runs import BENCHES, Bench, hashes
 
-pytestmark = pytest.mark.reliability
+pytestmark = [pytest.mark.reliability, needs_fsdp2]
 
 STEPS, STOPPED, GLOBAL = 6, 3, 4
 FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}

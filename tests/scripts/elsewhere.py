@@ -39,7 +39,7 @@ for line in sys.stdin:
     told = json.loads(line)
     pipeline = DiffusionPipeline.from_pretrained(told["pipeline"])
     if told["adapter"]:
-        pipeline.load_lora_weights(told["adapter"])
+        pipeline.load_lora_weights(told["adapter"], weight_name="pytorch_lora_weights.safetensors")
     save_file({{"picture": drawn(pipeline, told["side"])}}, told["file"])
     print("drawn by", type(pipeline).__name__, flush=True)
 """

@@ -19,11 +19,16 @@ from accelerate.utils.launch import prepare_multi_gpu_env
 from diffusers_curriculum.training.process.launcher import check_environment
 from diffusers_curriculum.training.process.sharding import sharding_plugin
 from diffusers_curriculum.training.tasks.text_to_image import TextToImage
+from tests.fsdp2 import needs_fsdp2
 from tests.reliability.two_processes import _free_port
 from tests.scripts.small_runs import make_class_bench
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "examples" / "accelerate").glob("*.yaml"))
+RUNNABLE = [
+    pytest.param(path, id=path.stem, marks=needs_fsdp2 if path.stem == "fsdp2" else ())
+    for path in CONFIGS
+]
 CLUSTERS = ROOT / "examples" / "clusters"
 KINDS = {
     "fsdp2": ("FSDP", 2, {}),
@@ -52,7 +57,7 @@ def launched(path: Path) -> dict[str, str]:
     return prepare_multi_gpu_env(args)
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", RUNNABLE)
 def test_scripts_accept_what_it_sets(path: Path) -> None:
     environment, fsdp2 = launched(path), path.stem == "fsdp2"
     words = ("--pretrained_model_name_or_path", "x", "--train_data_dir", "y")
@@ -61,6 +66,7 @@ def test_scripts_accept_what_it_sets(path: Path) -> None:
     assert environment["ACCELERATE_MIXED_PRECISION"] == "bf16"
 
 
+@needs_fsdp2
 def test_the_examples_of_clusters_give_flags_that_there_are() -> None:
     shell = (CLUSTERS / "slurm.sh").read_text("utf-8")
     assert subprocess.run(["bash", "-n"], input=shell, text=True, check=False).returncode == 0
@@ -74,7 +80,7 @@ def test_the_examples_of_clusters_give_flags_that_there_are() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", RUNNABLE)
 def test_it_starts_a_run(path: Path, tmp_path: Path) -> None:
     """The same file, with fewer processes, on CPUs; nodes are launchers side by side."""
     bench = make_class_bench(tmp_path / "bench")

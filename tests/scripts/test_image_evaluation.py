@@ -90,14 +90,14 @@ def fid_by_hand(materials: Materials, output: Path, conditional: bool) -> float:
         options: dict[str, Any] = {"generator": generator, "num_inference_steps": 2}
         if conditional:
             options |= {"class_labels": [number % CLASSES], "guidance_scale": 1.5}
-        images.append(pipeline(output_type="pt", **options).images)
+        images.append(pipeline(output_type="np", **options).images)
     files = sorted((materials.folder / "images").glob("*.png"))
     network = load_feature_network(str(materials.folder / "classifier"))
     # the filters that the two scripts resize with where none is given
     filters = Image.Resampling.LANCZOS, Image.Resampling.BILINEAR
     real = np.stack([resized(path, filters[not conditional]) for path in files])
     seen = network(torch.from_numpy(real).permute(0, 3, 1, 2).float() / 255)
-    made = network(torch.cat(images))
+    made = network(torch.from_numpy(np.concatenate(images)).permute(0, 3, 1, 2))
     return frechet(seen.double().numpy(), made.double().numpy())
 
 

@@ -211,5 +211,5 @@ def test_a_base_in_8_bits(lora: Bench, tmp_path: Path, kind: str) -> None:
 
     # what is left loads onto the base in full
     pipeline = StableDiffusionPipeline.from_pretrained(lora.pipeline, safety_checker=None)
-    pipeline.load_lora_weights(str(tmp_path / "whole"))
+    pipeline.load_lora_weights(str(tmp_path / "whole"), weight_name=WEIGHTS_FILE)
     assert pipeline.get_active_adapters()

@@ -11,6 +11,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.version import Version
 
 import diffusers_curriculum
 from diffusers_curriculum.cli.train import SCRIPTS
@@ -111,10 +112,31 @@ def test_console_command_exists(wheel: Path) -> None:
     assert callable(main)
 
 
+def _pins(name: str) -> dict[str, str]:
+    lines = (ROOT / name).read_text("utf-8").splitlines()
+    return dict(line.split("==") for line in lines if line and not line.startswith("#"))
+
+
+def _bounds(kind: str, *extras: str) -> dict[str, str]:
+    """Package and version of each requirement that has a bound of one kind, `>=` or `==`."""
+    project = PROJECT["project"]
+    wanted = [*project["dependencies"]]
+    wanted += [entry for extra in extras for entry in project["optional-dependencies"][extra]]
+    return dict(re.sub(r"\[.*?\]", "", entry).split(kind) for entry in wanted if kind in entry)
+
+
 def test_pins_agree() -> None:
-    lines = (ROOT / "constraints.txt").read_text("utf-8").splitlines()
-    pins = dict(line.split("==") for line in lines if line and not line.startswith("#"))
-    wanted = PROJECT["project"]["optional-dependencies"]["dev"]
-    exact = dict(re.sub(r"\[.*?\]", "", entry).split("==") for entry in wanted if "==" in entry)
+    exact = _bounds("==", "train", "dev")
     assert set(exact) == {"ruff", "pyright"}
-    assert exact.items() <= pins.items()
+    assert exact.items() <= _pins("constraints.txt").items()
+
+
+def test_the_lowest_versions_are_the_floors() -> None:
+    floors, lowest = _bounds(">=", "train", "lora", "dev"), _pins("constraints-lowest.txt")
+    assert lowest.keys() == floors.keys()
+    assert all(Version(lowest[name]) == Version(floors[name]) for name in floors)
+
+
+def test_the_pins_are_allowed() -> None:
+    floors, pins = _bounds(">=", "train", "lora", "dev"), _pins("constraints.txt")
+    assert all(Version(pins[name]) >= Version(floors[name]) for name in floors.keys() & pins.keys())

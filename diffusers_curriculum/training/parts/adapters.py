@@ -145,7 +145,8 @@ class Adapter:
         Args:
             kohya: kohya's name of a module, for a file of such names.
         """
-        told = {f"{part}.{k}": v for part, each in self.config.items() for k, v in each.items()}
+        config = {part: told | {"rank_pattern": {}} for part, told in self.config.items()}
+        told = {f"{part}.{k}": v for part, each in config.items() for k, v in each.items()}
         weights, about = self.state_dict(), {_METADATA: json.dumps(told, sort_keys=True)}
         if kohya is not None:
             weights, about = self._in_kohyas_terms(kohya)

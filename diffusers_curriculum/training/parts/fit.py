@@ -16,9 +16,10 @@ def check_parts(family: ModelFamily, args: Arguments) -> None:
     """Read the configs of the base pipeline; no weight is loaded.
 
     Raises:
-        UsageError: a part is missing, of another class, or does not fit the others; the message
-            names each of them.
+        UsageError: a part is missing, of another class, or does not fit the others, and the message
+            names each of them; or the installed diffusers is too old for the pipeline.
     """
+    family.check_installed()
     path, index = args.pretrained_model_name_or_path, pipeline_index(args)
     faults = list(_class_faults(family, index))
     if not faults:

@@ -10,9 +10,11 @@ from typing import Any, ClassVar
 import diffusers
 import torch
 import transformers
+from packaging.version import Version
 
 from diffusers_curriculum.models.saving import share_weights
 from diffusers_curriculum.training.arguments.command_line import Arguments
+from diffusers_curriculum.training.errors import UsageError
 from diffusers_curriculum.training.parts.components import Base, Components, Source
 from diffusers_curriculum.training.process.attention import choose_attention
 from diffusers_curriculum.training.process.pipeline_files import components, variants
@@ -25,6 +27,7 @@ class PipelineParts:
     Attributes:
         title: in messages, after "Give": "a Stable Diffusion pipeline".
         pipeline: class of diffusers, which is exported and draws pictures.
+        since: version of diffusers that it can be trained with.
         network: folder of the network that is trained.
         parts: classes that are trained with, by the names of parts; the first one is loaded. Those
             of text begin with "text_encoder" and "tokenizer".
@@ -37,6 +40,7 @@ class PipelineParts:
 
     title: ClassVar[str]
     pipeline: ClassVar[str]
+    since: ClassVar[str] = "0.37.0"
     network: ClassVar[str]
     parts: ClassVar[Mapping[str, tuple[str, ...]]]
     optional: ClassVar[tuple[str, ...]] = ()
@@ -72,6 +76,23 @@ class PipelineParts:
     def pipeline_class(self) -> Any:
         """The pipeline's class; its import takes seconds."""
         return getattr(diffusers, self.pipeline)
+
+    @property
+    def is_supported(self) -> bool:
+        """Whether the installed diffusers is new enough."""
+        return Version(diffusers.__version__) >= Version(self.since)
+
+    def check_installed(self) -> None:
+        """Refuse a family for which the installed diffusers is too old.
+
+        Raises:
+            UsageError: both versions.
+        """
+        if not self.is_supported:
+            raise UsageError(
+                f"{self.pipeline} needs diffusers {self.since} or newer, and "
+                f"{diffusers.__version__} is installed: pip install --upgrade diffusers."
+            )
 
     def part_class(self, part: str) -> Any:
         """The class of a part."""
@@ -205,6 +226,7 @@ class PipelineParts:
 
     def save_tiny(self, folder: Path, seed: int = 0) -> None:
         """Save a small but real pipeline of random weights, for tests and first tries."""
+        self.check_installed()
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             self.pipeline_class(**self.tiny()).save_pretrained(folder)

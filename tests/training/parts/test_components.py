@@ -198,15 +198,17 @@ def test_a_missing_part_is_named(pipeline: Path, tmp_path: Path, part: str) -> N
         FAMILY.load_schedulers(args) if part == "scheduler" else load(args)
 
 
-@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("lacks", ["words", "settings"])
 def test_a_tokenizer_without_words_or_length_is_refused(
-    pipeline: Path, tmp_path: Path, name: str
+    pipeline: Path, tmp_path: Path, lacks: str
 ) -> None:
     # transformers would make one of two tokens, for which all captions are the same
     folder = tmp_path / "broken"
     shutil.copytree(pipeline, folder)
-    (folder / "tokenizer" / name).unlink()
-    with pytest.raises(UsageError, match=r"its tokenizer cannot be loaded .*is missing"):
+    for file in (folder / "tokenizer").iterdir():  # words in files whose names differ by version
+        if (file.name == "tokenizer_config.json") == (lacks == "settings"):
+            file.unlink()
+    with pytest.raises(UsageError, match="its tokenizer cannot be loaded"):
         FAMILY.load_tokenizers(arguments(folder))
     assert len(FAMILY.load_tokenizers(arguments(pipeline))["tokenizer"]) > 500
 
@@ -287,12 +289,13 @@ def test_the_final_pipeline(pipeline: Path, tmp_path: Path) -> None:
 def test_frozen_parts_are_copied_byte_for_byte(pipeline: Path, tmp_path: Path) -> None:
     base = Path(shutil.copytree(pipeline, tmp_path / "base"))
     for name, text in {
-        "tokenizer/vocab.json": "{}",  # which newer transformers do not write
+        "tokenizer/vocab.json": "{}",  # which transformers 5 does not write
         "tokenizer/merges.txt": "#version: 0.2",
         "text_encoder/flax_model.msgpack": "not asked for",
         "text_encoder/modeling.py": "never copied",
     }.items():
-        (base / name).write_text(text)
+        if not (base / name).exists():
+            (base / name).write_text(text)
     exported(base, tmp_path / "out")
     for part in ("tokenizer", "text_encoder", "vae"):
         files = {file.name for file in (base / part).iterdir()} - {

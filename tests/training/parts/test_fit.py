@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from diffusers import DDPMScheduler, DDPMWuerstchenScheduler, IPNDMScheduler
@@ -122,6 +124,15 @@ def test_parts_that_do_not_fit(copied: Path, name: str) -> None:
 def test_all_faults_are_told_at_once(copied: Path) -> None:
     edited(UNET, in_channels=9, num_class_embeds=3)(copied)
     with pytest.raises(UsageError, match=r"takes 9 .*; its unet's num_class_embeds is 3"):
+        choose(copied)
+
+
+def test_a_pipeline_newer_than_diffusers_is_told(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(families()["sd"], "since", "99.1", raising=False)
+    told = f"needs diffusers 99.1 or newer, and {diffusers.__version__} is installed"
+    with pytest.raises(UsageError, match=re.escape(told)):
         choose(copied)
 
 

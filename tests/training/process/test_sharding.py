@@ -15,6 +15,7 @@ from diffusers_curriculum.training.errors import UsageError
 from diffusers_curriculum.training.process import sharding
 from diffusers_curriculum.training.process.launcher import check_environment
 from diffusers_curriculum.training.tasks.text_to_image import TextToImage
+from tests.fsdp2 import needs_fsdp2
 
 ROOT = Path(__file__).parents[3]
 FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
@@ -53,6 +54,7 @@ def test_flags_that_need_whole_tensors_are_refused(words: str) -> None:
         check(*words.split())
 
 
+@needs_fsdp2
 def test_the_launcher_decides_neither_precision_nor_loading(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -34,6 +34,7 @@ class Flux2(FlowFamily):
 
     title = "a Flux.2 klein pipeline"
     pipeline = "Flux2KleinPipeline"
+    since = "0.38.0"
     parts: ClassVar = {
         "transformer": ("Flux2Transformer2DModel",),
         "vae": ("AutoencoderKLFlux2",),

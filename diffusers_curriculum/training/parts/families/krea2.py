@@ -34,6 +34,7 @@ class Krea2(FilmFamily):
 
     title = "a Krea 2 pipeline"
     pipeline = "Krea2Pipeline"
+    since = "0.39.0"
     parts: ClassVar = {
         "transformer": ("Krea2Transformer2DModel",),
         "vae": ("AutoencoderKLQwenImage",),
@@ -95,9 +96,8 @@ class Krea2(FilmFamily):
             num_refiner_text_blocks=1,
             axes_dims_rope=(8, 4, 4),
         )
-        rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e6}
         language = {"vocab_size": 264, "hidden_size": width, "intermediate_size": width, **heads}
-        language |= {"num_hidden_layers": 2, "head_dim": 8, "rope_parameters": rope}
+        language |= {"num_hidden_layers": 2, "head_dim": 8, **tiny_parts.ROPE}
         sight = {"depth": 1, "hidden_size": 8, "num_heads": 2, "intermediate_size": 8}
         sight |= {"out_hidden_size": width, "deepstack_visual_indexes": [0]}
         config = transformers.Qwen3VLConfig(text_config=language, vision_config=sight)

@@ -23,6 +23,7 @@ class ZImage(FlowFamily):
 
     title = "a Z-Image pipeline"
     pipeline = "ZImagePipeline"
+    since = "0.39.0"
     parts: ClassVar = {
         "transformer": ("ZImageTransformer2DModel",),
         "vae": ("AutoencoderKL",),
