@@ -86,7 +86,7 @@ class _Shards(WorkFolder):
 
 def cache_captions(
     captions: Iterable[str],
-    encode: Callable[[str], Conditioning],
+    encode: Callable[[Sequence[str]], Sequence[Conditioning]],
     *,
     folder: str | Path,
     fingerprint: Mapping[str, Any],
@@ -99,7 +99,8 @@ def cache_captions(
 
     Args:
         captions: in any order, some of them more than once.
-        encode: what the network is told of one, on the CPU: by name, tensors or lists of one.
+        encode: what the network is told of each of some, on the CPU: by name, tensors or lists of
+            one. They are the same ones whatever processes and interruptions there are.
         fingerprint: which encoders, in which dtype, as plain JSON data.
         processes: those that encode together; None for one alone.
 
@@ -115,8 +116,7 @@ def cache_captions(
 
         def write(todo: Sequence[int]) -> None:
             for shard in tqdm(todo, "Encoding captions", disable=not processes.progress):
-                own = names[shard * SHARD : (shard + 1) * SHARD]
-                work.write(shard, [encode(caption) for caption in own])
+                work.write(shard, encode(names[shard * SHARD : (shard + 1) * SHARD]))
 
         work.fill(write, processes)
     return CachedCaptions(final, names)

@@ -72,10 +72,15 @@ def kept_captions(
     """
     encoder = cache(load)
 
-    def encode(caption: str) -> Any:
-        own = encoder()
-        tokens = own.family.tokenize(own.models.tokenizers, [caption])
-        return send_to_device(own.encoded(tokens), "cpu")
+    def encode(captions: Sequence[str]) -> list[Conditioning]:
+        family, models = encoder().family, encoder().models
+        found: list[Conditioning] = []
+        for first in range(0, len(captions), family.captions_at_once):
+            some = captions[first : first + family.captions_at_once]
+            told = encoder().encoded(family.tokenize(models.tokenizers, some))
+            on_host: Any = send_to_device(told, "cpu")
+            found += family.apart(on_host, len(some))
+        return found
 
     return cache_captions(captions, encode, **where)
 

@@ -46,7 +46,7 @@ def small_files(monkeypatch: pytest.MonkeyPatch) -> None:
 def kept(folder: Path, encode: Any = None, captions: Any = CAPTIONS, **more: Any) -> CachedCaptions:
     settings = {"fingerprint": ENCODER, "processes": Processes(progress=False)} | more
     encode = Encoder() if encode is None else encode
-    return cache_captions(captions, encode, folder=folder, **settings)
+    return cache_captions(captions, lambda some: [*map(encode, some)], folder=folder, **settings)
 
 
 def same(found: Any, expected: Any) -> bool:

@@ -14,9 +14,11 @@ from diffusers import AutoencoderKL, StableDiffusionXLPipeline
 from torch import nn
 
 from diffusers_curriculum.training.arguments.command_line import Arguments
+from diffusers_curriculum.training.cache.filling import Processes
 from diffusers_curriculum.training.data.transforms import Crop
 from diffusers_curriculum.training.errors import UsageError
 from diffusers_curriculum.training.parts import components
+from diffusers_curriculum.training.parts.captions import CaptionEncoder, kept_captions
 from diffusers_curriculum.training.parts.families.base import families
 from diffusers_curriculum.training.storage.fingerprints import model_identity
 from diffusers_curriculum.training.tasks.text_to_image_sdxl import TextToImageSDXL
@@ -93,6 +95,19 @@ def test_the_network_hears_all_of_it(pipeline: Path, name: str) -> None:
         other = FAMILY.predict(network, noisy, at, told | {name: told[name] + 1})
     assert first.shape == noisy.shape
     assert not torch.equal(first, other)
+
+
+def test_captions_that_are_kept_are_told_as_alone(pipeline: Path, tmp_path: Path) -> None:
+    models = load(arguments(pipeline))
+    captions = [f"picture {number}" for number in range(FAMILY.captions_at_once + 2)]
+    where = {"folder": tmp_path / "c", "processes": Processes(progress=False)}
+    encoder = CaptionEncoder(FAMILY, models, CPU)
+    found = kept_captions(captions, lambda: encoder, fingerprint={}, **where)
+    for caption in captions:
+        alone = encoder.encoded(FAMILY.tokenize(models.tokenizers, [caption]))
+        assert found[caption].keys() == alone.keys()
+        for name, told in alone.items():
+            torch.testing.assert_close(found[caption][name], told, atol=1e-5, rtol=1e-5)
 
 
 # -- where its parts come from ---------------------------------------------------------------------

@@ -38,10 +38,13 @@ class ModelFamily(PipelineParts):
     Attributes:
         lora_targets: modules of the network that get adapters unless a flag names others.
         tags: of model cards, besides those that all have.
+        captions_at_once: how many are encoded together for a cache; 1 where what is told of a
+            caption depends on the length of the others.
     """
 
     lora_targets: ClassVar[tuple[str, ...]] = ()
     tags: ClassVar[tuple[str, ...]] = ()
+    captions_at_once: ClassVar[int] = 16
 
     # -- before anything is loaded ---------------------------------------------------------------
 
@@ -148,6 +151,14 @@ class ModelFamily(PipelineParts):
     def joined(self, conditionings: Sequence[Conditioning]) -> Conditioning:
         """One batch of several."""
         return {name: _joined([c[name] for c in conditionings]) for name in conditionings[0]}
+
+    def apart(self, conditioning: Conditioning, count: int) -> list[Conditioning]:
+        """What is told of each of ``count`` captions, of what is told of them together."""
+        if count == 1:
+            return [conditioning]
+        return [
+            {name: told[n : n + 1] for name, told in conditioning.items()} for n in range(count)
+        ]
 
     # -- images ----------------------------------------------------------------------------------
 

@@ -73,6 +73,7 @@ class FlowFamily(ModelFamily):
 
     network = "transformer"
     length: ClassVar[int] = 512
+    captions_at_once = 1
     preset: ClassVar[str | None] = None
 
     # -- before anything is loaded ---------------------------------------------------------------
