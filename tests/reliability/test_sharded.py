@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from tests.fsdp2 import needs_fsdp2
-from tests.reliability.two_processes import Fault, Outcome, check_whole, launch
+from tests.reliability.test_two_processes import check_ended
+from tests.reliability.two_processes import Fault, Kill, Outcome, check_whole, launch
 from tests.scripts.small_runs import BENCHES, Bench, hashes
 
 pytestmark = [pytest.mark.reliability, needs_fsdp2]
@@ -140,6 +141,26 @@ def test_one_process_is_followed_by_shards(
     name = f"checkpoint-{STOPPED}"
     shutil.copytree(whole[0] / "output" / name, tmp_path / "output" / name)
     check_like((tmp_path, run(bench, tmp_path, 2)), whole, bench)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 4])
+@pytest.mark.parametrize(
+    "kill", [Kill(1, STOPPED + 1, 0.0), Kill(0, 1, 0.02, save=True)], ids=["step", "save"]
+)
+def test_a_rank_is_killed_and_any_number_goes_on(
+    bench: Bench, shards: tuple[Path, Outcome], tmp_path: Path, kill: Kill, ranks: int
+) -> None:
+    argv = bench.argv(tmp_path / "output", *EVERYTHING, batch=GLOBAL // 2)
+    killed = launch(tmp_path, argv, kill=kill, script=bench.script, variables=FSDP2)
+    check_ended(killed, kill, tmp_path / "output")
+    for rank in range(2):  # what was seen and computed before
+        seen, expected = killed.saw(rank), shards[1].saw(rank)
+        assert seen == {step: expected[step] for step in seen}
+    saved = max([0, *killed.ranks[0].saved])
+    job = run(bench, tmp_path, ranks, sharded=ranks > 1)
+    assert (job.ranks[0].resumed_at or 0) in {saved, STOPPED}  # killed after the renaming
+    check_like((tmp_path, job), shards, bench)
 
 
 @pytest.mark.slow
