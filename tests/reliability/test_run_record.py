@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -143,6 +144,21 @@ def test_images_inside_the_table_count_by_size(images: Path, tmp_path: Path) -> 
 
     digests = [dataset_digest(rows(last), "image", "text", None) for last in (b"1", b"1", b"123")]
     assert digests[0] == digests[1] != digests[2]
+
+
+def test_a_digest_is_that_of_older_checkpoints(tmp_path: Path) -> None:
+    from datasets import Dataset, Image
+
+    (tmp_path / "a#1.png").write_bytes(b"123")
+    cells = [{"path": str(tmp_path / "a#1.png"), "bytes": None}]
+    cells += [{"path": p, "bytes": None} for p in ("d/x.tar#512+3/b.png", "x.parquet#0/7.image")]
+    captions = [["a \u00fc", 'a "b"'], ["c\n"], None]
+    rows = Dataset.from_dict({"image": cells, "text": captions})
+    rows = rows.cast_column("image", Image(decode=False))
+    entries = [["a#1.png", 3, captions[0]], ["b.png", None, ["c\n"]], ["7.image", None, None]]
+    lines = "".join(json.dumps(entry) + "\n" for entry in entries)
+    expected = hashlib.sha256(lines.encode()).hexdigest()
+    assert dataset_digest(rows, "image", "text", None) == expected
 
 
 def test_the_base_model_is_known_by_files_or_by_name(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from diffusers_curriculum.training.errors import UsageError
 logger = logging.getLogger(__name__)
 
 _CHUNK = 1000  # captions that are split into tokens at once
-_LOOKED_AT = 200_000  # samples whose captions are, at most: some seconds
+_LOOKED_AT = 50_000  # samples whose captions are, at most: some seconds
 _TEXT = ("string", "large_string")
 _METADATA_LIKE = (".jsonl", ".csv", ".parquet", ".json", ".txt", ".tsv")
 

@@ -8,7 +8,9 @@ column image of row 17 in row group 3. The file is a path, or an address that fs
 from __future__ import annotations
 
 import re
+from bisect import bisect
 from collections import OrderedDict
+from itertools import pairwise
 from tarfile import TarInfo
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -68,17 +70,20 @@ def shards_of(rows: Dataset, image_column: str, buffer: int) -> Shards:
     Args:
         buffer: how many samples are shuffled among one another.
     """
-    from importlib import import_module
+    cells = rows.select_columns([image_column]).with_format("arrow")[:][image_column]
 
-    compute: Any = import_module("pyarrow.compute")  # most of its names are made at import
-    places = rows.select_columns([image_column]).with_format("arrow")[:][image_column]
-    paths = compute.struct_field(places, "path")
-    shard = compute.replace_substring_regex(paths, r"^(.+?\.tar)#\d+\+\d+/.*$", r"\1")
-    shard = compute.replace_substring_regex(shard, r"^(.+?\.parquet#\d+)/.*$", r"\1")
-    last = compute.not_equal(shard.slice(1), shard.slice(0, len(shard) - 1)).to_numpy().nonzero()
-    ends = [*(last[0] + 1).tolist(), len(shard)]
-    starts = [0, *ends[:-1]]
-    return Shards(tuple(e - s for s, e in zip(starts, ends, strict=True)), buffer)
+    def shard(row: int) -> str:
+        """The tar file, or the row group."""
+        path = cells[row].as_py()["path"]
+        place = _PLACE.fullmatch(path)
+        return place[1] if place is not None and place[3] else path.rpartition("/")[0]
+
+    starts = [0]
+    while starts[-1] < len(cells):
+        places, own = range(starts[-1], len(cells)), shard(starts[-1])
+        end = bisect(places, False, key=lambda row, own=own: shard(row) != own)
+        starts.append(starts[-1] + end)
+    return Shards(tuple(end - start for start, end in pairwise(starts)), buffer)
 
 
 def _bytes_of(cell: Any) -> bytes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import tarfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -32,7 +33,7 @@ from diffusers_curriculum.training.storage.files import write_atomically
 from diffusers_curriculum.training.storage.fingerprints import hash_config
 
 _FORMAT = 1  # of an index
-_READERS = 8  # shards that are looked at at once
+_READERS = 8  # shards that are looked at at once, where that waits for a disk or a network
 _TEXTS = {"text": ("txt", "caption"), "label": ("cls",)}  # suffixes of members, by default columns
 
 
@@ -73,8 +74,13 @@ def read_shards(
     files = _files(name, config, folder, split or "train", cache_dir, split_flag)
     store = Path(cache_dir or config_of_datasets.HF_DATASETS_CACHE, "shards")
     store.mkdir(parents=True, exist_ok=True)
-    with ThreadPoolExecutor(_READERS) as pool:
-        parts = list(pool.map(partial(_indexed, columns=columns, store=store), files))
+    indexed = partial(_indexed, columns=columns, store=store)
+    used, begun = time.thread_time(), time.perf_counter()
+    first = indexed(files[0])
+    waits = time.thread_time() - used < 0.5 * (time.perf_counter() - begun)
+    # threads that do not wait for a disk or a network hinder one another in Python
+    with ThreadPoolExecutor(_READERS if waits else 1) as pool:
+        parts = [first, *pool.map(indexed, files[1:])]
     return concatenate_datasets([part for part in parts if len(part)] or parts[:1])
 
 
