@@ -209,7 +209,13 @@ def _stream(seed: int, purpose: str) -> int:
 
 
 def batch_uniforms(
-    draw: str, batch: int | Slots, *, seed: int, step: int, generator: torch.Generator | None = None
+    draw: str,
+    batch: int | Slots,
+    *,
+    seed: int,
+    step: int,
+    generator: torch.Generator | None = None,
+    purpose: str = "timestep",
 ) -> Tensor:
     """:func:`uniforms` for a batch of this rank, or for the exact slots that it fills; where a
     ``generator`` is given, keyed by its next number instead of by (seed, step)."""
@@ -217,7 +223,7 @@ def batch_uniforms(
         drawn = torch.randint(2**62, (), generator=generator, device=generator.device)
         seed, step = int(drawn), 0
     slots = batch if isinstance(batch, Slots) else Slots.here(batch)
-    return uniforms(draw, seed=seed, step=step, slots=slots)
+    return uniforms(draw, seed=seed, step=step, slots=slots, purpose=purpose)
 
 
 @DRAWS.register("iid", formula="u_i independent")

@@ -18,7 +18,13 @@ from torch import nn
 DTYPE = "dtype" if version.parse(diffusers.__version__) >= version.parse("0.40") else "torch_dtype"
 
 
-_LIBRARIES = ("diffusers", "transformers", "diffusers_curriculum.models.vit_vq")
+# Classes of parts that diffusers has not: the module in a saved part's folder, and the one here.
+PART_MODULES = {
+    "ViTVQModel": ("vit_vq", "diffusers_curriculum.models.vit_vq"),
+    "TwoTimesUNet2DModel": ("two_times", "diffusers_curriculum.models.two_times"),
+    "TwoTimesDiTTransformer2DModel": ("two_times", "diffusers_curriculum.models.two_times"),
+}
+LIBRARIES = {"diffusers", "transformers", *(module for _, module in PART_MODULES.values())}
 
 
 class _Config(ConfigMixin):
@@ -104,7 +110,7 @@ def load_pipeline(kind: Any, folder: str | Path, **more: Any) -> Any:
     names the part that has not. `more` goes to its `from_pretrained`."""
     whole = {}
     for name, entry in kind.load_config(str(folder)).items():
-        known = isinstance(entry, list | tuple) and entry[0] in _LIBRARIES
+        known = isinstance(entry, list | tuple) and entry[0] in LIBRARIES
         part = getattr(import_module(entry[0]), entry[1]) if known else None
         if name not in more and isinstance(part, type) and issubclass(part, nn.Module):
             whole[name] = load_model(part, str(folder), subfolder=name)

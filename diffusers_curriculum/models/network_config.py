@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,6 +41,7 @@ DIT_SIZES: Mapping[str, DiTSize] = {
 _SIZES: dict[str, int] = dict.fromkeys(("num_layers", "layers_per_block"), 1024)
 _SIZES |= dict.fromkeys(("num_attention_heads", "attention_head_dim", "patch_size"), 65_536)
 _SIZES |= dict.fromkeys(("norm_num_groups", "block_out_channels"), 65_536)
+TWO_TIMES_NAMES = ("TwoTimesUNet2DModel", "TwoTimesDiTTransformer2DModel")
 _DIT_NAME = re.compile(r"DiT-(\w+)/(\d+)")
 
 
@@ -80,6 +82,8 @@ def network_class(config: dict[str, Any], source: str) -> Any:
     from diffusers import DiTTransformer2DModel, UNet2DModel  # here, as they take seconds
 
     name = config.get("_class_name") or "UNet2DModel"
+    if name in TWO_TIMES_NAMES:
+        return getattr(import_module("diffusers_curriculum.models.two_times"), name)
     if name == "UNet2DModel":
         return UNet2DModel
     old_dit = name == "Transformer2DModel" and config.get("norm_type") == "ada_norm_zero"
@@ -110,7 +114,7 @@ def complete_config(
     _fill(config, "in_channels", asked.channels, source)
     _fill(config, "sample_size", asked.sample_size, source)
     _fill_outputs(config, asked, source)
-    fill = _fill_dit if kind.__name__ == "DiTTransformer2DModel" else _fill_unet
+    fill = _fill_dit if kind.__name__.endswith("DiTTransformer2DModel") else _fill_unet
     fill(config, asked, source)
     return kind, config
 

@@ -48,7 +48,7 @@ def build_network(
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         network = kind(**config)
-        if kind.__name__ == "DiTTransformer2DModel":
+        if kind.__name__.endswith("DiTTransformer2DModel"):
             initialise_dit(network)
     return without_label_dropout(network)
 

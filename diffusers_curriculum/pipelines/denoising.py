@@ -78,7 +78,7 @@ def predictor(
         if labels is None or not guidance.at(progress):
             return call(latents, timesteps, labels)
         both = torch.cat([labels, torch.full_like(labels, null_class(network))])
-        outputs = call(torch.cat([latents] * 2), torch.cat([timesteps] * 2), both)
+        outputs = call(torch.cat([latents] * 2), torch.cat([timesteps] * 2, -1), both)
         with_label, without = outputs.chunk(2)
         channels = latents.shape[1]
         null = without[:, :channels]
@@ -112,35 +112,43 @@ def denoise(
     generator: Generators = None,
     progress_bar: Callable[[Iterable[Any]], Iterable[Any]] = iter,
     tokens: int | None = None,
+    two_times: bool = False,
 ) -> Tensor:
     """Return the latents at the end of the scheduler's way from noise, float32.
 
     Args:
         predict: the network, see :func:`predictor`; called with the input as the scheduler scales
-            it, (B,) timesteps and how far the way is done.
+            it, (B,) or (2, B) timesteps and how far the way is done.
         noise: (B, C, h, w) standard normal.
         generator: for schedulers that add noise in between.
         tokens: of the network's input, for a flow schedule with `use_dynamic_shifting`; None: h*w.
+        two_times: the network is told (2, B) the time and how far the step goes, as one that gives
+            the average velocity between is (arXiv 2505.13447).
 
     Raises:
         ValueError: no steps, a scheduler without `step`, one that needs a learned variance from a
-            network without one, or a network whose output has another number of channels.
+            network without one, one without straight steps for a network of two times, or a network
+            whose output has another number of channels.
     """
     if not hasattr(scheduler, "step"):
         raise ValueError(f"{type(scheduler).__name__} has no step(): choose another scheduler.")
     if num_inference_steps < 1:
         raise ValueError(f"num_inference_steps={num_inference_steps} does nothing: give 1 or more.")
     scheduler, uses_variance = _with_usable_variance(scheduler)
-    shift = {}
+    settings: dict[str, Any] = _even_steps(scheduler, num_inference_steps) if two_times else {}
     if scheduler.config.get("use_dynamic_shifting"):
-        shift["mu"] = _shift(scheduler.config, tokens or noise.shape[-2] * noise.shape[-1])
-    scheduler.set_timesteps(num_inference_steps, device=noise.device, **shift)
+        settings["mu"] = _shift(scheduler.config, tokens or noise.shape[-2] * noise.shape[-1])
+    scheduler.set_timesteps(num_inference_steps, device=noise.device, **settings)
     latents = noise.float() * float(getattr(scheduler, "init_noise_sigma", 1.0))
     scale = getattr(scheduler, "scale_model_input", lambda sample, _: sample)
     extra = {"generator": generator} if "generator" in _parameters(scheduler.step) else {}
     timesteps = scheduler.timesteps
     for index, t in enumerate(progress_bar(timesteps)):
-        output = predict(scale(latents, t), _batch_of(t, latents), index / len(timesteps))
+        told = _batch_of(t, latents)
+        if two_times:
+            following = timesteps[index + 1 : index + 2].sum()  # 0 after the last
+            told = torch.stack([told, told - _batch_of(following, latents)])
+        output = predict(scale(latents, t), told, index / len(timesteps))
         output = _for_step(output, latents.shape[1], uses_variance)
         latents = scheduler.step(output, t, latents, return_dict=False, **extra)[0].float()
     return latents
@@ -189,6 +197,7 @@ def generate(
         request.generator,
         pipeline.progress_bar,
         tokens=shape[1] * shape[2] // patch**2,
+        two_times=getattr(network, "two_times", False),
     )
     images = to_images(latents, pipeline.vae, request.output_type)
     pipeline.maybe_free_model_hooks()
@@ -211,6 +220,17 @@ def _with_usable_variance(scheduler: Any) -> tuple[Any, bool]:
     if variance is not None and "predicted_variance" in _parameters(variance):
         return scheduler, True
     return type(scheduler).from_config(scheduler.config, variance_type=None), False
+
+
+def _even_steps(scheduler: Any, count: int) -> dict[str, Any]:
+    """The settings of ``count`` steps of one length from noise to data, of a straight path."""
+    known = _parameters(scheduler.set_timesteps)
+    if "sigmas" not in known or "sigma_data" in scheduler.config:
+        raise ValueError(
+            f"{type(scheduler).__name__} does not go straight from one time to another, as a "
+            "network of two times is meant for: take a FlowMatchEulerDiscreteScheduler."
+        )
+    return {"sigmas": torch.linspace(1.0, 1.0 / count, count).tolist()}
 
 
 def _shift(config: Any, tokens: int) -> float:

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from diffusers_curriculum import __version__
+from diffusers_curriculum.models.loading import PART_MODULES
 
 PACKAGE = "diffusers_curriculum"
 PIPELINE_MODULE = "pipeline"  # diffusers' word for the module of a whole pipeline
-# Classes of parts that diffusers has not: the module in the part's folder, and the one here.
-PART_MODULES = {"ViTVQModel": ("vit_vq", "diffusers_curriculum.models.vit_vq")}
 
 
 class SelfContained:

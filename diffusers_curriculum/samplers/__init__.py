@@ -18,6 +18,7 @@ from diffusers_curriculum.samplers.gradient import (
     per_sample_gradient_norms,
 )
 from diffusers_curriculum.samplers.information import InformationRateTimestepSampler
+from diffusers_curriculum.samplers.interval import IntervalTimestepSampler
 from diffusers_curriculum.samplers.loss_based import (
     LossProportionalTimestepSampler,
     LossSecondMomentTimestepSampler,
@@ -34,6 +35,7 @@ __all__ = [
     "DensityTimestepSampler",
     "GradientNormTimestepSampler",
     "InformationRateTimestepSampler",
+    "IntervalTimestepSampler",
     "LossProportionalTimestepSampler",
     "LossSecondMomentTimestepSampler",
     "MovingTimestepSampler",
@@ -77,7 +79,8 @@ def sampler_named(name: str) -> type[TimestepSampler] | None:
     """
     several = (CurriculumTimestepSampler, SequenceTimestepSampler, PerSourceTimestepSampler)
     kind = SAMPLERS.get(name)
-    return None if kind in (DensityTimestepSampler, *several) else kind
+    made_of = (DensityTimestepSampler, IntervalTimestepSampler, *several)
+    return None if kind in made_of else kind
 
 
 import_all()

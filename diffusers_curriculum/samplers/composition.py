@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffusers_curriculum.average_velocity import Interval
 from diffusers_curriculum.checks import flag, is_finite
 from diffusers_curriculum.densities import Density
 from diffusers_curriculum.noise_levels import NoiseLevels, cell_edges, to_device
@@ -27,18 +28,21 @@ class TimestepSample(NamedTuple):
     """One draw of noise levels.
 
     Attributes:
-        timesteps: (B,) in the dtype that the scheduler and the model expect.
+        timesteps: (B,) in the dtype that the scheduler and the model expect; (2, B) of intervals:
+            where each ends, and its length.
         indices: (B,) int64, position in ``sampler.levels``, 0 = cleanest; of a continuous draw, the
             level in whose cell it fell.
         importance: (B,) float32, factor of each sample's loss; ones unless a correction is on.
         log_snr: (B,) float64 (float32 on MPS), the noise level of a continuous draw, finite; None
             where the levels are those of the table.
+        interval: what goes with the second time; None where one is drawn.
     """
 
     timesteps: Tensor
     indices: Tensor
     importance: Tensor
     log_snr: Tensor | None = None
+    interval: Interval | None = None
 
     @property
     def at(self) -> Tensor:

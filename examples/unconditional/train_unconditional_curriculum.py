@@ -59,6 +59,9 @@ def predict(
     inputs = run.objective.scale_input(noisy, drawn.at)
     output = run.network(inputs, drawn.timesteps, **conditioning, return_dict=False)[0]
     prediction, variance = output.tensor_split([latents.shape[1]], dim=1)
+
+    # Between two times (--formulation mean_flow) the velocity is an average
+    target = run.average_velocity(noisy, target, conditioning, drawn)
     return prediction, target, noisy, variance
 
 

@@ -35,6 +35,7 @@ FORMULATIONS = {
     "sample": ("--prediction_type", "sample"),
     "flow": ("--formulation", "flow"),
     "edm": ("--formulation", "edm"),
+    "mean_flow": ("--formulation", "mean_flow", "--interval_opening_steps", 10),
 }
 SPACES = ("pixels", "AutoencoderKL", "VQModel", "ViTVQModel")
 NETWORKS = {"dit": TINY_DIT, "unet": TINY_UNET}

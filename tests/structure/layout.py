@@ -18,6 +18,7 @@ FLOORS = {
     "pacing": 1,
     "weighting": 1,
     "objective": 1,
+    "average_velocity": 1,
     "samplers": 2,
     "inference_spacing": 2,
     "drop_in": 2,

@@ -9,6 +9,8 @@ from typing import Any
 from diffusers_curriculum.training.arguments import environment
 from diffusers_curriculum.training.arguments.flag import (
     LEVELS,
+    NOT_NEGATIVE,
+    SHARE,
     Bound,
     Family,
     Flag,
@@ -25,7 +27,7 @@ from diffusers_curriculum.training.arguments.noise_levels import FLOW_SHIFT
 from diffusers_curriculum.training.arguments.run import FILE_DTYPES
 from diffusers_curriculum.training.errors import UsageError
 
-FORMULATIONS = ("ddpm", "flow", "edm")
+FORMULATIONS = ("ddpm", "flow", "edm", "mean_flow")
 LEARNED_VARIANCES = ("none", "vlb", "ignore")
 # diffusers' schedules that need no table.
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "laplace")
@@ -35,12 +37,13 @@ PRETRAINED = Need(
     "--pretrained_model_name_or_path", lambda a: a.pretrained_model_name_or_path is not None
 )
 PICTURES = Need("pictures (drop --no_pictures)", lambda a: not a.no_pictures)
-_FLOW = Need("--formulation flow", lambda a: a.formulation == "flow")
+_FLOW = Need("--formulation flow or mean_flow", lambda a: a.formulation in ("flow", "mean_flow"))
+_MEAN_FLOW = Need("--formulation mean_flow", lambda a: a.formulation == "mean_flow")
 _SIGMA = Bound("from 1e-9 to 1e9", lambda x: 1e-9 <= x <= 1e9)  # squares are sound in float32
 _EDM = Need("--formulation edm", lambda a: a.formulation == "edm")
 _CONTINUOUS = Need(
-    "--formulation flow or edm, which are drawn continuously otherwise",
-    lambda a: a.formulation in ("flow", "edm"),
+    "--formulation flow, mean_flow or edm, which are drawn continuously otherwise",
+    lambda a: a.formulation in ("flow", "mean_flow", "edm"),
 )
 AUTOENCODED = Need(
     "--pretrained_vae_model_name_or_path or the autoencoder of a pretrained pipeline",
@@ -74,6 +77,25 @@ def _check_formulation(args: Any) -> None:
             f"--sigma_min is {args.sigma_min} and --sigma_max {args.sigma_max}: the first must be "
             "the smaller."
         )
+    if args.formulation == "mean_flow":
+        _check_mean_flow(args)
+
+
+def _check_mean_flow(args: Any) -> None:
+    """Refuse what its derivative, or its two times, cannot go with."""
+    attention = "xformers" if args.enable_xformers_memory_efficient_attention else args.attention
+    refused = {
+        f"--compile {args.compile}": args.compile != "none",
+        f"--attention {attention}": attention not in (None, "sdpa", "math"),
+        f"--mixflow_gamma {args.mixflow_gamma}": args.mixflow_gamma is not None,
+    }
+    for flag, given in refused.items():
+        if given:
+            raise UsageError(
+                f"{flag} with --formulation mean_flow: the average velocity is learned from a "
+                "forward derivative of the network, at the very times that are drawn, which that "
+                "does not have; drop it."
+            )
 
 
 FORMULATION = Family.of(
@@ -82,8 +104,9 @@ FORMULATION = Family.of(
         "formulation",
         FORMULATIONS,
         help="ddpm: variance preserving; flow: straight paths (arXiv 2401.08740); edm: "
-        "preconditioning (arXiv 2206.00364), and --timestep_sampler edm unless given; default: "
-        "the pipeline's own, else ddpm",
+        "preconditioning (arXiv 2206.00364), and --timestep_sampler edm unless given; mean_flow: "
+        "average velocities, for one or two steps (arXiv 2505.13447), and --timestep_sampler "
+        "logit_normal unless given; default: the pipeline's own, else ddpm",
     ),
     *sharing(FLOW_SHIFT, needs=_FLOW),
     *sharing(
@@ -97,6 +120,31 @@ FORMULATION = Family.of(
         tracked("sigma_min", float, 0.002, "smallest noise level of EDM", bound=_SIGMA),
         tracked("sigma_max", float, 80.0, "largest noise level of EDM", bound=_SIGMA),
         needs=_EDM,
+    ),
+    *sharing(
+        tracked(
+            "interval_share",
+            float,
+            0.25,
+            "share of samples with two times, between which the average velocity is learned",
+            bound=SHARE,
+        ),
+        count(
+            "interval_opening_steps",
+            help="optimizer steps over which the velocity alone is learned first, then short "
+            "intervals, then long ones (default: all from the first step)",
+        ),
+        tracked(
+            "adaptive_loss_power",
+            float,
+            1.0,
+            "power p of the weight 1 / (squared error + 0.001)^p of each sample's loss",
+            bound=NOT_NEGATIVE,
+            setting="objective",
+            later=True,
+        ),
+        needs=_MEAN_FLOW,
+        setting="sampler",
     ),
     tracked(
         "discrete_timesteps",

@@ -66,6 +66,15 @@ def settle_log_normal(args: Any, sigma_data: float) -> None:
         args.timestep_floor = 0.0
 
 
+def settle_logit_normal(args: Any) -> None:
+    """MeanFlow's law, without a floor (arXiv 2505.13447, table 1)."""
+    if "timestep_sampler" not in args.by_recipe:
+        args.timestep_sampler = "logit_normal"
+        args.timestep_sampler_args = {"mean": -0.4, "std": 1.0} | args.timestep_sampler_args
+    if args.timestep_floor is None:
+        args.timestep_floor = 0.0
+
+
 def _scale(text: str) -> str | float:
     if text == "auto":
         return text

@@ -10,6 +10,7 @@ from typing import Any
 
 import diffusers
 
+from diffusers_curriculum.models.network_config import TWO_TIMES_NAMES
 from diffusers_curriculum.noise_levels import NoiseLevels
 from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.errors import UsageError
@@ -23,7 +24,7 @@ from diffusers_curriculum.training.process.pipeline_files import check_classes
 
 logger = logging.getLogger(__name__)
 
-FAMILIES = {"ddpm": "vp", "flow": "flow", "edm": "edm"}
+FAMILIES = {"ddpm": "vp", "flow": "flow", "edm": "edm", "mean_flow": "flow"}
 # Standard deviation of the data that EDM's preconditioning assumes: in pixels, and in latents,
 # whose scaling factor makes it about 1.
 SIGMA_DATA = {True: 0.5, False: 1.0}
@@ -31,6 +32,7 @@ SIGMA_DATA = {True: 0.5, False: 1.0}
 SCHEDULE = {
     "ddpm": {"ddpm_num_steps": "num_train_timesteps", "ddpm_beta_schedule": "beta_schedule"},
     "flow": {"flow_shift": "shift"},
+    "mean_flow": {"flow_shift": "shift"},
     "edm": {"sigma_min": "sigma_min", "sigma_max": "sigma_max", "sigma_data": "sigma_data"},
 }
 
@@ -80,7 +82,10 @@ def sigma_data_of(args: Arguments) -> float:
 
 
 def formulation_of(args: Arguments) -> str:
-    """The formulation of a pretrained pipeline."""
+    """The formulation of a pretrained pipeline; its network tells that it knows two times."""
+    named = pipeline_index(args).values()
+    if any(isinstance(part, list | tuple) and part[-1] in TWO_TIMES_NAMES for part in named):
+        return "mean_flow"
     family = NoiseLevels.from_scheduler(own_scheduler(args)).family
     return next(name for name, kind in FAMILIES.items() if kind == family)
 
@@ -103,8 +108,12 @@ def build_schedulers(args: Arguments, *, pixels: bool, default_vp: str) -> tuple
         )
         own = None
     settings = schedule_settings(own) | _settings(args, own is None, pixels)
-    kinds = {"ddpm": diffusers.DDPMScheduler, "flow": diffusers.FlowMatchEulerDiscreteScheduler}
-    kind: Any = kinds.get(args.formulation, diffusers.EDMEulerScheduler)
+    kinds = {
+        "vp": diffusers.DDPMScheduler,
+        "flow": diffusers.FlowMatchEulerDiscreteScheduler,
+        "edm": diffusers.EDMEulerScheduler,
+    }
+    kind: Any = kinds[FAMILIES[args.formulation]]
     base = {} if own is None else dict(own.config)
     try:
         training = kind.from_config(base, **settings)

@@ -133,7 +133,18 @@ def check_network(args: Arguments, labelled: bool) -> None:
 
 def make_network(args: Arguments, space: LatentSpace, classes: int | None, seed: int) -> Any:
     """The network to train, float32 on the CPU, built from its config or loaded, for the data's
-    number of ``classes``, None for unconditional training."""
+    number of ``classes``, None for unconditional training; one of two times where such are drawn.
+    """
+    network = _single_network(args, space, classes, seed)
+    if args.formulation != "mean_flow":
+        return network
+    from diffusers_curriculum.models.two_times import with_two_times  # here, as it takes seconds
+
+    with usage_errors("--formulation mean_flow"):
+        return with_two_times(network)
+
+
+def _single_network(args: Arguments, space: LatentSpace, classes: int | None, seed: int) -> Any:
     channels, side, _ = space.shape(args.resolution)
     if args.pretrained_model_name_or_path is not None:
         return _pretrained(args, channels, side, classes)
@@ -206,7 +217,7 @@ def ready(args: Arguments, network: Any, device: torch.device) -> Any:
 
 def folder_name(network: Any) -> str:
     """The network's folder in pipelines and checkpoints: "transformer" or "unet"."""
-    return NETWORK_FOLDERS[type(network).__name__ == "UNet2DModel"]
+    return NETWORK_FOLDERS[type(network).__name__.endswith("UNet2DModel")]
 
 
 def model_facts(args: Arguments, classes: int | None) -> dict[str, Any]:

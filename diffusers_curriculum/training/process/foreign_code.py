@@ -8,7 +8,8 @@ from typing import Any
 
 from diffusers import pipelines
 
-from diffusers_curriculum.pipelines.self_contained import PART_MODULES, is_own_pipeline
+from diffusers_curriculum.models.loading import LIBRARIES, PART_MODULES
+from diffusers_curriculum.pipelines.self_contained import is_own_pipeline
 from diffusers_curriculum.training.errors import UsageError
 from diffusers_curriculum.training.process.pipeline_files import (
     INDEX,
@@ -17,7 +18,6 @@ from diffusers_curriculum.training.process.pipeline_files import (
     read_json_file,
 )
 
-_LIBRARIES = {"diffusers", "transformers", "diffusers_curriculum.models.vit_vq"}
 _KERNELS = ("attn_implementation", "_attn_implementation", "experts_implementation")
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
 
@@ -57,7 +57,7 @@ def _faults(
     name: str, library: str, files: Collection[str], config: dict[str, Any]
 ) -> Iterator[str]:
     """What is wrong with a component, given its library, the files in its folder and its config."""
-    if library not in _LIBRARIES and not hasattr(pipelines, library):
+    if library not in LIBRARIES and not hasattr(pipelines, library):
         yield f"{name} is a class of {library!r}"
     elif f"{name}/{library}.py" in files:
         yield f"{name} brings a module named {library}.py"

@@ -16,11 +16,8 @@ from typing import Any
 from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
-from diffusers_curriculum.pipelines.self_contained import (
-    PART_MODULES,
-    PIPELINE_MODULE,
-    is_own_pipeline,
-)
+from diffusers_curriculum.models.loading import PART_MODULES
+from diffusers_curriculum.pipelines.self_contained import PIPELINE_MODULE, is_own_pipeline
 from diffusers_curriculum.samplers.files import CONFIG, FOLDER, STATE
 from diffusers_curriculum.training.arguments.environment import REMOTE_FOLDER, check_repository_name
 from diffusers_curriculum.training.errors import HubError

@@ -12,10 +12,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from diffusers_curriculum.average_velocity import AverageVelocity
 from diffusers_curriculum.models.latent_space import LatentSpace
 from diffusers_curriculum.models.networks import check_conditioning, null_class, takes_labels
+from diffusers_curriculum.samplers import TimestepSample
 from diffusers_curriculum.training.arguments.command_line import Arguments
-from diffusers_curriculum.training.arguments.laws import settle_log_normal
+from diffusers_curriculum.training.arguments.laws import settle_log_normal, settle_logit_normal
 from diffusers_curriculum.training.data.dataset import ImageDataset
 from diffusers_curriculum.training.data.decoding import MODES
 from diffusers_curriculum.training.data.plan import BatchPlan, InOrder
@@ -31,6 +33,7 @@ from diffusers_curriculum.training.levels.formulations import (
     formulation_of,
     sigma_data_of,
 )
+from diffusers_curriculum.training.levels.intervals import with_intervals
 from diffusers_curriculum.training.levels.levels import Levels
 from diffusers_curriculum.training.loop.run import LevelRun
 from diffusers_curriculum.training.loop.task import JobParts, Trained
@@ -56,12 +59,33 @@ class ImageRun(LevelRun):
             return self.space.encode(batch["pixel_values"])
         return batch["mean"], batch.get("std")
 
+    def average_velocity(
+        self,
+        noisy: Tensor,
+        velocity: Tensor,
+        conditioning: Mapping[str, Tensor],
+        drawn: TimestepSample,
+    ) -> Tensor:
+        """What the network should predict for intervals: see :meth:`AverageVelocity.average`."""
+        network, objective = self.weights, self.objective
+        if drawn.interval is None or not isinstance(objective, AverageVelocity):
+            return velocity
+
+        def predict(latents: Tensor, timesteps: Tensor, where: Tensor) -> Tensor:
+            told = {name: values[where] for name, values in conditioning.items()}
+            output = network(latents, timesteps, **told, return_dict=False)[0]
+            return output[:, : latents.shape[1]]
+
+        with self.accelerator.autocast():
+            return objective.average(predict, noisy, velocity, drawn.timesteps, drawn.interval)
+
 
 class ImageTask(ImageLevelTask):
     """A network of images, from its config or from a saved pipeline."""
 
     default_vp: ClassVar[str]  # scheduler class for sampling a variance preserving process
     average_warmup: ClassVar[tuple[str, ...]] = ()  # flags of the average's warm-up, without ema_
+    formulation: str = "ddpm"
     classes: int | None = None
     id2label: dict[int, str] | None = None
 
@@ -77,11 +101,23 @@ class ImageTask(ImageLevelTask):
         log-normally without a floor, as its paper does, unless a sampler or a floor is given."""
         if args.formulation is None and args.pretrained_model_name_or_path is not None:
             args.formulation = formulation_of(args)
-        args.formulation = args.formulation or "ddpm"
+        self.formulation = args.formulation = args.formulation or "ddpm"
         by_flag = "timestep_sampler" in args.given - args.by_recipe
         by_flag = by_flag or args.timestep_bias_strategy != "none"
         if args.formulation == "edm" and not by_flag:
             settle_log_normal(args, sigma_data_of(args))
+        if args.formulation == "mean_flow" and not by_flag:
+            settle_logit_normal(args)
+        if args.formulation == "mean_flow" and "validation_inference_steps" not in args.given:
+            args.validation_inference_steps = 1
+
+    def check_engine(self, sharded: bool) -> None:
+        if sharded and self.formulation == "mean_flow":
+            raise UsageError(
+                "--formulation mean_flow: the derivative of a network that lies in the shards of "
+                "FSDP2 is not known: train it by plain data parallelism (unset "
+                "ACCELERATE_USE_FSDP)."
+            )
 
     # -- what is trained on ----------------------------------------------------------------------
 
@@ -95,6 +131,8 @@ class ImageTask(ImageLevelTask):
         schedulers = build_schedulers(args, pixels=pixels, default_vp=self.default_vp)
         levels = Levels.of(args, *schedulers, seed, continuous=not args.discrete_timesteps)
         check_slowed(args, levels)
+        if args.formulation == "mean_flow":
+            levels = with_intervals(args, levels)
         if args.learned_variance == "vlb":
             with usage_errors("--learned_variance vlb"):
                 table = levels.objective.levels

@@ -31,6 +31,7 @@ SAID = {"--timestep_sampler": (None, "uniform")}
 CAME_LATER = {
     "--allow_config_change": ("imports", "adapter", "compile"),
     "--bad_samples": ("sample", "off"),
+    "--formulation": ("mean_flow",),
 }
 
 

@@ -145,7 +145,7 @@ SHARED_MISTAKES = {
     "--formulation flow --prediction_type epsilon": "is epsilon.*--formulation ddpm",
     "--formulation flow --learned_variance vlb": "--learned_variance vlb.*ignore",
     "--ddpm_beta_schedule lineal": "--ddpm_beta_schedule is 'lineal'.*squaredcos_cap_v2",
-    "--discrete_timesteps": "--discrete_timesteps.*--formulation flow or edm",
+    "--discrete_timesteps": "--discrete_timesteps.*--formulation flow, mean_flow or edm",
     "--cache_latents": "--cache_latents.*--pretrained_vae_model_name_or_path",
     "--latent_crops 2": "--latent_crops is 2.*--cache_latents",
     "--power_ema 0.5": "--power_ema is 0.5.*0.28",

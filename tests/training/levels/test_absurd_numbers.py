@@ -62,6 +62,7 @@ CONTEXTS: tuple[list[str], ...] = (
     [*CURRICULUM, "--curriculum_pacing", "cosine", "--curriculum_total_steps", "9"],
     ["--formulation", "flow"],
     ["--formulation", "edm"],
+    ["--formulation", "mean_flow"],
     ["--use_ema"],
     ["--power_ema", "0.1"],
     ["--lr_scheduler", "cosine_with_restarts"],

@@ -36,6 +36,7 @@ KINDS = {
     "vlb": "--learned_variance vlb --loss_weighting min_snr",
     "flow": "--formulation flow --timestep_sampler logit_normal --loss_weighting unit_v",
     "edm": "--formulation edm --loss_weighting uncertainty",
+    "mean_flow": "--formulation mean_flow --interval_share 0.5 --loss_weighting unit_v",
 }
 
 
