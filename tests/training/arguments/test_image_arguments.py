@@ -15,6 +15,7 @@ from diffusers import DDPMPipeline, DDPMScheduler, EDMEulerScheduler, UNet2DMode
 from diffusers_curriculum.pipelines import UnconditionalPipeline
 from diffusers_curriculum.training.arguments import environment
 from diffusers_curriculum.training.errors import UsageError
+from diffusers_curriculum.training.tasks.class_conditional import ClassConditional
 from tests.training.command_lines import (
     build_class_parser,
     build_unconditional_parser,
@@ -321,3 +322,48 @@ def test_without_matplotlib_nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(UsageError, match="need matplotlib: pip install"):
         parse_unconditional_args(DATA)
     parse_unconditional_args([*DATA, "--show_timesteps", "terminal"])
+
+
+MEAN_FLOW = ("--formulation", "mean_flow")
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--compile", "blocks"), "--compile blocks with --formulation mean_flow"),
+        (("--attention", "flash"), "--attention flash with --formulation mean_flow"),
+        (("--mixflow_gamma", "0.8"), "--mixflow_gamma 0.8 with --formulation mean_flow"),
+        (("--learned_variance", "vlb"), "--learned_variance vlb with --formulation mean_flow"),
+    ],
+)
+def test_what_two_times_cannot_go_with_is_refused(more: tuple[str, ...], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        parse_class_args([*CLASS, *MEAN_FLOW, *more])
+
+
+def test_a_law_that_is_none_for_pairs_is_refused() -> None:
+    for more, message in (
+        (("--timestep_sampler", "loss_second_moment"), "follows the losses"),
+        (("--importance_correction", "full"), "corrects by importance"),
+    ):
+        args = parse_class_args([*CLASS, *MEAN_FLOW, *more])
+        with pytest.raises(UsageError, match=f"--formulation mean_flow: .*{message}"):
+            ClassConditional().choose_levels(args, 0)
+
+
+def test_pairs_are_drawn_by_the_papers_law_for_one_step() -> None:
+    args = parse_class_args([*CLASS, *MEAN_FLOW])
+    assert (args.timestep_sampler, args.timestep_floor) == ("logit_normal", 0.0)
+    assert args.timestep_sampler_args == {"mean": -0.4, "std": 1.0}
+    assert args.validation_inference_steps == 1
+    other = parse_class_args([*CLASS, *MEAN_FLOW, "--timestep_sampler", "uniform"])
+    assert other.timestep_sampler == "uniform"
+    assert other.timestep_floor is None
+
+
+def test_shards_are_refused() -> None:
+    task = ClassConditional()
+    task.parse([*CLASS, *MEAN_FLOW], machine=False)
+    task.check_engine(False)
+    with pytest.raises(UsageError, match="shards of FSDP2"):
+        task.check_engine(True)

@@ -54,6 +54,7 @@ KEPT = {
     *("cache_latents", "latent_crops"),  # held-out images are encoded as they come
     *("max_sequence_length", "text_encoder_out_layers", "guidance_scale"),
     *("dream_detail_preservation", "precondition_outputs", "learned_variance"),  # of the loss
+    "adaptive_loss_power",
     *("unmasked_weight", "prior_loss_weight", "with_prior_preservation"),
 }
 
