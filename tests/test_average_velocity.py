@@ -63,7 +63,8 @@ def test_the_true_average_is_its_own_target() -> None:
 
     def network(noisy: Tensor, told: Tensor, where: Tensor) -> Tensor:
         assert torch.equal(where, length.nonzero().flatten())
-        return average(noisy[:, 0], *(told / SCALE))[:, None]
+        at, lengths = told / SCALE
+        return average(noisy[:, 0], at, lengths)[:, None]
 
     told = torch.stack([t, length]) * SCALE
     target = AverageVelocity(LEVELS).average(

@@ -24,7 +24,6 @@ from diffusers_curriculum.samplers.description import (
 from diffusers_curriculum.samplers.states import part_of, upgraded_part
 
 VELOCITY = 1 / 3  # of the opening: the instantaneous velocity alone
-_NONE = torch.zeros(0, dtype=torch.int64)
 
 
 @SAMPLERS.register(
@@ -74,7 +73,8 @@ class IntervalTimestepSampler(TimestepSampler):
                 "that does not."
             )
         self.base, self.share, self.opening_steps = base, float(share), int(opening_steps)
-        super().__init__(base.levels, **(base.settings | {"floor": 0.0}))
+        settings: dict[str, Any] = base.settings | {"floor": 0.0}
+        super().__init__(base.levels, **settings)
         self.static_law, self.stages, self.pacing = base.static_law, base.stages, base.pacing
         self._scale = clock.scale
         self.register_to_config(
@@ -134,8 +134,8 @@ class IntervalTimestepSampler(TimestepSampler):
         which then stands alone."""
         at, where = self._step(step), torch.device(device) if device else CPU
         if u is not None or batch is None:
-            drawn = self.base.sample(batch, u=None if u is None else u.double().sqrt(), step=at)
-            return self._with_lengths(drawn, torch.zeros(len(drawn.indices)), _NONE, where)
+            later = None if u is None else u.double().sqrt()
+            return self._pairs(self.base.sample(batch, u=later, step=at, device=where))
         numbers = partial(
             batch_uniforms, self.draw, batch, seed=self.seed, step=at, generator=generator
         )
@@ -146,21 +146,29 @@ class IntervalTimestepSampler(TimestepSampler):
         share, factor = self.opening(at)
         # found on the host, so that no device is waited for to know how many they are
         longer = (apart < share).nonzero().flatten()
-        drawn = self.base.sample(u=later, step=at)
-        first = self.base.sample(u=earlier[longer], step=at).timesteps
-        length = torch.zeros(len(later))
-        length[longer] = factor * (drawn.timesteps[longer] - first).float() / self._scale
-        return self._with_lengths(drawn, length, longer, where)
+        drawn = self.base.sample(u=later, step=at, device=where)
+        first = self.base.sample(u=earlier[longer], step=at, device=where).timesteps
+        return self._pairs(drawn, to_device(longer, where), first, factor)
 
-    def _with_lengths(
-        self, drawn: TimestepSample, length: Tensor, longer: Tensor, device: torch.device
+    def _pairs(
+        self,
+        later: TimestepSample,
+        longer: Tensor | None = None,
+        earlier: Tensor | None = None,
+        factor: float = 1.0,
     ) -> TimestepSample:
-        """A draw on the CPU, with the lengths of its intervals, on ``device``."""
-        told = torch.stack([drawn.timesteps.float(), length * self._scale])
-        plain = drawn._replace(timesteps=told, interval=None)
-        moved = [None if each is None else to_device(each, device) for each in plain[:4]]
-        interval = Interval(to_device(length, device), to_device(longer, device), self._scale)
-        return TimestepSample(*moved, interval=interval)
+        """A draw of t, and that of r, as timesteps, of the samples at the positions ``longer``, its
+        distance from t times a factor; None: single times."""
+        told = later.timesteps.float()
+        lengths = torch.zeros_like(told)
+        if longer is None or earlier is None:
+            longer = torch.zeros(0, dtype=torch.int64, device=told.device)
+        else:
+            lengths[longer] = factor * (told[longer] - earlier.float())
+        return later._replace(
+            timesteps=torch.stack([told, lengths]),
+            interval=Interval(lengths / self._scale, longer, self._scale),
+        )
 
     def observe(self, indices: Tensor, losses: Tensor, step: int) -> None:
         self.base.observe(indices, losses, step)

@@ -9,4 +9,4 @@ from diffusers_curriculum.samplers import TimestepSample
 
 def parts(sample: TimestepSample) -> list[Tensor]:
     """The tensors of ``sample``: three, or four of a continuous draw."""
-    return [part for part in sample if part is not None]
+    return [part for part in sample if isinstance(part, Tensor)]

@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from benchmarks.gpu import subject
 from diffusers_curriculum.models.latent_space import LatentSpace
 from diffusers_curriculum.models.networks import build_network
+from diffusers_curriculum.models.two_times import with_two_times
 from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.data.plan import BatchPlan
 from diffusers_curriculum.training.loop import guard
@@ -36,7 +37,7 @@ KINDS = {
     "vlb": "--learned_variance vlb --loss_weighting min_snr",
     "flow": "--formulation flow --timestep_sampler logit_normal --loss_weighting unit_v",
     "edm": "--formulation edm --loss_weighting uncertainty",
-    "mean_flow": "--formulation mean_flow --interval_share 0.5 --loss_weighting unit_v",
+    "mean_flow": "--formulation mean_flow --interval_share 1 --loss_weighting unit_v",
 }
 
 
@@ -92,6 +93,8 @@ def test_a_step_reads_nothing_back_and_waits_for_no_copy(
         sample_size=SIDE,
         num_classes=10 if labelled else None,
     )
+    if kind == "mean_flow":
+        network = with_two_times(network)
     run = make_run(task, task.parse(line), network)
     monitor = monitor_of(run)
     plan = BatchPlan(10**4, BATCH, 2, 1, 0, 0)
@@ -103,4 +106,5 @@ def test_a_step_reads_nothing_back_and_waits_for_no_copy(
     with Copies() as copies:
         monitor.add(WARM_UP, *make_update(run, WARM_UP, plan, batches, step))
     once = [BATCH * 3 * SIDE * SIDE, BATCH] + ([BATCH] if labelled else [])  # images, u, labels
+    once += [BATCH] * 2 if kind == "mean_flow" else []  # second times, and where they are
     assert sorted(copies.found) == sorted((n, True) for n in once for _ in range(2))
