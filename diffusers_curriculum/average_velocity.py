@@ -95,9 +95,10 @@ class AverageVelocity(Objective):
         target: Tensor,
         weights: Tensor | None = None,
         mask: Tensor | None = None,
+        per_token: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        if self.power == 0:
-            return super().loss(prediction, target, weights, mask)
+        if self.power == 0 or per_token:
+            return super().loss(prediction, target, weights, mask, per_token)
         errors = super().loss(prediction, target, mask=mask)[1] * target[0].numel()
         adaptive = (errors + 1e-3).pow(-self.power) * target[0].numel()
         return super().loss(
@@ -115,7 +116,8 @@ def forward_derivative(
     attention = sdpa_kernel(SDPBackend.MATH)
     with torch.no_grad(), attention, _ContiguousGroups(), forward_ad.dual_level():
         told = (forward_ad.make_dual(*pair) for pair in zip(at, direction, strict=True))
-        return forward_ad.unpack_dual(function(*told)).tangent
+        output = forward_ad.unpack_dual(function(*told))
+    return torch.zeros_like(output.primal) if output.tangent is None else output.tangent
 
 
 class _ContiguousGroups(TorchFunctionMode):

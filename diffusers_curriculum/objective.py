@@ -34,7 +34,7 @@ class Objective:
     """Corruption, target and loss of one prediction type on one table of noise levels.
 
     ``at`` says the noise level of each sample: (B,) int64 indices into the levels or, for flow
-    matching and EDM, (B,) floating log-SNRs.
+    matching and EDM, (B,) floating log-SNRs; (B, N) where each of N tokens has its own.
 
     Given the same data, noise and levels, values and gradients are those of diffusers' training
     scripts bit for bit (float32).
@@ -123,21 +123,27 @@ class Objective:
         target: Tensor,
         weights: Tensor | None = None,
         mask: Tensor | None = None,
+        per_token: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """The loss to differentiate and the unweighted loss of each sample.
+        """The loss to differentiate and the unweighted loss of each sample, or of each token.
 
         Args:
             prediction: (B, ...), any float dtype; errors are squared in float32.
-            weights: (B,) factors of the samples' losses, or None.
+            weights: (B,) factors of the samples' losses, or None; (B, N) of tokens.
             mask: factors of the squared errors in both losses, of a shape that broadcasts to
                 theirs, with mean 1 in each sample; or None.
+            per_token: the second dimension is of tokens, with levels and losses of their own.
 
         Returns:
-            0-dim mean over the batch of weights * mean squared error, and (B,) float32, detached.
+            0-dim mean over the batch of weights * mean squared error, and (B,) or (B, N) float32,
+            detached.
         """
         squares = F.mse_loss(prediction.float(), target.float(), reduction="none")
         squares = squares if mask is None else mask * squares
-        per_sample = squares.mean(dim=list(range(1, squares.ndim)))
+        if per_token:
+            per_sample = squares.reshape(*squares.shape[:2], -1).mean(-1)
+        else:
+            per_sample = squares.mean(dim=list(range(1, squares.ndim)))
         if weights is None and mask is None:
             loss = F.mse_loss(prediction.float(), target.float(), reduction="mean")
         else:
@@ -171,5 +177,5 @@ class Objective:
 
     @staticmethod
     def _like(sample: Tensor, factor: Tensor) -> Tensor:
-        """(B,) factors as (B, 1, ...) in the dtype of ``sample``."""
-        return factor.to(sample.dtype).view((-1,) + (1,) * (sample.ndim - 1))
+        """(B,) or (B, N) factors as (B, 1, ...) or (B, N, 1, ...) in the dtype of ``sample``."""
+        return factor.to(sample.dtype).view(factor.shape + (1,) * (sample.ndim - factor.ndim))

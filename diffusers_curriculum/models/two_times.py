@@ -65,8 +65,8 @@ class TwoTimesDiTTransformer2DModel(TwoTimes, DiTTransformer2DModel):
     @wraps(DiTTransformer2DModel.__init__)
     def __init__(self, *args: Any, **config: Any) -> None:
         super().__init__(*args, **config)
-        for block in self.transformer_blocks:
-            told: Any = block.norm1.emb
+        blocks: Any = self.transformer_blocks
+        for told in (block.norm1.emb for block in blocks):
             told.time_proj = TwoTimesProjection(told.time_proj)
             told.timestep_embedder = TwoTimesEmbedding(told.timestep_embedder)
 

@@ -28,6 +28,7 @@ from diffusers_curriculum.samplers.composition import (
 )
 from diffusers_curriculum.samplers.description import Described, checked_arguments
 from diffusers_curriculum.samplers.files import CONFIG, Stored
+from diffusers_curriculum.samplers.tokens import token_uniforms
 
 SAMPLERS: Catalogue[type[TimestepSampler]] = Catalogue("sampler", group=GROUPS[2])
 """All samplers by name."""
@@ -160,6 +161,8 @@ class TimestepSampler(Described, Stored):
         step: int | None = None,
         device: torch.device | str | None = None,
         generator: torch.Generator | None = None,
+        tokens: int | None = None,
+        arrangement: str = "independent",
     ) -> TimestepSample:
         """Draw noise levels for a batch.
 
@@ -171,9 +174,13 @@ class TimestepSampler(Described, Stored):
                 function of (seed, step, slots).
             device: of the result, default the CPU.
             generator: take the randomness from it instead of from (seed, step).
+            tokens: draw levels (B, tokens), one for each token or frame of a sample; what is drawn
+                has that shape.
+            arrangement: of the levels of a sample's tokens: "independent", "monotone" (no cleaner
+                than the token before) or "leading" (one noisy token, the others cleaner).
 
         Raises:
-            ValueError: neither or both of ``batch`` and ``u``.
+            ValueError: neither or both of ``batch`` and ``u``, or an unknown arrangement.
         """
         if (batch is None) == (u is None):
             raise ValueError(
@@ -181,7 +188,7 @@ class TimestepSampler(Described, Stored):
             )
         at, own, target = self._step(step), u is None, torch.device(device) if device else CPU
         if u is None:
-            u = batch_uniforms(self.draw, batch or 0, seed=self.seed, step=at, generator=generator)
+            u = self._uniforms(batch or 0, at, generator, tokens, arrangement)
         if step is None:
             self._calls += 1
         cdf, importance = self._tables(at, target)
@@ -215,6 +222,20 @@ class TimestepSampler(Described, Stored):
 
     def take_order(self, order: SourceOrder) -> None:
         """Take note of the source of each sample of a run; one law for all has no use for it."""
+
+    def _uniforms(
+        self,
+        batch: int | Slots,
+        step: int,
+        generator: torch.Generator | None,
+        tokens: int | None,
+        arrangement: str,
+    ) -> Tensor:
+        """(B,), or (B, tokens), what is put through the inverse cdf."""
+        own = {"seed": self.seed, "step": step, "generator": generator}
+        if tokens is None:
+            return batch_uniforms(self.draw, batch, **own)
+        return token_uniforms(self.draw, batch, tokens, arrangement, **own)
 
     def _step(self, step: int | None) -> int:
         return self._calls if step is None else step

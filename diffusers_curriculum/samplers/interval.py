@@ -129,9 +129,13 @@ class IntervalTimestepSampler(TimestepSampler):
         step: int | None = None,
         device: torch.device | str | None = None,
         generator: torch.Generator | None = None,
+        tokens: int | None = None,
+        arrangement: str = "independent",
     ) -> TimestepSample:
         """Draw pairs of times; arguments as of :meth:`TimestepSampler.sample`, ``u`` those of t,
-        which then stands alone."""
+        which then stands alone. A ValueError refuses ``tokens``: a sample has one pair."""
+        if tokens is not None:
+            raise ValueError(f"tokens={tokens}: a pair of times is drawn for a whole sample.")
         at, where = self._step(step), torch.device(device) if device else CPU
         if u is not None or batch is None:
             later = None if u is None else u.double().sqrt()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from diffusers_curriculum.noise_levels import to_device
-from diffusers_curriculum.randomness import Slots, batch_uniforms
+from diffusers_curriculum.randomness import Slots
 from diffusers_curriculum.samplers.base import SAMPLERS, TimestepSample, TimestepSampler
 from diffusers_curriculum.samplers.composition import SourceOrder, pick
 from diffusers_curriculum.samplers.description import (
@@ -111,6 +111,8 @@ class PerSourceTimestepSampler(TimestepSampler):
         step: int | None = None,
         device: torch.device | str | None = None,
         generator: torch.Generator | None = None,
+        tokens: int | None = None,
+        arrangement: str = "independent",
         sources: Sequence[int] | np.ndarray | None = None,
     ) -> TimestepSample:
         """Draw noise levels for a batch; arguments as of :meth:`TimestepSampler.sample`.
@@ -129,7 +131,7 @@ class PerSourceTimestepSampler(TimestepSampler):
                 raise ValueError("sample() needs to know of which source each sample is: sources.")
             sources = order.sources_at(at, batch)
         if u is None:
-            u = batch_uniforms(self.draw, batch or 0, seed=self.seed, step=at, generator=generator)
+            u = self._uniforms(batch or 0, at, generator, tokens, arrangement)
         if step is None:
             self._calls += 1
         own = self._slots_of_laws(sources, len(u))
