@@ -182,13 +182,8 @@ class TimestepSampler(Described, Stored):
         Raises:
             ValueError: neither or both of ``batch`` and ``u``, or an unknown arrangement.
         """
-        if (batch is None) == (u is None):
-            raise ValueError(
-                "sample() takes a batch size (or slots), or numbers u: give one of the two."
-            )
         at, own, target = self._step(step), u is None, torch.device(device) if device else CPU
-        if u is None:
-            u = self._uniforms(batch or 0, at, generator, tokens, arrangement)
+        u = self._numbers(batch, u, at, generator, tokens, arrangement)
         if step is None:
             self._calls += 1
         cdf, importance = self._tables(at, target)
@@ -223,15 +218,22 @@ class TimestepSampler(Described, Stored):
     def take_order(self, order: SourceOrder) -> None:
         """Take note of the source of each sample of a run; one law for all has no use for it."""
 
-    def _uniforms(
+    def _numbers(
         self,
-        batch: int | Slots,
+        batch: int | Slots | None,
+        u: Tensor | None,
         step: int,
         generator: torch.Generator | None,
         tokens: int | None,
         arrangement: str,
     ) -> Tensor:
-        """(B,), or (B, tokens), what is put through the inverse cdf."""
+        """(B,), or (B, tokens), what is put through the inverse cdf: ``u`` where it is given."""
+        if (batch is None) == (u is None):
+            raise ValueError(
+                "sample() takes a batch size (or slots), or numbers u: give one of the two."
+            )
+        if batch is None:
+            return torch.as_tensor(u)
         own = {"seed": self.seed, "step": step, "generator": generator}
         if tokens is None:
             return batch_uniforms(self.draw, batch, **own)

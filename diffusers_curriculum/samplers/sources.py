@@ -123,15 +123,12 @@ class PerSourceTimestepSampler(TimestepSampler):
         Raises:
             ValueError: neither or both of ``batch`` and ``u``, or sources that are not known.
         """
-        if (batch is None) == (u is None):
-            raise ValueError("sample() takes a batch size (or slots), or numbers u: give one.")
         at, order = self._step(step), self._order
         if sources is None:
             if order is None or not isinstance(batch, Slots):
                 raise ValueError("sample() needs to know of which source each sample is: sources.")
             sources = order.sources_at(at, batch)
-        if u is None:
-            u = self._uniforms(batch or 0, at, generator, tokens, arrangement)
+        u = self._numbers(batch, u, at, generator, tokens, arrangement)
         if step is None:
             self._calls += 1
         own = self._slots_of_laws(sources, len(u))
