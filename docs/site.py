@@ -4,6 +4,7 @@ same place here and there."""
 from __future__ import annotations
 
 import ast
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -36,12 +37,38 @@ def on_files(files: Any, config: Any) -> Any:
     theme = [file for file in files if file.src_dir != config.docs_dir]
     paths = [path for path in listed.stdout.splitlines() if not path.startswith((".", "tests/"))]
     own = [File(path, str(ROOT), config.site_dir, config.use_directory_urls) for path in paths]
-    return Files([*theme, *own, File.generated(config, "api.md", content=api())])
+    shown = {str(path.relative_to(ROOT).with_suffix(".md")): page(path) for path in notebooks()}
+    made = {"api.md": api()} | shown
+    return Files([*theme, *own, *(File.generated(config, k, content=v) for k, v in made.items())])
 
 
 def on_page_content(html: str, **_: Any) -> str:
     """Names in docstrings, without the roles of another generator."""
     return re.sub(r":(?:func|class|meth|attr|mod):(?=<code>)", "", html)
+
+
+def notebooks() -> list[Path]:
+    """All of them, which hold the outputs of their last run."""
+    return sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
+
+
+def page(path: Path) -> str:
+    """A notebook as Markdown, its pictures inside."""
+    parts = []
+    for cell in json.loads(path.read_text("utf-8"))["cells"]:
+        text = "".join(cell["source"])
+        is_code = cell["cell_type"] == "code"
+        parts += [f"```python\n{text}\n```" if is_code else text]
+        parts += map(_shown, cell.get("outputs", ()))
+    return "\n\n".join(parts) + "\n"
+
+
+def _shown(output: dict[str, Any]) -> str:
+    data = output.get("data", {})
+    if "image/png" in data:
+        return f"![output](data:image/png;base64,{''.join(data['image/png']).strip()})"
+    text = "".join(output.get("text") or data["text/plain"])
+    return f"```text\n{text.rstrip()}\n```"
 
 
 def public_names(module: str) -> list[str]:
