@@ -70,7 +70,8 @@ class Elsewhere:
         print(json.dumps(told | {"adapter": adapter and str(adapter)}), file=stdin, flush=True)
         for line in stdout or ():
             if line.startswith("drawn by "):
-                return line.split()[-1], load_file(self.file)["picture"]
+                # a copy, as the file is written again
+                return line.split()[-1], load_file(self.file)["picture"].clone()
         raise RuntimeError(self.errors.read_text())
 
     def close(self) -> None:
