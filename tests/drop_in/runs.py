@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from datasets import Dataset
 from PIL import Image
 
 from tests.drop_in.changes import changed, edits_of
@@ -25,7 +26,8 @@ BATCH, STEPS = 2, 2
 class Recipe:
     """What a script is run on, with which arguments, and the weights it should leave.
 
-    The timesteps that were drawn are ``origin + scale * seen`` of those that its network is given.
+    The timesteps that were drawn are ``origin + scale * seen`` of those that its network is given,
+    each ``copies`` times, batch by batch.
     """
 
     pipeline: str
@@ -33,6 +35,7 @@ class Recipe:
     weights: str
     scale: float = 1.0
     origin: float = 0.0
+    copies: int = 1
 
 
 _COMMON = (
@@ -77,6 +80,10 @@ _CAPTIONED = (
     "--rank 2 --pretrained_model_name_or_path {pipeline} --dataset_name {captioned} --image_column"
     " image --caption_column text --instance_prompt photo --cache_dir {cache} --max_train_steps 2 "
     + _COMMON
+)
+_PREFERENCES = (
+    "--rank 2 --pretrained_model_name_or_path {pipeline} --dataset_name {pairs}"
+    " --dataset_split_name train --cache_dir {cache} --max_train_steps 2 " + _COMMON
 )
 _CONTROLNET = "diffusion_pytorch_model.safetensors"
 _LORA = "pytorch_lora_weights.safetensors"
@@ -160,6 +167,9 @@ RECIPES = {
         _FULL_SUBJECT + " --modifier_token new --initializer_token a",
         "pytorch_custom_diffusion_weights.safetensors",
     ),
+    "research_projects/diffusion_dpo/train_diffusion_dpo.py": Recipe(
+        "sd", _PREFERENCES, _LORA, copies=2
+    ),
     "unconditional_image_generation/train_unconditional.py": Recipe(
         "unconditional",
         "--train_data_dir {images} --cache_dir {cache} --output_dir {out} --resolution 16"
@@ -192,6 +202,7 @@ def run(name: str, source: Path, folder: Path) -> Outcome:
         "images": _write_images(folder / "images"),
         "captioned": _write_captions(_write_images(folder / "captioned")),
         "controlled": _write_captions(_write_images(folder / "controlled"), control=True),
+        "pairs": _write_pairs(folder / "pairs"),
         "cache": folder / "cache",
         "out": folder / "out",
     }
@@ -213,7 +224,7 @@ def run(name: str, source: Path, folder: Path) -> Outcome:
 
 
 def _write_images(folder: Path) -> Path:
-    folder.mkdir()
+    folder.mkdir(parents=True)
     draw = np.random.default_rng(0)
     names = [f"{i}.png" for i in range(IMAGES)]
     for name in names:
@@ -228,6 +239,15 @@ def _write_captions(folder: Path, *, control: bool = False) -> Path:
         rows = [row | {"conditioning_image_file_name": row["file_name"]} for row in rows]
     (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
     return folder
+
+
+def _write_pairs(folder: Path) -> Path:
+    """Pairs of images in one table, of which the first or the second is preferred."""
+    images = [path.read_bytes() for path in sorted(_write_images(folder / "images").iterdir())]
+    table = {"jpg_0": images, "jpg_1": images[::-1], "label_0": [1, 0] * (IMAGES // 2)}
+    rows = Dataset.from_dict(table | {"caption": ["a photo"] * IMAGES})
+    rows.to_parquet(folder / "train" / "pairs.parquet")
+    return folder / "train"
 
 
 def _environment(folder: Path) -> dict[str, str]:

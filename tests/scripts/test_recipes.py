@@ -58,6 +58,7 @@ def test_every_recipe_is_looked_at() -> None:
         "own_pacing.py",
         "with_peft.py",
         "rank_by_noise.py",
+        "levels_per_frame.py",
         JOB,
     }
     assert found == scripts | {NOTEBOOK.name}
@@ -88,6 +89,14 @@ def test_a_loop_of_ones_own_learns(tmp_path: Path) -> None:
     program = "import json, own_loop; print(json.dumps(own_loop.train(steps=64, batch=16)))"
     losses = json.loads(run("-c", program, folder=tmp_path))
     assert len(losses) == 64
+    assert falls(losses), losses
+
+
+def test_levels_per_frame_are_learned(tmp_path: Path) -> None:
+    train = "levels_per_frame.train(steps=96, batch=16)"
+    program = f"import json, levels_per_frame; print(json.dumps({train}))"
+    losses = json.loads(run("-c", program, folder=tmp_path))
+    assert len(losses) == 96
     assert falls(losses), losses
 
 

@@ -1,0 +1,1 @@
+"""Stands in for wandb where a script imports it and does not report to it."""
