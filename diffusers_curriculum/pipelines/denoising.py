@@ -225,7 +225,8 @@ def _with_usable_variance(scheduler: Any) -> tuple[Any, bool]:
 def _even_steps(scheduler: Any, count: int) -> dict[str, Any]:
     """The settings of ``count`` steps of one length from noise to data, of a straight path."""
     known = _parameters(scheduler.set_timesteps)
-    if "sigmas" not in known or "sigma_data" in scheduler.config:
+    curved = {"beta_schedule", "sigma_data"} & set(scheduler.config)
+    if curved or "sigmas" not in known:
         raise ValueError(
             f"{type(scheduler).__name__} does not go straight from one time to another, as a "
             "network of two times is meant for: take a FlowMatchEulerDiscreteScheduler."

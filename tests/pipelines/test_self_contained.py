@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from diffusers_curriculum.models.two_times import TwoTimesUNet2DModel, with_two_times
 from diffusers_curriculum.models.vit_vq import ViTVQModel
 from diffusers_curriculum.pipelines import ClassConditionalPipeline, UnconditionalPipeline
 from diffusers_curriculum.pipelines.self_contained import one_module
@@ -55,6 +56,17 @@ def unconditional() -> Any:
     return UnconditionalPipeline(SCHEDULERS["edm"](), unet=tiny_unet())
 
 
+def few_steps() -> Any:
+    """Average velocities between two times, in pixels, that tell the length of a step."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(1)
+        network = with_two_times(tiny_unet())
+        for name, weight in network.named_parameters():
+            if ".length." in name:
+                torch.nn.init.normal_(weight, std=0.3)
+    return UnconditionalPipeline(SCHEDULERS["flow"](), unet=network)
+
+
 def drawn(pipeline: Any, **given: Any) -> np.ndarray:
     pipeline.set_progress_bar_config(disable=True)
     told = {"generator": generator(), "num_inference_steps": 2, "output_type": "np"}
@@ -67,7 +79,9 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("saved")
     conditional().save_pretrained(root / "conditional")
     unconditional().save_pretrained(root / "unconditional")
-    told = [text for name in ("conditional", "unconditional") for text in (str(root / name), "2")]
+    few_steps().save_pretrained(root / "few_steps")
+    names = ("conditional", "unconditional", "few_steps")
+    told = [text for name in names for text in (str(root / name), "2")]
     hidden = ("PYTHONPATH",)
     done = subprocess.run(
         [sys.executable, "-c", ELSEWHERE, *told],
@@ -82,7 +96,8 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_images_are_the_same_without_the_package(saved: Path) -> None:
-    cases = ((conditional, {"class_labels": ["two", 0]}), (unconditional, {"batch_size": 2}))
+    two: dict[str, Any] = {"batch_size": 2}
+    cases = ((conditional, {"class_labels": ["two", 0]}), (unconditional, two), (few_steps, two))
     for build, given in cases:
         there = np.load(saved / build.__name__ / "images.npy")
         assert np.array_equal(there, drawn(build(), **given))
@@ -92,6 +107,7 @@ def test_with_the_package_nothing_of_the_folder_runs(saved: Path, tmp_path: Path
     for kind, build in (
         (ClassConditionalPipeline, conditional),
         (UnconditionalPipeline, unconditional),
+        (UnconditionalPipeline, few_steps),
     ):
         folder = tmp_path / build.__name__
         build().save_pretrained(folder)
@@ -110,6 +126,7 @@ def test_with_the_package_nothing_of_the_folder_runs(saved: Path, tmp_path: Path
 def test_the_modules_are_uploaded_and_no_others(saved: Path, tmp_path: Path) -> None:
     sent = files_to_upload(saved / "conditional")
     assert [name for name in sent if name.endswith(".py")] == ["pipeline.py", "vae/vit_vq.py"]
+    assert "unet/two_times.py" in files_to_upload(saved / "few_steps")
     for name in ("pipeline.py", "unet/vit_vq.py", "unet/config.json"):
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
@@ -126,7 +143,10 @@ def test_only_our_own_module_is_let_in(tmp_path: Path) -> None:
             refuse_foreign_code(str(tmp_path))
 
 
-@pytest.mark.parametrize("kind", [ClassConditionalPipeline, UnconditionalPipeline, ViTVQModel])
+KINDS = (ClassConditionalPipeline, UnconditionalPipeline, ViTVQModel, TwoTimesUNet2DModel)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_module_imports_nothing_of_the_package(kind: type) -> None:
     tree = ast.parse(one_module(kind))
     imported = [n for n in ast.walk(tree) if isinstance(n, ast.Import | ast.ImportFrom)]
