@@ -17,6 +17,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -74,21 +75,17 @@ def train(folder: Path, output: Path, length: int, seed: int, *flags: str) -> No
 
 def recognised(pipeline: Path, classifier: Any, steps: int) -> float:
     """The share of digits that are recognised as what they should be."""
-    from recognise import judge
-    from recognise_classes import generate, load
-
+    judging, classes = import_module("recognise"), import_module("recognise_classes")
     how = {"samples": SAMPLES, "seed": 0, "guidance_scale": 1.0, "num_inference_steps": steps}
-    images = generate(load(str(pipeline)), argparse.Namespace(**how))
-    return float(judge(images, classifier).share)
+    images = classes.generate(classes.load(str(pipeline)), argparse.Namespace(**how))
+    return float(judging.judge(images, classifier).share)
 
 
 def measure(folder: Path, length: int, seeds: int) -> dict[str, Any]:
     """By kind and number of steps, the shares of all seeds."""
     sys.path[:0] = [str(EXAMPLES), str(EXAMPLES.parent / "text_to_image")]
-    from digits import train_classifier
-
     prepare(folder)
-    classifier, right = train_classifier()
+    classifier, right = import_module("digits").train_classifier()
     found: dict[str, dict[str, list[float]]] = {}
     for kind, flags in kinds(length).items():
         found[kind] = {str(steps): [] for steps in STEPS}
