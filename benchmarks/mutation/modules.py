@@ -15,6 +15,7 @@ FILES = (
     "clustering",
     "pacing",
     "objective",
+    "average_velocity",
     "inference_spacing",
 )
 CURRICULUM, ADAPTIVE = "tests/samplers/test_curriculum.py", "tests/samplers/test_adaptive*.py"

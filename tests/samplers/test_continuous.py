@@ -70,8 +70,9 @@ def samplers() -> dict[str, Any]:
 
 def test_every_sampler_is_looked_at() -> None:
     own = [k for k in SAMPLERS.values() if k.__module__.startswith("diffusers_curriculum")]
-    # that of several sources is told them: test_sources.py looks at it
-    assert {*samplers(), "PerSourceTimestepSampler"} == {kind.__name__ for kind in own}
+    # that of several sources is told them, and one draws pairs: test_sources.py, test_interval.py
+    elsewhere = {"PerSourceTimestepSampler", "IntervalTimestepSampler"}
+    assert {*samplers()} | elsewhere == {kind.__name__ for kind in own}
 
 
 @pytest.mark.parametrize("schedule", ["flow_shift_3", "edm"])

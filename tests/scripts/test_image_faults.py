@@ -75,7 +75,7 @@ def test_nothing_is_encoded_for_a_run_that_cannot_start(
     def refuse(*_: object) -> None:
         raise UsageError("no such optimizer")
 
-    monkeypatch.setattr("diffusers_curriculum.training.loop.job.build_optimizer", refuse)
+    monkeypatch.setattr("diffusers_curriculum.training.parts.optimizers._built", refuse)
     cache = ("--cache_latents", "--latent_cache_dir", tmp_path / "cache")
     assert status(argv(materials, tmp_path / "a", *cache), CLASS_SCRIPT) == 2
     assert not (tmp_path / "cache").exists()

@@ -33,6 +33,7 @@ from diffusers_curriculum.training.loop.task import Forward, JobParts, Publisher
 from diffusers_curriculum.training.parts.optimizers import (
     build_lr_scheduler,
     build_optimizer,
+    check_optimizer,
     check_rates,
 )
 from diffusers_curriculum.training.process import runtime
@@ -150,6 +151,7 @@ class Job(JobParts):
         changed = check_same_run(facts, resumed, args.allow_config_change)
         self.publisher = task.publisher(self)
         start_trackers(self.accelerator, args)
+        check_optimizer(args)
 
         # Models
         self.network, folder, averages = task.load(self)

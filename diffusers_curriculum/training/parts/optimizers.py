@@ -96,6 +96,12 @@ def build_optimizer(
     return Together([_built(kind, args, rate, own) for kind, own in pairs if own])
 
 
+def check_optimizer(args: Arguments) -> None:
+    """Let an optimizer that cannot be built be told before models are loaded and caches filled;
+    what it raises is left as it is."""
+    build_optimizer(args, [nn.Parameter(torch.zeros(2, 2)), nn.Parameter(torch.zeros(2))], 1)
+
+
 def _built(
     kind: Optimizer, args: Arguments, rate: float, parameters: Sequence[nn.Parameter]
 ) -> torch.optim.Optimizer:
