@@ -120,7 +120,8 @@ def campaign(bench: Bench, folder: Path, variant: str, kills: int, inside: int) 
     done = Campaign(live(folder / "reference", argv, script=bench.script), bench)
     plan = moments(seed=kills)
     while done.kills < kills or done.inside < inside:
-        assert len(done.lives) < 2 * kills, "the kills come too late"
+        # on a busy machine a save may be over sooner than in the reference, and a kill too late
+        assert len(done.lives) < 2 * kills + 20, "the kills come too late"
         few = islice(plan, max(kills - done.kills, 1))
         run = folder / f"run-{len(done.lives)}"
         done.lives.append(live(run, argv, few, done.reference.pace, script=bench.script))
