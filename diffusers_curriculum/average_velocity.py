@@ -97,13 +97,13 @@ class AverageVelocity(Objective):
         mask: Tensor | None = None,
         per_token: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        if self.power == 0 or per_token:
+        if self.power == 0:
             return super().loss(prediction, target, weights, mask, per_token)
-        errors = super().loss(prediction, target, mask=mask)[1] * target[0].numel()
-        adaptive = (errors + 1e-3).pow(-self.power) * target[0].numel()
-        return super().loss(
-            prediction, target, adaptive if weights is None else weights * adaptive, mask
-        )
+        means = super().loss(prediction, target, mask=mask, per_token=per_token)[1]
+        numbers = target.numel() / means.numel()  # that each is the mean of
+        adaptive = numbers * (numbers * means + 1e-3).pow(-self.power)
+        weights = adaptive if weights is None else weights * adaptive
+        return super().loss(prediction, target, weights, mask, per_token)
 
 
 def forward_derivative(

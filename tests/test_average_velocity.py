@@ -125,6 +125,10 @@ def test_each_loss_weighs_its_own_inverse() -> None:
         assert torch.equal(losses, squares / 2)
         (gradient,) = torch.autograd.grad(loss, prediction)
         assert torch.allclose(gradient, (weights * factor)[:, None] * prediction.detach() / 3)
+        # tokens of one number each weigh theirs
+        each, of_tokens = AverageVelocity(LEVELS, power).loss(prediction, target, per_token=True)
+        assert torch.equal(of_tokens, prediction.detach().square())
+        assert torch.allclose(each, (of_tokens * (of_tokens + 1e-3) ** -power).mean())
     plain = Objective(LEVELS).loss(prediction, target, weights)[0]
     assert torch.equal(AverageVelocity(LEVELS, 0.0).loss(prediction, target, weights)[0], plain)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from diffusers_curriculum.checks import finite, whole
-from diffusers_curriculum.models.loading import read_config
+from diffusers_curriculum.models.loading import PART_MODULES, read_config
 
 # The UNet of diffusers' train_unconditional.py.
 UNET_CONFIG: dict[str, Any] = {
@@ -41,7 +41,7 @@ DIT_SIZES: Mapping[str, DiTSize] = {
 _SIZES: dict[str, int] = dict.fromkeys(("num_layers", "layers_per_block"), 1024)
 _SIZES |= dict.fromkeys(("num_attention_heads", "attention_head_dim", "patch_size"), 65_536)
 _SIZES |= dict.fromkeys(("norm_num_groups", "block_out_channels"), 65_536)
-TWO_TIMES_NAMES = ("TwoTimesUNet2DModel", "TwoTimesDiTTransformer2DModel")
+TWO_TIMES_NAMES = tuple(name for name, (part, _) in PART_MODULES.items() if part == "two_times")
 _DIT_NAME = re.compile(r"DiT-(\w+)/(\d+)")
 
 
@@ -83,7 +83,7 @@ def network_class(config: dict[str, Any], source: str) -> Any:
 
     name = config.get("_class_name") or "UNet2DModel"
     if name in TWO_TIMES_NAMES:
-        return getattr(import_module("diffusers_curriculum.models.two_times"), name)
+        return getattr(import_module(PART_MODULES[name][1]), name)
     if name == "UNet2DModel":
         return UNet2DModel
     old_dit = name == "Transformer2DModel" and config.get("norm_type") == "ada_norm_zero"

@@ -137,6 +137,8 @@ class IntervalTimestepSampler(TimestepSampler):
         if tokens is not None:
             raise ValueError(f"tokens={tokens}: a pair of times is drawn for a whole sample.")
         at, where = self._step(step), torch.device(device) if device else CPU
+        if step is None:
+            self._calls += 1
         if u is not None or batch is None:
             later = None if u is None else u.double().sqrt()
             return self._pairs(self.base.sample(batch, u=later, step=at, device=where))
@@ -145,8 +147,6 @@ class IntervalTimestepSampler(TimestepSampler):
         )
         later, apart = numbers().sqrt(), numbers(purpose="interval share")
         earlier = later * numbers(purpose="interval")
-        if step is None:
-            self._calls += 1
         share, factor = self.opening(at)
         # found on the host, so that no device is waited for to know how many they are
         longer = (apart < share).nonzero().flatten()

@@ -98,7 +98,8 @@ class ImageTask(ImageLevelTask):
 
     def settle(self, args: Arguments) -> None:
         """The formulation is that of the pretrained pipeline, ddpm without one. EDM draws
-        log-normally without a floor, as its paper does, unless a sampler or a floor is given."""
+        log-normally without a floor, as its paper does, unless a sampler or a floor is given; so
+        does MeanFlow logit-normally, and its images take one step."""
         if args.formulation is None and args.pretrained_model_name_or_path is not None:
             args.formulation = formulation_of(args)
         self.formulation = args.formulation = args.formulation or "ddpm"
@@ -108,8 +109,9 @@ class ImageTask(ImageLevelTask):
             settle_log_normal(args, sigma_data_of(args))
         if args.formulation == "mean_flow" and not by_flag:
             settle_logit_normal(args)
-        if args.formulation == "mean_flow" and "validation_inference_steps" not in args.given:
-            args.validation_inference_steps = 1
+        for steps in ("validation_inference_steps", "eval_num_inference_steps"):
+            if args.formulation == "mean_flow" and steps not in args.given:
+                setattr(args, steps, 1)
 
     def check_engine(self, sharded: bool) -> None:
         if sharded and self.formulation == "mean_flow":

@@ -153,7 +153,8 @@ class Unconditional(ImageTask):
             args.loss_weighting = "unit_epsilon"
         # 1,000 steps are meant for DDPM; a flow and EDM need few. Metrics of DDPM need as many as
         # its pictures, which another sampler would not.
-        if args.formulation != "ddpm" and "validation_inference_steps" not in args.given:
+        several = args.formulation in ("flow", "edm")
+        if several and "validation_inference_steps" not in args.given:
             args.validation_inference_steps = 50
         ancestral = args.formulation == "ddpm" and args.sampling_scheduler is None
         if ancestral and "eval_num_inference_steps" not in args.given:

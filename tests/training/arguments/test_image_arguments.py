@@ -16,6 +16,7 @@ from diffusers_curriculum.pipelines import UnconditionalPipeline
 from diffusers_curriculum.training.arguments import environment
 from diffusers_curriculum.training.errors import UsageError
 from diffusers_curriculum.training.tasks.class_conditional import ClassConditional
+from diffusers_curriculum.training.tasks.unconditional import Unconditional
 from tests.training.command_lines import (
     build_class_parser,
     build_unconditional_parser,
@@ -355,7 +356,9 @@ def test_pairs_are_drawn_by_the_papers_law_for_one_step() -> None:
     args = parse_class_args([*CLASS, *MEAN_FLOW])
     assert (args.timestep_sampler, args.timestep_floor) == ("logit_normal", 0.0)
     assert args.timestep_sampler_args == {"mean": -0.4, "std": 1.0}
-    assert args.validation_inference_steps == 1
+    for task, line in ((ClassConditional(), CLASS), (Unconditional(), ["--train_data_dir", "x"])):
+        own = task.parse([*line, *MEAN_FLOW], machine=False)
+        assert (own.validation_inference_steps, own.eval_num_inference_steps) == (1, 1)
     other = parse_class_args([*CLASS, *MEAN_FLOW, "--timestep_sampler", "uniform"])
     assert other.timestep_sampler == "uniform"
     assert other.timestep_floor is None
