@@ -19,6 +19,7 @@ from diffusers_curriculum.training.arguments.command_line import CommandLine
 from diffusers_curriculum.training.arguments.flag import Flag
 from diffusers_curriculum.training.tasks.class_conditional import ClassConditional
 from diffusers_curriculum.training.tasks.flow import FlowTransformer
+from diffusers_curriculum.training.tasks.image_tokens import ImageTokens
 from diffusers_curriculum.training.tasks.text_to_image import TextToImage
 from diffusers_curriculum.training.tasks.text_to_image_lora import TextToImageLora
 from diffusers_curriculum.training.tasks.text_to_image_lora_sdxl import TextToImageLoraSDXL
@@ -37,6 +38,7 @@ SCRIPTS = {
     "train_text_to_image_flow_curriculum.py": FlowTransformer.command_line,
     "train_class_conditional_curriculum.py": ClassConditional.command_line,
     "train_unconditional_curriculum.py": Unconditional.command_line,
+    "train_image_tokens_curriculum.py": ImageTokens.command_line,
     "train_vit_vqgan.py": import_module("vqgan_task").VQGAN.command_line,
 }
 _HEAD = """<!-- Written by `python -m docs.generate_architecture`; do not edit. -->

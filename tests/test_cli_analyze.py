@@ -24,6 +24,7 @@ Capture = pytest.CaptureFixture[str]
 ROOT = Path(__file__).parents[1]
 # what is told of them: see below
 REFUSED = ("text_to_image_lora", "text_to_image_sdxl", "text_to_image_lora_sdxl", "flow")
+REFUSED += ("image_tokens",)
 PIPELINES = {name: make for name, make in BENCHES.items() if name not in REFUSED}
 QUICK = ("--samples", 8, "--bins", 5, "--gradient_samples", 4)
 
@@ -244,7 +245,7 @@ def test_sources_that_are_none_are_refused(
     assert "there is no such file" in refused(capsys, tmp_path / "nothing", *data)
     _, run = runs["unconditional"]
     sampler = run / "timestep_sampler" / "timestep_sampler_config.json"
-    assert "is a sampler's config" in refused(capsys, sampler, *data)
+    assert "has a sampler's config and no scheduler" in refused(capsys, sampler, *data)
     (tmp_path / "unfinished" / "checkpoint-5").mkdir(parents=True)
     assert "has not finished" in refused(capsys, tmp_path / "unfinished", *data)
     (tmp_path / "unfinished" / "pytorch_lora_weights.safetensors").touch()
@@ -263,6 +264,13 @@ def test_a_folder_with_something_in_it_is_left_alone(
     data = ("--train_data_dir", images, "--output_dir", scheduler)
     assert "exists already" in refused(capsys, scheduler, *data)
     assert [file.name for file in scheduler.iterdir()] == ["scheduler_config.json"]
+
+
+def test_codes_have_no_scheduler(tmp_path: Path, capsys: Capture) -> None:
+    bench = BENCHES["image_tokens"](tmp_path)
+    bench.train(tmp_path / "run", "--max_train_steps", 1)
+    argv = (tmp_path / "run", "--train_data_dir", bench.images, *QUICK)
+    assert "has a sampler's config and no scheduler" in refused(capsys, *argv)
 
 
 @pytest.mark.parametrize(

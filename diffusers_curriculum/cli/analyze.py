@@ -176,8 +176,8 @@ def find_source(name: str) -> Found:
     source = read_source(name)
     if source.training is None:
         raise ValueError(
-            f"{name} is a sampler's config: give the scheduler or pipeline whose noise levels it "
-            "draws."
+            f"{name} has a sampler's config and no scheduler: give the scheduler or pipeline whose "
+            "noise levels it draws."
         )
     return Found(source.training, folder if whole else None)
 

@@ -17,6 +17,7 @@ SCRIPTS = {
     "class": "train_class_conditional_curriculum",
     "unconditional": "train_unconditional_curriculum",
     "autoencoder": "train_vit_vqgan",
+    "image-tokens": "train_image_tokens_curriculum",
 }
 _CHECKOUT = Path(__file__).parents[2]
 

@@ -6,6 +6,8 @@ import importlib.util
 from collections.abc import Mapping, Sequence
 
 METRICS = ("fid", "kid", "fd_dinov2", "precision_recall")
+# Of what a model makes of real images, and so through no other network
+OF_FEATURES = ("linear_probe",)
 INCEPTION = "inception"
 DINOV2 = "facebook/dinov2-large"
 # What a metric reports, where that is not its own name.
@@ -25,8 +27,10 @@ def networks_of(metrics: Sequence[str], feature_model: str | None = None) -> dic
 
     FID and KID are defined with Inception (arXiv 1706.08500, 1801.01401), fd_dinov2 with DINOv2
     ViT-L/14 (arXiv 2306.04675). Precision and recall take the network of the first other metric,
-    or Inception. `feature_model` replaces all. A ValueError refuses a name not in `METRICS`.
+    or Inception. `feature_model` replaces all; those of `OF_FEATURES` look through none. A
+    ValueError refuses a name that is in neither.
     """
+    metrics = [metric for metric in metrics if metric not in OF_FEATURES]
     unknown = [metric for metric in metrics if metric not in METRICS]
     if unknown:
         raise ValueError(f"there is no metric {unknown[0]!r}; choose from {', '.join(METRICS)}")

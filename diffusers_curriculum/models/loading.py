@@ -21,6 +21,7 @@ DTYPE = "dtype" if version.parse(diffusers.__version__) >= version.parse("0.40")
 # Classes of parts that diffusers has not: the module in a saved part's folder, and the one here.
 PART_MODULES = {
     "ViTVQModel": ("vit_vq", "diffusers_curriculum.models.vit_vq"),
+    "ImageTokenTransformer": ("image_tokens", "diffusers_curriculum.models.image_tokens"),
     "TwoTimesUNet2DModel": ("two_times", "diffusers_curriculum.models.two_times"),
     "TwoTimesDiTTransformer2DModel": ("two_times", "diffusers_curriculum.models.two_times"),
 }

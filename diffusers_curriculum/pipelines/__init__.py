@@ -6,12 +6,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from diffusers_curriculum.pipelines.class_conditional import ClassConditionalPipeline
     from diffusers_curriculum.pipelines.fitting import fitting_pipeline
+    from diffusers_curriculum.pipelines.image_tokens import ImageTokenPipeline
     from diffusers_curriculum.pipelines.unconditional import UnconditionalPipeline
 
-__all__ = ["ClassConditionalPipeline", "UnconditionalPipeline", "fitting_pipeline"]
+__all__ = [
+    "ClassConditionalPipeline",
+    "ImageTokenPipeline",
+    "UnconditionalPipeline",
+    "fitting_pipeline",
+]
 
 _MODULES = {
     "ClassConditionalPipeline": "class_conditional",
+    "ImageTokenPipeline": "image_tokens",
     "UnconditionalPipeline": "unconditional",
     "fitting_pipeline": "fitting",
 }

@@ -159,7 +159,12 @@ def to_images(latents: Tensor, vae: Any, output_type: str) -> Any:
     for the scaled latents themselves."""
     if output_type == "latent":
         return latents
-    images = (LatentSpace.of(vae).decode(latents) / 2 + 0.5).clamp(0, 1)
+    return images_of(LatentSpace.of(vae).decode(latents), output_type)
+
+
+def images_of(decoded: Tensor, output_type: str) -> Any:
+    """Images (B, C, H, W) about in [-1, 1] as those in [0, 1] of an output type."""
+    images = (decoded / 2 + 0.5).clamp(0, 1)
     if output_type == "pt":
         return images
     arrays = images.cpu().permute(0, 2, 3, 1).numpy()

@@ -45,7 +45,8 @@ class SelfContained:
         index = found[0] if isinstance(found, tuple) else found
         for name, entry in index.items():
             if isinstance(entry, list) and entry[-1] in PART_MODULES:
-                index[name] = [PART_MODULES[entry[-1]][1], entry[-1]]
+                module = import_module(PART_MODULES[entry[-1]][1])  # diffusers imports none
+                index[name] = [module.__name__, entry[-1]]
         return found
 
     @classmethod
@@ -59,7 +60,7 @@ class SelfContained:
 
 def is_own_pipeline(name: Any) -> bool:
     """Whether the class in a model_index.json is one of this package, with its code beside it."""
-    own = ("ClassConditionalPipeline", "UnconditionalPipeline")
+    own = ("ClassConditionalPipeline", "ImageTokenPipeline", "UnconditionalPipeline")
     return isinstance(name, list | tuple) and tuple(name) in {(PIPELINE_MODULE, k) for k in own}
 
 

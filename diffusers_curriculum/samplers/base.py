@@ -142,6 +142,12 @@ class TimestepSampler(Described, Stored):
         """(T,) float64 on the CPU: the importance of each level at optimizer step ``step``."""
         return self._mass_and_importance(self._step(step), CPU)[1].clone()
 
+    def expected_weights(self, step: int, device: torch.device) -> Tensor:
+        """(T,) float64 mass times importance at ``step``: weights of the losses at all levels whose
+        sum is the expected loss of a level that is drawn, for steps that compute them all."""
+        mass, importance = self._mass_and_importance(step, device)
+        return mass * importance
+
     def at_stage(self, stage: int | None = None, step: int | None = None) -> tuple[Tensor, Tensor]:
         """(T,) mass and (T,) importance on the CPU at optimizer step ``step``, in stage ``stage``
         of a curriculum (None: with everything open); nothing of the state changes."""

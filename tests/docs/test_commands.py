@@ -21,6 +21,7 @@ from diffusers_curriculum.training.levels.timesteps import length_fault
 from diffusers_curriculum.training.loop.task import Task
 from diffusers_curriculum.training.tasks.class_conditional import ClassConditional
 from diffusers_curriculum.training.tasks.flow import FlowTransformer
+from diffusers_curriculum.training.tasks.image_tokens import ImageTokens
 from diffusers_curriculum.training.tasks.levels import LevelTask
 from diffusers_curriculum.training.tasks.text_to_image import TextToImage
 from diffusers_curriculum.training.tasks.text_to_image_lora import TextToImageLora
@@ -39,6 +40,7 @@ TASKS: dict[str, type[Task]] = {
     "train_text_to_image_flow_curriculum": FlowTransformer,
     "train_class_conditional_curriculum": ClassConditional,
     "train_unconditional_curriculum": Unconditional,
+    "train_image_tokens_curriculum": ImageTokens,
 }
 VQGAN = "train_vit_vqgan"
 PROGRAMS = ("accelerate", "bash", "diffusers-curriculum", "hf", "make", "pip", "pytest", "python")

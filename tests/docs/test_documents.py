@@ -52,6 +52,7 @@ def test_named_tests_exist() -> None:
 
 def script_parsers() -> dict[str, Any]:
     from diffusers_curriculum.training.tasks.flow import FlowTransformer
+    from diffusers_curriculum.training.tasks.image_tokens import ImageTokens
     from diffusers_curriculum.training.tasks.text_to_image_lora_sdxl import TextToImageLoraSDXL
     from diffusers_curriculum.training.tasks.text_to_image_sdxl import TextToImageSDXL
     from tests.training.command_lines import (
@@ -69,6 +70,7 @@ def script_parsers() -> dict[str, Any]:
         "train_text_to_image_flow_curriculum": FlowTransformer.command_line.parser(),
         "train_class_conditional_curriculum": build_class_parser(),
         "train_unconditional_curriculum": build_unconditional_parser(),
+        "train_image_tokens_curriculum": ImageTokens.command_line.parser(),
     }
 
 

@@ -16,6 +16,7 @@ from diffusers import (
     VQModel,
 )
 
+from diffusers_curriculum.models.image_tokens import ImageTokenTransformer
 from diffusers_curriculum.models.networks import without_label_dropout
 from diffusers_curriculum.models.vit_vq import ViTVQModel
 
@@ -99,6 +100,13 @@ def tiny_unet(channels: int = 3, size: int = 8, **changes: Any) -> Any:
         "norm_num_groups": 4,
     }
     return seeded(lambda: UNet2DModel(**settings | changes))
+
+
+def tiny_token_transformer(**changes: Any) -> Any:
+    """For the codes of `tiny_vit`, with logits that are far from equal."""
+    settings: dict[str, Any] = {"codebook_size": 16, "num_positions": 16, "num_classes": 3}
+    settings["model_args"] = {"n_layer": 2, "n_embd": 16, "n_head": 2, "initializer_range": 0.3}
+    return seeded(lambda: ImageTokenTransformer(**settings | changes))
 
 
 SCHEDULERS: dict[str, Callable[[], Any]] = {

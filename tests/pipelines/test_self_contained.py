@@ -14,14 +14,26 @@ import numpy as np
 import pytest
 import torch
 
+from diffusers_curriculum.models.image_tokens import ImageTokenTransformer
 from diffusers_curriculum.models.two_times import TwoTimesUNet2DModel, with_two_times
 from diffusers_curriculum.models.vit_vq import ViTVQModel
-from diffusers_curriculum.pipelines import ClassConditionalPipeline, UnconditionalPipeline
+from diffusers_curriculum.pipelines import (
+    ClassConditionalPipeline,
+    ImageTokenPipeline,
+    UnconditionalPipeline,
+)
 from diffusers_curriculum.pipelines.self_contained import one_module
 from diffusers_curriculum.training.errors import UsageError
 from diffusers_curriculum.training.process.foreign_code import refuse_foreign_code
 from diffusers_curriculum.training.publish.hub import files_to_upload
-from tests.pipelines.parts_fixtures import SCHEDULERS, generator, tiny_dit, tiny_unet, tiny_vit
+from tests.pipelines.parts_fixtures import (
+    SCHEDULERS,
+    generator,
+    tiny_dit,
+    tiny_token_transformer,
+    tiny_unet,
+    tiny_vit,
+)
 
 NAMES = {0: "seven", 1: "two", 2: "one"}
 # Without the package, draw what the folders on the command line hold.
@@ -34,8 +46,9 @@ for folder, count in zip(sys.argv[1::2], sys.argv[2::2]):
     pipeline = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
     pipeline.set_progress_bar_config(disable=True)
     given = {"class_labels": ["two", 0]} if hasattr(pipeline, "labels") else {"batch_size": 2}
+    given |= {"num_inference_steps": 2} if hasattr(pipeline, "scheduler") else {"top_k": 5}
     generator = torch.Generator().manual_seed(0)
-    images = pipeline(**given, generator=generator, num_inference_steps=2, output_type="np").images
+    images = pipeline(**given, generator=generator, output_type="np").images
     numpy.save(f"{folder}/images.npy", images)
 try:
     import diffusers_curriculum
@@ -67,20 +80,25 @@ def few_steps() -> Any:
     return UnconditionalPipeline(SCHEDULERS["flow"](), unet=network)
 
 
+def tokens() -> Any:
+    """Code by code."""
+    return ImageTokenPipeline(tiny_token_transformer(), tiny_vit(), id2label=NAMES)
+
+
 def drawn(pipeline: Any, **given: Any) -> np.ndarray:
     pipeline.set_progress_bar_config(disable=True)
-    told = {"generator": generator(), "num_inference_steps": 2, "output_type": "np"}
-    return pipeline(**given, **told).images
+    given |= {"num_inference_steps": 2} if hasattr(pipeline, "scheduler") else {"top_k": 5}
+    return pipeline(**given, generator=generator(), output_type="np").images
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Both pipelines, and what they draw in a process without the package."""
+    """The pipelines, and what they draw in a process without the package."""
     root = tmp_path_factory.mktemp("saved")
-    conditional().save_pretrained(root / "conditional")
-    unconditional().save_pretrained(root / "unconditional")
-    few_steps().save_pretrained(root / "few_steps")
-    names = ("conditional", "unconditional", "few_steps")
+    builds = (conditional, unconditional, few_steps, tokens)
+    for build in builds:
+        build().save_pretrained(root / build.__name__)
+    names = [build.__name__ for build in builds]
     told = [text for name in names for text in (str(root / name), "2")]
     hidden = ("PYTHONPATH",)
     done = subprocess.run(
@@ -96,8 +114,8 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_images_are_the_same_without_the_package(saved: Path) -> None:
-    two: dict[str, Any] = {"batch_size": 2}
-    cases = ((conditional, {"class_labels": ["two", 0]}), (unconditional, two), (few_steps, two))
+    two, named = {"batch_size": 2}, {"class_labels": ["two", 0]}
+    cases = ((conditional, named), (unconditional, two), (few_steps, two), (tokens, named))
     for build, given in cases:
         there = np.load(saved / build.__name__ / "images.npy")
         assert np.array_equal(there, drawn(build(), **given))
@@ -108,6 +126,7 @@ def test_with_the_package_nothing_of_the_folder_runs(saved: Path, tmp_path: Path
         (ClassConditionalPipeline, conditional),
         (UnconditionalPipeline, unconditional),
         (UnconditionalPipeline, few_steps),
+        (ImageTokenPipeline, tokens),
     ):
         folder = tmp_path / build.__name__
         build().save_pretrained(folder)
@@ -127,6 +146,7 @@ def test_the_modules_are_uploaded_and_no_others(saved: Path, tmp_path: Path) -> 
     sent = files_to_upload(saved / "conditional")
     assert [name for name in sent if name.endswith(".py")] == ["pipeline.py", "vae/vit_vq.py"]
     assert "unet/two_times.py" in files_to_upload(saved / "few_steps")
+    assert "transformer/image_tokens.py" in files_to_upload(saved / "tokens")
     for name in ("pipeline.py", "unet/vit_vq.py", "unet/config.json"):
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
@@ -143,7 +163,8 @@ def test_only_our_own_module_is_let_in(tmp_path: Path) -> None:
             refuse_foreign_code(str(tmp_path))
 
 
-KINDS = (ClassConditionalPipeline, UnconditionalPipeline, ViTVQModel, TwoTimesUNet2DModel)
+KINDS = (ClassConditionalPipeline, UnconditionalPipeline, ImageTokenPipeline)
+KINDS += (ViTVQModel, TwoTimesUNet2DModel, ImageTokenTransformer)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -29,6 +29,7 @@ from diffusers_curriculum.training.loop import job as jobs
 from diffusers_curriculum.training.process import runtime
 from diffusers_curriculum.training.storage.manifest import verify_checkpoint
 from diffusers_curriculum.training.tasks.flow import FlowRun
+from diffusers_curriculum.training.tasks.image_tokens import ImageTokenRun
 from tests.reliability import harness
 from tests.reliability.harness import Start, events
 from tests.reliability.trial import Journal, journalled
@@ -262,7 +263,8 @@ def spoiling(module: ModuleType, fault: Fault | None) -> Iterator[None]:
     def training_step(run: Any, step: int, *args: Any) -> Any:
         if fault is None or step != fault.step:
             return make(run, step, *args)
-        kind: Any = FlowRun if isinstance(run, FlowRun) else Objective
+        own: Any = [kind for kind in (FlowRun, ImageTokenRun) if isinstance(run, kind)]
+        kind = own[0] if own else Objective
         compute, gradients = kind.loss, fault.gradients
 
         def spoilt(*own: Any) -> Any:

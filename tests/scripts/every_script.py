@@ -18,7 +18,7 @@ from diffusers_curriculum.training.loop import job
 from diffusers_curriculum.training.loop.guard import FiniteGuard
 from diffusers_curriculum.training.loop.job import Job
 from diffusers_curriculum.training.parts.families.base import families
-from tests.scripts.small_runs import reset_accelerate
+from tests.scripts.small_runs import reset_accelerate, tiny_vit_vq
 
 ROOT = Path(__file__).parents[2]
 FIXTURES = ROOT / "tests" / "fixtures" / "script_checkpoints"
@@ -31,6 +31,7 @@ SCRIPTS = {
     "class_conditional": "examples.class_conditional.train_class_conditional_curriculum",
     "unconditional": "examples.unconditional.train_unconditional_curriculum",
     "vit_vqgan": "train_vit_vqgan",
+    "image_tokens": "examples.autoregressive.train_image_tokens_curriculum",
     "own_job": "own_job",
 }
 STOPPED, STEPS = 5, 10  # of the fixtures' checkpoints and runs
@@ -55,9 +56,14 @@ _SDXL = (
 )
 _FLOW = (*_SDXL[:-6], "--caption_dropout", "0.2")
 _LORA_SDXL = (*_FLOW, *_SDXL[-4:], "--train_text_encoder")
+_TOKENS = (
+    *("--pretrained_vae_model_name_or_path", "{tiny}", "--train_data_dir", "{captions}"),
+    *_SDXL[4:-6],
+    *("--model_args", "n_layer=1", "n_embd=16", "n_head=2"),
+)
 # of those without a fixture
 _WORDS = {"own_job": _OWN_JOB, "text_to_image_sdxl": _SDXL, "flow": _FLOW}
-_WORDS |= {"text_to_image_lora_sdxl": _LORA_SDXL}
+_WORDS |= {"text_to_image_lora_sdxl": _LORA_SDXL, "image_tokens": _TOKENS}
 # families of their pipelines
 _TINY = {"text_to_image_sdxl": "sdxl", "text_to_image_lora_sdxl": "sdxl", "flow": "flux"}
 
@@ -83,6 +89,8 @@ class Script:
             pytest.importorskip("transformers", minversion="5")  # which saved their pipeline
         if name in _FOUND_AS_SCRIPTS:
             patch.syspath_prepend(str(ROOT / _FOUND_AS_SCRIPTS[name]))
+        if name == "image_tokens":
+            tiny_vit_vq(patch_size=1).save_pretrained(work / "tiny")
         if name in _TINY:
             families()[_TINY[name]].save_tiny(work / "tiny")
         self.module = importlib.import_module(SCRIPTS[name])

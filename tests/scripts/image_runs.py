@@ -22,10 +22,9 @@ from diffusers import (
 )
 from PIL import Image
 
-from diffusers_curriculum.models.vit_vq import ViTVQModel
 from diffusers_curriculum.pipelines import ClassConditionalPipeline, UnconditionalPipeline
 from diffusers_curriculum.training.loop.job import Job
-from tests.scripts.small_runs import TINY_DIT, TINY_UNET, write_images, write_json
+from tests.scripts.small_runs import TINY_DIT, TINY_UNET, tiny_vit_vq, write_images, write_json
 
 CLASS_SCRIPT = "examples.class_conditional.train_class_conditional_curriculum"
 UNCONDITIONAL_SCRIPT = "examples.unconditional.train_unconditional_curriculum"
@@ -85,16 +84,6 @@ def make_materials(folder: Path) -> Materials:
         )
         tiny_vit_vq().save_pretrained(folder / "ViTVQModel")
     return Materials(folder)
-
-
-def tiny_vit_vq() -> ViTVQModel:
-    """A ViT-VQGAN of 4 x 4 latents with 4 channels."""
-    sizes: dict[str, Any] = {f"{part}_depth": 1 for part in ("encoder", "decoder")}
-    for part in ("encoder", "decoder"):
-        sizes |= {f"{part}_dim": 8, f"{part}_heads": 2, f"{part}_mlp": 16}
-    return ViTVQModel(
-        image_size=RESOLUTION, patch_size=2, codebook_size=16, codebook_dim=4, **sizes
-    )
 
 
 def load_pipeline(folder: Path) -> Any:

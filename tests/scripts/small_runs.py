@@ -22,6 +22,7 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from PIL import Image
 
 from diffusers_curriculum.models.tiny import TinySizes, make_tiny_pipeline
+from diffusers_curriculum.models.vit_vq import ViTVQModel
 from diffusers_curriculum.samplers import CurriculumTimestepSampler
 from diffusers_curriculum.training.loop import job
 from diffusers_curriculum.training.loop.monitor import LevelMonitor
@@ -224,6 +225,41 @@ def make_unconditional_bench(folder: Path) -> Bench:
     )
 
 
+def make_token_bench(folder: Path) -> Bench:
+    """Write a data set with classes, and an autoencoder that makes 64 codes of each image."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        tiny_vit_vq(patch_size=1).save_pretrained(folder / "vit")
+    return Bench(
+        folder / "vit",
+        write_images(folder / "images", SAMPLES),
+        folder / "cache",
+        "examples.autoregressive.train_image_tokens_curriculum",
+        "transformer",
+        "--pretrained_vae_model_name_or_path",
+        {"--caption_dropout": "--label_dropout", "--noise_offset": None}
+        | {"--validation_prompts": None},
+        (
+            "--no_pictures",
+            "--class_conditional",
+            "--model_args",
+            "n_layer=1",
+            "n_embd=8",
+            "n_head=2",
+        ),
+        draws=frozenset(),
+    )
+
+
+def tiny_vit_vq(patch_size: int = 2) -> ViTVQModel:
+    """A ViT-VQGAN of 4 x 4 latents with 4 channels."""
+    sizes: dict[str, Any] = {f"{part}_depth": 1 for part in ("encoder", "decoder")}
+    for part in ("encoder", "decoder"):
+        sizes |= {f"{part}_dim": 8, f"{part}_heads": 2, f"{part}_mlp": 16}
+    sizes |= {"image_size": RESOLUTION, "patch_size": patch_size}
+    return ViTVQModel(codebook_size=16, codebook_dim=4, **sizes)
+
+
 def make_lora_bench(folder: Path) -> Bench:
     """Write a data set and a pipeline for an adapter."""
     return adapted(make_bench(folder))
@@ -264,6 +300,7 @@ BENCHES: dict[str, Callable[[Path], Bench]] = {
     "flow": make_flow_bench,
     "class_conditional": make_class_bench,
     "unconditional": make_unconditional_bench,
+    "image_tokens": make_token_bench,
 }
 
 

@@ -73,7 +73,7 @@ def witnessed(skew: bool = False, script: ModuleType = text_to_image) -> Iterato
             told.seen[step][slot] |= {
                 "image": tensor_hash(batch["pixel_values"][i]),
                 "condition": tensor_hash(_condition(batch)[i]),
-                "level": int(result.indices[i]),
+                "level": _levels(result, slots.count)[i],
             }
         return result
 
@@ -87,7 +87,7 @@ def witnessed(skew: bool = False, script: ModuleType = text_to_image) -> Iterato
         return result
 
     with (
-        mock.patch.object(script, "gaussian", draw),
+        mock.patch.object(script, "gaussian", draw, create=True),  # not all draw noise
         mock.patch.object(script, "training_step", micro_step),
         mock.patch.object(job, "make_update", update),
         mock.patch.object(Objective, "loss", _skewed if skew else Objective.loss),
@@ -100,6 +100,12 @@ def _condition(batch: dict[str, Tensor]) -> Tensor:
     """Captions, classes, or nothing."""
     nothing = torch.zeros(len(batch["pixel_values"]))
     return batch.get("input_ids", batch.get("label", nothing))
+
+
+def _levels(result: Any, count: int) -> list[Any]:
+    """The level of each of some samples, or those of its parts."""
+    levels = result.indices.reshape(count, -1)
+    return levels[:, 0].tolist() if levels.shape[1] == 1 else levels.tolist()
 
 
 _loss, _measure = Objective.loss, data_scale.measure

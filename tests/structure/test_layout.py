@@ -33,6 +33,7 @@ SCRIPTS = [
     ROOT / "examples/class_conditional/train_class_conditional_curriculum.py",
     ROOT / "examples/unconditional/train_unconditional_curriculum.py",
     ROOT / "examples/autoencoder/train_vit_vqgan.py",
+    ROOT / "examples/autoregressive/train_image_tokens_curriculum.py",
 ]
 TREES = parse(FILES, ROOT)
 MAY_PRINT = {"cli"}

@@ -17,6 +17,7 @@ PROGRAMS = (
     "examples/class_conditional/train_class_conditional_curriculum.py",
     "examples/unconditional/train_unconditional_curriculum.py",
     "examples/autoencoder/train_vit_vqgan.py",
+    "examples/autoregressive/train_image_tokens_curriculum.py",
     "examples/text_to_image/recognise.py",
     "examples/text_to_image/learning_curve.py",
     "examples/class_conditional/recognise_classes.py",

@@ -46,6 +46,7 @@ SCRIPTS = (
     "examples/class_conditional/train_class_conditional_curriculum.py",
     "examples/unconditional/train_unconditional_curriculum.py",
     "examples/autoencoder/train_vit_vqgan.py",
+    "examples/autoregressive/train_image_tokens_curriculum.py",
 )
 BARE = ("-c", "import argparse, importlib.metadata")
 LIBRARIES = ("-c", "import torch, diffusers, accelerate")

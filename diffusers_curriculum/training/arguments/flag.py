@@ -296,3 +296,7 @@ class Family:
         another name a flag gives the same argument."""
         changed = (replace(flag, **changes.get(flag.name, {})) for flag in self.flags)
         return replace(self, flags=tuple(changed))
+
+    def without(self, *names: str) -> Family:
+        """The family without some flags, by their names; what looks at them is the caller's."""
+        return replace(self, flags=tuple(f for f in self.flags if f.name not in names))

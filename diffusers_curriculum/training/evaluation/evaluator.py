@@ -54,7 +54,7 @@ class Evaluator:
         real_count: number of rows.
         seed: agreed on by all processes; chooses the training images, and the subsets of KID.
         last_step: number of steps of the run, after which the model is evaluated too.
-        guidance_scale: of classes; noted beside the numbers.
+        facts: how images are generated, which is noted beside the numbers.
 
     Raises:
         UsageError: too few training images, or a network that gives no finite features of them.
@@ -71,7 +71,7 @@ class Evaluator:
         *,
         seed: int,
         last_step: int | None = None,
-        guidance_scale: float | None = None,
+        facts: Mapping[str, Any] | None = None,
     ) -> None:
         self.args, self.accelerator, self.seed, self.last_step = args, accelerator, seed, last_step
         self.networks, self.network_of = networks, network_of
@@ -82,8 +82,7 @@ class Evaluator:
         self._check_features()
         self.facts = {
             "samples": args.eval_samples,
-            "inference_steps": args.eval_num_inference_steps,
-            "guidance_scale": guidance_scale,
+            **(facts or {}),
             "training_images": len(rows),
             "networks": dict(network_of),
         }
@@ -136,29 +135,27 @@ class Evaluator:
 
     def _features(self, images: Images, count: int) -> dict[str, Tensor]:
         """(count, dim) features per network, in the order of the sample numbers, on the CPU."""
-        accelerator, batch_size = self.accelerator, self.args.eval_generation_batch_size
-        own, rows = share(count, batch_size, accelerator.process_index, accelerator.num_processes)
-        found = {}
-        for name, network in self.networks.items():
-            network.to(accelerator.device)
-            found[name] = torch.zeros(rows, network.dim, device=accelerator.device)
-        for first in range(0, len(own), batch_size):
-            numbers = list(own[first : first + batch_size])
+
+        def seen(numbers: Sequence[int]) -> dict[str, Tensor]:
             batch = _in_colour(images(numbers))
             if len(batch) != len(numbers):
                 raise ValueError(
                     f"{len(batch)} images came for {len(numbers)} samples; give one of each"
                 )
-            for name, network in self.networks.items():
-                found[name][first : first + len(numbers)] = _seen(network, batch)
+            return {name: _seen(network, batch) for name, network in self.networks.items()}
+
+        for network in self.networks.values():
+            network.to(self.accelerator.device)
+        dims = {name: network.dim for name, network in self.networks.items()}
+        size = self.args.eval_generation_batch_size
+        found = gathered_features(self.accelerator, count, size, dims, seen)
         for network in self.networks.values():
             network.to("cpu")
-        gathered = {name: accelerator.gather(x) for name, x in found.items()}
-        return {name: x[:count].cpu() for name, x in gathered.items()}
+        return found
 
     def _agreed(self, generated: Mapping[str, Tensor]) -> dict[str, float]:
         """Computed on the main process, which spares the others the time."""
-        names = value_names(self.args.eval_metrics)
+        names = value_names([*self.network_of])
         if not all(bool(x.isfinite().all()) for x in generated.values()):
             logger.warning("some generated images or their features are not finite: no metrics")
             return dict.fromkeys(names, math.nan)
@@ -182,6 +179,30 @@ class Evaluator:
             else:
                 values[metric] = frechet_distance(real, made)
         return values
+
+
+def gathered_features(
+    accelerator: Any,
+    count: int,
+    batch_size: int,
+    dims: Mapping[str, int],
+    seen: Callable[[Sequence[int]], Mapping[str, Tensor]],
+) -> dict[str, Tensor]:
+    """By name, (count, dim) features of samples in the order of their numbers, on the CPU of every
+    process; each computes those of its share.
+
+    Args:
+        batch_size: samples at once.
+        seen: numbers of B samples to their features (B, dim) by name.
+    """
+    own, rows = share(count, batch_size, accelerator.process_index, accelerator.num_processes)
+    found = {n: torch.zeros(rows, dim, device=accelerator.device) for n, dim in dims.items()}
+    for first in range(0, len(own), batch_size):
+        numbers = list(own[first : first + batch_size])
+        for name, features in seen(numbers).items():
+            found[name][first : first + len(numbers)] = features
+    gathered = {name: accelerator.gather(features) for name, features in found.items()}
+    return {name: features[:count].cpu() for name, features in gathered.items()}
 
 
 def _in_colour(images: Tensor) -> Tensor:
@@ -217,9 +238,9 @@ def make_evaluator(
     real_count: int,
     seed: int,
     last_step: int | None = None,
-    guidance_scale: float | None = None,
+    facts: Mapping[str, Any] | None = None,
 ) -> Evaluator | None:
-    """Return the evaluator of a checked command line, None where no metrics are asked for; the
+    """Return the evaluator of a checked command line, None where no such metrics are asked for; the
     arguments are those of :class:`Evaluator`, ``real`` as from ``training_images``.
 
     Raises:
@@ -229,6 +250,8 @@ def make_evaluator(
     if args.eval_steps is None:
         return None
     network_of = networks_of(args.eval_metrics, args.eval_feature_model)
+    if not network_of:
+        return None
     networks, weights = {}, args.eval_feature_weights
     for name, metrics in metrics_by_network(network_of).items():
         try:
@@ -236,5 +259,5 @@ def make_evaluator(
                 networks[name] = load_feature_network(name, inception_weights=weights)
         except FeatureNetworkError as error:
             raise UsageError(f"--eval_metrics {' '.join(metrics)}: {error}") from error
-    run: dict[str, Any] = {"last_step": last_step, "guidance_scale": guidance_scale}
+    run: dict[str, Any] = {"last_step": last_step, "facts": facts}
     return Evaluator(args, accelerator, networks, network_of, real, real_count, seed=seed, **run)

@@ -115,14 +115,21 @@ def load_space(args: Arguments) -> LatentSpace:
     return space
 
 
+def empty_space(args: Arguments) -> LatentSpace:
+    """The same without weights, for its shapes."""
+    source = autoencoder_source(args)
+    with usage_errors("--pretrained_vae_model_name_or_path", OF_CONFIGS):
+        if source is None:
+            return LatentSpace.of(None, colours=colours(args))
+        space = LatentSpace.empty(source[0], _revision(args, source[0]), source[1])
+        space.shape(args.resolution)
+    return space
+
+
 def check_network(args: Arguments, labelled: bool) -> None:
     """Look at the network's name, and at what it would be given, before anything is loaded."""
     flag, config = f"--{args.flag('model_config')}", args.model_config
-    source, space = autoencoder_source(args), LatentSpace.of(None, colours=colours(args))
-    with usage_errors("--pretrained_vae_model_name_or_path", OF_CONFIGS):
-        if source is not None:
-            space = LatentSpace.empty(source[0], _revision(args, source[0]), source[1])
-        channels, side, _ = space.shape(args.resolution)
+    channels, side, _ = empty_space(args).shape(args.resolution)
     if args.pretrained_model_name_or_path is not None:
         _check_pretrained(args, channels, side, None)
     elif _SIZE_NAME.fullmatch(config or _DEFAULT):

@@ -15,6 +15,7 @@ from diffusers_curriculum.training.errors import UsageError
 BACKENDS = {name: f"_native_{name}" for name in ("cudnn", "efficient", "math")}
 BACKENDS |= {"sdpa": "native", "xformers": "xformers", "flash": "flash", "flex": "flex"}
 _NAMES = {backend: name for name, backend in BACKENDS.items()}
+_OF_TRANSFORMERS = "_attn_implementation"  # in the config of a language model
 _SLOT = "_attention_backend"  # of a processor that asks the dispatcher
 
 
@@ -46,9 +47,11 @@ def choose_attention(args: Arguments, network: nn.Module) -> None:
 
 
 def attention_of(network: Any) -> str | None:
-    """What a network's attention is computed by, as its processors tell; several are joined by
-    commas, and one without such processors gives None."""
+    """What a network's attention is computed by, as its processors tell, or the config of a model
+    of transformers; several are joined by commas, and a network without gives None."""
     found = {_name(processor) for processor in _Model(network).processors}
+    configs = (getattr(module, "config", None) for module in network.modules())
+    found |= {getattr(config, _OF_TRANSFORMERS, None) for config in configs} - {None}
     return ", ".join(sorted(found)) or None
 
 

@@ -43,8 +43,8 @@ image.save("image.png")
 ```"""
 _OWN_CODE = """
 
-The code of the pipeline is in pipeline.py, which trust_remote_code=True runs; it needs nothing but
-diffusers."""
+The code of the pipeline is in pipeline.py, which trust_remote_code=True runs; it needs
+diffusers, and this package not."""
 
 
 class ImagePublisher(PipelinePublisher):
@@ -97,17 +97,24 @@ class ImagePublisher(PipelinePublisher):
         rows = max(r for r in range(1, count + 1) if count % r == 0 and r * r <= count)
         return [f"row {number}" for number in range(1, rows + 1)]
 
-    def images(self, steps: int) -> Callable[[Sequence[int]], Tensor]:
+    def images(self) -> Callable[[Sequence[int]], Tensor]:
         """Numbers of samples to images (B, C, H, W) in [0, 1], for metrics: each number has its own
         noise, and the classes in turn."""
         count = len(self.id2label or ()) or None
 
         def generate(numbers: Sequence[int]) -> Tensor:
             labels = None if count is None else [number % count for number in numbers]
-            arrays = self._sampled(self._validation_pipeline(), numbers, labels, steps, "metrics")
+            arrays = self._sampled(self._validation_pipeline(), numbers, labels, "metrics")
             return torch.from_numpy(arrays).permute(0, 3, 1, 2).float()
 
         return generate
+
+    def _drawing(self, purpose: str) -> dict[str, Any]:
+        """What a pipeline is told besides classes, to draw pictures or images for metrics."""
+        if purpose == "metrics":
+            return {"num_inference_steps": self.args.eval_num_inference_steps}
+        most = most_steps(self.levels.inference)  # of what is never drawn, but told in the card
+        return {"num_inference_steps": min(self.args.validation_inference_steps, most)}
 
     def _validation_pipeline(self) -> Any:
         """A pipeline around what is in memory, whatever its dtypes."""
@@ -132,21 +139,20 @@ class ImagePublisher(PipelinePublisher):
 
     def _draw(self, build: Any) -> list[Image]:
         args = self.args
-        steps = args.validation_inference_steps
         labels = [c for c in self.classes for _ in range(args.validation_images_per_class)]
         count = args.eval_batch_size if self.id2label is None else len(labels)
-        logger.info("Drawing %d pictures in %d steps (--no_pictures: none).", count, steps)
+        logger.info("Drawing %d pictures (--no_pictures: none).", count)
         pipeline, parts, at_once = build(), [], min(_PICTURES_AT_ONCE, args.train_batch_size)
         for first in range(0, count, at_once):
             numbers = range(first, min(first + at_once, count))
             own = labels[first : numbers.stop] or None
-            parts.append(self._sampled(pipeline, numbers, own, steps, "picture"))
+            parts.append(self._sampled(pipeline, numbers, own, "picture"))
         pictures = (np.concatenate(parts) * 255).round().astype(np.uint8)
         grey = pictures.shape[-1] == 1
         return [image_of(picture[..., 0] if grey else picture) for picture in pictures]
 
     def _sampled(
-        self, pipeline: Any, numbers: Sequence[int], labels: Any, steps: int, purpose: str
+        self, pipeline: Any, numbers: Sequence[int], labels: Any, purpose: str
     ) -> np.ndarray:
         """(B, H, W, C) in [0, 1], one keyed generator on the CPU for each image."""
         pipeline.to(self.accelerator.device)
@@ -154,7 +160,7 @@ class ImagePublisher(PipelinePublisher):
         pipeline.set_progress_bar_config(disable=not shown, leave=False, desc="Drawing")
         seeds = [key(self.seed, number, purpose=purpose) >> 65 for number in numbers]
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        call = partial(pipeline, generator=generators, num_inference_steps=steps, output_type="np")
+        call = partial(pipeline, generator=generators, output_type="np", **self._drawing(purpose))
         modules = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
         # some pipelines draw the noise of their steps from the global generator
         with (
@@ -175,7 +181,7 @@ class ImagePublisher(PipelinePublisher):
         if self.models is not None:
             space, network = self.models.space.kind, type(self.models.network).__name__
             more = {"Network": network, "Trained on": "pixels" if space == "pixels" else "latents"}
-        more |= {"Autoencoder": vae and shown_name(vae), "Formulation": self.args.formulation}
+        more |= {"Autoencoder": vae and shown_name(vae), **self._of_kind()}
         return replace(
             facts,
             prompts=facts.prompts if conditional else (),
@@ -186,18 +192,22 @@ class ImagePublisher(PipelinePublisher):
             usage=facts.usage if self.models is None else self._usage(),
         )
 
+    def _of_kind(self) -> dict[str, object]:
+        """What the card tells of this kind of model."""
+        return {"Formulation": self.args.formulation}
+
     def _usage(self) -> str:
         kind = type(self._final_pipeline())
         own = issubclass(kind, SelfContained)
         name, trusted = kind.__name__, ""
         if own:
             name, trusted = "DiffusionPipeline", ", trust_remote_code=True"
-        steps = min(self.args.validation_inference_steps, most_steps(self.levels.inference))
-        given = f"num_inference_steps={steps}"
+        given = self._drawing("picture")
         if self.id2label is not None:
-            label, scale = min(self.id2label), self.args.guidance_scale
-            given = f"class_labels=[{label}], guidance_scale={scale}, {given}"
-        code = _USAGE.format(kind=name, trusted=trusted, given=given)
+            scale = self.args.guidance_scale
+            given = {"class_labels": [min(self.id2label)], "guidance_scale": scale, **given}
+        told = ", ".join(f"{key}={value!r}" for key, value in given.items())
+        code = _USAGE.format(kind=name, trusted=trusted, given=told)
         return code + _OWN_CODE if own else code
 
 

@@ -146,8 +146,7 @@ class ClassConditional(ImageTask):
         return self.args.guidance_scale
 
     def facts(self, job: JobParts) -> dict[str, Any]:
-        self.id2label = dict(enumerate(job.rows.features[job.args.label_column].names))
-        self.classes = len(self.id2label)
+        self.know_classes(job)
         return super().facts(job)
 
     def dataset_options(self, args: Arguments) -> dict[str, Any]:

@@ -4,9 +4,8 @@ the latents of an autoencoder, with diffusion, flow matching or EDM."""
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -18,16 +17,8 @@ from diffusers_curriculum.models.networks import check_conditioning, null_class,
 from diffusers_curriculum.samplers import TimestepSample
 from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.arguments.laws import settle_log_normal, settle_logit_normal
-from diffusers_curriculum.training.data.dataset import ImageDataset
 from diffusers_curriculum.training.data.decoding import MODES
-from diffusers_curriculum.training.data.plan import BatchPlan, InOrder
-from diffusers_curriculum.training.data.transforms import ImageTransform
 from diffusers_curriculum.training.errors import UsageError, usage_errors
-from diffusers_curriculum.training.evaluation.evaluator import (
-    Evaluator,
-    make_evaluator,
-    training_images,
-)
 from diffusers_curriculum.training.levels.formulations import (
     build_schedulers,
     formulation_of,
@@ -41,7 +32,7 @@ from diffusers_curriculum.training.parts import images as parts
 from diffusers_curriculum.training.parts.averages import Averages
 from diffusers_curriculum.training.process.runtime import frozen_dtype
 from diffusers_curriculum.training.publish.images import ImagePublisher
-from diffusers_curriculum.training.tasks.image_levels import ImageLevelTask, Measure
+from diffusers_curriculum.training.tasks.generated_images import GeneratedImageTask
 from diffusers_curriculum.training.tasks.levels import check_slowed
 from diffusers_curriculum.weighting.variational import VariationalBound
 
@@ -80,19 +71,22 @@ class ImageRun(LevelRun):
             return objective.average(predict, noisy, velocity, drawn.timesteps, drawn.interval)
 
 
-class ImageTask(ImageLevelTask):
+class ImageTask(GeneratedImageTask):
     """A network of images, from its config or from a saved pipeline."""
 
     default_vp: ClassVar[str]  # scheduler class for sampling a variance preserving process
     average_warmup: ClassVar[tuple[str, ...]] = ()  # flags of the average's warm-up, without ema_
     formulation: str = "ddpm"
-    classes: int | None = None
-    id2label: dict[int, str] | None = None
 
     @property
     def guidance_scale(self) -> float | None:
         """Of classes; None without them."""
         return None
+
+    @property
+    def drawing_facts(self) -> dict[str, Any]:
+        steps = self.args.eval_num_inference_steps
+        return {"inference_steps": steps, "guidance_scale": self.guidance_scale}
 
     # -- the command line ------------------------------------------------------------------------
 
@@ -146,9 +140,6 @@ class ImageTask(ImageLevelTask):
         self.mode = MODES[parts.colours(args)]
         parts.check_network(args, labelled=bool(self.text_columns))
 
-    def transform(self, args: Arguments) -> ImageTransform:
-        return ImageTransform.of(args, self.mode)
-
     def model_facts(self, args: Arguments) -> dict[str, Any]:
         return parts.model_facts(args, self.classes)
 
@@ -181,15 +172,7 @@ class ImageTask(ImageLevelTask):
         averages = Averages(network).with_ema(args, device, warmup=warmup).with_power(args)
         self.models = parts.ImageModels(network, space, kept, parts.open_autoencoder(args))
         self.published.models, self.published.averages = self.models, averages
-        self.evaluator = make_evaluator(
-            args,
-            accelerator,
-            training_images(job.rows, self.transform(args), args.image_column),
-            len(job.rows),
-            job.seed,
-            args.max_train_steps,
-            self.guidance_scale,
-        )
+        self.make_evaluator(job)
         return Trained(network, parts.folder_name(network), averages)
 
     @property
@@ -205,22 +188,6 @@ class ImageTask(ImageLevelTask):
         space = self.models.space
         return ImageRun(**common, levels=self.levels, space=space, null_label=self.null_label)
 
-    def dataset_options(self, args: Arguments) -> dict[str, Any]:
-        """What else the data set is told."""
-        return {}
-
-    def samples(
-        self, args: Arguments, rows: Any, plan: BatchPlan | InOrder, latents: Any = None
-    ) -> ImageDataset:
-        return ImageDataset(
-            rows,
-            plan,
-            self.transform(args),
-            image_column=args.image_column,
-            latents=latents,
-            **self.dataset_options(args),
-        )
-
     def described(self, job: JobParts) -> dict[str, Any]:
         return {
             "classes": self.classes,
@@ -228,14 +195,3 @@ class ImageTask(ImageLevelTask):
             "network": type(self.models.network).__name__,
             "formulation": job.args.formulation,
         }
-
-    # -- metrics while it trains -----------------------------------------------------------------
-
-    def measures(self, job: JobParts) -> Iterator[tuple[Measure, Callable[[int], object]]]:
-        yield from super().measures(job)
-        if self.evaluator is not None:
-            yield self.evaluator, partial(self._evaluate, job, self.evaluator)
-
-    def _evaluate(self, job: JobParts, evaluator: Evaluator, done: int) -> None:
-        with self.published.averages.shown():
-            evaluator.evaluate(self.published.images(job.args.eval_num_inference_steps), done)

@@ -31,6 +31,7 @@ from diffusers_curriculum.training.parts.optimizers import (
 )
 from diffusers_curriculum.training.tasks.class_conditional import ClassConditional
 from diffusers_curriculum.training.tasks.flow import FlowTransformer
+from diffusers_curriculum.training.tasks.image_tokens import ImageTokens
 from diffusers_curriculum.training.tasks.text_to_image import TextToImage
 from diffusers_curriculum.training.tasks.text_to_image_lora import TextToImageLora
 from diffusers_curriculum.training.tasks.text_to_image_lora_sdxl import TextToImageLoraSDXL
@@ -105,6 +106,7 @@ def task_of(name: str, patch: pytest.MonkeyPatch) -> Any:
         "flow": FlowTransformer,
         "class_conditional": ClassConditional,
         "unconditional": Unconditional,
+        "image_tokens": ImageTokens,
     }
     foreign = {"vit_vqgan": ("vqgan_task", "VQGAN"), "own_job": ("own_job", "Mixture")}
     if name in own:
