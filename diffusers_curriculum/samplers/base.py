@@ -132,21 +132,15 @@ class TimestepSampler(Described, Stored):
         """(T,) float64 the law that the floor mixes in and the importance corrects to: uniform."""
         return copy_on(device, self._uniform)
 
-    def probabilities(self, step: int | None = None) -> Tensor:
-        """(T,) float64 on the CPU: the exact mass that optimizer step ``step`` draws from;
+    def probabilities(self, step: int | None = None, device: torch.device = CPU) -> Tensor:
+        """(T,) float64 on ``device``: the exact mass that optimizer step ``step`` draws from;
         ``step`` is by default the number of draws made so far."""
         # copied, because a mass may be the law itself, which the sampler keeps
-        return self._mass_and_importance(self._step(step), CPU)[0].clone()
+        return self._mass_and_importance(self._step(step), device)[0].clone()
 
-    def importance(self, step: int | None = None) -> Tensor:
-        """(T,) float64 on the CPU: the importance of each level at optimizer step ``step``."""
-        return self._mass_and_importance(self._step(step), CPU)[1].clone()
-
-    def expected_weights(self, step: int, device: torch.device) -> Tensor:
-        """(T,) float64 mass times importance at ``step``: weights of the losses at all levels whose
-        sum is the expected loss of a level that is drawn, for steps that compute them all."""
-        mass, importance = self._mass_and_importance(step, device)
-        return mass * importance
+    def importance(self, step: int | None = None, device: torch.device = CPU) -> Tensor:
+        """(T,) float64 on ``device``: the importance of each level at optimizer step ``step``."""
+        return self._mass_and_importance(self._step(step), device)[1].clone()
 
     def at_stage(self, stage: int | None = None, step: int | None = None) -> tuple[Tensor, Tensor]:
         """(T,) mass and (T,) importance on the CPU at optimizer step ``step``, in stage ``stage``

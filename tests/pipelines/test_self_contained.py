@@ -85,6 +85,14 @@ def tokens() -> Any:
     return ImageTokenPipeline(tiny_token_transformer(), tiny_vit(), id2label=NAMES)
 
 
+OWN = (
+    (ClassConditionalPipeline, conditional),
+    (UnconditionalPipeline, unconditional),
+    (UnconditionalPipeline, few_steps),
+    (ImageTokenPipeline, tokens),
+)
+
+
 def drawn(pipeline: Any, **given: Any) -> np.ndarray:
     pipeline.set_progress_bar_config(disable=True)
     given |= {"num_inference_steps": 2} if hasattr(pipeline, "scheduler") else {"top_k": 5}
@@ -121,13 +129,17 @@ def test_the_images_are_the_same_without_the_package(saved: Path) -> None:
         assert np.array_equal(there, drawn(build(), **given))
 
 
+def test_a_new_process_loads_them_by_their_classes(saved: Path) -> None:
+    loads = (
+        f"getattr(pipelines, {kind.__name__!r}).from_pretrained({str(saved / build.__name__)!r})"
+        for kind, build in OWN
+    )
+    code = "\n".join(["from diffusers_curriculum import pipelines", *loads])
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
+
+
 def test_with_the_package_nothing_of_the_folder_runs(saved: Path, tmp_path: Path) -> None:
-    for kind, build in (
-        (ClassConditionalPipeline, conditional),
-        (UnconditionalPipeline, unconditional),
-        (UnconditionalPipeline, few_steps),
-        (ImageTokenPipeline, tokens),
-    ):
+    for kind, build in OWN:
         folder = tmp_path / build.__name__
         build().save_pretrained(folder)
         for module in folder.rglob("*.py"):

@@ -195,6 +195,7 @@ def test_what_cannot_be_is_refused(bench: Bench, tmp_path: Path) -> None:
     refused = (
         (("--eval_metrics", "linear_probe", "--eval_steps", 1), "samples that are kept apart"),
         (("--cache_latents", "--latent_cache_dtype", "float16"), "rounds the numbers of codes"),
+        (("--timestep_sampler", "auto"), "derived for the errors of a denoiser"),
         (("--top_p", 0), "--top_p is 0"),
         (("--temperature", -1), "--temperature is -1"),
         (("--eval_batch_size", 3), "drop --no_pictures)"),

@@ -291,12 +291,9 @@ class Family:
         """A family whose flags share ``needs`` and ``setting``; see :func:`sharing`."""
         return cls(title, sharing(*flags, needs=needs, setting=setting), **hooks)
 
-    def changed(self, changes: Mapping[str, Mapping[str, Any]]) -> Family:
+    def changed(self, changes: Mapping[str, Mapping[str, Any] | None]) -> Family:
         """The family with other defaults, help, needs, ... of some flags, by their names; under
-        another name a flag gives the same argument."""
-        changed = (replace(flag, **changes.get(flag.name, {})) for flag in self.flags)
-        return replace(self, flags=tuple(changed))
-
-    def without(self, *names: str) -> Family:
-        """The family without some flags, by their names; what looks at them is the caller's."""
-        return replace(self, flags=tuple(f for f in self.flags if f.name not in names))
+        another name a flag gives the same argument, and None leaves one out."""
+        own = ((flag, changes.get(flag.name, {})) for flag in self.flags)
+        kept = (replace(flag, **change) for flag, change in own if change is not None)
+        return replace(self, flags=tuple(kept))

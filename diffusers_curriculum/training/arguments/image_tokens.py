@@ -58,12 +58,20 @@ _DRAWN = Need(
 )
 
 
+_OF_DENOISERS = ("auto", "information_rate", "gradient_norm")
+
+
 def has_probe(args: Any) -> bool:
     """Whether a linear classifier is fitted to features."""
     return "linear_probe" in (args.eval_metrics or ())
 
 
 def _check(args: Any) -> None:
+    if args.timestep_sampler in _OF_DENOISERS:
+        raise UsageError(
+            f"--timestep_sampler is {args.timestep_sampler}, which is derived for the errors of a "
+            "denoiser, and codes have none: give another one, such as loss_proportional."
+        )
     if args.cache_latents and args.latent_cache_dtype == "float16":
         raise UsageError(
             "--latent_cache_dtype is float16, which rounds the numbers of codes: drop it."
@@ -168,14 +176,15 @@ _PICTURES = Family.of(
         needs=_DRAWN,
     ),
 )
-_MEASURED = EVALUATION.without("eval_num_inference_steps").changed(
+_MEASURED = EVALUATION.changed(
     {
+        "eval_num_inference_steps": None,
         "eval_metrics": {
             "choices": (*METRICS, *OF_FEATURES),
             "help": "fid (arXiv 1706.08500), kid (1801.01401), fd_dinov2 (2306.04675), "
             "precision_recall (1904.06991); linear_probe: how well a linear classifier tells "
             "classes from the features of the middle layer (2110.04627)",
-        }
+        },
     }
 )
 _TOGETHER = Family.of("metrics while training", check=_check, check_machine=_check_machine)

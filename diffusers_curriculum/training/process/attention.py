@@ -51,7 +51,8 @@ def attention_of(network: Any) -> str | None:
     of transformers; several are joined by commas, and a network without gives None."""
     found = {_name(processor) for processor in _Model(network).processors}
     configs = (getattr(module, "config", None) for module in network.modules())
-    found |= {getattr(config, _OF_TRANSFORMERS, None) for config in configs} - {None}
+    own = (getattr(config, _OF_TRANSFORMERS, None) for config in configs)
+    found |= {name for name in own if name is not None}
     return ", ".join(sorted(found)) or None
 
 

@@ -56,7 +56,9 @@ class ImageTokenRun(LevelRun):
         """(n,) float32 what the loss of each position weighs in an image's: all N positions, or the
         first n where the law leaves the others out."""
         device = self.accelerator.device
-        weights = self.sampler.expected_weights(step, device)
+        # the expected loss of a position that is drawn
+        law, importance = self.sampler.probabilities, self.sampler.importance
+        weights = law(step, device) * importance(step, device)
         if self.levels.weights is not None:
             weights = weights * self.levels.weights
         weights = weights.flip(0).float()
@@ -184,8 +186,8 @@ class ImageTokens(GeneratedImageTask):
     def _network(self, args: Arguments, seed: int) -> Any:
         wanted = self.codebook_size, self.positions, self.classes or 0
         if args.pretrained_model_name_or_path is None:
-            torch.manual_seed(key(seed, purpose="model_weights") >> 65)
-            with usage_errors("--model_args", OF_CONFIGS):
+            with usage_errors("--model_args", OF_CONFIGS), torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(key(seed, purpose="model_weights") >> 65)
                 return ImageTokenTransformer(*wanted, args.model_config or "gpt2", args.model_args)
         path = args.pretrained_model_name_or_path
         with usage_errors("--pretrained_model_name_or_path", OF_CONFIGS):
