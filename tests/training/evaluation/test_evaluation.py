@@ -133,6 +133,7 @@ def evaluator(
     network_of = networks_of(args.eval_metrics, "patches")
     networks = {"patches": FeatureNetwork("patches", Patches())}
     run: dict[str, Any] = {"seed": seed, "last_step": last_step}
+    run["facts"] = {"inference_steps": 50, "guidance_scale": None}
     return Evaluator(args, process or Process(), networks, network_of, pictures(1), 30, **run)
 
 
