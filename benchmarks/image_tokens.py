@@ -43,8 +43,8 @@ COLUMNS = ("bits", "linear_probe", "recognised", "precision", "recall", "minutes
 
 def commands() -> list[list[str]]:
     """The words of the page's first commands: data, autoencoder and language model."""
-    shell = re.findall(r"^```bash\n(.*?)^```", README.read_text("utf-8"), re.S | re.M)[0]
-    lines = shell.replace("\\\n", " ").replace("accelerate launch", "python").splitlines()
+    shell = re.findall(r"^```bash\n(.*?)^```", README.read_text("utf-8"), re.S | re.M)[:3]
+    lines = [code.replace("\\\n", " ").replace("accelerate launch", "python") for code in shell]
     return [shlex.split(line) for line in lines]
 
 

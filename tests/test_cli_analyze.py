@@ -270,6 +270,7 @@ def test_codes_have_no_scheduler(tmp_path: Path, capsys: Capture) -> None:
     bench = BENCHES["image_tokens"](tmp_path)
     bench.train(tmp_path / "run", "--max_train_steps", 1)
     argv = (tmp_path / "run", "--train_data_dir", bench.images, *QUICK)
+    argv += ("--output_dir", tmp_path / "report")
     assert "has a sampler's config and no scheduler" in refused(capsys, *argv)
 
 

@@ -30,6 +30,7 @@ from diffusers_curriculum.training.tasks.text_to_image_sdxl import TextToImageSD
 from diffusers_curriculum.training.tasks.unconditional import Unconditional
 from tests.docs.test_documents import ROOT, TEXTS, blocks
 from tests.floors_fixtures import SD
+from tests.scripts.small_runs import tiny_vit_vq
 from tests.training.parts.families.flow_benches import pipeline_of
 
 TASKS: dict[str, type[Task]] = {
@@ -119,8 +120,8 @@ def test_a_preview_is_drawn(name: str, capsys: pytest.CaptureFixture[str]) -> No
         assert Path(words[words.index("--output") + 1]).stat().st_size > 10_000
 
 
-def test_the_scans_are_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (name,) = [name for name in of_program("python") if "digits.py" in name]
+@pytest.mark.parametrize("name", [name for name in of_program("python") if "digits.py" in name])
+def test_the_scans_are_exported(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT / "examples" / "text_to_image")
     monkeypatch.chdir(tmp_path)
     assert importlib.import_module("digits").main(COMMANDS[name][2:]) == 0
@@ -139,7 +140,9 @@ def training(words: Sequence[str]) -> tuple[str, list[str]] | None:
 
 
 @pytest.mark.parametrize("name", [name for name in COMMANDS if training(COMMANDS[name])])
-def test_a_training_would_start(name: str, pipeline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_training_would_start(
+    name: str, pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Flags, needs and bounds; and for what is not on the Hub the levels, and the length of the
     curriculum against the run's."""
     found = training(COMMANDS[name])
@@ -154,6 +157,10 @@ def test_a_training_would_start(name: str, pipeline: Path, monkeypatch: pytest.M
     if script.startswith("train_text_to_image"):
         source = pipeline_of("flux") if "flow" in script else pipeline
         words += ["--pretrained_model_name_or_path", str(source)]
+    if script == "train_image_tokens_curriculum":
+        resolution = int(words[words.index("--resolution") + 1])
+        tiny_vit_vq(resolution // 8, side=8).save_pretrained(tmp_path)
+        words += ["--pretrained_vae_model_name_or_path", str(tmp_path)]
     task = TASKS[script]()
     assert isinstance(task, LevelTask)
     if "facebook/DiT-XL-2-256" in words:  # its scheduler is asked for

@@ -251,12 +251,13 @@ def make_token_bench(folder: Path) -> Bench:
     )
 
 
-def tiny_vit_vq(patch_size: int = 2) -> ViTVQModel:
-    """A ViT-VQGAN of 4 x 4 latents with 4 channels."""
+def tiny_vit_vq(patch_size: int = 2, side: int = 0) -> ViTVQModel:
+    """A ViT-VQGAN with latents of 4 channels; ``side`` of them, by default as many as the small
+    images give."""
     sizes: dict[str, Any] = {f"{part}_depth": 1 for part in ("encoder", "decoder")}
     for part in ("encoder", "decoder"):
         sizes |= {f"{part}_dim": 8, f"{part}_heads": 2, f"{part}_mlp": 16}
-    sizes |= {"image_size": RESOLUTION, "patch_size": patch_size}
+    sizes |= {"image_size": patch_size * side or RESOLUTION, "patch_size": patch_size}
     return ViTVQModel(codebook_size=16, codebook_dim=4, **sizes)
 
 
