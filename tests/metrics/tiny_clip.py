@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+from transformers import CLIPConfig, CLIPModel
 
+from diffusers_curriculum.models.tiny import tokenizer_of_pairs
 from tests.metrics.tiny_networks import PREPROCESSOR
 
 TOKENS = ["<|startoftext|>", "<|endoftext|>", *"abcdefghijklmnopqrstuvwxyz"]
@@ -40,8 +41,7 @@ def save_clip(folder: Path) -> tuple[Any, Any]:
         torch.manual_seed(4)
         config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)
         model = CLIPModel(config).eval()
-    tokenizer = CLIPTokenizer(vocab={token: i for i, token in enumerate(TOKENS)}, merges=[])
-    tokenizer.model_max_length = 12
+    tokenizer = tokenizer_of_pairs("CLIP", TOKENS, [], model_max_length=12)
     for part in (model, tokenizer):
         part.save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR))

@@ -133,7 +133,7 @@ def test_pins_agree() -> None:
 
 def test_the_lowest_versions_are_the_floors() -> None:
     floors, lowest = _bounds(">=", "train", "lora", "dev"), _pins("constraints-lowest.txt")
-    assert lowest.keys() == floors.keys()
+    assert lowest.keys() - floors.keys() == {"pyparsing"}  # of the lowest matplotlib
     assert all(Version(lowest[name]) == Version(floors[name]) for name in floors)
 
 
