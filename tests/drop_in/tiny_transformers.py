@@ -13,8 +13,6 @@ from diffusers import (
     FluxTransformer2DModel,
     HiDreamImagePipeline,
     HiDreamImageTransformer2DModel,
-    Ideogram4Pipeline,
-    Ideogram4Transformer2DModel,
     Lumina2Pipeline,
     Lumina2Transformer2DModel,
     SanaPipeline,
@@ -203,6 +201,8 @@ def hidream(folder: Path) -> None:
 
 
 def ideogram4(folder: Path) -> None:
+    from diffusers import Ideogram4Pipeline, Ideogram4Transformer2DModel  # 0.37 lacks them
+
     known = families()["krea2"].tiny()
     tokenizer: Any = qwen_tokenizer()
     tokenizer.chat_template = _CHAT

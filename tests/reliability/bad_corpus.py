@@ -136,6 +136,10 @@ def _write_bad(folder: Path) -> dict[str, str]:
     }
 
 
+def _inked(inks: np.ndarray) -> Image.Image:
+    return Image.frombytes("CMYK", inks.shape[1::-1], inks.tobytes())
+
+
 def _write_good(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, int]]:
     rgb = Image.fromarray(COLOURS)
     inks = np.array([[[255, 0, 0, 0], [0, 255, 255, 0]], [[0, 0, 0, 255], [0, 0, 0, 0]]], np.uint8)
@@ -146,9 +150,9 @@ def _write_good(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, int]]:
     palette.info["transparency"] = bytes([0, 128] * 6)
     other = Image.fromarray(255 - COLOURS).quantize(12)
     files: dict[str, tuple[bytes, np.ndarray]] = {
-        "cmyk.tiff": (encoded(Image.fromarray(inks, "CMYK"), "TIFF"), mixed),
+        "cmyk.tiff": (encoded(_inked(inks), "TIFF"), mixed),
         "cmyk.jpg": (
-            encoded(Image.fromarray(inks.repeat(16, 0).repeat(16, 1), "CMYK"), "JPEG", quality=95),
+            encoded(_inked(inks.repeat(16, 0).repeat(16, 1)), "JPEG", quality=95),
             mixed.repeat(16, 0).repeat(16, 1),
         ),
         "deep.png": (encoded(Image.fromarray(deep), "PNG"), _grey(shallow)),

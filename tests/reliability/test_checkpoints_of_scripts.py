@@ -175,6 +175,8 @@ def resumed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     name = request.param
     if name.endswith("lora"):
         pytest.importorskip("peft")
+    if name.startswith("text_to_image"):
+        pytest.importorskip("transformers", minversion="5")  # which saved their pipeline
     wanted = json.loads((FIXTURES / name / "expected.json").read_text())
     work = tmp_path_factory.mktemp(name)
     return Resumed(name, wanted, resume(name, work), work / "run")
@@ -182,6 +184,8 @@ def resumed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 def test_same_draws_and_losses(resumed: Resumed) -> None:
     """Same draws to the last bit, same losses as far as processors agree."""
+    if resumed.name == "unconditional" and torch.__version__.startswith("2.6."):
+        pytest.skip("on a CPU, torch 2.6 draws other numbers for dropout")
     wanted, found = resumed.wanted["steps"], resumed.found["steps"]
     numbers = list(range(STOPPED + 1, STEPS + 1))
     assert [step["step"] for step in found] == [step["step"] for step in wanted] == numbers

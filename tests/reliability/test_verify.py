@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -125,7 +126,7 @@ def test_the_table_fits_100_columns(tmp_path: Path, capsys: Any) -> None:
     main(["verify", str(tmp_path)])
     table = capsys.readouterr().out.splitlines()[:-1]
     assert max(map(len, table)) == 100
-    assert "a_density_of_a_long_name(p0=..." in table[1]
+    assert re.search(r" a_density_of_a_long_name\(p0=.*\.\.\. ", table[1])
     assert str(versions()["diffusers"]) in table[1]
 
 

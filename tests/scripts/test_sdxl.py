@@ -184,7 +184,8 @@ ALL = ("--train_text_encoder", *ADAPTER)
 CASES = [("epsilon", None, ()), ("epsilon", 5.0, ()), ("v_prediction", 5.0, ())]
 CASES += [("sample", None, ()), ("sample", 5.0, ())]
 CASES += [("epsilon", 5.0, ADAPTER), ("epsilon", None, ALL), ("v_prediction", 5.0, ALL)]
-UNHEARD = "text_encoder.encoder.layers.1."  # the last layer of the first text encoder
+# the last layer of the first text encoder, as transformers 4 and 5 name it
+UNHEARD = ("text_encoder.text_model.encoder.layers.1.", "text_encoder.encoder.layers.1.")
 
 
 @pytest.mark.parametrize(("kind", "gamma", "adapter"), CASES)

@@ -14,6 +14,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from unittest import mock
+
+import huggingface_hub
 
 
 @dataclass(frozen=True)
@@ -235,6 +238,19 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
         do_GET = do_HEAD = do_POST = do_PUT = _serve
 
     return Handler
+
+
+@contextmanager
+def reachable(hub: FakeHub, xet: bool) -> Iterator[FakeHub]:
+    """While huggingface_hub, which tests keep offline, may talk to a fake Hub."""
+    # before 1.0, sessions keep what they were made with
+    forget = getattr(huggingface_hub.utils, "reset_sessions", lambda: None)
+    # before 1.0, addresses of repositories are read as that one's
+    settings = {"HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": not xet, "ENDPOINT": hub.url}
+    forget()
+    with mock.patch.multiple(huggingface_hub.constants, **settings):
+        yield hub
+    forget()
 
 
 @contextmanager

@@ -99,7 +99,7 @@ def _error_number(error: Exception) -> int | None:
     """The errno of an error; safetensors has it only in its message."""
     if isinstance(error, OSError):
         return error.errno
-    found = re.search(r"\(os error (\d+)\)", str(error))
+    found = re.search(r"\((?:os error |Os \{ code: )(\d+)", str(error))
     return int(found[1]) if found else None
 
 

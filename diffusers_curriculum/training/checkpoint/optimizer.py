@@ -14,6 +14,8 @@ from diffusers_curriculum.training.storage.tensors import on_device_of, pack, un
 
 # What Prodigy keeps among the hyperparameters of its groups, and finds while it trains
 _FOUND = {"d", "d_max", "d_hat", "d_numerator", "d_denom", "k"}
+# What groups of Adam and AdamW have in newer versions of torch only; it goes with the class
+_NEWER = {"decoupled_weight_decay"}
 
 
 def optimizer_state(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -93,6 +95,8 @@ def check_optimizer_state(
     """Parameter groups and state as ``load_state_dict`` wants them, after a check that they fit."""
     for what, live in _signature(optimizer).items():
         saved = described.get(what)
+        if what == "hyperparameters" and saved:
+            saved, live = ([sorted({*names} - _NEWER) for names in each] for each in (saved, live))
         if saved != live:
             raise CheckpointError(
                 "The checkpoint's optimizer does not fit this run: "

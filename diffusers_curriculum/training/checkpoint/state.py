@@ -57,6 +57,8 @@ _EMA_NUMBERS = (
     "cur_decay_value",
 )
 POWER_EMA = "tracker_power_ema"
+# Flags of torch's schedules while they step; which of them there are differs among its versions.
+_FLAGS_OF_TORCH = {"verbose", "_is_initial", "_get_lr_called_within_step"}
 
 
 class Stateful(Protocol):
@@ -224,9 +226,13 @@ class TrainingState:
             file = f"{name}.safetensors"
             tensors = load_tensors(folder / file) if file in files else {}
             saved = unpack(document["parts"][name], tensors)
+            live = part.state_dict()
             if name == "sampler":
                 saved = self.sampler.upgraded(saved)
-            changes.append(partial(load_part, part, conform(saved, part.state_dict(), name), name))
+            elif name == "lr_scheduler":
+                saved = {key: saved[key] for key in saved.keys() - _FLAGS_OF_TORCH}
+                saved |= {key: live[key] for key in live.keys() & _FLAGS_OF_TORCH}
+            changes.append(partial(load_part, part, conform(saved, live, name), name))
         return changes
 
     def _averaged(self, ema: EMAModel) -> dict[str, Tensor]:

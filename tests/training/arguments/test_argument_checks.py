@@ -336,9 +336,3 @@ def test_names_are_those_of_the_library():
 @pytest.mark.parametrize("option", ["--timestep_floor 0", "--importance_correction full"])
 def test_balanced_clusters_differ_from_the_uniform_law(option: str):
     arguments.parse_args((CURRICULUM + "--curriculum_within balanced " + option).split())
-
-
-def test_tracker_names_are_accelerates_own():
-    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
-
-    assert set(environment_checks.TRACKERS) == set(LOGGER_TYPE_TO_CLASS)

@@ -45,6 +45,8 @@ def test_there_is_a_record_of_every_script() -> None:
 def test_facts_are_those_of_the_record(
     script: str, case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if script == "text_to_image":
+        pytest.importorskip("transformers", minversion="5")  # which saved its pipeline
     recorded, told = RECORD[script][case], []
 
     def check_same_run(facts: dict[str, Any], *unused: Any) -> None:

@@ -6,6 +6,7 @@ import math
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -196,6 +197,21 @@ def test_rates_are_those_of_this_runs_schedule(saved: Path, steps: int) -> None:
     wanted = 3e-3 * 0.5 * (1 + math.cos(math.pi * (3 - 2) / (steps - 2)))
     assert other.optimizer.param_groups[0]["lr"] == pytest.approx(wanted, rel=1e-12)
     assert other.lr_scheduler.get_last_lr() == [other.optimizer.param_groups[0]["lr"]]
+
+
+@pytest.mark.parametrize("there", [{"verbose": False}, {"_is_initial": False}])
+def test_a_schedule_goes_on_with_another_torch(tmp_path: Path, there: dict[str, bool]) -> None:
+    """Which flags a schedule's state has differs among the versions of torch."""
+    state, other = make_state(0), make_state(1)
+    train(state, 0, 3)
+    told = state.lr_scheduler.state_dict()
+    for flag in ("verbose", "_is_initial"):
+        told.pop(flag, None)
+    with mock.patch.object(state.lr_scheduler, "state_dict", return_value=told | there):
+        folder = save(tmp_path, state, 3)
+    other.read(folder)
+    assert bits(other) == bits(state)
+    assert train(other, 3, 6) == train(state, 3, 6)
 
 
 def test_the_precision_may_change(saved: Path, tmp_path: Path) -> None:

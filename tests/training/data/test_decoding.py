@@ -145,7 +145,7 @@ def test_every_kind_of_transparency_is_seen() -> None:
     for image, key in ((Image.new("L", (1, 1), 7), 7), (Image.new("RGB", (1, 1), (7, 8, 9)), None)):
         content = cell(image, transparency=(7, 8, 9) if key is None else key)
         assert np.asarray(decode_image(content, white))[0, 0].tolist() == [255, 255, 255]
-    grey = Image.fromarray(np.array([[[7, 0]]], np.uint8), "LA")
+    grey = Image.new("LA", (1, 1), (7, 0))
     assert np.asarray(decode_image(cell(grey), white))[0, 0].tolist() == [255, 255, 255]
 
 

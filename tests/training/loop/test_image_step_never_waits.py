@@ -81,6 +81,8 @@ def make_run(task: ImageTask, args: Arguments, network: Any) -> ImageRun:
 def test_a_step_reads_nothing_back_and_waits_for_no_copy(
     on_meta: None, tmp_path: Any, script: str, kind: str
 ) -> None:
+    if kind == "mean_flow" and torch.__version__.startswith("2.6."):
+        pytest.skip("torch 2.6 copies the numbers in a network's code for dual numbers")
     labelled, words = script == CLASS_SCRIPT, [*KINDS[kind].split(), *EVERYTHING.split()]
     task = ClassConditional() if labelled else Unconditional()
     config = write_json(tmp_path / "network.json", TINY_DIT if labelled else TINY_UNET)

@@ -15,21 +15,22 @@ from huggingface_hub import HfApi
 from diffusers_curriculum.training.arguments.environment import satisfied
 from diffusers_curriculum.training.errors import HubError
 from diffusers_curriculum.training.publish.hub import push
-from tests.training.fake_hub import FakeHub, serve
+from tests.training.fake_hub import FakeHub, reachable, serve
 
 TOKEN = "hf_ThisIsTheSecretOfTheTest"
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
 # of which the routes are known
-pytestmark = pytest.mark.skipif(not satisfied("hf-xet>=1.8"), reason="needs hf-xet 1.8")
+pytestmark = [
+    pytest.mark.skipif(not satisfied(needed), reason=f"needs {needed}")
+    for needed in ("hf-xet>=1.8", "huggingface_hub>=1")
+]
 
 
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", False)
+def hub() -> Iterator[FakeHub]:
     huggingface_hub.utils.disable_progress_bars()
-    with serve() as running:
+    with serve() as running, reachable(running, xet=True):
         running.token = TOKEN
         yield running
     huggingface_hub.utils.enable_progress_bars()

@@ -66,7 +66,8 @@ def coloured(*values: int) -> list[Image.Image]:
 
 
 def test_every_tracker_of_accelerate_is_known() -> None:
-    assert set(TRACKERS) == set(LOGGER_TYPE_TO_CLASS)
+    newer = {"swanlab", "trackio"} - set(LOGGER_TYPE_TO_CLASS)  # which accelerate 1.4 lacks
+    assert set(TRACKERS) - newer == set(LOGGER_TYPE_TO_CLASS)
 
 
 @pytest.mark.parametrize(("name", "wanted"), NAMES.items())
@@ -149,7 +150,7 @@ def test_tensorboard_receives_the_pictures(tmp_path: Path) -> None:
 
     images = coloured(10, 20)
     tracker = TensorBoardTracker("run", tmp_path / "sent")
-    tracker.start()
+    getattr(tracker, "start", lambda: None)()  # older ones of accelerate have started
     log_images(accelerator(tracker), "validation", images, PROMPTS, step=7)
     tracker.finish()
     with SummaryWriter(str(tmp_path / "by_hand")) as writer:

@@ -14,8 +14,9 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
     FlowMatchEulerDiscreteScheduler,
 )
 from PIL import Image
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel
 
+from diffusers_curriculum.models.tiny import tokenizer_of_pairs
 from diffusers_curriculum.training.levels.sampling import with_prediction_type
 from diffusers_curriculum.training.parts.components import Components
 from diffusers_curriculum.training.parts.families.base import families
@@ -32,9 +33,7 @@ PROMPTS = ("a b", "b a a")
 @pytest.fixture(scope="module")
 def components() -> dict[str, Any]:
     tokens = ["<|startoftext|>", "<|endoftext|>", "a", "b", "a</w>", "b</w>"]
-    tokenizer = CLIPTokenizer(
-        vocab={token: i for i, token in enumerate(tokens)}, merges=[], model_max_length=8
-    )
+    tokenizer = tokenizer_of_pairs("CLIP", tokens, [], model_max_length=8)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         text = CLIPTextConfig(
