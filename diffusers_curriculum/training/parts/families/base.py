@@ -38,8 +38,8 @@ class ModelFamily(PipelineParts):
     Attributes:
         lora_targets: modules of the network that get adapters unless a flag names others.
         tags: of model cards, besides those that all have.
-        captions_at_once: how many are encoded together for a cache; 1 where what is told of a
-            caption depends on the length of the others.
+        captions_at_once: how many are encoded together for a cache; python -m benchmarks.captions
+            measures what that gives.
     """
 
     lora_targets: ClassVar[tuple[str, ...]] = ()

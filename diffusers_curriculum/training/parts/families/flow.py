@@ -73,7 +73,7 @@ class FlowFamily(ModelFamily):
 
     network = "transformer"
     length: ClassVar[int] = 512
-    captions_at_once = 1
+    captions_at_once = 4  # 512 tokens each are work enough, and all layers of them are kept
     preset: ClassVar[str | None] = None
 
     # -- before anything is loaded ---------------------------------------------------------------

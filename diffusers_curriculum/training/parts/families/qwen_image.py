@@ -79,6 +79,9 @@ class QwenImage(FilmFamily):
     def joined(self, conditionings: Sequence[Conditioning]) -> Conditioning:
         return joined_by_length(conditionings)
 
+    def apart(self, conditioning: Conditioning, count: int) -> list[Conditioning]:
+        return [masked(caption[None], None) for caption in _captions(conditioning)]
+
     def predict(
         self,
         network: Any,

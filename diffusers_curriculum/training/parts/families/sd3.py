@@ -37,6 +37,7 @@ class StableDiffusion3(FlowFamily):
     optional = ("image_encoder", "feature_extractor")
     lora_targets = tuple(f"attn.{name}" for name in _TARGETS.split())
     length = 77
+    captions_at_once = 16
 
     def misfits(self, configs: Mapping[str, Config]) -> Iterator[str]:
         network, t5 = configs["transformer"], configs["text_encoder_3"]

@@ -69,6 +69,29 @@ def test_kept_captions_are_those_of_the_batch(name: str, tmp_path: Path) -> None
     assert len(next(iter(same.values()))) == 2
 
 
+@pytest.mark.parametrize("name", ["qwen_image", "sd3"])
+def test_captions_that_are_encoded_together_are_told_as_alone(name: str, tmp_path: Path) -> None:
+    run = make_run(name)
+    family, models, cpu = run.family, run.models, torch.device("cpu")
+    captions = ["a bird" * number for number in range(family.captions_at_once + 2)]
+    calls, encode = list[int](), family.encode_text
+
+    def counted(models: Any, tokens: Any) -> Any:
+        calls.append(len(tokens["caption"]))
+        return encode(models, tokens)
+
+    where = {"folder": tmp_path / "c", "processes": Processes(progress=False)}
+    load = partial(CaptionEncoder, family, models, cpu, counted)
+    found = kept_captions(captions, load, fingerprint={}, **where)
+    assert calls == [family.captions_at_once, 2]
+    for caption in captions:
+        with torch.no_grad():
+            alone = encode(models, {"caption": [caption]})
+        assert found[caption].keys() == alone.keys()
+        for key, told in alone.items():
+            torch.testing.assert_close(found[caption][key], told, atol=1e-5, rtol=1e-5)
+
+
 def test_the_length_of_captions_is_taken_over() -> None:
     long = ["a small bird " * 9] * 3
     for name, shorter in (("flux", 20), ("sd3", 97), ("flux2", 20)):
