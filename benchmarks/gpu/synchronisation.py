@@ -14,6 +14,7 @@ from benchmarks.gpu import subject
 from benchmarks.gpu.findings import NOT_APPLICABLE, CheckError, Findings, Unavailable
 from benchmarks.gpu.settings import Settings
 from diffusers_curriculum.training.loop.monitor import LevelMonitor
+from diffusers_curriculum.training.process.transfers import on_device
 
 SAMPLERS = {
     "uniform": subject.UNIFORM,
@@ -92,7 +93,9 @@ def _stepper(settings: Settings, precision: str, flags: tuple[str, ...]) -> Call
         log_every=10,
         plan=plan,
     )
-    batches = subject.host_batches(subject.SMALL, 4, pinned=settings.cuda)
+    batches = on_device(
+        subject.host_batches(subject.SMALL, 4, pinned=settings.cuda), accelerator.device
+    )
 
     def step(number: int) -> None:
         monitor.add(number, *subject.update(run, number, plan, batches))

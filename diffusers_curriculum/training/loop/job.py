@@ -47,6 +47,7 @@ from diffusers_curriculum.training.process.memory import kept_objects, out_of_me
 from diffusers_curriculum.training.process.profiling import check_traced, profiled
 from diffusers_curriculum.training.process.sharding import is_sharded, prepared, shard
 from diffusers_curriculum.training.process.stopping import StopRequest
+from diffusers_curriculum.training.process.transfers import on_device
 from diffusers_curriculum.training.publish.trackers import start_trackers
 from diffusers_curriculum.training.storage.manifest import read_manifest
 
@@ -251,14 +252,16 @@ class Job(JobParts):
             "first update": self.start,
         }
         runtime.log_run(told)
-        return training_batches(
+        device = self.accelerator.device
+        batches = training_batches(
             self.task.dataset(self),
             self.plan,
             self.start,
             args.max_train_steps,
             args.dataloader_num_workers,
-            pin_memory=self.accelerator.device.type == "cuda",
+            pin_memory=device.type == "cuda",
         )
+        return on_device(batches, device)
 
     # -- while it trains, and after --------------------------------------------------------------
 
