@@ -9,21 +9,25 @@ from typing import Any
 import torch
 
 from benchmarks.gpu import clock, speed, subject
-from benchmarks.gpu.findings import Findings
+from benchmarks.gpu.findings import NOT_APPLICABLE, Findings, Unavailable
 from benchmarks.gpu.settings import Settings
 from diffusers_curriculum.training.process.compilation import check_gradients, compile_network
 
-BATCH = 16
+BATCH, GRAPHS = 16, "reduce-overhead"
 
 
 def measure(findings: Findings, settings: Settings) -> None:
-    """The network as it is, each of its repeated blocks compiled, and all of it."""
+    """The network as it is, each of its repeated blocks compiled, all of it, and that replayed as
+    CUDA graphs."""
     rows = {what: partial(_rate, settings, what) for what in ("none", "blocks", "full")}
-    findings.attempt_all(rows)
+    findings.attempt_all(rows | {f"full, {GRAPHS}": partial(_rate, settings, "full", GRAPHS)})
 
 
-def _rate(settings: Settings, what: str) -> dict[str, Any]:
+def _rate(settings: Settings, what: str, mode: str | None = None) -> dict[str, Any]:
+    if mode is not None and not settings.cuda:
+        raise Unavailable(NOT_APPLICABLE)
     run, args = speed.sd15_run(settings), subject.arguments("--compile", what)
+    args.compile_mode = mode
     network, batch = run.averages.network, 2 if settings.smoke else BATCH
     torch._dynamo.reset()
     compile_network(args, network)
@@ -39,4 +43,4 @@ def _rate(settings: Settings, what: str) -> dict[str, Any]:
     del run
     if settings.cuda:
         torch.cuda.empty_cache()
-    return {"first_step_seconds": first, "compiled": what} | found
+    return {"first_step_seconds": first, "compiled": what, "mode": mode} | found

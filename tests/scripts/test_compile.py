@@ -28,10 +28,10 @@ class Backend:
     """Runs graphs as they are, and counts them; ``fault`` is added to all that they give back."""
 
     def __init__(self) -> None:
-        self.graphs, self.fault = 0, 0.0
+        self.graphs, self.fault, self.options = 0, 0.0, {}
 
-    def __call__(self, graph: torch.fx.GraphModule, inputs: Any, **options: Any) -> Any:
-        self.graphs += 1
+    def __call__(self, graph: torch.fx.GraphModule, inputs: Any, options: Any) -> Any:
+        self.graphs, self.options = self.graphs + 1, options
         return lambda *args: [out * (1 + self.fault) for out in graph.forward(*args)]
 
 
@@ -118,7 +118,7 @@ class Sum(nn.Module):
 
 @pytest.mark.parametrize("fault", [0.0, 0.5])
 def test_a_look_changes_nothing(backend: Backend, fault: float) -> None:
-    args, network = Arguments(compile="full"), Sum()
+    args, network = Arguments(compile="full", compile_mode=None), Sum()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     backend.fault = fault
     compilation.compile_network(args, network)
@@ -135,13 +135,46 @@ def test_a_look_changes_nothing(backend: Backend, fault: float) -> None:
     assert backend.graphs == graphs
 
 
+@pytest.mark.parametrize(
+    ("mode", "name"),
+    [
+        (None, None),
+        ("default", None),
+        ("reduce-overhead", "triton.cudagraphs"),
+        ("max-autotune-no-cudagraphs", "max_autotune"),
+    ],
+)
+def test_a_mode_is_the_options_that_it_stands_for(
+    backend: Backend, mode: str | None, name: str | None
+) -> None:
+    network = Sum()
+    compilation.compile_network(Arguments(compile="full", compile_mode=mode), network)
+    network(torch.ones(5, 3))
+    options = {**backend.options}
+    assert options.pop("fallback_random") is True
+    assert (name in options) if name else not options
+    assert ("triton.cudagraphs" in options) == (mode == "reduce-overhead")
+
+
+def test_a_mode_is_part_of_what_is_resumed(
+    classes: Bench, tmp_path: Path, backend: Backend, capsys: pytest.CaptureFixture[str]
+) -> None:
+    compiled = (*RUN, "--compile", "full")
+    classes.train(tmp_path, *compiled, "--max_train_steps", 2)
+    autotuned = ("--compile_mode", "max-autotune-no-cudagraphs")
+    argv = classes.argv(tmp_path, *compiled, *LATEST, *autotuned)
+    assert status(argv, classes.script) == 2
+    told = "compile.compile_mode is max-autotune-no-cudagraphs, was unset"
+    assert told in capsys.readouterr().err
+
+
 def test_a_compiler_that_fails_is_told_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(graph: torch.fx.GraphModule, inputs: Any, **options: Any) -> Any:
         raise ImportError("x.so: file too short")
 
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=broken))
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/kept/graphs")
-    args, network = Arguments(compile="full"), Sum()
+    args, network = Arguments(compile="full", compile_mode=None), Sum()
     compilation.compile_network(args, network)
     with pytest.raises(UsageError, match=r"file too short\).*delete the folder /kept/graphs, or"):
         compilation.check_gradients(args, network, lambda: network(torch.ones(5, 3)))
@@ -151,13 +184,24 @@ def test_what_cannot_be_compiled_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(UsageError, match="Sum has no repeated blocks: give --compile full"):
-        compilation.compile_network(Arguments(compile="blocks"), Sum())
+        compilation.compile_network(Arguments(compile="blocks", compile_mode=None), Sum())
     (tmp_path / "a.png").touch()
     line = ["--pretrained_model_name_or_path", "a/b", "--train_data_dir", str(tmp_path)]
     line += ["--output_dir", str(tmp_path / "run"), "--compile", "full"]
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "eager")
     with pytest.raises(UsageError, match="--compile is full, and accelerate compiles by EAGER"):
         runtime.make_accelerator(parse_args(line))
+    monkeypatch.delenv("ACCELERATE_DYNAMO_BACKEND")
+    graphs = [*line, "--compile_mode", "reduce-overhead"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(
+        UsageError, match=r"reduce-overhead replays CUDA graphs and torch sees no CUDA"
+    ):
+        parse_args(graphs)
+    with pytest.raises(UsageError, match="reduce-overhead with --gradient_accumulation_steps 2"):
+        parse_args([*graphs, "--gradient_accumulation_steps", "2"])
+    with pytest.raises(UsageError, match="has no effect without --compile blocks or full"):
+        parse_args([*line[:-2], "--compile_mode", "default"])
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(
         UsageError, match=r"needs a C\+\+ compiler and there is no no-such-compiler"

@@ -22,6 +22,7 @@ TRACKERS = {"tensorboard": ("tensorboard", "tensorboardX")} | {name: (name,) for
 
 BY_BITSANDBYTES = ("4bit", "8bit")  # kinds of --quantize_base
 _TELL_THE_COMMAND = {"wandb", "comet_ml", "swanlab", "clearml"}  # what the program was called with
+CUDA_GRAPHS = "reduce-overhead"  # the --compile_mode that replays them
 NO_TRACKER = "none"  # transformers' word, too
 _WRITTEN = ("output_dir", "logging_dir")  # places that a run does not read
 REMOTE, REMOTE_FOLDER = "hub:", "last-checkpoint"  # a checkpoint on the Hub, and where it is there
@@ -246,12 +247,22 @@ def check_peft(args: Any) -> None:
 
 
 def check_compiler(args: Any) -> None:
-    """Refuse to compile without the C++ compiler that torch.compile calls."""
+    """Refuse to compile without the C++ compiler that torch.compile calls, and without the device
+    that its mode is for."""
     name = os.environ.get("CXX", {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++"))
     if args.compile != "none" and shutil.which(name) is None:
         raise UsageError(
             f"--compile {args.compile} needs a C++ compiler and there is no {name}: install it, "
             "name another by the environment variable CXX, or drop the flag."
+        )
+    if args.compile_mode != CUDA_GRAPHS:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        raise UsageError(
+            f"--compile_mode {args.compile_mode} replays CUDA graphs and torch sees no CUDA "
+            "device: drop the flag."
         )
 
 

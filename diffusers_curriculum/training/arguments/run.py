@@ -43,6 +43,7 @@ SAMPLE_POLICIES = (*POLICIES, "sample", "off")
 MIXED_PRECISIONS = ("no", "fp16", "bf16")
 FILE_DTYPES = ("float32", "float16")
 COMPILED = ("none", "blocks", "full")
+COMPILE_MODES = ("default", environment.CUDA_GRAPHS, "max-autotune-no-cudagraphs")
 ATTENTIONS = ("sdpa", "xformers", "flash", "cudnn", "efficient", "math", "flex")
 
 _OF_A_DATA_SET = Need("--dataset_name", lambda a: a.dataset_name is not None)
@@ -50,6 +51,17 @@ _AVERAGED = Need("--use_ema", lambda a: a.use_ema)
 _SKIPPING = Need("--bad_samples skip", lambda a: a.bad_samples == "skip")
 _CACHED = Need("--cache_latents", lambda a: a.cache_latents)
 _RESUMED = Need("--resume_from_checkpoint", lambda a: bool(a.resume_from_checkpoint))
+
+
+def _check_graphs(args: Any) -> None:
+    """Refuse to sum gradients that lie in the memory of CUDA graphs, which the next micro-batch
+    writes over (https://github.com/pytorch/pytorch/issues/169545)."""
+    steps = args.gradient_accumulation_steps
+    if args.compile_mode == environment.CUDA_GRAPHS and steps > 1:
+        raise UsageError(
+            f"--compile_mode {args.compile_mode} with --gradient_accumulation_steps {steps}: CUDA "
+            "graphs write over the gradients that are summed; drop one of the two."
+        )
 
 
 def _check_background(args: Any) -> None:
@@ -203,6 +215,16 @@ PRECISION = Family.of(
         setting="compile",
         later=True,
     ),
+    choice(
+        "compile_mode",
+        COMPILE_MODES,
+        help="mode of torch.compile: reduce-overhead replays CUDA graphs, the last searches longer "
+        "for fast kernels (default: default)",
+        needs=(Need("--compile blocks or full", lambda a: a.compile != "none"),),
+        setting="compile",
+        later=True,
+    ),
+    check=_check_graphs,
     check_machine=environment.check_compiler,
 )
 KERNELS = Family.of(
@@ -265,7 +287,7 @@ OF_MACHINE = (PRECISION, KERNELS, OUTPUT, HUB)
 _OURS = {flag.name for family in (SAMPLES, HELD_OUT, VALIDATION_LOSS) for flag in family.flags}
 _OURS |= {"attention", "train_split", "background", "ema_decay", "ema_interval", "license"}
 _OURS |= {"allow_config_change", "overwrite_output_dir", "lr_num_cycles", "lr_power", "lr_end"}
-_OURS |= {"validation_clip_score", "data_config", "compile", "streaming"}
+_OURS |= {"validation_clip_score", "data_config", "compile", "compile_mode", "streaming"}
 _OURS |= {"hub_strategy", "hub_private_repo"}
 _OURS |= {f.name for f in OPTIMIZER.flags if f.name.startswith(("optimizer", "prodigy_"))}
 

@@ -41,9 +41,12 @@ def compile_network(args: Arguments, network: nn.Module) -> None:
             f"--compile is blocks, and {type(model).__name__} has no repeated blocks: give "
             "--compile full, or drop the flag."
         )
+    from torch._inductor import list_mode_options  # here, as it takes a second
+
+    # a mode is a name for options, and dropout draws what it draws without a compiler
+    options = list_mode_options(args.compile_mode or "default") | {"fallback_random": True}
     for module in chosen:
-        # dropout draws what it draws without a compiler
-        module.compile(options={"fallback_random": True})
+        module.compile(options=options)
 
 
 def compiled_in(network: nn.Module) -> str | None:

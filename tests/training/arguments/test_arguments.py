@@ -201,6 +201,7 @@ NEW_DEFAULTS = {
     "shuffle_buffer": 1000,
     "background": None,
     "compile": "none",
+    "compile_mode": None,
     "optimizer": "AdamW",
     "prodigy_beta3": None,
     "prodigy_decouple": True,
