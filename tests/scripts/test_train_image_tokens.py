@@ -152,6 +152,8 @@ def test_two_runs_leave_the_same_pipeline_which_a_third_goes_on_from(
         bench.module.main(bench.argv(tmp_path / name, "--max_train_steps", 3))
     first = tmp_path / "first"
     assert hashes(first / "transformer") == hashes(tmp_path / "second" / "transformer")
+    modules = {str(path.relative_to(first)) for path in first.rglob("*.py")}
+    assert modules == {"pipeline.py", "transformer/image_tokens.py", "vae/vit_vq.py"}
     images = [
         load(tmp_path / n)([0, 1], generator=torch.Generator().manual_seed(1), output_type="np")
         for n in ("first", "second")

@@ -135,6 +135,7 @@ class ImagePublisher(PipelinePublisher):
         source = self.models.source if self.models else None
         if source is not None:
             source.copy(folder / "vae")
+            pipeline.save_config(folder)  # brings the code of parts again
         return lambda: pipeline
 
     def _draw(self, build: Any) -> list[Image]:
