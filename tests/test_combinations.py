@@ -108,6 +108,9 @@ PARAMETERS: dict[str, Strategy] = {
     ),
     "scheme_logit_normal": some_of(mean=number(-3, 3), std=WIDTH),
     "scheme_mode": some_of(scale=number(-1, 1.7)),
+    "grid": st.lists(st.integers(0, 60), min_size=1, max_size=5, unique=True).map(
+        lambda timesteps: {"timesteps": timesteps}
+    ),
     "truncated": st.one_of(
         st.fixed_dictionaries({"low": number(-8, 0)}, optional={"high": number(-2, 8)}),
         st.fixed_dictionaries(

@@ -1,5 +1,5 @@
 """The reference law, uniform over timesteps, and through it laws of a schedule's own time fraction
-tau."""
+tau, that of single timesteps among them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from diffusers_curriculum.checks import above_zero, checked, whole
 from diffusers_curriculum.densities.base import ScheduleDensity, inverse, register
 
 
@@ -168,3 +169,58 @@ class PiecewiseTime(TimeDensity):
 
     def _piece(self, tau: Tensor) -> Tensor:
         return torch.searchsorted(self._pieces[0][1:-1], tau.contiguous(), right=True)
+
+
+@register(
+    "grid",
+    formula="w_i / sum(w) on the timesteps that are named, 0 on all others",
+    source="the steps of a sampler, as reinforcement learning on its own way trains them "
+    "(arXiv 2305.13301, arXiv 2505.05470)",
+    note="0 is the cleanest; visited_indices tells those of a scheduler. A sampler's floor trains "
+    "the others: use floor=0.",
+    example={"timesteps": [99, 299, 499, 699, 899]},
+)
+@dataclass(frozen=True, eq=False)
+class Grid(PiecewiseTime):
+    """Some timesteps of a schedule, and no other.
+
+    Args:
+        timesteps: their numbers, 0 = cleanest, in any order.
+        weights: how often each is drawn beside the others, default all alike.
+
+    Raises:
+        ValueError: no timestep, one that the schedule has not, one twice, or weights that are not
+            as many, or not above 0.
+    """
+
+    timesteps: list[int] = checked(None)
+    weights: list[float] | None = checked(None, default=None)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        last = len(self.edges) - 2
+        if not isinstance(self.timesteps, list | tuple) or not self.timesteps:
+            raise ValueError(f"timesteps={self.timesteps!r} names none: give a list of numbers.")
+        for position, number in enumerate(self.timesteps):
+            whole(f"timesteps[{position}]", number, 0, last)
+        if len({*self.timesteps}) < len(self.timesteps):
+            raise ValueError(f"timesteps={self.timesteps!r} has one twice: give each once.")
+        weights = self._each
+        if not isinstance(weights, list | tuple) or len(weights) != len(self.timesteps):
+            raise ValueError(
+                f"weights={weights!r} for {len(self.timesteps)} timesteps: give a number for each."
+            )
+        for position, weight in enumerate(weights):
+            above_zero(f"weights[{position}]", weight)
+
+    @property
+    def _each(self) -> list[float]:
+        return [1.0] * len(self.timesteps) if self.weights is None else self.weights
+
+    @property
+    def _weights(self) -> list[tuple[float, float]]:
+        count, pieces, done = len(self.edges) - 1, list[tuple[float, float]](), 0
+        for number, weight in sorted(zip(self.timesteps, self._each, strict=True)):
+            gap = [(number / count, 0.0)] if number > done else []
+            pieces, done = [*pieces, *gap, ((number + 1) / count, float(weight))], number + 1
+        return pieces if done == count else [*pieces, (1.0, 0.0)]

@@ -436,4 +436,8 @@ ON_SCHEDULE: dict[str, tuple[dict[str, Any], Callable[[np.ndarray], Any]]] = {
         {"density": "normal", "mean": 1.0, "low": -3.0, "high": 2.0},
         lambda e: ConditionalLaw(stats.norm(1, 2), -3.0, 2.0),
     ),
+    "grid": (
+        {"timesteps": [300, 0, 160], "weights": [1.0, 2.0, 4.0]},
+        lambda e: TimeLaw(e, shares([{0: 2, 160: 4, 300: 1}.get(i, 0) for i in range(len(e) - 1)])),
+    ),
 }

@@ -15,6 +15,7 @@ from torch import Tensor
 from diffusers_curriculum import DensityTimestepSampler, densities
 from diffusers_curriculum.densities import DENSITIES, make_density, portable_parameters
 from diffusers_curriculum.densities.base import largest
+from diffusers_curriculum.noise_levels import NoiseLevels
 from tests.floors_fixtures import SCHEDULERS
 
 EDGES = torch.linspace(8.0, -6.0, 11, dtype=torch.float64)
@@ -38,7 +39,8 @@ def test_every_entry_tells_formula_source_and_families(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(DENSITIES))
 def test_the_repr_of_a_law_is_one_readable_line(name: str) -> None:
-    law = make_density(name, EDGES, **DENSITIES.entry(name).example)
+    edges = NoiseLevels.from_scheduler(SCHEDULERS["sd"]()).edges
+    law = make_density(name, edges, **DENSITIES.entry(name).example)
     assert "tensor" not in repr(law)
     assert repr(law).startswith(type(law).__name__)
 
@@ -129,6 +131,15 @@ def test_the_law_in_five_lines_of_the_docstring_works() -> None:
         ),
         ("timestep_bias", {"strategy": "range", "begin": -1}, r"begin=-1 must be a whole number"),
         ("timestep_bias", {"strategy": "range", "end": 2.5}, r"end=2\.5 must be a whole number"),
+        ("grid", {}, r"'grid' needs 'timesteps', for example"),
+        ("grid", {"timesteps": []}, r"timesteps=\[\] names none"),
+        ("grid", {"timesteps": "9"}, r"timesteps='9' names none"),
+        ("grid", {"timesteps": [10]}, r"timesteps\[0\]=10 must be a whole number from 0 to 9"),
+        ("grid", {"timesteps": [1, 2.0]}, r"timesteps\[1\]=2\.0 must be a whole number"),
+        ("grid", {"timesteps": [1, 1]}, r"has one twice"),
+        ("grid", {"timesteps": [1], "weights": [1, 2]}, r"weights=\[1, 2\] for 1 timesteps"),
+        ("grid", {"timesteps": [1, 2], "weights": "12"}, r"weights='12' for 2 timesteps"),
+        ("grid", {"timesteps": [1, 2], "weights": [1, 0]}, r"weights\[1\]=0 must be greater"),
         ("beta", {"edges": 1}, r"'beta' has no parameter 'edges'"),
         (["laplace"], {}, r"\['laplace'\] is unknown"),
     ],
