@@ -1,10 +1,10 @@
 """Digits drawn code by code: the commands of examples/autoregressive/README.md, and what comes out.
 
-    python -m benchmarks.image_tokens [--output_dir DIR] [--json PATH]
+    python -m benchmarks.image_tokens [--seeds 3] [--output_dir DIR] [--json PATH]
 
 Trains the ViT-VQGAN of that page, and on its codes a language model with classes as the page does,
-one with a curriculum over positions, and one without classes, two at a time; one seed. Tells of
-each the bits per code of the scans that are kept apart, the accuracy of a linear classifier on the
+one with a curriculum over positions, and one without classes, with each seed, two at a time. Tells
+of each, with 95 % intervals over the seeds, the bits per code of the scans that are kept apart, the accuracy of a linear classifier on the
 features of its middle layer, beside one on pixels, and of what it draws: the share of 500 digits
 that a classifier of scans recognises (with classes), and precision and recall (arXiv 1904.06991) of
 1,000 images in the features of another one. A run that is finished in DIR is not made again.
@@ -22,6 +22,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from benchmarks.evidence.curves import mean_interval
 from benchmarks.evidence.data import pictures
 from benchmarks.evidence.judge import distances, judge_of
 from diffusers_curriculum.pipelines import ImageTokenPipeline
@@ -38,7 +40,7 @@ README = ROOT / "examples" / "autoregressive" / "README.md"
 CURRICULUM = ("--curriculum", "difficulty", "--curriculum_clusters", "8")
 CURRICULUM += ("--curriculum_pacing", "linear", "--curriculum_total_steps", "500")
 INK, EACH, JUDGED = 16.0, 50, 1000  # of a scan's pixel; digits of each class; images in all
-COLUMNS = ("bits", "linear_probe", "recognised", "precision", "recall", "minutes")
+COLUMNS = ("bits", "linear_probe", "pixels", "recognised", "precision", "recall", "minutes")
 
 
 def commands() -> list[list[str]]:
@@ -49,17 +51,20 @@ def commands() -> list[list[str]]:
 
 
 def kinds() -> dict[str, list[str]]:
-    """The command of each kind of training, without its output folder."""
-    words = commands()[2]
-    at = words.index("--output_dir")
-    words = words[:at] + words[at + 2 :]
+    """The command of each kind of training, without its seed and output folder."""
+    words = _without(commands()[2], "--output_dir", "--seed")
     alone = [word for word in words if word != "--class_conditional"]
-    at = alone.index("--guidance_scale")
     return {
         "classes": words,
         "classes, curriculum": [*words, *CURRICULUM],
-        "no classes": alone[:at] + alone[at + 2 :],
+        "no classes": _without(alone, "--guidance_scale"),
     }
+
+
+def _without(words: list[str], *flags: str) -> list[str]:
+    """Words of a command but for some flags, each with its value."""
+    left_out = {place for flag in flags for place in (words.index(flag), words.index(flag) + 1)}
+    return [word for place, word in enumerate(words) if place not in left_out]
 
 
 def run(words: Sequence[str], folder: Path) -> float:
@@ -72,7 +77,7 @@ def run(words: Sequence[str], folder: Path) -> float:
     return (time.monotonic() - start) / 60
 
 
-def train(folder: Path) -> dict[str, float]:
+def train(folder: Path, seeds: int) -> dict[str, float]:
     """Minutes of each command, those of runs that are finished from when they were made."""
     kept = folder / "minutes.json"
     minutes = json.loads(kept.read_text()) if kept.is_file() else {}
@@ -84,10 +89,20 @@ def train(folder: Path) -> dict[str, float]:
 
     for name, words in zip(("scans", "autoencoder"), commands(), strict=False):
         once(name, words)
+
+    def one(made: tuple[str, int]) -> None:
+        kind, seed = made
+        output = output_of(kind, seed)
+        once(output, [*kinds()[kind], "--seed", str(seed), "--output_dir", output])
+
     with ThreadPoolExecutor(2) as pool:
-        made = kinds().items()
-        list(pool.map(lambda kind: once(kind[0], [*kind[1], "--output_dir", kind[0]]), made))
+        list(pool.map(one, product(kinds(), range(seeds))))
     return minutes
+
+
+def output_of(kind: str, seed: int) -> str:
+    """The folder of a run."""
+    return f"{kind}-{seed}".replace(", ", "-").replace(" ", "-")
 
 
 def drawn(pipeline: Any, count: int, scale: float) -> list[Image.Image]:
@@ -126,22 +141,25 @@ def judged(output: Path, cache: Path) -> dict[str, float]:
     return told | {name: found[name] for name in ("precision", "recall")}
 
 
-def measure(folder: Path) -> dict[str, Any]:
-    """Minutes of the first two commands, and what is told of each kind of training."""
+def measure(folder: Path, seeds: int) -> dict[str, Any]:
+    """Minutes of the first two commands, and by kind of training and by what is told of it the
+    values of all seeds."""
     sys.path.insert(0, str(ROOT / "examples" / "text_to_image"))
     folder.mkdir(parents=True, exist_ok=True)
-    minutes = train(folder)
-    found = {kind: judged(folder / kind, folder / "judge") for kind in kinds()}
-    for kind, values in found.items():
-        values["minutes"] = minutes[kind]
-    return {"minutes": {name: minutes[name] for name in ("scans", "autoencoder")}, "kinds": found}
+    minutes, told = train(folder, seeds), dict[str, dict[str, list[float]]]()
+    for kind, seed in product(kinds(), range(seeds)):
+        output = output_of(kind, seed)
+        values = judged(folder / output, folder / "judge") | {"minutes": minutes[output]}
+        for name, value in values.items():
+            told.setdefault(kind, {}).setdefault(name, []).append(value)
+    return {"minutes": {name: minutes[name] for name in ("scans", "autoencoder")}, "kinds": told}
 
 
 def table(found: dict[str, Any]) -> str:
-    """What is told of each kind of training, as a table."""
+    """The means and their intervals, as a table."""
     rows = [f"| | {' | '.join(COLUMNS).replace('_', ' ')} |", "|---" * (1 + len(COLUMNS)) + "|"]
-    for kind, values in found["kinds"].items():
-        cells = (f"{values[name]:.2f}" if name in values else "" for name in COLUMNS)
+    for kind, told in found["kinds"].items():
+        cells = (str(mean_interval(told[name])) if name in told else "" for name in COLUMNS)
         rows.append(f"| {kind} | {' | '.join(cells)} |")
     return "\n".join(rows)
 
@@ -149,10 +167,11 @@ def table(found: dict[str, Any]) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(description="Digits drawn code by code.")
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/image_tokens"))
     parser.add_argument("--json", type=Path)
     args = parser.parse_args(argv)
-    found = measure(args.output_dir.resolve())
+    found = measure(args.output_dir.resolve(), args.seeds)
     print(table(found))
     if args.json is not None:
         args.json.write_text(json.dumps(found, indent=2) + "\n", "utf-8")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
+
 from benchmarks import image_tokens
 from diffusers_curriculum.training.tasks.image_tokens import ImageTokens
 
@@ -24,11 +26,12 @@ def test_the_documents_tell_what_was_measured() -> None:
     found = json.loads(RESULTS.read_text("utf-8"))
     assert image_tokens.table(found) in image_tokens.README.read_text("utf-8")
     given, alone = found["kinds"]["classes"], found["kinds"]["no classes"]
+    assert {len(values) for told in found["kinds"].values() for values in told.values()} == {3}
+    shares = [np.mean(told) for told in (given["recognised"], alone["precision"], alone["recall"])]
     readme = (image_tokens.ROOT / "README.md").read_text("utf-8")
-    told = f"{given['recognised']:.2f} of 500; {alone['precision']:.2f} and {alone['recall']:.2f}"
-    assert told in readme
+    assert "{:.2f} of 500; {:.2f} and {:.2f}".format(*shares) in readme
     # the bars that it was built for
-    assert given["recognised"] >= 0.9
-    assert alone["recall"] >= 0.5
+    assert min(given["recognised"]) >= 0.9
+    assert shares[2] >= 0.5
     made = sum(found["minutes"].values())
-    assert max(made + given["minutes"], made + alone["minutes"]) < 15
+    assert max(made + minutes for minutes in given["minutes"] + alone["minutes"]) < 15
