@@ -4,10 +4,11 @@
 
 Trains the ViT-VQGAN of that page, and on its codes a language model with classes as the page does,
 one with a curriculum over positions, and one without classes, with each seed, two at a time. Tells
-of each, with 95 % intervals over the seeds, the bits per code of the scans that are kept apart, the accuracy of a linear classifier on the
-features of its middle layer, beside one on pixels, and of what it draws: the share of 500 digits
-that a classifier of scans recognises (with classes), and precision and recall (arXiv 1904.06991) of
-1,000 images in the features of another one. A run that is finished in DIR is not made again.
+of each, with 95 % intervals over the seeds, the bits per code of the scans that are kept apart, the
+accuracy of a linear classifier on the features of its middle layer, beside one on pixels, and of
+what it draws: the share of 500 digits that a classifier of scans recognises (with classes), and
+precision and recall (arXiv 1904.06991) of 1,000 images in the features of another one. A run that
+is finished in DIR is not made again.
 """
 
 from __future__ import annotations

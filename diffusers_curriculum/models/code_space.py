@@ -39,6 +39,13 @@ class CodeSpace:
         config = self.space.model.config
         return config["codebook_size" if self.space.kind == "ViTVQModel" else "num_vq_embeddings"]
 
+    @property
+    def positions(self) -> int | None:
+        """Codes of an image; None where it may have any number."""
+        if self.space.kind != "ViTVQModel":
+            return None
+        return (self.space.model.config.image_size // self.space.downsampling) ** 2
+
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
         """The codes (B, h, w) int64 of images (B, 3, H, W) in [-1, 1], on the model's device."""

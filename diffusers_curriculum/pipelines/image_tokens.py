@@ -133,11 +133,12 @@ class ImageTokenPipeline(SelfContained, ClassNames, DiffusionPipeline):
     ) -> None:
         super().__init__()
         config: Any = transformer.config
-        codes = CodeSpace.of(LatentSpace.of(vae)).codebook_size
-        if codes != config["codebook_size"]:
+        space, (known, places) = CodeSpace.of(LatentSpace.of(vae)), _sizes(config)
+        if space.codebook_size != known or space.positions not in (places, None):
             raise ValueError(
-                f"the transformer knows {config['codebook_size']} codes and the autoencoder has "
-                f"{codes}: give the one that it was trained with."
+                f"the transformer knows {known} codes in {places} places, and the autoencoder has "
+                f"{space.codebook_size} in {space.positions or 'any'}: give the one that it was "
+                "trained with."
             )
         self.register_modules(transformer=transformer, vae=vae)
         self._register_names(id2label, config["num_classes"])
@@ -175,13 +176,12 @@ class ImageTokenPipeline(SelfContained, ClassNames, DiffusionPipeline):
         if class_labels is None and batch_size < 1:
             raise ValueError(f"batch_size={batch_size} makes no image: give 1 or more.")
         model: Any = self.transformer
-        choice, device = Choice(guidance_scale, temperature, top_k, top_p), self._execution_device
-        null = model.null_class
+        null, device = model.null_class, self._execution_device
         given = [null] * batch_size if class_labels is None else self._classes(class_labels, null)
         labels = torch.tensor(given, device=device)
-        if class_labels is None:
-            choice = Choice(1.0, temperature, top_k, top_p)  # there is no class to be guided to
-        u = uniform_numbers((len(given), model.config["num_positions"]), generator, device)
+        scale = 1.0 if class_labels is None else guidance_scale  # without a class to be guided to
+        choice = Choice(scale, temperature, top_k, top_p)
+        u = uniform_numbers((len(given), _sizes(model.config)[1]), generator, device)
         bar: Any = self.progress_bar
         codes = draw_codes(model, labels, u, choice, bar)
         codes = codes.unflatten(1, self._grid())
@@ -193,5 +193,10 @@ class ImageTokenPipeline(SelfContained, ClassNames, DiffusionPipeline):
 
     def _grid(self) -> tuple[int, int]:
         """Rows and columns of codes: those of a square image."""
-        side = round(self.transformer.config["num_positions"] ** 0.5)
+        side = round(_sizes(self.transformer.config)[1] ** 0.5)
         return side, side
+
+
+def _sizes(config: Any) -> tuple[int, int]:
+    """How many codes there are, and how many an image has."""
+    return config["codebook_size"], config["num_positions"]

@@ -25,7 +25,7 @@ from diffusers_curriculum.training.arguments.flag import (
     NOT_NEGATIVE,
     Family,
     Need,
-    key_values,
+    pairs,
     path,
     tracked,
 )
@@ -83,15 +83,7 @@ _MODEL = Family.of(
         convert=path,
         needs=(_FRESH,),
     ),
-    tracked(
-        "model_args",
-        str,
-        help="changes to --model_config",
-        nargs="+",
-        metavar="KEY=VALUE",
-        convert=key_values,
-        needs=(_FRESH,),
-    ),
+    pairs("model_args", "changes to --model_config", needs=(_FRESH,)),
     setting="model",
 )
 _LOSSES = Family.of(

@@ -141,7 +141,9 @@ def test_what_cannot_be_is_refused() -> None:
             pipe(**given)
     with pytest.raises(ValueError, match="has no codebook"):
         pipeline(vae=tiny_kl())
-    with pytest.raises(ValueError, match="knows 16 codes and the autoencoder has 8"):
+    with pytest.raises(ValueError, match="knows 16 codes in 16 places, and the autoencoder has 8"):
         pipeline(vae=tiny_vit(codebook_size=8))
+    with pytest.raises(ValueError, match="the autoencoder has 16 in 64"):
+        pipeline(vae=tiny_vit(patch_size=2))
     with pytest.raises(ValueError, match=r"names the classes \[7\]"):
         pipeline(id2label={7: "eel"})

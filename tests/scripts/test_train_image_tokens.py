@@ -193,6 +193,18 @@ def test_a_probe_and_metrics_are_computed(bench: Bench, tmp_path: Path) -> None:
     assert "linear_probe" not in json.loads(told[-1])
 
 
+def test_pictures_are_drawn_as_asked(bench: Bench, tmp_path: Path) -> None:
+    argv = bench.argv(tmp_path, "--max_train_steps", 1, "--top_k", 1, "--guidance_scale", 2)
+    argv.remove("--no_pictures")
+    with mock.patch.object(ImageTokenPipeline, "__call__", autospec=True) as call:
+        call.side_effect = RuntimeError("drawn")
+        with pytest.raises(RuntimeError, match="drawn"):
+            bench.module.main(argv)
+    given = call.call_args.kwargs
+    assert (given["top_k"], given["temperature"], given["guidance_scale"]) == (1, 1.0, 2.0)
+    assert "top_p" not in given
+
+
 def test_what_cannot_be_is_refused(bench: Bench, tmp_path: Path) -> None:
     refused = (
         (("--eval_metrics", "linear_probe", "--eval_steps", 1), "samples that are kept apart"),

@@ -12,7 +12,8 @@ from diffusers_curriculum.training.arguments.configuration import (
     configuration_of,
     read_configuration,
 )
-from diffusers_curriculum.training.arguments.flag import Family, Flag, without_password
+from diffusers_curriculum.training.arguments.flag import Family, Flag
+from diffusers_curriculum.training.arguments.key_values import without_password
 from diffusers_curriculum.training.arguments.parser import OfficialFirstParser
 from diffusers_curriculum.training.errors import UsageError
 

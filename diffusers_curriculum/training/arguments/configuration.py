@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from diffusers_curriculum.training.arguments.flag import Flag, without_password
+from diffusers_curriculum.training.arguments.flag import Flag
+from diffusers_curriculum.training.arguments.key_values import without_password
 from diffusers_curriculum.training.errors import UsageError
 
 DEFAULTS = "defaults"

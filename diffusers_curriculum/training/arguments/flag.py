@@ -9,7 +9,6 @@ import argparse
 import json
 import math
 import os
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -92,11 +91,6 @@ def key_values(flag: str, value: Any) -> dict[str, Any]:
     with usage_errors(flag):
         json.dumps(value, allow_nan=False)
     return value
-
-
-def without_password(text: str) -> str:
-    """A text whose addresses have no password: https://user:password@host."""
-    return re.sub(r"(\w+://)[^/@\s]+@", r"\1***@", text)
 
 
 def truth(word: str) -> bool:
@@ -247,6 +241,12 @@ def choice(
 def place(name: str, default: str | None = None, help: str = "", **settings: Any) -> Flag:
     """A flag for a file, a folder, or a name on the Hub."""
     return tracked(name, str, default, help, convert=path, **settings)
+
+
+def pairs(name: str, help: str, **settings: Any) -> Flag:
+    """A flag for names and their values, as a dict."""
+    words = {"metavar": "KEY=VALUE", "nargs": "+", "convert": key_values}
+    return tracked(name, str, help=help, **words, **settings)
 
 
 def sharing(

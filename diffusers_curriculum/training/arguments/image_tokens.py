@@ -7,19 +7,25 @@ from typing import Any
 
 from diffusers_curriculum.metrics.choices import METRICS, OF_FEATURES
 from diffusers_curriculum.training.arguments import environment
+from diffusers_curriculum.training.arguments.classes import (
+    GUIDANCE,
+    GUIDED,
+    LABEL_COLUMN,
+    LABEL_DROPOUT,
+    OF_ANY_CLASS,
+    OF_CLASSES,
+    PICTURE_EPOCHS,
+)
 from diffusers_curriculum.training.arguments.command_line import CommandLine
 from diffusers_curriculum.training.arguments.curriculum import NOISE_LEVELS
 from diffusers_curriculum.training.arguments.evaluation import EVALUATION
 from diffusers_curriculum.training.arguments.flag import (
     COUNT,
-    NOT_NEGATIVE,
     POSITIVE,
-    SHARE,
     Bound,
     Family,
     Need,
-    count,
-    key_values,
+    pairs,
     sharing,
     tracked,
 )
@@ -52,12 +58,6 @@ _FRESH = Need(
     "a fresh network (drop --pretrained_model_name_or_path, which brings its own)",
     lambda a: a.pretrained_model_name_or_path is None,
 )
-_DRAWN = Need(
-    "pictures (drop --no_pictures) or --eval_steps",
-    lambda a: not a.no_pictures or a.eval_steps is not None,
-)
-
-
 _OF_DENOISERS = ("auto", "information_rate", "gradient_norm")
 
 
@@ -104,13 +104,9 @@ _MODEL = network(
 )
 _SETTINGS = Family.of(
     "model",
-    tracked(
+    pairs(
         "model_args",
-        str,
-        help="settings of its config, for example n_layer=8 n_embd=512 n_head=8",
-        nargs="+",
-        metavar="KEY=VALUE",
-        convert=key_values,
+        "settings of its config, for example n_layer=8 n_embd=512 n_head=8",
         needs=(_FRESH,),
     ),
     setting="model",
@@ -118,53 +114,21 @@ _SETTINGS = Family.of(
 _LABELS = Family.of(
     "data",
     tracked("class_conditional", help="learn images given their class", setting="model"),
-    tracked(
-        "label_column",
-        str,
-        "label",
-        "column with the classes",
-        needs=(_LABELLED,),
-        setting="dataset",
-    ),
-    tracked(
-        "label_dropout",
-        float,
-        0.1,
-        "share of samples trained without their class, for classifier-free guidance",
-        bound=SHARE,
-        needs=(_CONDITIONAL,),
-        setting="images",
-    ),
+    *sharing(LABEL_COLUMN, needs=_LABELLED),
+    *sharing(LABEL_DROPOUT, needs=_CONDITIONAL),
     check_machine=lambda args: environment.check_data(args, "a folder of images"),
 )
 _PICTURES = Family.of(
     "pictures",
     tracked("no_pictures", help="draw none, neither on the way nor at the end"),
     *sharing(
-        tracked(
-            "validation_classes",
-            str,
-            help="numbers or names of the classes that are drawn (default: the first ten)",
-            nargs="+",
-            metavar="CLASS",
-            needs=(_CONDITIONAL,),
-        ),
-        count(
-            "validation_images_per_class", 8, "pictures of each", most=10_000, needs=(_CONDITIONAL,)
-        ),
-        count("eval_batch_size", 16, "pictures drawn", most=10_000, needs=(_UNCONDITIONAL,)),
-        count("validation_epochs", 10, "epochs between pictures"),
+        *sharing(*OF_CLASSES, needs=_CONDITIONAL),
+        *sharing(OF_ANY_CLASS, needs=_UNCONDITIONAL),
+        PICTURE_EPOCHS,
         needs=PICTURES,
     ),
+    *sharing(GUIDANCE, needs=_CONDITIONAL),
     *sharing(
-        tracked(
-            "guidance_scale",
-            float,
-            1.0,
-            "classifier-free guidance of pictures and of metrics",
-            bound=NOT_NEGATIVE,
-            needs=(_CONDITIONAL,),
-        ),
         tracked("temperature", float, 1.0, "what logits are divided by to draw", bound=POSITIVE),
         tracked("top_k", int, help="draw among so many of the likeliest codes", bound=COUNT),
         tracked(
@@ -173,7 +137,7 @@ _PICTURES = Family.of(
             help="draw among the likeliest codes that have this probability together",
             bound=Bound("above 0 and at most 1", lambda x: 0 < x <= 1),
         ),
-        needs=_DRAWN,
+        needs=GUIDED,
     ),
 )
 _MEASURED = EVALUATION.changed(
@@ -198,6 +162,7 @@ COMMAND_LINE = CommandLine(
         "output_dir": {"default": "image-tokens"},
         "tracker_project_name": {"default": "image-tokens"},
         "resolution": {"default": 256},
+        "guidance_scale": {"default": 1.0},
         "cache_latents": {
             "help": "encode every image once and keep the numbers of its codes on disk"
         },

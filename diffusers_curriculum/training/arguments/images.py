@@ -18,7 +18,7 @@ from diffusers_curriculum.training.arguments.flag import (
     at_least,
     choice,
     count,
-    key_values,
+    pairs,
     place,
     sharing,
     tracked,
@@ -273,12 +273,5 @@ def pictures(*flags: Flag, sampler: str) -> Family:
             "FlowMatchEulerDiscreteScheduler or EDMEulerScheduler)",
             metavar="CLASS",
         ),
-        tracked(
-            "sampling_scheduler_args",
-            str,
-            help="its settings, for example timestep_spacing=trailing",
-            metavar="KEY=VALUE",
-            nargs="+",
-            convert=key_values,
-        ),
+        pairs("sampling_scheduler_args", "its settings, for example timestep_spacing=trailing"),
     )

@@ -77,3 +77,8 @@ def _parse_json(flag: str, piece: str, text: str) -> Any:
             "'points=[[-4,0],[0,1],[4,0]]', in single quotes."
         ) from error
     return value
+
+
+def without_password(text: str) -> str:
+    """A text whose addresses have no password: https://user:password@host."""
+    return re.sub(r"(\w+://)[^/@\s]+@", r"\1***@", text)

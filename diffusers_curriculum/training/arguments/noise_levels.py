@@ -18,7 +18,7 @@ from diffusers_curriculum.training.arguments.flag import (
     Need,
     choice,
     count,
-    key_values,
+    pairs,
     path,
     place,
     sharing,
@@ -136,11 +136,6 @@ def _settle(args: Any) -> None:
     _settle_weighting(args)
 
 
-def _pairs(name: str, help: str, **settings: Any) -> Flag:
-    words = {"metavar": "KEY=VALUE", "nargs": "+", "convert": key_values}
-    return tracked(name, str, help=help, **words, **settings)
-
-
 _BY_NAME = Need(
     "a --timestep_sampler by name; a file says them itself",
     lambda a: not is_file(a.timestep_sampler),
@@ -183,7 +178,7 @@ TIMESTEPS = Family.of(
         metavar="FILE",
         later=True,
     ),
-    _pairs(
+    pairs(
         "timestep_sampler_args", "its parameters, for example mu=0 b=0.5", needs=(_WITH_PARAMETERS,)
     ),
     *MOVED,
@@ -216,7 +211,7 @@ TIMESTEPS = Family.of(
         metavar="NAME",
         setting="loss_weighting",
     ),
-    _pairs("loss_weighting_args", "its parameters", needs=(_WEIGHTED,), setting="loss_weighting"),
+    pairs("loss_weighting_args", "its parameters", needs=(_WEIGHTED,), setting="loss_weighting"),
     # those of diffusers' SDXL script, short for --timestep_sampler timestep_bias
     choice(
         "timestep_bias_strategy",

@@ -89,7 +89,7 @@ class Evaluator:
 
     def is_due(self, step: int) -> bool:
         """Whether the model is evaluated after ``step`` finished steps."""
-        return step > 0 and (step % self.args.eval_steps == 0 or step == self.last_step)
+        return is_due(step, self.args.eval_steps, self.last_step)
 
     def evaluate(self, generate: Images, step: int) -> dict[str, float]:
         """Generate, compare, log under ``eval/`` and write the line of eval_metrics.jsonl.
@@ -159,14 +159,13 @@ class Evaluator:
         if not all(bool(x.isfinite().all()) for x in generated.values()):
             logger.warning("some generated images or their features are not finite: no metrics")
             return dict.fromkeys(names, math.nan)
-        # The one backend without float64 has one process only, and need not agree with anyone.
-        values = torch.zeros(len(names), dtype=torch.float64)
-        if self.accelerator.is_main_process:
+
+        def compute() -> list[float]:
             found = self._values(generated)
-            values = torch.tensor([found[name] for name in names], dtype=torch.float64)
-        if self.accelerator.num_processes > 1:
-            values = self.accelerator.reduce(values.to(self.accelerator.device), "sum")
-        return dict(zip(names, values.tolist(), strict=True))
+            return [found[name] for name in names]
+
+        values = of_main_process(self.accelerator, len(names), compute)
+        return dict(zip(names, values, strict=True))
 
     def _values(self, generated: Mapping[str, Tensor]) -> dict[str, float]:
         values: dict[str, float] = {}
@@ -179,6 +178,25 @@ class Evaluator:
             else:
                 values[metric] = frechet_distance(real, made)
         return values
+
+
+def is_due(step: int, every: int, last: int | None) -> bool:
+    """Whether something is measured after ``step`` finished steps: ``every`` so many, and after the
+    last."""
+    return step > 0 and (step % every == 0 or step == last)
+
+
+def of_main_process(
+    accelerator: Any, count: int, compute: Callable[[], Sequence[float]]
+) -> list[float]:
+    """So many numbers that the main process computes, on all processes."""
+    # The one backend without float64 has one process only, and need not agree with anyone.
+    values = torch.zeros(count, dtype=torch.float64)
+    if accelerator.is_main_process:
+        values = torch.tensor(compute(), dtype=torch.float64)
+    if accelerator.num_processes > 1:
+        values = accelerator.reduce(values.to(accelerator.device), "sum")
+    return values.tolist()
 
 
 def gathered_features(

@@ -12,7 +12,11 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from diffusers_curriculum.training.data.plan import chosen_rows
-from diffusers_curriculum.training.evaluation.evaluator import gathered_features
+from diffusers_curriculum.training.evaluation.evaluator import (
+    gathered_features,
+    is_due,
+    of_main_process,
+)
 from diffusers_curriculum.training.publish.metrics_record import MetricsRecord
 from diffusers_curriculum.training.publish.pictures import evaluation_mode
 
@@ -56,7 +60,7 @@ class LinearProbe:
     def is_due(self, step: int) -> bool:
         """Whether it is fitted after ``step`` finished steps."""
         args = self.run.args
-        return step > 0 and (step % args.eval_steps == 0 or step == args.max_train_steps)
+        return is_due(step, args.eval_steps, args.max_train_steps)
 
     @torch.no_grad()
     def evaluate(self, step: int) -> dict[str, float]:
@@ -79,13 +83,11 @@ class LinearProbe:
 
     def _accuracy(self, features: Features, width: int | None) -> float:
         seen = {name: self._seen(*told, features, width) for name, told in self.samples.items()}
-        found = torch.zeros(1, dtype=torch.float64)
-        accelerator = self.run.accelerator
-        if accelerator.is_main_process:
-            found[0] = _accuracy(*seen["training"], *seen["held_out"])
-        if accelerator.num_processes > 1:
-            found = accelerator.reduce(found.to(accelerator.device), "sum")
-        return float(found)
+
+        def compute() -> list[float]:
+            return [_accuracy(*seen["training"], *seen["held_out"])]
+
+        return of_main_process(self.run.accelerator, 1, compute)[0]
 
     def _seen(
         self, samples: Any, rows: Sequence[int], features: Features, width: int | None

@@ -19,7 +19,7 @@ class TokenPublisher(ImagePublisher):
     def _drawing(self, purpose: str) -> dict[str, Any]:
         args = self.args
         told = {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p}
-        return {name: value for name, value in told.items() if value not in (None, 1.0)}
+        return {name: value for name, value in told.items() if value is not None}
 
     def _validation_pipeline(self) -> Any:
         return self._final_pipeline()

@@ -6,20 +6,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from diffusers_curriculum.training.arguments import environment
+from diffusers_curriculum.training.arguments.classes import (
+    GUIDANCE,
+    LABEL_COLUMN,
+    LABEL_DROPOUT,
+    OF_CLASSES,
+    PICTURE_EPOCHS,
+)
 from diffusers_curriculum.training.arguments.command_line import Arguments, CommandLine
 from diffusers_curriculum.training.arguments.curriculum import NOISE_LEVELS
 from diffusers_curriculum.training.arguments.evaluation import EVALUATION
-from diffusers_curriculum.training.arguments.flag import (
-    LEVELS,
-    NOT_NEGATIVE,
-    SHARE,
-    Family,
-    Need,
-    count,
-    place,
-    sharing,
-    tracked,
-)
+from diffusers_curriculum.training.arguments.flag import LEVELS, Family, count, place, sharing
 from diffusers_curriculum.training.arguments.images import (
     AUTOENCODED,
     AUTOENCODER,
@@ -49,11 +46,6 @@ from diffusers_curriculum.training.loop.task import JobParts
 from diffusers_curriculum.training.tasks.images import ImageTask
 
 _WANTED = "a folder of images with one sub-folder per class"
-_GUIDED = Need(
-    "pictures (drop --no_pictures) or --eval_steps",
-    lambda a: not a.no_pictures or a.eval_steps is not None,
-)
-
 _MODEL = network(
     place(
         "model_config",
@@ -64,40 +56,16 @@ _MODEL = network(
 )
 _LABELS = Family.of(
     "data",
-    tracked("label_column", str, "label", "column with the classes", setting="dataset"),
-    tracked(
-        "label_dropout",
-        float,
-        0.1,
-        "share of samples trained without their class, for classifier-free guidance",
-        bound=SHARE,
-        setting="images",
-    ),
+    LABEL_COLUMN,
+    LABEL_DROPOUT,
     check_machine=lambda args: environment.check_data(args, _WANTED),
 )
 _PICTURES = pictures(
-    *sharing(
-        tracked(
-            "validation_classes",
-            str,
-            help="numbers or names of the classes that are drawn (default: the first ten)",
-            nargs="+",
-            metavar="CLASS",
-        ),
-        count("validation_images_per_class", 8, "pictures of each", most=10_000),
-        needs=PICTURES,
-    ),
-    tracked(
-        "guidance_scale",
-        float,
-        1.5,
-        "classifier-free guidance of pictures and of metrics",
-        bound=NOT_NEGATIVE,
-        needs=(_GUIDED,),
-    ),
+    *sharing(*OF_CLASSES, needs=PICTURES),
+    GUIDANCE,
     *sharing(
         count("validation_inference_steps", 50, "denoising steps per picture", most=LEVELS),
-        count("validation_epochs", 10, "epochs between pictures"),
+        PICTURE_EPOCHS,
         needs=PICTURES,
     ),
     sampler="DDIMScheduler",

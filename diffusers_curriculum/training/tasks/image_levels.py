@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from torch import Tensor
 from torch.utils.data import default_collate
@@ -59,6 +59,7 @@ class ImageLevelTask(LevelTask):
     held_out: Any = None
     latents: Latents | None = None
     validation: ValidationLoss | None = None
+    validation_kind: ClassVar[type[ValidationLoss]] = ValidationLoss
 
     @property
     def text_columns(self) -> Mapping[str, str]:
@@ -215,10 +216,13 @@ class ImageLevelTask(LevelTask):
                 evaluate(done)
                 job.monitor.show_law(done)
 
+    def undisturbed(self, job: JobParts) -> Any:
+        """The run as a measure takes it: without what disturbs samples, and without wrappers."""
+        return replace(job.run, args=undisturbed(job.args), network=job.network)
+
     def _validation_loss(self, job: JobParts) -> ValidationLoss:
         if job.forward is None:
             raise ValueError("there is no validation loss without train(..., encode, predict)")
-        args = undisturbed(job.args)
-        run = replace(job.run, args=args, network=job.network)
-        samples = self.samples(args, self.held_out, InOrder())
-        return ValidationLoss(run, samples, len(self.held_out), *job.forward)
+        run = self.undisturbed(job)
+        samples = self.samples(run.args, self.held_out, InOrder())
+        return self.validation_kind(run, samples, len(self.held_out), *job.forward)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,7 +18,6 @@ from diffusers_curriculum.models.loading import load_model
 from diffusers_curriculum.randomness import key
 from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.arguments.image_tokens import COMMAND_LINE, has_probe
-from diffusers_curriculum.training.arguments.validation import undisturbed
 from diffusers_curriculum.training.data.plan import InOrder
 from diffusers_curriculum.training.errors import OF_CONFIGS, UsageError, usage_errors
 from diffusers_curriculum.training.evaluation.code_loss import CodeLoss
@@ -87,6 +86,7 @@ class ImageTokens(GeneratedImageTask):
     """The codes of images one after another, given their class or nothing."""
 
     command_line = COMMAND_LINE
+    validation_kind = CodeLoss
     probe: LinearProbe | None = None
 
     def settle(self, args: Arguments) -> None:
@@ -225,18 +225,8 @@ class ImageTokens(GeneratedImageTask):
         if self.probe is not None:
             yield self.probe, self.probe.evaluate
 
-    def _undisturbed(self, job: JobParts) -> Any:
-        return replace(job.run, args=undisturbed(job.args), network=job.network)
-
-    def _validation_loss(self, job: JobParts) -> CodeLoss:
-        if job.forward is None:
-            raise ValueError("there is no validation loss without train(..., encode, predict)")
-        run = self._undisturbed(job)
-        samples = self.samples(run.args, self.held_out, InOrder())
-        return CodeLoss(run, samples, len(self.held_out), *job.forward)
-
     def _linear_probe(self, job: JobParts) -> LinearProbe:
-        run = self._undisturbed(job)
+        run = self.undisturbed(job)
         rows = [
             (self.samples(run.args, rows, InOrder()), len(rows))
             for rows in (job.rows, self.held_out)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from diffusers_curriculum.training.arguments import environment
+from diffusers_curriculum.training.arguments.classes import OF_ANY_CLASS
 from diffusers_curriculum.training.arguments.command_line import Arguments, CommandLine
 from diffusers_curriculum.training.arguments.curriculum import NOISE_LEVELS
 from diffusers_curriculum.training.arguments.evaluation import EVALUATION
@@ -76,7 +77,7 @@ _WARM_UP = Family.of(
 )
 _PICTURES = pictures(
     *sharing(
-        count("eval_batch_size", 16, "pictures drawn", most=10_000),
+        OF_ANY_CLASS,
         count(
             "ddpm_num_inference_steps",
             1000,
