@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,21 @@ def check_adapter(args: Arguments, kind: Any, config: Mapping[str, Any]) -> list
     with usage_errors(f"--lora_target_modules {' '.join(targets)} --rank {args.rank}"):
         network.add_adapter(lora_config(args, targets))
     return [name for name, module in network.named_modules() if hasattr(module, "lora_A")]
+
+
+def check_text_adapters() -> None:
+    """Refuse adapters in text encoders where transformers asks for a later peft."""
+    from transformers.integrations.peft import MIN_PEFT_VERSION
+    from transformers.utils.peft_utils import check_peft_version
+
+    try:
+        check_peft_version(MIN_PEFT_VERSION)
+    except ValueError as error:
+        raise UsageError(
+            f"--train_text_encoder: transformers {version('transformers')} puts adapters into text "
+            f"encoders by peft {MIN_PEFT_VERSION} or later, and peft {version('peft')} is "
+            "installed: update peft, take an earlier transformers, or drop the flag."
+        ) from error
 
 
 def add_adapters(

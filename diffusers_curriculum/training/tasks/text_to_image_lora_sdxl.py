@@ -35,6 +35,7 @@ from diffusers_curriculum.training.arguments.text_to_image import (
     PROMPTED,
 )
 from diffusers_curriculum.training.loop.task import JobParts, Trained
+from diffusers_curriculum.training.parts.adapters import check_text_adapters
 from diffusers_curriculum.training.parts.components import Components
 from diffusers_curriculum.training.parts.families.base import Conditioning
 from diffusers_curriculum.training.parts.families.sdxl import StableDiffusionXL
@@ -101,6 +102,11 @@ class TextToImageLoraSDXL(AdapterTask, TextToImageSDXL):
             "cache_text_embeddings": {"needs": (_FROZEN_TEXT,)},
         },
     )
+
+    def choose(self, args: Arguments, seed: int) -> None:
+        if args.train_text_encoder:
+            check_text_adapters()
+        super().choose(args, seed)
 
     def targets(self, args: Arguments) -> Mapping[str, Sequence[str]]:
         family, found = self.family, {**super().targets(args)}

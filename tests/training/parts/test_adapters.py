@@ -23,6 +23,7 @@ from diffusers_curriculum.training.parts.adapters import (
     check_adapter,
 )
 from diffusers_curriculum.training.parts.families.base import families
+from diffusers_curriculum.training.tasks.text_to_image_lora_sdxl import TextToImageLoraSDXL
 from tests.reliability.test_checkpoints_of_scripts import FIXTURES
 from tests.training.parts.families.flow_benches import pipeline_of
 
@@ -317,3 +318,14 @@ def test_what_peft_cannot_make_is_refused_without_a_weight(
         check_adapter(told(**changes), UNet2DConditionModel, config)
     assert [part for part in parts if part not in str(refusal.value)] == []
     check_adapter(told(), UNet2DConditionModel, config)
+
+
+def test_a_peft_that_transformers_does_not_take_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, argv = TextToImageLoraSDXL(), ["--train_data_dir", str(tmp_path)]
+    argv += ["--pretrained_model_name_or_path", str(tmp_path), "--train_text_encoder"]
+    args = task.parse(argv, machine=False)
+    monkeypatch.setattr("transformers.integrations.peft.MIN_PEFT_VERSION", "99.0")
+    with pytest.raises(UsageError, match=r"peft 99\.0 or later, and peft \S+ is installed"):
+        task.choose(args, 0)  # before its folder is looked at
