@@ -3,9 +3,12 @@ rounding of its; checkpoints that any number of processes goes on from, in shard
 
 from __future__ import annotations
 
+import json
 import shutil
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,8 +30,20 @@ EVERYTHING = (
     *("--curriculum_max_share", 1, "--use_ema", "--ema_decay", 0.9, "--max_grad_norm", 0.1),
     *("--resume_from_checkpoint", "latest"),
 )
+# Flags of pictures; and what reads the middle of a network.
+PICTURES = {
+    "text_to_image": ["--validation_prompts", "a", "b"],
+    "text_to_image_lora": ["--validation_prompt", "a"],
+    "image_tokens": ["--eval_metrics", "linear_probe", "--eval_steps", STEPS],
+}
+
+
+def slow(name: str) -> Any:
+    return pytest.param(name, marks=pytest.mark.slow)
+
+
 FAST = "class_conditional"
-NAMES = [pytest.param(name, marks=() if name == FAST else pytest.mark.slow) for name in BENCHES]
+NAMES = [FAST, *(slow(name) for name in BENCHES if name != FAST)]
 
 
 def run(
@@ -74,8 +89,16 @@ def check_like(job: tuple[Path, Outcome], other: tuple[Path, Outcome], bench: Be
     for step, told in outcome.saw(0).items():
         losses = [float.fromhex(each["loss"]) for each in (told, expected.saw(0)[step])]
         assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    outputs = folder / "output", other_folder / "output"
     for path in (f"checkpoint-{STEPS}", bench.exported):
-        check_close(folder / "output" / path, other_folder / "output" / path)
+        check_close(*(output / path for output in outputs))
+    told = [{p.relative_to(o): p.read_text() for p in configs(o)} for o in outputs]
+    assert told[0] == told[1]
+
+
+def configs(output: Path) -> list[Path]:
+    """What a pipeline is loaded by, which names its classes."""
+    return [*output.glob("model_index.json"), *output.glob("*/config.json")]
 
 
 def check_close(mine: Path, other: Path) -> None:
@@ -180,3 +203,24 @@ def test_what_is_not_finite_on_one_rank_changes_no_shard(
         hashes(tmp_path / f"output/checkpoint-{n}" / bench.trained) for n in range(4, STEPS + 1)
     ]
     assert [a == b for a, b in pairwise(held)] == [True, False]
+
+
+@pytest.mark.parametrize("name", ["class_conditional", *map(slow, PICTURES)])
+def test_pictures_and_measures_of_shards(name: str, tmp_path: Path) -> None:
+    """Only the first process draws, and no other is there to gather weights for it."""
+    bench = BENCHES[name](tmp_path)
+    bench = replace(bench, more=tuple(word for word in bench.more if word != "--no_pictures"))
+    more = ["--validation_steps", 4, "--validation_split", 0.3, "--validation_loss_steps", 3]
+    more += PICTURES.get(name, [])
+    told = []
+    for kind, ranks in (("shards", 2), ("whole", 1)):
+        (tmp_path / kind).mkdir()
+        run(bench, tmp_path / kind, ranks, *more, sharded=ranks > 1)
+        output = tmp_path / kind / "output"
+        assert (output / "val_imgs_grid.png").exists()
+        files = [output / f"{name}.jsonl" for name in ("linear_probe", "validation_loss")]
+        lines = [line for f in files if f.exists() for line in f.read_text().splitlines()]
+        told.append([json.loads(line) for line in lines])
+    assert len(told[0]) >= 2
+    for mine, other in zip(*told, strict=True):
+        assert mine == pytest.approx(other, rel=1e-4)

@@ -225,6 +225,9 @@ def make_unconditional_bench(folder: Path) -> Bench:
     )
 
 
+NO_DROPOUT = ("attn_pdrop=0.0", "embd_pdrop=0.0", "resid_pdrop=0.0")  # in a gpt2
+
+
 def make_token_bench(folder: Path) -> Bench:
     """Write a data set with classes, and an autoencoder that makes 64 codes of each image."""
     with torch.random.fork_rng(devices=[]):
@@ -246,6 +249,7 @@ def make_token_bench(folder: Path) -> Bench:
             "n_layer=1",
             "n_embd=8",
             "n_head=2",
+            *NO_DROPOUT,  # each process draws its own
         ),
         draws=frozenset(),
     )

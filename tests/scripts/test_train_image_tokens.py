@@ -24,7 +24,15 @@ from diffusers_curriculum.training.evaluation import evaluator
 from diffusers_curriculum.training.tasks.image_tokens import ImageTokenRun, ImageTokens
 from tests.metrics.tiny_networks import save
 from tests.scripts.image_runs import write_class_folders
-from tests.scripts.small_runs import Bench, hashes, make_token_bench, recorded, status, tiny_vit_vq
+from tests.scripts.small_runs import (
+    NO_DROPOUT,
+    Bench,
+    hashes,
+    make_token_bench,
+    recorded,
+    status,
+    tiny_vit_vq,
+)
 
 SPLIT = ("--validation_split", 0.3)
 CURRICULUM = ("--curriculum", "difficulty", "--curriculum_clusters", 4)
@@ -99,6 +107,21 @@ def held_out_codes(bench: Bench, pipeline: Any) -> list[tuple[Tensor, Tensor]]:
     ]
 
 
+def test_dropout_is_resumed_bit_for_bit(bench: Bench, tmp_path: Path) -> None:
+    network = ("--model_args", "n_layer=1", "n_embd=8", "n_head=2")  # drops a tenth by default
+    more = (*network, "--checkpointing_steps", 2, "--resume_from_checkpoint", "latest")
+    losses = {}
+    for name, stops in (("straight", [4]), ("resumed", [2, 4]), ("without", [4])):
+        losses[name] = []
+        for stop in stops:
+            own = () if name == "without" else more
+            argv = bench.argv(tmp_path / name, "--max_train_steps", stop, *own)
+            with recorded() as record:
+                bench.module.main(argv)
+            losses[name] += record.losses
+    assert losses["resumed"] == losses["straight"] != losses["without"]
+
+
 def test_codes_are_kept(bench: Bench, tmp_path: Path) -> None:
     encode, losses = ImageTokenRun.codes, []
     for name, more in (("kept", ["--cache_latents"]), ("encoded", [])):
@@ -163,7 +186,7 @@ def test_two_runs_leave_the_same_pipeline_which_a_third_goes_on_from(
     at = argv.index("--pretrained_vae_model_name_or_path")
     argv[at : at + 2] = ["--pretrained_model_name_or_path", str(first)]
     at = argv.index("--model_args")
-    del argv[at : at + 4]
+    del argv[at : at + 4 + len(NO_DROPOUT)]
     with recorded() as record:
         bench.module.main(argv)
     assert len(record.steps) == 2
@@ -208,6 +231,7 @@ def test_pictures_are_drawn_as_asked(bench: Bench, tmp_path: Path) -> None:
 def test_what_cannot_be_is_refused(bench: Bench, tmp_path: Path) -> None:
     refused = (
         (("--eval_metrics", "linear_probe", "--eval_steps", 1), "samples that are kept apart"),
+        (("--timestep_sampler", "laplace", "--data_scale", "auto"), "codes have no scale"),
         (("--cache_latents", "--latent_cache_dtype", "float16"), "rounds the numbers of codes"),
         (("--timestep_sampler", "auto"), "derived for the errors of a denoiser"),
         (("--top_p", 0), "--top_p is 0"),

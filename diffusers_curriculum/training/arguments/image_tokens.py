@@ -72,6 +72,8 @@ def _check(args: Any) -> None:
             f"--timestep_sampler is {args.timestep_sampler}, which is derived for the errors of a "
             "denoiser, and codes have none: give another one, such as loss_proportional."
         )
+    if args.data_scale != 1:
+        raise UsageError(f"--data_scale is {args.data_scale}, and codes have no scale: drop it.")
     if args.cache_latents and args.latent_cache_dtype == "float16":
         raise UsageError(
             "--latent_cache_dtype is float16, which rounds the numbers of codes: drop it."

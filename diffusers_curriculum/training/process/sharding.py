@@ -13,6 +13,7 @@ import os
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from types import MethodType
 from typing import Any
 
 from accelerate import PartialState
@@ -207,6 +208,12 @@ def gathered(holders: Iterable[Any], keep: bool) -> Iterator[None]:
             holder[key] = value
 
 
+def _unmoved(module: nn.Module, *args: Any, **options: Any) -> nn.Module:
+    """In place of ``_apply``: a to(device) would cut the weights again, and on a CPU, which torch
+    takes for another device than cpu:0, part what is computed with from what is gathered."""
+    return module
+
+
 @contextmanager
 def whole(network: Any) -> Iterator[None]:
     """Inside the block a network has all its weights on every process, which may each call and save
@@ -217,9 +224,13 @@ def whole(network: Any) -> Iterator[None]:
     from torch.distributed.fsdp import FSDPModule
 
     units = [module for module in network.modules() if isinstance(module, FSDPModule)]
-    for unit in units:
+    kinds = {unit: type(unit) for unit in units}
+    for unit, kind in kinds.items():
         unit.set_reshard_after_forward(False, recurse=False)
         unit.unshard()
+        unit.__dict__["_apply"] = MethodType(_unmoved, unit)
+        # a saved config has the name of the class
+        unit.__class__ = next(k for k in kind.__mro__ if not issubclass(k, FSDPModule))
     # FSDP2 would cut the weights again at the sight of a state_dict()
     hooks = {module: module._state_dict_pre_hooks for module in network.modules()}
     try:
@@ -229,6 +240,8 @@ def whole(network: Any) -> Iterator[None]:
     finally:
         for module, own in hooks.items():
             module._state_dict_pre_hooks = own
-        for unit in units:
+        for unit, kind in kinds.items():
+            del unit.__dict__["_apply"]
+            unit.__class__ = kind
             unit.reshard()
             unit.set_reshard_after_forward(unit is not network and _let_go(), recurse=False)

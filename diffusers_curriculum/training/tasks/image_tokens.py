@@ -100,13 +100,6 @@ class ImageTokens(GeneratedImageTask):
                 "train_vit_vqgan.py has left."
             )
 
-    def check_engine(self, sharded: bool) -> None:
-        if sharded:
-            raise UsageError(
-                "a language model of transformers has not been trained in the shards of FSDP2 "
-                "here: train it by plain data parallelism (unset ACCELERATE_USE_FSDP)."
-            )
-
     # -- what is trained on ----------------------------------------------------------------------
 
     @property
