@@ -122,7 +122,8 @@ def dit(settings: Settings) -> Built:
     task.choose(args, 0)
     network = build_network(name, channels=4, sample_size=side, num_classes=1000)
     network.to(settings.device).train()
-    task.models = ImageModels(network, LatentSpace.of(None), None)
+    pixels = LatentSpace.of(None)
+    task.models = ImageModels(network, pixels, pixels)
     accelerator, averages = subject.new_accelerator(settings.device, "bf16"), Averages(network)
     common = subject.common_parts(accelerator, args, network, averages)
     job: Any = None

@@ -12,6 +12,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
 
+from diffusers_curriculum.models.latent_space import LatentSpace
 from diffusers_curriculum.training.errors import HubError, UsageError
 from diffusers_curriculum.training.levels.levels import Levels
 from diffusers_curriculum.training.publish.images import ImagePublisher
@@ -111,14 +112,66 @@ def test_the_pipeline_is_saved_though_the_autoencoder_has_gone(
     assert all(torch.equal(saved[name], value) for name, value in original.items())
 
 
+@pytest.fixture
+def loaded(monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
+    """The dtype of each autoencoder whose weights are loaded."""
+    noted, load = list[torch.dtype](), LatentSpace.load
+
+    def noting(*args: Any, **settings: Any) -> LatentSpace:
+        space = load(*args, **settings)
+        noted.append(space.model.dtype)
+        return space
+
+    monkeypatch.setattr(LatentSpace, "load", noting)
+    return noted
+
+
 @pytest.mark.parametrize("cached", [False, True])
 def test_half_precision_encodes_in_half_unless_it_is_once_for_all(
-    materials: Materials, tmp_path: Path, cached: bool
+    materials: Materials, tmp_path: Path, loaded: list[torch.dtype], cached: bool
 ) -> None:
     more = ("--mixed_precision", "bf16", *(("--cache_latents",) if cached else ()))
-    record = train(argv(materials, tmp_path, *more), script=CLASS_SCRIPT)
-    wanted = torch.float32 if cached else torch.bfloat16
-    assert {p.dtype for p in record.last.space.model.parameters()} == {wanted}
+    train(argv(materials, tmp_path, *more), script=CLASS_SCRIPT)
+    assert loaded == [torch.float32 if cached else torch.bfloat16]
+
+
+@pytest.mark.parametrize(
+    ("script", "network", "steps"),
+    [
+        (CLASS_SCRIPT, "dit", "--validation_inference_steps"),
+        (UNCONDITIONAL_SCRIPT, "unet", "--ddpm_num_inference_steps"),
+    ],
+)
+def test_an_autoencoder_is_loaded_where_something_is_left_for_it(
+    materials: Materials,
+    tmp_path: Path,
+    loaded: list[torch.dtype],
+    script: str,
+    network: str,
+    steps: str,
+) -> None:
+    cache = ("--cache_latents", "--latent_cache_dir", tmp_path / "cache", "--max_train_steps", 2)
+
+    def losses(name: str, *more: object, pictures: bool = False) -> list[str]:
+        loaded.clear()
+        line = materials.argv(tmp_path / name, script, network, "AutoencoderKL", *cache, *more)
+        if pictures:
+            line.remove("--no_pictures")
+        return train(line, script=script).losses
+
+    first = losses("first")
+    assert len(loaded) == 1  # to fill the cache
+    assert losses("again") == first
+    assert not loaded
+    left = [hashes(tmp_path / name) for name in ("first", "again")]
+    assert left[0] | {"run.json": ""} == left[1] | {"run.json": ""}
+
+    drawn = losses("drawn", "--validation_steps", 1, steps, 2, pictures=True)
+    assert len(loaded) == 2  # for pictures on the way, and at the end
+    assert drawn == first
+    (tmp_path / "cache").rename(tmp_path / "of all")
+    losses("held", "--validation_split", 0.3, "--validation_loss_steps", 1)
+    assert len(loaded) == 1  # to encode the others, and these each time
 
 
 def test_a_hub_that_is_away_does_not_end_the_training(

@@ -406,6 +406,8 @@ def test_the_autoencoder_is_exported_byte_for_byte(
     run(materials, tmp_path / "out", CLASS_SCRIPT, *vae, network="dit", space=space, pictures=False)
     for name in ("config.json", WEIGHTS):
         assert (tmp_path / "out/vae" / name).read_bytes() == (base / name).read_bytes()
+    # the code of one that diffusers has not
+    assert (tmp_path / "out/vae/vit_vq.py").is_file() == (space == "ViTVQModel")
     assert load_pipeline(tmp_path / "out").vae is not None
 
 

@@ -38,14 +38,20 @@ _DEFAULT = "UNet"  # as in diffusers' train_unconditional.py
 
 @dataclass
 class ImageModels:
-    """The models of an image run."""
+    """The models of an image run.
 
-    network: Any  # trained, float32
-    space: LatentSpace  # its autoencoder is frozen, in the dtype of mixed precision
-    # the autoencoder in float32, as it is saved; on the CPU, and the same one where it is not
-    # trained with in half precision
-    kept: Any
-    source: SavedPart | None = None  # the autoencoder's files
+    Attributes:
+        network: what is trained, float32.
+        space: what it is trained in; the autoencoder is frozen, in the dtype of mixed precision.
+        empty: the same without the autoencoder's weights; ``space`` is this one where nothing is
+            left to encode.
+        source: the autoencoder's files; None in pixels.
+    """
+
+    network: Any
+    space: LatentSpace
+    empty: LatentSpace
+    source: SavedPart | None = None
 
 
 def autoencoder_source(args: Arguments) -> tuple[str, str | None] | None:
@@ -103,26 +109,29 @@ def colours(args: Arguments) -> int:
     return found
 
 
-def load_space(args: Arguments) -> LatentSpace:
-    """The latent space to train in, in float32 on the CPU."""
+def empty_space(args: Arguments) -> LatentSpace:
+    """The latent space to train in, for its shapes: without the autoencoder's weights."""
     source = autoencoder_source(args)
     with usage_errors("--pretrained_vae_model_name_or_path", OF_CONFIGS):
         if source is None:
             return LatentSpace.of(None, colours=colours(args))
         path, subfolder = source
-        space = LatentSpace.load(path, _revision(args, path), subfolder=subfolder)
+        space = LatentSpace.empty(path, _revision(args, path), subfolder)
         space.shape(args.resolution)
     return space
 
 
-def empty_space(args: Arguments) -> LatentSpace:
-    """The same without weights, for its shapes."""
-    source = autoencoder_source(args)
+def load_space(
+    args: Arguments, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> LatentSpace:
+    """The latent space to train in, its autoencoder on ``device``."""
+    space, source = empty_space(args), autoencoder_source(args)
+    if source is None:
+        return space
+    path, subfolder = source
     with usage_errors("--pretrained_vae_model_name_or_path", OF_CONFIGS):
-        if source is None:
-            return LatentSpace.of(None, colours=colours(args))
-        space = LatentSpace.empty(source[0], _revision(args, source[0]), source[1])
-        space.shape(args.resolution)
+        space = LatentSpace.load(path, _revision(args, path), subfolder=subfolder, dtype=dtype)
+    space.model.to(device)
     return space
 
 

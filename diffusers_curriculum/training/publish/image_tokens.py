@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from diffusers_curriculum import pipelines
+from diffusers_curriculum.models.latent_space import LatentSpace
 from diffusers_curriculum.training.publish.card import CardFacts
 from diffusers_curriculum.training.publish.images import ImagePublisher
 
@@ -22,10 +23,11 @@ class TokenPublisher(ImagePublisher):
         return {name: value for name, value in told.items() if value is not None}
 
     def _validation_pipeline(self) -> Any:
-        return self._final_pipeline()
+        return self._final_pipeline(self._space())
 
-    def _final_pipeline(self) -> Any:
-        autoencoder: Any = self.models and self.models.kept
+    def _final_pipeline(self, space: LatentSpace | None = None) -> Any:
+        space = space or (self.models and self.models.empty)
+        autoencoder: Any = space and space.model
         return pipelines.ImageTokenPipeline(self.network, autoencoder, id2label=self.id2label)
 
     def _of_kind(self) -> dict[str, object]:

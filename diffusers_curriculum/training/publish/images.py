@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from PIL.Image import fromarray as image_of
 from torch import Tensor, nn
 
 from diffusers_curriculum import pipelines
+from diffusers_curriculum.models.latent_space import LatentSpace
 from diffusers_curriculum.pipelines.self_contained import SelfContained
 from diffusers_curriculum.randomness import key
 from diffusers_curriculum.training.arguments.command_line import Arguments
@@ -23,7 +24,7 @@ from diffusers_curriculum.training.data.plan import BatchPlan
 from diffusers_curriculum.training.errors import UsageError
 from diffusers_curriculum.training.levels.levels import Levels
 from diffusers_curriculum.training.levels.sampling import check_steps, most_steps
-from diffusers_curriculum.training.parts.images import ImageModels, folder_name
+from diffusers_curriculum.training.parts.images import ImageModels, folder_name, load_space
 from diffusers_curriculum.training.publish.card import CardFacts, shown_name
 from diffusers_curriculum.training.publish.pictures import evaluation_mode
 from diffusers_curriculum.training.publish.publisher import PipelinePublisher
@@ -100,11 +101,11 @@ class ImagePublisher(PipelinePublisher):
     def images(self) -> Callable[[Sequence[int]], Tensor]:
         """Numbers of samples to images (B, C, H, W) in [0, 1], for metrics: each number has its own
         noise, and the classes in turn."""
-        count = len(self.id2label or ()) or None
+        count, build = len(self.id2label or ()) or None, cache(self._validation_pipeline)
 
         def generate(numbers: Sequence[int]) -> Tensor:
             labels = None if count is None else [number % count for number in numbers]
-            arrays = self._sampled(self._validation_pipeline(), numbers, labels, "metrics")
+            arrays = self._sampled(build(), numbers, labels, "metrics")
             return torch.from_numpy(arrays).permute(0, 3, 1, 2).float()
 
         return generate
@@ -116,27 +117,40 @@ class ImagePublisher(PipelinePublisher):
         most = most_steps(self.levels.inference)  # of what is never drawn, but told in the card
         return {"num_inference_steps": min(self.args.validation_inference_steps, most)}
 
+    def _space(self) -> LatentSpace | None:
+        """The space that is trained in; an autoencoder that was not kept in memory is read."""
+        models = self.models
+        if models and models.source and models.space is models.empty:
+            return load_space(self.args)
+        return models.space if models else None
+
     def _validation_pipeline(self) -> Any:
         """A pipeline around what is in memory, whatever its dtypes."""
-        vae = self.models.space.model if self.models else None
-        parts = {folder_name(self.network): self.network, "vae": vae}
+        space = self._space()
+        parts = {folder_name(self.network): self.network, "vae": space and space.model}
         scheduler, names = self.levels.inference, self.id2label
         if names is None:
             return pipelines.UnconditionalPipeline(scheduler, **parts)
         return pipelines.ClassConditionalPipeline(scheduler, id2label=names, **parts)
 
-    def _final_pipeline(self) -> Any:
-        vae = self.models.kept if self.models else None
-        return pipelines.fitting_pipeline(self.network, vae, self.levels.inference, self.id2label)
+    def _final_pipeline(self, space: LatentSpace | None = None) -> Any:
+        """The pipeline to save, in the autoencoder of ``space``; by default without its weights."""
+        if space is None and self.models:
+            space = self.models.empty
+        return pipelines.fitting_pipeline(
+            self.network, space and space.model, self.levels.inference, self.id2label
+        )
 
     def _save(self, folder: Path) -> Callable[[], Any]:
-        pipeline = self._final_pipeline()
+        pipeline, source = self._final_pipeline(), self.models.source if self.models else None
+        if source is None:
+            pipeline.save_pretrained(folder)
+            return lambda: pipeline
+        copied = folder / "vae"
+        source.copy(copied)
+        pipeline.vae.save_pretrained = lambda *_, **__: None  # its files are there
         pipeline.save_pretrained(folder)
-        source = self.models.source if self.models else None
-        if source is not None:
-            source.copy(folder / "vae")
-            pipeline.save_config(folder)  # brings the code of parts again
-        return lambda: pipeline
+        return lambda: self._final_pipeline(LatentSpace.load(str(copied)))
 
     def _draw(self, build: Any) -> list[Image]:
         args = self.args

@@ -159,8 +159,7 @@ class ImageTokens(GeneratedImageTask):
 
     def load(self, job: JobParts) -> Trained:
         args, device = job.args, job.accelerator.device
-        space = parts.load_space(args)
-        space.model.to(device)
+        space = parts.load_space(args, device)
         self.space = CodeSpace.of(space)
         network = self._network(args, job.seed)
         if args.cache_latents:
@@ -171,7 +170,7 @@ class ImageTokens(GeneratedImageTask):
             network.enable_gradient_checkpointing()
         averages = Averages(network).with_ema(args, device)
         source = parts.open_autoencoder(args)
-        models = parts.ImageModels(network, space, space.model, source)
+        models = parts.ImageModels(network, space, parts.empty_space(args), source)
         self.published.models, self.published.averages = models, averages
         self.make_evaluator(job)
         return Trained(network, FOLDER, averages)

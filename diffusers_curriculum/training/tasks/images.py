@@ -3,9 +3,10 @@ the latents of an autoencoder, with diffusion, flow matching or EDM."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache, partial
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import torch
@@ -153,24 +154,23 @@ class ImageTask(GeneratedImageTask):
 
     def load(self, job: JobParts) -> Trained:
         args, accelerator = job.args, job.accelerator
-        device, dtype = accelerator.device, frozen_dtype(accelerator)
-        # What is encoded once is encoded in full; and the whole pipeline can be saved at any time.
-        space = parts.load_space(args)
-        kept = space.model
-        if kept is not None:
-            half = dtype != torch.float32 and not args.cache_latents
-            model = copy.deepcopy(kept).to(dtype) if half else kept
-            space = LatentSpace.of(model.to(device))
-        network = parts.make_network(args, space, self.classes, job.seed)
+        device, empty = accelerator.device, parts.empty_space(args)
+        # What is encoded once is encoded in full, and no autoencoder is loaded where all is
+        dtype = torch.float32 if args.cache_latents else frozen_dtype(accelerator)
+        load = cache(partial(parts.load_space, args, device, dtype))
+        encodes = not args.cache_latents or self.held_out is not None
+        space = load() if encodes else empty
+        network = parts.make_network(args, empty, self.classes, job.seed)
         with usage_errors("--formulation"):
             check_conditioning(network, self.levels.sampler.levels.timesteps)
         if args.cache_latents:
-            self.latents = self.cached_latents(job, space, parts.autoencoder_identity(args))
+            encoder = SimpleNamespace(encode=lambda pixels: load().encode(pixels))
+            self.latents = self.cached_latents(job, encoder, parts.autoencoder_identity(args))
         parts.ready(args, network, device)
         warmup = {name: args[f"ema_{name}"] for name in self.average_warmup}
         warmup |= {"use_ema_warmup": True} if warmup else {}
         averages = Averages(network).with_ema(args, device, warmup=warmup).with_power(args)
-        self.models = parts.ImageModels(network, space, kept, parts.open_autoencoder(args))
+        self.models = parts.ImageModels(network, space, empty, parts.open_autoencoder(args))
         self.published.models, self.published.averages = self.models, averages
         self.make_evaluator(job)
         return Trained(network, parts.folder_name(network), averages)
