@@ -92,13 +92,9 @@ def check_like(job: tuple[Path, Outcome], other: tuple[Path, Outcome], bench: Be
     outputs = folder / "output", other_folder / "output"
     for path in (f"checkpoint-{STEPS}", bench.exported):
         check_close(*(output / path for output in outputs))
-    told = [{p.relative_to(o): p.read_text() for p in configs(o)} for o in outputs]
-    assert told[0] == told[1]
-
-
-def configs(output: Path) -> list[Path]:
-    """What a pipeline is loaded by, which names its classes."""
-    return [*output.glob("model_index.json"), *output.glob("*/config.json")]
+    configs = [{p.relative_to(o): p.read_text() for p in o.rglob("config.json")} for o in outputs]
+    assert configs[0]  # by which models are loaded: they name their classes
+    assert configs[0] == {path: configs[1][path] for path in configs[0]}
 
 
 def check_close(mine: Path, other: Path) -> None:
