@@ -17,9 +17,10 @@ for _name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_ENDPOINT"):
 
 import logging
 import socket
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
+from zlib import crc32
 
 import pytest
 from hypothesis import settings
@@ -32,16 +33,19 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
     """Of a test that is marked ``thinned(n)``, only every n-th case is not slow. Where n divides no
-    number of values of a parameter, each value of each parameter comes about as often."""
-    seen: Counter[str] = Counter()
+    number of values of a parameter, each value of each parameter comes about as often; tests begin
+    at different cases."""
+    cases: dict[str, list[pytest.Item]] = defaultdict(list)
     for item in items:
-        marker = item.get_closest_marker("thinned")
-        if marker is None or item.get_closest_marker("slow"):
-            continue
-        test = item.nodeid.partition("[")[0]
-        if seen[test] % marker.args[0]:
-            item.add_marker(pytest.mark.slow)
-        seen[test] += 1
+        if item.get_closest_marker("thinned") and not item.get_closest_marker("slow"):
+            cases[item.nodeid.partition("[")[0]].append(item)
+    for test, own in cases.items():
+        marker: Any = own[0].get_closest_marker("thinned")
+        n = marker.args[0]
+        first = crc32(test.encode()) % min(n, len(own))
+        for number, item in enumerate(own):
+            if (number - first) % n:
+                item.add_marker(pytest.mark.slow)
 
 
 def _is_local(address: Any) -> bool:

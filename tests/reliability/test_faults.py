@@ -76,6 +76,7 @@ def allocate(*args: Any) -> None:
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
 
+@pytest.mark.thinned(2)
 # the thread of tensorboard's writer may meet the limit, too
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_disk_full(
@@ -102,6 +103,7 @@ def test_disk_full(
     assert hidden(tmp_path) == []
 
 
+@pytest.mark.thinned(2)
 def test_out_of_memory(
     bench: Bench, whole: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -134,6 +136,7 @@ def test_a_folder_that_cannot_be_written_is_told_before_anything_is_loaded(
     assert "give another folder" in told
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
 def test_read_only_in_the_middle_of_a_run(
     bench: Bench,

@@ -131,7 +131,7 @@ def campaign(bench: Bench, folder: Path, variant: str, kills: int, inside: int) 
 full_tier = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
-@pytest.mark.thinned(3)
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize(
     ("kills", "inside"), [(4, 1), pytest.param(50, 15, marks=full_tier)], ids=["4", "50"]

@@ -49,7 +49,7 @@ def expected(bench: Bench) -> list[str]:
     return [*left_out, *([cut] if bench.script == Bench.script else [])]
 
 
-@pytest.mark.thinned(2)
+@pytest.mark.thinned(5)
 @pytest.mark.parametrize("processes", [1, 2])
 def test_each_is_counted_and_said_once_before_step_0(
     odd: Bench, tmp_path: Path, processes: int

@@ -83,7 +83,7 @@ def soak(bench: Bench, folder: Path, steps: int, plot_every: int) -> Life:
     return life
 
 
-@pytest.mark.thinned(2)
+@pytest.mark.thinned(6)
 def test_soak_150_steps(bench: Bench, tmp_path: Path) -> None:
     check(soak(bench, tmp_path, 150, plot_every=20), SHORT)
 

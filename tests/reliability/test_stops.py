@@ -31,7 +31,7 @@ def stops(seed: int) -> Iterator[Kill]:
         yield Kill(what, count, float(draw.random()), BOTH if draw.random() < 0.3 else TERM)
 
 
-@pytest.mark.thinned(2)
+@pytest.mark.thinned(4)
 @pytest.mark.parametrize(
     "wanted", [3, pytest.param(20, marks=[pytest.mark.slow, pytest.mark.timeout(900)])]
 )
@@ -68,7 +68,7 @@ def test_sigterm_saves_exact_step(
     assert not any(lost(life) for life in lives)
 
 
-@pytest.mark.thinned(2)
+@pytest.mark.thinned(4)
 def test_the_second_ctrl_c_leaves_a_whole_checkpoint(bench: Bench, tmp_path: Path) -> None:
     argv = bench.argv(tmp_path, *VARIANTS["full"])
     reference = live(tmp_path / "reference", argv, script=bench.script)

@@ -31,6 +31,7 @@ def steps(run: Any) -> list[Any]:
     return [(step.indices, step.loss) for step in run.steps]
 
 
+@pytest.mark.thinned(3)
 def test_measured_once_and_resumed_bit_for_bit(
     any_bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -153,6 +153,7 @@ def cosine(step: int, warm_up: int, steps: int, rate: float = 1e-3) -> float:
     return rate * 0.5 * (1 + float(torch.cos(torch.pi * share)))
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("steps", [10, 40])
 def test_an_extended_run_has_the_rate_of_its_own_schedule(script: Script, steps: int) -> None:
     script.stopped()
@@ -161,6 +162,7 @@ def test_an_extended_run_has_the_rate_of_its_own_schedule(script: Script, steps:
     assert run.lr_scheduler.get_last_lr() == pytest.approx([cosine(STOPPED + 1, 3, steps)])
 
 
+@pytest.mark.thinned(3)
 def test_changed_numbers_hold_after_a_resume(script: Script) -> None:
     script.stopped()
     more = ("--learning_rate", 0.5, "--adam_beta2", 0.5, "--lr_scheduler", "constant")
@@ -174,6 +176,7 @@ def test_changed_numbers_hold_after_a_resume(script: Script) -> None:
         assert (critic["lr"], critic["betas"][1]) == (0.25, 0.5)
 
 
+@pytest.mark.thinned(3)
 def test_a_rate_that_the_batch_scales_is_scaled_anew(script: Script) -> None:
     script.stopped()
     allowed = ("--allow_config_change", "optimizer", "global_batch")

@@ -91,6 +91,7 @@ def test_the_reference_has_something_to_lose(bench: Bench, reference: Reference)
     assert len({saved[name] for name in expected}) == len(expected)
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.reliability
 @pytest.mark.parametrize(
     "stopped",
@@ -111,7 +112,7 @@ def test_resume_from_every_step_bits(
     assert record.logged == later
 
 
-@pytest.mark.thinned(3)
+@pytest.mark.thinned(8)
 @pytest.mark.reliability
 def test_a_fresh_process_goes_on_bit_for_bit(
     bench: Bench, reference: Reference, tmp_path: Path
@@ -129,6 +130,7 @@ def test_a_fresh_process_goes_on_bit_for_bit(
     assert hashes(folder / LAST) == hashes(reference.folder / LAST)
 
 
+@pytest.mark.thinned(3)
 def test_resuming_a_wrong_state_would_be_seen(
     bench: Bench, reference: Reference, tmp_path: Path
 ) -> None:
@@ -136,6 +138,7 @@ def test_resuming_a_wrong_state_would_be_seen(
     assert not set(other.losses) & set(reference.record.losses)
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.reliability
 def test_a_finished_run_makes_no_step_and_still_exports(
     bench: Bench, reference: Reference, tmp_path: Path
@@ -205,12 +208,14 @@ def test_latest_without_checkpoints_starts_at_the_beginning(
     assert "starting from the beginning" in caplog.text
 
 
+@pytest.mark.thinned(3)
 def test_latest_takes_the_newest_by_number(bench: Bench, tmp_path: Path) -> None:
     bench.train(tmp_path, "--max_train_steps", 10, "--checkpointing_steps", 1)
     rest = ("--max_train_steps", 11, "--resume_from_checkpoint", "latest")
     assert bench.train(tmp_path, *rest).numbers == [10]
 
 
+@pytest.mark.thinned(3)
 def test_a_bare_name_means_one_in_the_output_folder(
     bench: Bench, reference: Reference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -221,6 +226,7 @@ def test_a_bare_name_means_one_in_the_output_folder(
     assert bench.train(tmp_path / "run", *EVERYTHING, *more).numbers == list(range(10, STEPS))
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("relative", [False, True])
 def test_resume_path_is_literal(
     bench: Bench,
@@ -283,6 +289,7 @@ def test_the_seed_of_the_first_run_is_remembered(
     assert record.steps == reference.record.steps[10:]
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("limit", [1, 2])
 def test_checkpoints_total_limit_keeps_the_newest(bench: Bench, tmp_path: Path, limit: int) -> None:
     more = ("--max_train_steps", 5, "--checkpointing_steps", 1, "--checkpoints_total_limit", limit)

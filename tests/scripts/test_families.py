@@ -86,6 +86,7 @@ def test_no_family_is_left_out() -> None:
     assert {family for family, _ in SCRIPTS} == PRESENT.keys()
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize(("family", "trained", "law"), CASES)
 def test_what_is_trained_is_what_is_drawn_elsewhere(
     family: str,

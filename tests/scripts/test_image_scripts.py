@@ -53,7 +53,7 @@ def cases() -> list[object]:
     return found
 
 
-@pytest.mark.thinned(3)
+@pytest.mark.thinned(5)
 @pytest.mark.parametrize(("script", "kind", "space", "network"), cases())
 def test_trains_resumes_exports_and_draws_again(
     materials: Materials, tmp_path: Path, script: str, kind: str, space: str, network: str

@@ -126,6 +126,7 @@ def spread_rows(pipeline: Any) -> list[torch.Tensor]:
     return [layer.weight.detach(), layer.bias.detach(), rows]
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize(
     ("script", "network", "space", "variance", "more", "kind", "uses"),
     KINDS,

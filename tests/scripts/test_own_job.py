@@ -109,6 +109,7 @@ def test_another_number_of_points_is_no_resume(recipe: Any, tmp_path: Path) -> N
     assert "checkpoint-8" in checkpoint_names(tmp_path)
 
 
+@pytest.mark.slow
 def test_it_survives_kills(tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert start(whole).wait(240) == 0

@@ -63,7 +63,7 @@ def logged(record: Record) -> dict[int, dict[str, float]]:
     }
 
 
-@pytest.mark.thinned(2)
+@pytest.mark.thinned(4)
 @pytest.mark.parametrize("name", WITH_LEVELS)
 def test_it_is_told_survives_a_stop_and_changes_nothing(
     name: str, tmp_path: Path, held_out: Path, monkeypatch: pytest.MonkeyPatch

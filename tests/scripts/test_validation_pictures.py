@@ -49,6 +49,7 @@ def run(script: Script, *more: object) -> tuple[dict[int, list[np.ndarray]], Any
     return shown, record
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("name", [*TEXT, "class_conditional", "unconditional"])
 def test_they_begin_with_the_same_noise_and_are_measured(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -77,6 +77,7 @@ def make_run(task: ImageTask, args: Arguments, network: Any) -> ImageRun:
     )
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("script", [CLASS_SCRIPT, UNCONDITIONAL_SCRIPT])
 def test_a_step_reads_nothing_back_and_waits_for_no_copy(

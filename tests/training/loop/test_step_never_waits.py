@@ -88,6 +88,7 @@ def no_numbers(shape: Any, *, slots: Any, device: Any, **_: Any) -> torch.Tensor
     return torch.empty((slots.count, *shape), device=device)  # meta has no random generator
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize(
     "flags",
     [
