@@ -53,7 +53,7 @@ def unconditional(bench: Bench, output: Path, *more: object) -> list[str]:
     return argv
 
 
-def load(folder: Path) -> Any:
+def load_pipeline(folder: Path) -> Any:
     pipeline: Any = ImageTokenPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
@@ -81,7 +81,7 @@ def test_it_learns_the_codes(bench: Bench, tmp_path: Path) -> None:
     assert len(parts) == 8
     assert np.mean(parts) == pytest.approx(last["raw"])
     # of the codes themselves, one image by one
-    pipeline = load(tmp_path)
+    pipeline = load_pipeline(tmp_path)
     with torch.no_grad():
         expected = np.mean(
             [
@@ -105,6 +105,33 @@ def held_out_codes(bench: Bench, pipeline: Any) -> list[tuple[Tensor, Tensor]]:
         (space.encode(read([n]) * 2 - 1).flatten(1), torch.tensor([labels[n]]))
         for n in range(len(rows))
     ]
+
+
+def test_an_autoencoder_is_loaded_where_something_is_left_for_it(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded, load = [], LatentSpace.load
+    monkeypatch.setattr(LatentSpace, "load", lambda *a, **k: loaded.append(a) or load(*a, **k))
+    kept, losses = ("--cache_latents", "--latent_cache_dir", tmp_path / "codes"), []
+    for name, counted, more in (
+        ("first", 1, []),  # to make the codes
+        ("again", 0, []),
+        ("drawn", 2, ["--validation_steps", 1]),  # on the way, and at the end
+    ):
+        argv = bench.argv(tmp_path / name, "--max_train_steps", 2, *kept, *more)
+        if more:
+            argv.remove("--no_pictures")
+        loaded.clear()
+        with recorded() as record:
+            bench.module.main(argv)
+        assert len(loaded) == counted
+        losses.append(record.losses)
+    assert losses[0] == losses[1] == losses[2]
+    images = [
+        load_pipeline(tmp_path / name)([0, 1], generator=torch.Generator().manual_seed(1)).images[0]
+        for name in ("first", "again")
+    ]
+    assert images[0].tobytes() == images[1].tobytes()
 
 
 def test_dropout_is_resumed_bit_for_bit(bench: Bench, tmp_path: Path) -> None:
@@ -178,7 +205,9 @@ def test_two_runs_leave_the_same_pipeline_which_a_third_goes_on_from(
     modules = {str(path.relative_to(first)) for path in first.rglob("*.py")}
     assert modules == {"pipeline.py", "transformer/image_tokens.py", "vae/vit_vq.py"}
     images = [
-        load(tmp_path / n)([0, 1], generator=torch.Generator().manual_seed(1), output_type="np")
+        load_pipeline(tmp_path / n)(
+            [0, 1], generator=torch.Generator().manual_seed(1), output_type="np"
+        )
         for n in ("first", "second")
     ]
     assert np.array_equal(images[0].images, images[1].images)

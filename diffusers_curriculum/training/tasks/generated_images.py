@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
+import torch
+
+from diffusers_curriculum.models.latent_space import LatentSpace
 from diffusers_curriculum.training.arguments.command_line import Arguments
 from diffusers_curriculum.training.data.dataset import ImageDataset
 from diffusers_curriculum.training.data.decoding import MODES
@@ -17,6 +20,7 @@ from diffusers_curriculum.training.evaluation.evaluator import (
     training_images,
 )
 from diffusers_curriculum.training.loop.task import JobParts
+from diffusers_curriculum.training.parts import images as parts
 from diffusers_curriculum.training.publish.images import ImagePublisher
 from diffusers_curriculum.training.tasks.image_levels import ImageLevelTask, Measure
 
@@ -45,6 +49,17 @@ class GeneratedImageTask(ImageLevelTask):
 
     def transform(self, args: Arguments) -> ImageTransform:
         return ImageTransform.of(args, self.mode)
+
+    def spaces(
+        self, device: torch.device, dtype: torch.dtype = torch.float32
+    ) -> tuple[LatentSpace, LatentSpace, Callable[[], LatentSpace]]:
+        """The space to train in; the same without the autoencoder's weights, which is the first one
+        too where nothing is left to encode; and what loads the weights, once, if they are asked
+        for."""
+        empty = parts.empty_space(self.args)
+        load = cache(partial(parts.load_space, self.args, device, dtype))
+        encodes = not self.args.cache_latents or self.held_out is not None
+        return load() if encodes else empty, empty, load
 
     def dataset_options(self, args: Arguments) -> dict[str, Any]:
         """What else the data set is told."""

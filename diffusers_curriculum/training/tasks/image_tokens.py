@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from diffusers_curriculum.models.code_space import CodeSpace
 from diffusers_curriculum.models.image_tokens import ImageTokenTransformer
+from diffusers_curriculum.models.latent_space import LatentSpace
 from diffusers_curriculum.models.loading import load_model
 from diffusers_curriculum.randomness import key
 from diffusers_curriculum.training.arguments.command_line import Arguments
@@ -159,18 +160,18 @@ class ImageTokens(GeneratedImageTask):
 
     def load(self, job: JobParts) -> Trained:
         args, device = job.args, job.accelerator.device
-        space = parts.load_space(args, device)
+        space, empty, load = self.spaces(device)
         self.space = CodeSpace.of(space)
         network = self._network(args, job.seed)
         if args.cache_latents:
             identity = {"codes of": parts.autoencoder_identity(args)}
-            self.latents = self.cached_latents(job, _as_latents(self.space), identity)
+            self.latents = self.cached_latents(job, _as_latents(load), identity)
         network.requires_grad_(True).train().to(device)
         if args.gradient_checkpointing:
             network.enable_gradient_checkpointing()
         averages = Averages(network).with_ema(args, device)
         source = parts.open_autoencoder(args)
-        models = parts.ImageModels(network, space, parts.empty_space(args), source)
+        models = parts.ImageModels(network, space, empty, source)
         self.published.models, self.published.averages = models, averages
         self.make_evaluator(job)
         return Trained(network, FOLDER, averages)
@@ -232,10 +233,10 @@ class ImageTokens(GeneratedImageTask):
         return LinearProbe(run, rows[0], rows[1], features, width)
 
 
-def _as_latents(space: CodeSpace) -> Any:
+def _as_latents(load: Callable[[], LatentSpace]) -> Any:
     """What a cache of latents encodes images with: their codes, as numbers (B, 1, h, w)."""
 
     def encode(pixels: Tensor) -> tuple[Tensor, None]:
-        return space.encode(pixels)[:, None].float(), None
+        return CodeSpace.of(load()).encode(pixels)[:, None].float(), None
 
     return SimpleNamespace(encode=encode)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache, partial
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -154,22 +153,21 @@ class ImageTask(GeneratedImageTask):
 
     def load(self, job: JobParts) -> Trained:
         args, accelerator = job.args, job.accelerator
-        device, empty = accelerator.device, parts.empty_space(args)
-        # What is encoded once is encoded in full, and no autoencoder is loaded where all is
+        # what is encoded once is encoded in full
         dtype = torch.float32 if args.cache_latents else frozen_dtype(accelerator)
-        load = cache(partial(parts.load_space, args, device, dtype))
-        encodes = not args.cache_latents or self.held_out is not None
-        space = load() if encodes else empty
+        space, empty, load = self.spaces(accelerator.device, dtype)
         network = parts.make_network(args, empty, self.classes, job.seed)
         with usage_errors("--formulation"):
             check_conditioning(network, self.levels.sampler.levels.timesteps)
         if args.cache_latents:
             encoder = SimpleNamespace(encode=lambda pixels: load().encode(pixels))
             self.latents = self.cached_latents(job, encoder, parts.autoencoder_identity(args))
-        parts.ready(args, network, device)
+        parts.ready(args, network, accelerator.device)
         warmup = {name: args[f"ema_{name}"] for name in self.average_warmup}
         warmup |= {"use_ema_warmup": True} if warmup else {}
-        averages = Averages(network).with_ema(args, device, warmup=warmup).with_power(args)
+        averages = (
+            Averages(network).with_ema(args, accelerator.device, warmup=warmup).with_power(args)
+        )
         self.models = parts.ImageModels(network, space, empty, parts.open_autoencoder(args))
         self.published.models, self.published.averages = self.models, averages
         self.make_evaluator(job)
