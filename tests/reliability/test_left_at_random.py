@@ -26,6 +26,7 @@ from diffusers_curriculum.training.process import runtime
 from tests.metrics.tiny_networks import save as save_vision_model
 from tests.scripts.image_runs import make_materials
 from tests.scripts.small_runs import make_bench, reset_accelerate, write_json
+from tests.text_adapters import TEXT_ADAPTERS
 
 pytestmark = pytest.mark.reliability
 AUTOENCODER = Path(__file__).parents[2] / "examples" / "autoencoder"
@@ -72,7 +73,7 @@ PLACES = {
     "xl-AutoencoderKL": Place("text_to_image_sdxl", OWN_VAE, "AutoencoderKL", "quant_conv"),
     "lora-unet": Place("text_to_image_lora", SD, "sd/unet", "mid_block.attentions"),
     "lora-xl-text_encoder": Place(
-        "text_to_image_lora_sdxl", (*XL, "--train_text_encoder"), "xl/text_encoder", "layers.0"
+        "text_to_image_lora_sdxl", (*XL, *TEXT_ADAPTERS), "xl/text_encoder", "layers.0"
     ),
     "class-unet": Place("class_conditional", IMAGES, "classes/unet", "conv_out"),
     "class-vae": Place("class_conditional", IMAGES, "classes/vae", "decoder.conv_in"),

@@ -19,6 +19,7 @@ from diffusers_curriculum.training.loop.guard import FiniteGuard
 from diffusers_curriculum.training.loop.job import Job
 from diffusers_curriculum.training.parts.families.base import families
 from tests.scripts.small_runs import reset_accelerate, tiny_vit_vq
+from tests.text_adapters import TEXT_ADAPTERS
 
 ROOT = Path(__file__).parents[2]
 FIXTURES = ROOT / "tests" / "fixtures" / "script_checkpoints"
@@ -55,7 +56,7 @@ _SDXL = (
     *("--proportion_empty_prompts", "0.2", "--noise_offset", "0.1", "--snr_gamma", "5"),
 )
 _FLOW = (*_SDXL[:-6], "--caption_dropout", "0.2")
-_LORA_SDXL = (*_FLOW, *_SDXL[-4:], "--train_text_encoder")
+_LORA_SDXL = (*_FLOW, *_SDXL[-4:], *TEXT_ADAPTERS)
 _TOKENS = (
     *("--pretrained_vae_model_name_or_path", "{tiny}", "--train_data_dir", "{captions}"),
     *_SDXL[4:-6],

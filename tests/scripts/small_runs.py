@@ -28,6 +28,7 @@ from diffusers_curriculum.training.loop import job
 from diffusers_curriculum.training.loop.monitor import LevelMonitor
 from diffusers_curriculum.training.parts.families.base import families
 from diffusers_curriculum.training.process import runtime
+from tests.text_adapters import TEXT_ADAPTERS
 from tests.training.fake_accelerator import TIMED
 
 SAMPLES = 18  # not a multiple of any global batch used here: steps straddle epochs
@@ -273,7 +274,7 @@ def make_lora_bench(folder: Path) -> Bench:
 def make_lora_sdxl_bench(folder: Path) -> Bench:
     """The same for Stable Diffusion XL, with adapters in its text encoders."""
     bench = adapted(make_sdxl_bench(folder), "lora_sdxl")
-    return replace(bench, more=("--train_text_encoder",))
+    return replace(bench, more=TEXT_ADAPTERS)
 
 
 def adapted(bench: Bench, name: str = "lora") -> Bench:

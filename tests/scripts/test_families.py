@@ -18,6 +18,7 @@ from diffusers_curriculum.training.parts.families.base import families
 from diffusers_curriculum.training.publish import text_to_image as publisher
 from tests.scripts.elsewhere import PROMPT, STEPS, Elsewhere, drawn
 from tests.scripts.small_runs import Bench, finite, hashes, write_images
+from tests.text_adapters import TEXT_ADAPTERS
 from tests.training.parts.families.flow_benches import FLOWS, PRESENT, RESOLUTION, pipeline_of
 
 FOLDER = "examples.text_to_image.train_text_to_image"
@@ -27,7 +28,7 @@ SCRIPTS: dict[tuple[str, str], tuple[str, tuple[object, ...]]] = {
     ("sd", "whole"): ("train_text_to_image_curriculum", ()),
     ("sd", "adapter"): (f"{FOLDER}_lora_curriculum", ADAPTED),
     ("sdxl", "whole"): (f"{FOLDER}_sdxl_curriculum", ()),
-    ("sdxl", "adapter"): (f"{FOLDER}_lora_sdxl_curriculum", (*ADAPTED, "--train_text_encoder")),
+    ("sdxl", "adapter"): (f"{FOLDER}_lora_sdxl_curriculum", (*ADAPTED, *TEXT_ADAPTERS)),
 }
 for _family in FLOWS:
     SCRIPTS[_family, "whole"] = (f"{FOLDER}_flow_curriculum", ())

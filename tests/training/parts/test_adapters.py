@@ -25,6 +25,7 @@ from diffusers_curriculum.training.parts.adapters import (
 from diffusers_curriculum.training.parts.families.base import families
 from diffusers_curriculum.training.tasks.text_to_image_lora_sdxl import TextToImageLoraSDXL
 from tests.reliability.test_checkpoints_of_scripts import FIXTURES
+from tests.text_adapters import needs_text_adapters
 from tests.training.parts.families.flow_benches import pipeline_of
 
 peft = pytest.importorskip("peft")
@@ -220,6 +221,7 @@ def adapted_xl(**changes: Any) -> Adapter:
     ],
     ids=str,
 )
+@needs_text_adapters
 def test_plain_diffusers_loads_the_same_updates_of_all_networks(
     tmp_path: Path, changes: dict[str, Any], save_format: str
 ) -> None:
@@ -242,12 +244,14 @@ def test_plain_diffusers_loads_the_same_updates_of_all_networks(
         assert torch.allclose(ours[0], theirs[0], rtol=1e-5, atol=1e-6)
 
 
+@needs_text_adapters
 def test_names_of_a_file_are_those_of_every_transformers() -> None:
     names = [*adapted_xl().state_dict()]
     heads = {name.partition(".layers.")[0] for name in names if name.startswith("text")}
     assert heads == {f"{part}.text_model.encoder" for part in XL.encoders}
 
 
+@needs_text_adapters
 def test_networks_of_one_shape_begin_with_other_weights() -> None:
     weights = adapted_xl().state_dict()
     one, other = (
@@ -258,6 +262,7 @@ def test_networks_of_one_shape_begin_with_other_weights() -> None:
     assert not torch.equal(one, other)
 
 
+@needs_text_adapters
 def test_a_layer_that_nobody_listens_to_gets_no_adapter() -> None:
     sizes: dict[str, Any] = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2}
     config = CLIPTextConfig(**sizes, num_hidden_layers=12, vocab_size=9)
