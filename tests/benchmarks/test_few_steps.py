@@ -6,12 +6,13 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 from sklearn.datasets import load_digits
 
 from benchmarks import few_steps
 from diffusers_curriculum.training.tasks.class_conditional import ClassConditional
 
-RESULTS = few_steps.ROOT / "benchmarks" / "results" / "few_steps.json"
+RESULTS = few_steps.ROOT / "benchmarks" / "results"
 README = few_steps.EXAMPLES / "README.md"
 
 
@@ -29,8 +30,9 @@ def test_each_kind_is_a_command_of_the_script(tmp_path: Path) -> None:
         ClassConditional().parse(line, machine=False)
 
 
-def test_the_documents_tell_what_was_measured() -> None:
-    found = json.loads(RESULTS.read_text("utf-8"))
+@pytest.mark.parametrize(("name", "seeds"), [("few_steps", 5), ("few_steps_longer", 3)])
+def test_the_documents_tell_what_was_measured(name: str, seeds: int) -> None:
+    found = json.loads((RESULTS / f"{name}.json").read_text("utf-8"))
     assert few_steps.table(found) in README.read_text("utf-8")
     for by_kind in (found["recognised"], found["spread"]):
-        assert {len(v) for by_steps in by_kind.values() for v in by_steps.values()} == {5}
+        assert {len(v) for by_steps in by_kind.values() for v in by_steps.values()} == {seeds}
