@@ -92,9 +92,9 @@ def check_like(job: tuple[Path, Outcome], other: tuple[Path, Outcome], bench: Be
     outputs = folder / "output", other_folder / "output"
     for path in (f"checkpoint-{STEPS}", bench.exported):
         check_close(*(output / path for output in outputs))
-    configs = [{p.relative_to(o): p.read_text() for p in o.rglob("config.json")} for o in outputs]
-    assert configs[0]  # by which models are loaded: they name their classes
-    assert configs[0] == {path: configs[1][path] for path in configs[0]}
+    for config in (*outputs[0].rglob("config.json"), *outputs[0].glob("model_index.json")):
+        # the classes that are loaded
+        assert config.read_text() == (outputs[1] / config.relative_to(outputs[0])).read_text()
 
 
 def check_close(mine: Path, other: Path) -> None:
@@ -214,7 +214,7 @@ def test_pictures_and_measures_of_shards(name: str, tmp_path: Path) -> None:
         run(bench, tmp_path / kind, ranks, *more, sharded=ranks > 1)
         output = tmp_path / kind / "output"
         assert (output / "val_imgs_grid.png").exists()
-        files = [output / f"{name}.jsonl" for name in ("linear_probe", "validation_loss")]
+        files = [output / f"{measure}.jsonl" for measure in ("linear_probe", "validation_loss")]
         lines = [line for f in files if f.exists() for line in f.read_text().splitlines()]
         told.append([json.loads(line) for line in lines])
     assert len(told[0]) >= 2

@@ -12,7 +12,6 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
 
-from diffusers_curriculum.models.latent_space import LatentSpace
 from diffusers_curriculum.training.errors import HubError, UsageError
 from diffusers_curriculum.training.levels.levels import Levels
 from diffusers_curriculum.training.publish.images import ImagePublisher
@@ -110,20 +109,6 @@ def test_the_pipeline_is_saved_though_the_autoencoder_has_gone(
     saved = load_pipeline(tmp_path / "run").vae.state_dict()
     original = AutoencoderKL.from_pretrained(materials.folder / "AutoencoderKL").state_dict()
     assert all(torch.equal(saved[name], value) for name, value in original.items())
-
-
-@pytest.fixture
-def loaded(monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
-    """The dtype of each autoencoder whose weights are loaded."""
-    noted, load = list[torch.dtype](), LatentSpace.load
-
-    def noting(*args: Any, **settings: Any) -> LatentSpace:
-        space = load(*args, **settings)
-        noted.append(space.model.dtype)
-        return space
-
-    monkeypatch.setattr(LatentSpace, "load", noting)
-    return noted
 
 
 @pytest.mark.parametrize("cached", [False, True])

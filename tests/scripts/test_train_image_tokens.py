@@ -108,10 +108,8 @@ def held_out_codes(bench: Bench, pipeline: Any) -> list[tuple[Tensor, Tensor]]:
 
 
 def test_an_autoencoder_is_loaded_where_something_is_left_for_it(
-    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, tmp_path: Path, loaded: list[torch.dtype]
 ) -> None:
-    loaded, load = [], LatentSpace.load
-    monkeypatch.setattr(LatentSpace, "load", lambda *a, **k: loaded.append(a) or load(*a, **k))
     kept, losses = ("--cache_latents", "--latent_cache_dir", tmp_path / "codes"), []
     for name, counted, more in (
         ("first", 1, []),  # to make the codes
